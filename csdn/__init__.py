@@ -1,0 +1,3 @@
+"""CSDN: visible-infrared person re-identification, trained in production."""
+
+__version__ = "0.1.0"

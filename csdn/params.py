@@ -1,0 +1,179 @@
+"""`params.yaml` as validated values: read once, handed down typed.
+
+Every section is one stage's or one concern's; DVC tracks the same sections (see dvc.yaml). A mistake stops
+before anything runs, with the key, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from csdn.errors import UserError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class DataParams(Section):
+    """Who is a test person, and by which name people are known (csdn.data.people)."""
+
+    salt: str
+    test_percent: Annotated[int, Field(ge=1, le=99)]
+    aliases: str | None = None
+
+
+class IngestParams(Section):
+    landing: list[str] = []
+    max_bad_fraction: Fraction
+    max_pixels: Count
+    shard_megabytes: Count
+
+
+class ModelParams(Section):
+    clip: str
+    weights: str
+    pretrained: str | None = None
+    image_size: Annotated[list[Count], Field(min_length=2, max_length=2)]
+    stem: Literal["clip", "published"]
+    normalize: Literal["imagenet", "clip"]
+    integration: Literal["attention", "sum", "concat", "visible", "infrared", "shared"]
+
+
+class PhaseParams(Section):
+    """One phase of stage 1; the learning rate is `csdn.training.schedules.warmup_cosine`."""
+
+    epochs: Count
+    batch: Count
+    learning_rate: Positive
+    warmup_learning_rate: Positive
+    final_learning_rate: Positive
+    warmup_epochs: Annotated[float, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    update: Literal["epoch", "step"]
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> PhaseParams:
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs} is longer than epochs {self.epochs}")
+        return self
+
+
+class PromptsParams(Section):
+    prompts: PhaseParams
+    integration: PhaseParams
+
+
+class ScheduleParams(Section):
+    """Factor on the learning rates of stage 2 (csdn.training.schedules.factor)."""
+
+    kind: Literal["steps", "cosine"]
+    update: Literal["epoch", "step"]
+    warmup_epochs: Annotated[float, Field(ge=0)]
+    warmup_factor: Fraction
+    milestones: list[Annotated[float, Field(gt=0)]] = []
+    gamma: Fraction = 0.1
+
+    @model_validator(mode="after")
+    def _milestones_rise(self) -> ScheduleParams:
+        if self.milestones != sorted(set(self.milestones)):
+            raise ValueError(f"milestones {self.milestones} must rise, each once")
+        return self
+
+
+class LossWeights(Section):
+    identity: Annotated[float, Field(ge=0)]
+    msel: Annotated[float, Field(ge=0)]
+    triplet: Annotated[float, Field(ge=0)]
+    hse_visible: Annotated[float, Field(ge=0)]
+    hse_infrared: Annotated[float, Field(ge=0)]
+
+
+class EmbeddingParams(Section):
+    epochs: Count
+    people: Annotated[int, Field(ge=2)]
+    images: Annotated[int, Field(ge=2)]
+    learning_rate: Positive
+    head_learning_rate: Positive
+    weight_decay: Annotated[float, Field(ge=0)]
+    schedule: ScheduleParams
+    losses: LossWeights
+
+
+class EvaluationParams(Section):
+    protocol: Literal["cameras"]
+    trials: Count
+    mirror: bool
+    batch: Count
+
+
+class ReportParams(Section):
+    queries: Count
+
+
+class ScalingParams(Section):
+    """How fast, never what: none of these is part of a state key, but threads change the last digits."""
+
+    workers: Annotated[int, Field(ge=0, le=1)]
+    threads: Annotated[int, Field(ge=0)]
+    feed_processes: Annotated[int, Field(ge=0)]
+    device: Literal["auto", "cpu", "cuda"]
+    address: str | None = None
+
+
+class Params(Section):
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    data: DataParams
+    ingest: IngestParams
+    model: ModelParams
+    prompts: PromptsParams
+    embedding: EmbeddingParams
+    evaluation: EvaluationParams
+    report: ReportParams
+    scaling: ScalingParams
+
+
+def load_params(path: str | Path = "params.yaml") -> Params:
+    """Read and validate a parameter file; raises UserError naming each wrong key, its value and what is allowed."""
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run the command in the project's root folder") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+    return parse_params(raw, source=str(path))
+
+
+def parse_params(raw: Any, source: str = "parameters") -> Params:
+    """Validate a mapping as Params; `source` names it in the error."""
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise UserError("\n".join([f"{source}: not usable", *map(_explain, error.errors())])) from None
+
+
+def _explain(error: Any) -> str:
+    key = ".".join(map(str, error["loc"])) or "(the file)"
+    if error["type"] == "extra_forbidden":
+        allowed = ", ".join(_fields_at(error["loc"][:-1]))
+        return f"  {key}: unknown key; allowed here: {allowed}"
+    if error["type"] == "missing":
+        return f"  {key}: missing"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"  {key} = {error['input']!r}: {message}" if error["loc"] else f"  {key}: {message}"
+
+
+def _fields_at(location: tuple[Any, ...]) -> list[str]:
+    model: Any = Params
+    for name in location:
+        model = model.model_fields[name].annotation
+    return list(model.model_fields)

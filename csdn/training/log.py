@@ -1,0 +1,47 @@
+"""Losses as rows of a table: the mean over a few steps each, so that a long run's log stays small."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROWS_PER_EPOCH = 20
+
+
+class LossLog:
+    """Collects losses step by step; `rows` holds the means over every `every` steps.
+
+    Losses stay tensors until a row is due: reading one earlier would make a GPU wait at each step.
+    """
+
+    def __init__(self, steps_per_epoch: int, rows: Sequence[Mapping[str, Any]] = ()) -> None:
+        self.every = max(1, steps_per_epoch // ROWS_PER_EPOCH)
+        self.rows: list[dict[str, Any]] = [dict(row) for row in rows]
+        self._pending: list[dict[str, torch.Tensor]] = []
+
+    def add(self, losses: Mapping[str, torch.Tensor], due: bool = False, **position: Any) -> bool:
+        """Take one step's losses; true when that (or `due`, the epoch's last step) completed a row."""
+        self._pending.append({name: loss.detach() for name, loss in losses.items()})
+        if len(self._pending) < self.every and not due:
+            return False
+        means = {name: _mean([step[name] for step in self._pending]) for name in self._pending[0]}
+        self.rows.append({**position, **means})
+        self._pending.clear()
+        return True
+
+
+def _mean(losses: Sequence[torch.Tensor]) -> float:
+    return float(torch.stack(tuple(losses)).double().mean())
+
+
+def write_log(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows as CSV, floats with six significant digits (a DVC plot)."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})

@@ -1,0 +1,174 @@
+"""Stage 1: text tokens for each person and modality, then their integration (method.md, Training).
+
+Image embeddings are constants here (frozen encoder, running statistics), so each phase is a loop over rows of
+a plan and a table. In phase "prompts" only the tokens train; in phase "integration" only SII.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from csdn.losses import supcon
+from csdn.model import CSDN
+from csdn.randomness import Stream, generator
+from csdn.training.checkpoint import StageState, optimizer_tensors, restore_optimizer
+from csdn.training.log import LossLog
+from csdn.training.schedules import warmup_cosine
+
+CHECKPOINT_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class PhaseSettings:
+    """Optimisation of one phase; `schedule` are the arguments of `warmup_cosine`."""
+
+    epochs: int
+    weight_decay: float
+    schedule_update: str
+    schedule: Mapping[str, float]
+    seed: int
+
+
+class Phase(Protocol):
+    """What the shared loop needs: the parameters, an epoch's rows of the plan, and the loss of a row."""
+
+    name: str
+
+    def parameters(self) -> list[torch.nn.Parameter]: ...
+    def plan(self, epoch: int) -> Sequence[Any]: ...
+    def loss(self, row: Any, epoch: int, step: int) -> Mapping[str, Tensor]: ...
+
+
+@dataclass
+class PromptPhase:
+    """Phase "prompts": the tokens of each person against the person's images, modality by modality.
+
+    embeddings: [images, d], raw image embeddings; labels: [images]; a row of the plan is a pair of
+    ordinals (visible [b], infrared [b]) of the same people.
+    """
+
+    model: CSDN
+    embeddings: Tensor
+    labels: Tensor
+    rows: Callable[[int], Sequence[tuple[np.ndarray, np.ndarray]]]
+    name: str = "prompts"
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return list(self.model.prompts.parameters())
+
+    def plan(self, epoch: int) -> Sequence[tuple[np.ndarray, np.ndarray]]:
+        return self.rows(epoch)
+
+    def loss(self, row: tuple[np.ndarray, np.ndarray], epoch: int, step: int) -> Mapping[str, Tensor]:
+        ordinals = torch.from_numpy(np.concatenate(row)).to(self.labels.device)
+        labels = self.labels[ordinals]
+        visible, infrared = labels.chunk(2)
+        # A person who stands in the row twice is encoded once: the gradient adds up in the gather.
+        people, place = torch.unique(visible, return_inverse=True)
+        text = [self.model.text_features(modality, people)[place] for modality in ("visible", "infrared")]
+        return contrast(self.embeddings[ordinals], torch.cat(text), labels)
+
+
+@dataclass
+class IntegrationPhase:
+    """Phase "integration": SII fuses the two text features of a person, which are constants now.
+
+    visible_text, infrared_text: [identities, d]; a row of the plan is ordinals [b] of images of both modalities.
+    """
+
+    model: CSDN
+    embeddings: Tensor
+    labels: Tensor
+    visible_text: Tensor
+    infrared_text: Tensor
+    rows: Callable[[int], Sequence[np.ndarray]]
+    seed: int
+    name: str = "integration"
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return list(self.model.integration.parameters())
+
+    def plan(self, epoch: int) -> Sequence[np.ndarray]:
+        return self.rows(epoch)
+
+    def loss(self, row: np.ndarray, epoch: int, step: int) -> Mapping[str, Tensor]:
+        ordinals = torch.from_numpy(row).to(self.labels.device)
+        labels = self.labels[ordinals]
+        visible = self.visible_text[labels]
+        keep = self._keep(visible, epoch, step)
+        fused = self.model.integration(visible, self.infrared_text[labels], keep=keep)
+        return contrast(self.embeddings[ordinals], fused, labels)
+
+    def _keep(self, like: Tensor, epoch: int, step: int) -> Tensor:
+        """Dropout's keep mask [b, d], counted by (seed, epoch, step)."""
+        draws = generator(self.seed, Stream.DROPOUT, epoch, step).random(like.shape)
+        return torch.from_numpy(draws >= self.model.integration.dropout).to(like.device)
+
+
+def contrast(images: Tensor, text: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Both directions of SupCon and their sum; images, text: [n, d]; labels: [n] of both."""
+    image_to_text = supcon(images, text, labels, labels)
+    text_to_image = supcon(text, images, labels, labels)
+    return {
+        "loss": image_to_text + text_to_image,
+        "image_to_text": image_to_text,
+        "text_to_image": text_to_image,
+    }
+
+
+def train_phase(
+    phase: Phase, settings: PhaseSettings, state: StageState, report: Callable[..., None]
+) -> list[dict[str, Any]]:
+    """Train one phase, from its last checkpoint if `state` holds one; returns the log's rows."""
+    parameters = phase.parameters()
+    if not parameters:  # variants of SII without weights have nothing to learn
+        return []
+    optimizer = torch.optim.Adam(parameters, weight_decay=settings.weight_decay, fused=True)
+    epoch, rows = _restore(phase, optimizer, state)
+    steps = len(phase.plan(0))
+    log = LossLog(steps, rows)
+    last_save = time.monotonic()
+    for epoch in range(epoch, settings.epochs):
+        for step, row in enumerate(phase.plan(epoch)):
+            at = epoch + step / steps if settings.schedule_update == "step" else epoch
+            optimizer.param_groups[0]["lr"] = warmup_cosine(at, epochs=settings.epochs, **settings.schedule)
+            losses = phase.loss(row, epoch, step)
+            optimizer.zero_grad(set_to_none=True)
+            losses["loss"].backward()
+            optimizer.step()
+            done = epoch * steps + step + 1
+            if log.add(losses, due=step + 1 == steps, phase=phase.name, epoch=epoch, step=done):
+                log.rows[-1]["learning_rate"] = optimizer.param_groups[0]["lr"]
+                report(done, settings.epochs * steps, {"loss": log.rows[-1]["loss"]})
+        if time.monotonic() - last_save > CHECKPOINT_SECONDS or epoch + 1 == settings.epochs:
+            _save(phase, optimizer, state, epoch + 1, log.rows)
+            last_save = time.monotonic()
+    return log.rows
+
+
+def _save(
+    phase: Phase, optimizer: torch.optim.Optimizer, state: StageState, epoch: int, rows: list[dict[str, Any]]
+) -> None:
+    tensors = {f"parameter.{n}": parameter for n, parameter in enumerate(phase.parameters())}
+    state.save({"epoch": epoch, "log": rows}, tensors | optimizer_tensors(optimizer, "optimizer."))
+
+
+def _restore(
+    phase: Phase, optimizer: torch.optim.Optimizer, state: StageState
+) -> tuple[int, list[dict[str, Any]]]:
+    saved = state.load()
+    if saved is None:
+        return 0, []
+    position, tensors = saved
+    with torch.no_grad():
+        for number, parameter in enumerate(phase.parameters()):
+            parameter.copy_(tensors[f"parameter.{number}"])
+    restore_optimizer(optimizer, tensors, "optimizer.")
+    return position["epoch"], position["log"]

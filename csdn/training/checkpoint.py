@@ -102,7 +102,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], prefix: str
 ) -> None:
-    """The inverse of `optimizer_tensors`; learning rates are not state: schedules are functions of the epoch."""
+    """The inverse of `optimizer_tensors`; learning rates are functions of the epoch, not state."""
     states: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith(prefix):

@@ -69,12 +69,12 @@ def train_embedding(
     """
     device = text_table.device
     optimizer = build_optimizer(model, settings)
-    epoch, start, rows = restore(model, optimizer, state)
+    first, start, rows = restore(model, optimizer, state)
     log = LossLog(feed.steps_per_epoch, rows)
     total = settings.epochs * feed.steps_per_epoch
     last_save = time.monotonic()
     model.train()
-    for epoch in range(epoch, settings.epochs):
+    for epoch in range(first, settings.epochs):
         for batch in feed.epoch(epoch, start):
             rate = set_learning_rates(optimizer, settings, epoch, batch.step / feed.steps_per_epoch)
             losses = training_step(model, optimizer, batch, text_table, settings, device)
@@ -116,7 +116,7 @@ def training_step(
 
 
 def build_optimizer(model: CSDN, settings: EmbeddingSettings) -> torch.optim.Adam:
-    """Adam with coupled weight decay on everything that trains; GeM's p, BNNecks and classifiers at their rate."""
+    """Adam, coupled weight decay on all that trains; GeM's p, BNNecks and classifiers at their own rate."""
     heads = list(model.head_parameters())
     of_heads = {id(parameter) for parameter in heads}
     backbone = [parameter for parameter in model.image_parameters() if id(parameter) not in of_heads]
@@ -155,7 +155,7 @@ def save(
 def restore(
     model: CSDN, optimizer: torch.optim.Optimizer, state: StageState
 ) -> tuple[int, int, list[dict[str, Any]]]:
-    """(epoch, step, log) to go on from: the last checkpoint, loaded into model and optimiser, or the start."""
+    """(epoch, step, log) to go on from: the start, or the last checkpoint, then loaded into both."""
     saved = state.load()
     if saved is None:
         return 0, 0, []

@@ -33,7 +33,6 @@ class PhaseSettings:
     weight_decay: float
     schedule_update: str
     schedule: Mapping[str, float]
-    seed: int
 
 
 class Phase(Protocol):
@@ -69,9 +68,8 @@ class PromptPhase:
     def loss(self, row: tuple[np.ndarray, np.ndarray], epoch: int, step: int) -> Mapping[str, Tensor]:
         ordinals = torch.from_numpy(np.concatenate(row)).to(self.labels.device)
         labels = self.labels[ordinals]
-        visible, infrared = labels.chunk(2)
         # A person who stands in the row twice is encoded once: the gradient adds up in the gather.
-        people, place = torch.unique(visible, return_inverse=True)
+        people, place = torch.unique(labels.chunk(2)[0], return_inverse=True)
         text = [self.model.text_features(modality, people)[place] for modality in ("visible", "infrared")]
         return contrast(self.embeddings[ordinals], torch.cat(text), labels)
 
@@ -80,7 +78,7 @@ class PromptPhase:
 class IntegrationPhase:
     """Phase "integration": SII fuses the two text features of a person, which are constants now.
 
-    visible_text, infrared_text: [identities, d]; a row of the plan is ordinals [b] of images of both modalities.
+    visible_text, infrared_text: [identities, d]; a row of the plan is ordinals [b], of both modalities.
     """
 
     model: CSDN
@@ -131,11 +129,11 @@ def train_phase(
     if not parameters:  # variants of SII without weights have nothing to learn
         return []
     optimizer = torch.optim.Adam(parameters, weight_decay=settings.weight_decay, fused=True)
-    epoch, rows = _restore(phase, optimizer, state)
+    first, rows = _restore(phase, optimizer, state)
     steps = len(phase.plan(0))
     log = LossLog(steps, rows)
     last_save = time.monotonic()
-    for epoch in range(epoch, settings.epochs):
+    for epoch in range(first, settings.epochs):
         for step, row in enumerate(phase.plan(epoch)):
             at = epoch + step / steps if settings.schedule_update == "step" else epoch
             optimizer.param_groups[0]["lr"] = warmup_cosine(at, epochs=settings.epochs, **settings.schedule)

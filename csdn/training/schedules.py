@@ -43,7 +43,7 @@ def factor(
     """Factor on every learning rate of stage 2 at `epoch`.
 
     Linear warm-up from `warmup_factor` to 1, then `kind`: "steps" multiplies by `gamma` at each milestone
-    (the published schedule: warm-up 10 epochs from 0.01, milestones 40 and 70); "cosine" falls to 0 at `epochs`.
+    (published: warm-up 10 epochs from 0.01, milestones 40 and 70); "cosine" falls to 0 at `epochs`.
 
     >>> factor(40, kind="steps", epochs=120, warmup_epochs=10, warmup_factor=0.01, milestones=(40, 70))
     0.1

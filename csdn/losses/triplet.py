@@ -1,0 +1,35 @@
+"""WRT, the weighted-regularised triplet loss (AGW): every pair counts, hard ones more; there is no margin."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from csdn.losses.distance import euclidean
+
+
+def weighted_triplet(features: Tensor, labels: Tensor) -> Tensor:
+    """Mean over i of softplus(P_i - N_i), the weighted distances of i to its own person and to the others.
+
+    features: [n, d], not normalised; labels: [n]. Returns a scalar. Far positives and near negatives weigh
+    most (a softmax of +d and of -d over each set). A batch without negatives, or without rows, gives a finite
+    value too; softplus does not overflow at large distances, where log(1 + exp(x)) does.
+    """
+    distances = euclidean(features, features)
+    same = labels[:, None] == labels
+    positive = (_weights(distances, same) * distances).sum(1)
+    negative = (_weights(-distances, ~same) * distances).sum(1)
+    return F.softplus(positive - negative).sum() / max(len(features), 1)
+
+
+def _weights(scores: Tensor, mask: Tensor) -> Tensor:
+    """exp(score - max) / (sum + 1e-6) over the mask, zero outside it; scores, mask: [n, n].
+
+    The maximum is taken over the masked matrix, zeros included: with the 1e-6 it decides the value, so this
+    is not quite a softmax where all the scores are far below zero.
+    """
+    if not len(scores):
+        return scores
+    masked = scores.masked_fill(~mask, 0)
+    exponentials = (masked - masked.amax(1, keepdim=True)).exp().masked_fill(~mask, 0)
+    return exponentials / (exponentials.sum(1, keepdim=True) + 1e-6)

@@ -1,0 +1,49 @@
+"""Getting CLIP weights as safetensors: by download, or from a file of plain tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import save as serialize
+from torch import Tensor
+
+from csdn.data.files import replace_file
+from csdn.errors import UserError
+from csdn.model.clip import open_clip_config
+
+# Sizes that OpenAI's own state dicts carry as tensors beside the weights.
+NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
+
+
+def fetch_clip(name: str, tag: str, out: str | Path) -> None:
+    """Download the weights that open_clip knows as `tag` (such as "openai") and write them as safetensors."""
+    import open_clip
+
+    open_clip_config(name)
+    source = open_clip.get_pretrained_cfg(name, tag)
+    if not source:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+        raise UserError(f"CLIP {name!r} has no weights tagged {tag!r}; open_clip knows: {tags}")
+    try:
+        downloaded = open_clip.download_pretrained(source)
+    except Exception as error:  # whatever the network, the hub or the disk can do
+        raise UserError(f"CLIP {name!r}, {tag!r}: the download failed: {error}") from error
+    convert(downloaded, out)
+
+
+def convert(source: str | Path, out: str | Path) -> None:
+    """Write a state dict of CLIP (.safetensors, or .pt/.bin holding tensors only) as safetensors."""
+    from open_clip.factory import load_state_dict
+
+    try:
+        tensors = load_state_dict(str(source), weights_only=True)
+    except Exception as error:  # torch.load raises many kinds
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{source}: not a file of plain tensors, so it was not loaded ({reason})") from None
+    plain = {
+        name: value.contiguous()
+        for name, value in tensors.items()
+        if isinstance(value, Tensor) and name not in NOT_WEIGHTS
+    }
+    with replace_file(Path(out)) as temporary:
+        temporary.write_bytes(serialize(plain, metadata={"format": "pt"}))

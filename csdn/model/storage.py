@@ -1,0 +1,59 @@
+"""A network as a folder: model.safetensors and a config.json that is enough to load it anywhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
+
+from csdn.data.files import replace_folder, write_json
+from csdn.errors import UserError
+from csdn.model.config import ModelConfig
+from csdn.model.fit import misfits, refuse, shapes
+from csdn.model.network import CSDN
+
+FORMAT = 1
+
+
+def save(model: CSDN, folder: str | Path, **extra_config: Any) -> None:
+    """Write the folder, whole or not at all; the same network gives the same bytes.
+
+    extra_config: JSON values that a user of the network should know (such as normalize="imagenet").
+    """
+    with replace_folder(Path(folder)) as temporary:
+        tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        (temporary / "model.safetensors").write_bytes(serialize(tensors, metadata={"format": "pt"}))
+        config = {"format": FORMAT, "model": model.config.to_json(), **extra_config}
+        write_json(temporary / "config.json", config)
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """config.json of a saved network: `format`, `model` (ModelConfig) and what `save` was given beside."""
+    path = Path(folder) / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no saved network (config.json is missing)") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(config, dict) or config.get("format") != FORMAT or "model" not in config:
+        raise UserError(f"{path}: not a network of format {FORMAT}; write it anew with this version of csdn")
+    return config
+
+
+def load(folder: str | Path) -> CSDN:
+    """The network saved in `folder`, on the CPU, in evaluation mode; raises UserError if it does not fit."""
+    model = CSDN(ModelConfig.from_json(read_config(folder)["model"]))
+    path = Path(folder) / "model.safetensors"
+    try:
+        tensors = load_file(path)
+    except (FileNotFoundError, SafetensorError) as error:
+        raise UserError(f"{path}: not readable as safetensors: {error}") from None
+    problems = misfits(shapes(model.state_dict()), shapes(tensors))
+    refuse(str(path), problems, "does not fit the config.json beside it:")
+    model.load_state_dict(tensors)
+    return model.eval()

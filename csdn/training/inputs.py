@@ -1,0 +1,69 @@
+"""What both training stages start from: the samples of the training people, and a CSDN built on CLIP."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from csdn.data.dataset import SampleTable, load_dataset
+from csdn.model import CSDN
+from csdn.model.clip import load_clip
+from csdn.params import Params
+from csdn.training.checkpoint import state_key
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """Training samples, the network before its training, and the people's names in order of their labels."""
+
+    table: SampleTable
+    model: CSDN
+    people: list[str]
+    key: str
+
+
+def training_inputs(
+    params: Params, data: Path, stage: str, settings: Mapping[str, Any], *extra: Path
+) -> TrainingInputs:
+    """Read the training data and build the network; `key` names the stage's state.
+
+    The key covers the data, the stage's `settings`, CLIP's weights and the `extra` input files.
+    """
+    dataset = load_dataset(data)
+    table = dataset.train_table()
+    people = dataset.people["person"].take(np.unique(table.person_row)).to_pylist()
+    clip = load_clip(params.model.clip, params.model.weights)
+    model = CSDN.from_clip(
+        clip,
+        identities=len(people),
+        image_size=tuple(params.model.image_size),
+        stem=params.model.stem,
+        integration=params.model.integration,
+        seed=params.seed,
+    )
+    inputs = [data / "samples.parquet", data / "people.parquet", *extra]
+    key = state_key(
+        stage=stage,
+        seed=params.seed,
+        model=params.model.model_dump(exclude={"weights", "pretrained"}),
+        settings=dict(settings),
+        clip=clip.sha256,
+        inputs=[hashlib.sha256(path.read_bytes()).hexdigest() for path in inputs],
+    )
+    return TrainingInputs(table, model, people, key)
+
+
+def configure_torch(threads: int, device: str) -> torch.device:
+    """Set threads (0: one per core) and repeatable arithmetic; "auto" takes a GPU if there is one."""
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    torch.use_deterministic_algorithms(True, warn_only=device != "cpu")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)

@@ -1,0 +1,75 @@
+"""The eight losses of stage 2 and their sum (method.md, Training)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from csdn.losses import msel, semantic, weighted_triplet
+from csdn.model import CSDN, TrainingOutputs
+
+PUBLISHED_WEIGHTS = {"identity": 1.0, "msel": 1.0, "triplet": 0.15, "hse_visible": 0.05, "hse_infrared": 0.10}
+
+
+def embedding_losses(
+    model: CSDN,
+    visible_view1: Tensor,
+    visible_view2: Tensor,
+    infrared: Tensor,
+    labels: Tensor,
+    text_table: Tensor,
+    instances: int | None = None,
+    weights: Mapping[str, float] = PUBLISHED_WEIGHTS,
+) -> dict[str, Tensor]:
+    """Losses of one batch, scalars: id_gem, id_pool, triplet_gem, triplet_pool, msel_gem, msel_pool,
+    hse_visible, hse_infrared (all unweighted), and total, their weighted sum.
+
+    model: in training mode; visible_view1, visible_view2 (two augmentations of the same images), infrared:
+    [n, 3, H, W]; labels: [n], the people of all three; text_table: [identities, d] fused text features;
+    instances: images of a person in a batch and modality, by default what the labels say.
+    """
+    outputs = model({"visible": torch.cat([visible_view1, visible_view2]), "infrared": infrared})
+    instances = instances or images_of_each(labels)
+    losses = batch_losses(outputs, labels, text_table, instances)
+    return losses | {"total": weighted_sum(losses, weights)}
+
+
+def batch_losses(
+    outputs: TrainingOutputs, labels: Tensor, text_table: Tensor, instances: int
+) -> dict[str, Tensor]:
+    """The eight losses of outputs of 3n rows in the order view 1, view 2, infrared; labels: [n]."""
+    everybody = labels.repeat(3)
+    visible_f, _, infrared_f = outputs.gem.chunk(3)
+    visible_g, _, infrared_g = outputs.pool.chunk(3)
+    return {
+        "id_gem": F.cross_entropy(outputs.gem_logits, everybody),
+        "id_pool": F.cross_entropy(outputs.pool_logits, everybody),
+        "triplet_gem": weighted_triplet(outputs.gem, everybody),
+        "triplet_pool": weighted_triplet(outputs.pool, everybody),
+        "msel_gem": msel(visible_f, infrared_f, labels, instances),
+        "msel_pool": msel(visible_g, infrared_g, labels, instances),
+        "hse_visible": semantic(visible_g, text_table, labels),
+        "hse_infrared": semantic(infrared_g, text_table, labels),
+    }
+
+
+def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """The total: `identity`, `triplet` and `msel` weigh both branches, `hse_*` one modality each."""
+    return (
+        weights["identity"] * (losses["id_gem"] + losses["id_pool"])
+        + weights["msel"] * (losses["msel_gem"] + losses["msel_pool"])
+        + weights["triplet"] * (losses["triplet_gem"] + losses["triplet_pool"])
+        + weights["hse_visible"] * losses["hse_visible"]
+        + weights["hse_infrared"] * losses["hse_infrared"]
+    )
+
+
+def images_of_each(labels: Tensor) -> int:
+    """K of a batch; raises ValueError where the people do not all have as many images."""
+    counts = labels.unique(return_counts=True)[1]
+    if len(counts.unique()) != 1:
+        raise ValueError(f"people with {counts.tolist()} images in one batch: each must have the same number")
+    return int(counts[0])

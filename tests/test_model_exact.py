@@ -1,0 +1,169 @@
+"""What the network saves in work it does not lose in value: each short form equals the plain computation."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from golden_vectors import assert_near, network, tensors
+
+from csdn.model.integration import build_integration
+from csdn.model.pooling import AttentionPool
+from csdn.model.prompts import PREFIX, SUFFIX
+
+PUBLISHED = tensors("state_dict")
+
+
+def plain_text_features(context, length):
+    """CLIP's text transformer over the first `length` tokens, every one of them in every layer."""
+    part = {
+        name.removeprefix("text_encoder."): value.double()
+        for name, value in PUBLISHED.items()
+        if name.startswith("text_encoder.")
+    }
+    around = [
+        PUBLISHED[f"prompt_learner1.{name}"].double().expand(len(context), -1, -1)
+        for name in ("token_prefix", "token_suffix")
+    ]
+    tokens = torch.cat([around[0], context, around[1]], dim=1)[:, :length]
+    tokens = tokens + part["positional_embedding"][:length]
+    for number in (0, 1):
+        layer = {
+            name.removeprefix(f"transformer.resblocks.{number}."): value
+            for name, value in part.items()
+            if name.startswith(f"transformer.resblocks.{number}.")
+        }
+        tokens = plain_layer(tokens, layer, heads=2)
+    final = F.layer_norm(tokens, tokens.shape[2:], part["ln_final.weight"], part["ln_final.bias"])
+    return final[:, SUFFIX.stop - 1] @ part["text_projection"]
+
+
+def plain_layer(tokens, layer, heads):
+    def norm(x, name):
+        return F.layer_norm(x, x.shape[2:], layer[f"{name}.weight"], layer[f"{name}.bias"])
+
+    length, width = tokens.shape[1:]
+    attention = torch.nn.MultiheadAttention(width, heads, batch_first=True, dtype=tokens.dtype)
+    attention.load_state_dict({name[5:]: value for name, value in layer.items() if name.startswith("attn.")})
+    future = torch.ones(length, length).triu(1).bool()
+    x = norm(tokens, "ln_1")
+    tokens = tokens + attention(x, x, x, attn_mask=future, need_weights=False)[0]
+    hidden = F.linear(norm(tokens, "ln_2"), layer["mlp.c_fc.weight"], layer["mlp.c_fc.bias"])
+    hidden = hidden * torch.sigmoid(1.702 * hidden)
+    return tokens + F.linear(hidden, layer["mlp.c_proj.weight"], layer["mlp.c_proj.bias"])
+
+
+@pytest.mark.parametrize("length", [12, 77])
+def test_text_encoder_equals_all_tokens_through_all_layers(length):
+    encoder = network().text_encoder.double()
+    encoder.cache_prefix()
+    context = PUBLISHED["prompt_learner1.cls_ctx"].double().requires_grad_()
+    weights = torch.randn(12, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    results = [encoder(context), plain_text_features(context, length)]
+    gradients = [torch.autograd.grad((result * weights).sum(), context)[0] for result in results]
+    assert_near(results[0], results[1], 1e-12)
+    assert_near(gradients[0], gradients[1], 1e-12)
+
+
+def test_only_the_learnable_tokens_get_a_gradient_from_text():
+    model = network()
+    model.text_features("visible").sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is not None] == ["prompts.tokens.visible"]
+
+
+def test_text_of_some_people_is_theirs_among_everybodys():
+    model, people = network(), torch.tensor([7, 2, 7])
+    assert_near(model.text_features("infrared", people), model.text_features("infrared")[people], 1e-6)
+
+
+def test_prefix_cache_follows_loaded_weights():
+    model = network()
+    other = {name: 1.1 * value for name, value in model.text_encoder.state_dict().items()}
+    before = model.text_encoder.prefix_cache.clone()
+    model.text_encoder.load_state_dict(other)
+    assert model.text_encoder.prefix_cache.shape == (2, 2, 2, PREFIX.stop, 16)
+    assert not torch.equal(model.text_encoder.prefix_cache, before)
+
+
+def plain_attention_pool(pool, features, key_bias):
+    """Every token asks, all are projected to keys and values; the mean token's answer is taken."""
+    cells = features.flatten(2).permute(2, 0, 1)
+    tokens = torch.cat([cells.mean(0, keepdim=True), cells]) + pool.positions[:, None]
+    answer, _ = F.multi_head_attention_forward(
+        tokens,
+        tokens,
+        tokens,
+        tokens.shape[2],
+        pool.heads,
+        in_proj_weight=None,
+        in_proj_bias=torch.cat([pool.q_proj.bias, key_bias, pool.v_proj.bias]),
+        bias_k=None,
+        bias_v=None,
+        add_zero_attn=False,
+        dropout_p=0.0,
+        out_proj_weight=pool.c_proj.weight,
+        out_proj_bias=pool.c_proj.bias,
+        use_separate_proj_weight=True,
+        q_proj_weight=pool.q_proj.weight,
+        k_proj_weight=pool.k_proj.weight,
+        v_proj_weight=pool.v_proj.weight,
+        need_weights=False,
+    )
+    return answer[0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_attention_pool_equals_all_queries_whatever_the_key_bias(seed):
+    torch.manual_seed(seed)
+    pool = AttentionPool(channels=24, heads=3, embed_dim=5, grid=(3, 2)).double()
+    features = torch.randn(4, 24, 3, 2, dtype=torch.float64, requires_grad=True)
+    key_bias = torch.randn(24, dtype=torch.float64)
+    wanted = [features, *pool.parameters()]
+    short, plain = pool(features), plain_attention_pool(pool, features, key_bias)
+    assert_near(short, plain, 1e-12)
+    loss = torch.randn_like(short)
+    pairs = zip(
+        torch.autograd.grad(short, wanted, loss), torch.autograd.grad(plain, wanted, loss), strict=True
+    )
+    for ours, theirs in pairs:
+        assert_near(ours, theirs, 1e-10)
+
+
+def test_sii_equals_attention_with_its_one_key_written_out():
+    part = {n.removeprefix("attention_fusion.embedding_"): v for n, v in PUBLISHED.items()}
+    visible, infrared = (tensors("outputs")[f"text_{name}_all"] for name in ("rgb", "ir"))
+
+    def embedded(x, name):
+        return F.linear(x, part[f"{name}.0.weight"], part[f"{name}.0.bias"])
+
+    query, key, value = (
+        torch.tanh(embedded(x, n)) for x, n in ((visible, "q"), (infrared, "k"), (infrared, "v"))
+    )
+    attention = (query * key).sum(1, keepdim=True).softmax(dim=1)
+    wanted = visible + embedded(attention * value, "common")
+    assert_near(network().integration(visible, infrared), wanted, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"), [("sum", 5.0), ("visible", 2.0), ("infrared", 3.0), ("shared", 2.0)]
+)
+def test_variants_without_weights(name, wanted):
+    integration = build_integration(name, embed_dim=4)
+    assert list(integration.parameters()) == []
+    fused = integration(torch.full((6, 4), 2.0), torch.full((6, 4), 3.0))
+    assert torch.equal(fused, torch.full((6, 4), wanted))
+
+
+def test_concat_is_linear_in_both_texts():
+    integration = build_integration("concat", embed_dim=4)
+    visible, infrared = torch.randn(2, 6, 4)
+    weight, bias = integration.output.weight, integration.output.bias
+    assert_near(integration(visible, infrared), visible @ weight[:, :4].T + infrared @ weight[:, 4:].T + bias)
+
+
+def test_dropout_keeps_what_the_mask_says_and_scales_it():
+    integration = build_integration("attention", embed_dim=4)
+    visible, infrared = torch.randn(2, 6, 4)
+    nothing = integration(visible, infrared, keep=torch.zeros(6, 4, dtype=torch.bool))
+    assert_near(nothing, visible + integration.output.bias)
+    everything = integration(visible, infrared, keep=torch.ones(6, 4, dtype=torch.bool))
+    scaled = torch.tanh(integration.value(infrared)) / 0.9
+    assert_near(everything, visible + integration.output(scaled))

@@ -1,0 +1,103 @@
+"""Sets of built-in people as drops: what the layout `builtin` lists, and what `csdn demo-images` writes."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from csdn.builtin.cameras import CAMERAS
+from csdn.builtin.people import RENDERER_VERSION, person
+from csdn.builtin.render import encode, render
+from csdn.data.files import replace_folder
+from csdn.errors import UserError
+
+MARKER = "_SUCCESS"
+
+
+class PeopleSet(NamedTuple):
+    """Which people, and how many images of each by every camera of a modality."""
+
+    first: int  # person number
+    people: int
+    visible: int
+    infrared: int
+
+
+# Numbers stay below csdn.builtin.people.PRETRAINING; a number is the same person in every set.
+SETS = {
+    "demo": PeopleSet(first=1, people=200, visible=2, infrared=4),
+    "tiny": PeopleSet(first=10_001, people=32, visible=1, infrared=2),
+}
+
+
+class BuiltinImage(NamedTuple):
+    """One image of a drop before it is rendered."""
+
+    person: int
+    camera: int  # index into CAMERAS
+    number: int  # from 1
+
+    @property
+    def label(self) -> str:
+        return f"p{self.person:04d}"
+
+    @property
+    def modality(self) -> str:
+        return "infrared" if CAMERAS[self.camera].infrared else "visible"
+
+    @property
+    def path(self) -> str:
+        return f"{self.modality}/{CAMERAS[self.camera].name}/{self.label}/{self.number:04d}.png"
+
+    @property
+    def etag(self) -> str:
+        """Names the content without rendering it: an image is a function of the renderer and its path."""
+        return hashlib.sha256(f"csdn renderer {RENDERER_VERSION}: {self.path}".encode()).hexdigest()
+
+
+def find_set(name: str) -> PeopleSet:
+    """The set of a name; raises UserError with the names that there are."""
+    if name not in SETS:
+        raise UserError(f"no built-in people are called {name!r}; there are: {', '.join(sorted(SETS))}")
+    return SETS[name]
+
+
+def images_of(people: PeopleSet) -> Iterator[BuiltinImage]:
+    """Every image of a set, by camera, person and number."""
+    for camera, device in enumerate(CAMERAS):
+        for number in range(people.first, people.first + people.people):
+            for shot in range(1, (people.infrared if device.infrared else people.visible) + 1):
+                yield BuiltinImage(number, camera, shot)
+
+
+def image_at(path: str) -> BuiltinImage:
+    """The image that a path of a drop names; raises ValueError where it names none."""
+    parts = re.fullmatch(r"(?:visible|infrared)/(\w+)/p(\d{4,9})/(\d{4})\.png", path)
+    cameras = [index for index, camera in enumerate(CAMERAS) if parts and camera.name == parts[1]]
+    if not cameras or (image := BuiltinImage(int(parts[2]), cameras[0], int(parts[3]))).path != path:
+        raise ValueError(f"{path}: no path of a built-in image")
+    return image
+
+
+def png(image: BuiltinImage) -> bytes:
+    """The image's file."""
+    return encode(render(person(image.person), image.camera, image.number))
+
+
+def write_images(name: str, out: str | Path) -> None:
+    """Write the set `name` as a folder in the layout `cameras`, complete with its marker, or not at all.
+
+    Raises UserError for an unknown set and for a folder that holds something already.
+    """
+    people, out = find_set(name), Path(out).resolve()
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out}: exists and is not an empty folder; name another, nothing was written")
+    with replace_folder(out) as folder:
+        for image in images_of(people):
+            path = folder / image.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png(image))
+        (folder / MARKER).touch()

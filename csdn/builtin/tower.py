@@ -1,0 +1,114 @@
+"""The small CLIP in training: csdn's own image tower (last stride 1, 4 x 2 cells), open_clip's text tower."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from csdn.builtin.clip import NAME, register
+from csdn.builtin.sketch import HEIGHT, WIDTH
+from csdn.data.files import replace_file
+from csdn.model.pooling import AttentionPool, resize_positions
+from csdn.model.resnet import Stem, residual_layers
+
+GRID = (HEIGHT // 16, WIDTH // 16)
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # params.yaml: model.normalize: imagenet
+
+
+class SmallClip(nn.Module):
+    """Image and text embeddings of one space, [n, 128], not normalised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        register()
+        config = open_clip.get_model_config(NAME)
+        vision = config["vision_cfg"]
+        self.dimension = config["embed_dim"]
+        channels = vision["width"] * 32
+        self.text = open_clip.CLIP(**config)
+        del self.text.visual  # ours stands in for it
+        self.stem = Stem(vision["width"], relu_after_each=True)
+        self.layers = residual_layers(vision["layers"], vision["width"])
+        self.attnpool = AttentionPool(channels, channels // 64, self.dimension, GRID)
+        self.tokenizer = open_clip.get_tokenizer(NAME)
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """images: normalised float32 [n, 3, 64, 32]."""
+        return self.attnpool(self.layers(self.stem(images)))
+
+    def embed_texts(self, texts: list[str]) -> Tensor:
+        """open_clip's encode_text, on no more tokens than the longest text has: attention is causal."""
+        tokens = self.tokenizer(texts)
+        length = int((tokens.argmax(1) + 1).max())
+        x = self.text.token_embedding(tokens[:, :length]) + self.text.positional_embedding[:length]
+        x = self.text.transformer(x, attn_mask=self.text.attn_mask[:length, :length])
+        ends = x[torch.arange(len(texts)), tokens.argmax(1)]
+        return self.text.ln_final(ends) @ self.text.text_projection
+
+    @torch.no_grad()
+    def calibrate(self, images: Tensor, texts: list[str]) -> None:
+        """Scale both embeddings so that their plain dot products are the logits that training saw.
+
+        Stage 1 uses raw dot products at temperature 1 (method.md); the mean norms become sqrt(logit scale).
+        """
+        norm = (self.text.logit_scale.exp() ** 0.5).item()
+        image_factor = norm / self.embed_images(images).norm(dim=1).mean()
+        self.attnpool.c_proj.weight.mul_(image_factor)
+        self.attnpool.c_proj.bias.mul_(image_factor)
+        self.text.text_projection.mul_(norm / self.embed_texts(texts).norm(dim=1).mean())
+
+    def save(self, path: str | Path) -> None:
+        """Write float16 safetensors under open_clip's names, with the square map of positions it wants."""
+        tensors = {name: tensor for name, tensor in self.text.state_dict().items() if name != "attn_mask"}
+        tensors |= {f"visual.{name}": tensor for name, tensor in self.stem.state_dict().items()}
+        tensors |= {f"visual.{name}": tensor for name, tensor in self.layers.state_dict().items()}
+        tensors |= {f"visual.attnpool.{name}": tensor for name, tensor in self.attnpool.state_dict().items()}
+        positions = tensors.pop("visual.attnpool.positions")
+        tensors["visual.attnpool.positional_embedding"] = _square(positions)
+        tensors["visual.attnpool.k_proj.bias"] = torch.zeros_like(self.attnpool.q_proj.bias)  # has no effect
+        with replace_file(path) as temporary:
+            # Not save_file, whose files only their owner may read.
+            temporary.write_bytes(
+                save({n: t.half() if t.is_floating_point() else t for n, t in tensors.items()})
+            )
+
+    def load(self, path: str | Path) -> SmallClip:
+        """Read what `save` wrote."""
+        tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
+        positions = resize_positions(tensors.pop("visual.attnpool.positional_embedding"), GRID)
+        del tensors["visual.attnpool.k_proj.bias"]
+        own = {_own_name(name): tensor for name, tensor in tensors.items()}
+        own |= {"attnpool.positions": positions}
+        self.load_state_dict(own)
+        return self
+
+
+def _square(positions: Tensor) -> Tensor:
+    """[1 + h*w, c] -> [1 + h*h, c]: every column twice; resizing to h x w gives back the same numbers."""
+    cells = positions[1:].unflatten(0, GRID).repeat_interleave(GRID[0] // GRID[1], dim=1)
+    return torch.cat([positions[:1], cells.flatten(0, 1)])
+
+
+def _own_name(name: str) -> str:
+    if not name.startswith("visual."):
+        return f"text.{name}"
+    part = name.removeprefix("visual.")
+    if part.startswith("attnpool."):
+        return part
+    return f"layers.{part}" if part.startswith("layer") else f"stem.{part}"
+
+
+def to_input(images: np.ndarray) -> Tensor:
+    """uint8 [n, 64, 32, 3] -> normalised float32 [n, 3, 64, 32]."""
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    return (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(DEVIATION).view(3, 1, 1)
+
+
+def unit(features: Tensor) -> Tensor:
+    return F.normalize(features, dim=1)

@@ -1,0 +1,70 @@
+"""How well the small CLIP reads people it has never seen, by text alone: attributes, and whole captions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from csdn.builtin.cameras import cameras_of
+from csdn.builtin.captions import COLOUR_ATTRIBUTES, PHRASES, attributes, caption
+from csdn.builtin.people import FRESH, Person, person
+from csdn.builtin.render import render, three_channels
+from csdn.builtin.tower import SmallClip, to_input, unit
+
+CHOICES = 100  # captions that one image chooses from
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracy of one question in 0..1; None where a modality cannot show the answer."""
+
+    question: str
+    chance: float
+    visible: float
+    infrared: float | None
+
+
+@torch.no_grad()
+def zero_shot(clip: SmallClip, people: int = 400) -> list[Score]:
+    """Scores on `people` fresh people (a multiple of CHOICES), one image each and modality."""
+    crowd = [person(number) for number in FRESH[:people]]
+    images = {infrared: _embed_people(clip, crowd, infrared) for infrared in (False, True)}
+    scores = []
+    for name, phrases in PHRASES.items():
+        texts = unit(clip.embed_texts(list(phrases)))
+        truth = torch.tensor([attributes(who)[name] for who in crowd])
+        visible, infrared = (_accuracy(images[side] @ texts.T, truth) for side in (False, True))
+        scores.append(Score(name, 1 / len(phrases), visible, None if name in COLOUR_ATTRIBUTES else infrared))
+    visible, infrared = (_caption_accuracy(clip, crowd, images[side], not side) for side in (False, True))
+    return [*scores, Score(f"caption, 1 of {CHOICES}", 1 / CHOICES, visible, infrared)]
+
+
+def zero_shot_table(clip: SmallClip, people: int = 400) -> str:
+    """The scores as text, in percent."""
+    lines = [f"zero-shot on {people} fresh people, %", f"{'':20} chance visible infrared"]
+    for score in zero_shot(clip, people):
+        infrared = "-" if score.infrared is None else f"{100 * score.infrared:.1f}"
+        lines.append(
+            f"{score.question:20} {100 * score.chance:6.1f} {100 * score.visible:7.1f} {infrared:>8}"
+        )
+    return "\n".join(lines)
+
+
+def _embed_people(clip: SmallClip, people: list[Person], infrared: bool) -> Tensor:
+    devices = cameras_of(infrared)
+    images = [render(who, devices[place % len(devices)], 0) for place, who in enumerate(people)]
+    inputs = to_input(np.stack([three_channels(image) for image in images]))
+    return unit(torch.cat([clip.embed_images(part) for part in inputs.split(100)]))
+
+
+def _caption_accuracy(clip: SmallClip, people: list[Person], images: Tensor, coloured: bool) -> float:
+    texts = unit(clip.embed_texts([caption(who, coloured) for who in people]))
+    groups = zip(images.split(CHOICES), texts.split(CHOICES), strict=True)
+    return float(np.mean([_accuracy(image @ text.T, torch.arange(len(image))) for image, text in groups]))
+
+
+def _accuracy(scores: Tensor, truth: Tensor) -> float:
+    return (scores.argmax(1) == truth).float().mean().item()

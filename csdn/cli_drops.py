@@ -1,0 +1,94 @@
+"""`csdn add | sync | drops | accept | reject`: the ledger by hand, and from cron."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from csdn.data.arrivals import examine, sub_folders
+from csdn.data.drops import SHORT, Drop, Status, decide, read_ledger, write_ledger
+from csdn.errors import UserError
+from csdn.params import load_params
+
+DropId = Annotated[str, typer.Argument(metavar="ID", help="The drop's id, or the first digits of it.")]
+Reason = Annotated[str, typer.Option(help="Why; others read it in the ledger.")]
+
+
+def add(
+    address: Annotated[str, typer.Argument(help="A folder, an s3:// prefix, or builtin:NAME.")],
+    layout: Annotated[str, typer.Option(help="How the drop is laid out: cameras or builtin.")] = "cameras",
+) -> None:
+    """Append a drop of images to the ledger."""
+    drops = read_ledger()
+    drop, images = examine(address, layout)
+    known = next((other for other in drops if other.id == drop.id), None)
+    if known:
+        raise UserError(f"{address}: these images are already in the ledger as {known}, {known.status}")
+    write_ledger([*drops, drop])
+    print(f"added drop {drop.id[:SHORT]}: {address}, {images} images. Next: dvc repro")
+
+
+def sync() -> None:
+    """Append the drops that are new and complete at the places of `ingest.landing` in params.yaml."""
+    places = load_params().ingest.landing
+    if not places:
+        raise UserError("ingest.landing in params.yaml is empty; name the folders or s3:// prefixes to watch")
+    before = drops = read_ledger()
+    for address in (found for place in places for found in sub_folders(place)):
+        if all(drop.address != address for drop in drops):  # a complete drop does not change
+            drops = _with_arrival(drops, address)
+    if drops != before:
+        write_ledger(drops)
+    print(f"{len(drops) - len(before)} new, {len(drops)} in the ledger")
+
+
+def _with_arrival(drops: Sequence[Drop], address: str) -> list[Drop]:
+    """The ledger with the drop at `address`, if it can be taken; one bad folder does not stop the others."""
+    try:
+        drop, images = examine(address, "cameras")
+    except UserError as error:
+        print(f"skipped: {error}")
+        return list(drops)
+    if any(other.id == drop.id for other in drops):
+        print(f"skipped: {address}: the same images are already in the ledger")
+        return list(drops)
+    print(f"added drop {drop.id[:SHORT]}: {address}, {images} images")
+    return [*drops, drop]
+
+
+def drops() -> None:
+    """List the ledger: id, status, layout, address, reason."""
+    held = _held_by_ingest()
+    for drop in read_ledger():
+        waiting = drop.id in held and not drop.reason
+        status = "held" if waiting else str(drop.status)
+        why = f"{held[drop.id]}: csdn accept or reject it" if waiting else drop.reason
+        print(f"{drop.id[:SHORT]}  {status:8}  {drop.layout:8}  {drop.address}  {why}".rstrip())
+
+
+def _held_by_ingest() -> dict[str, str]:
+    """Drop id -> why the last ingest held it; empty before the first."""
+    try:
+        held = json.loads(Path("metrics/ingest.json").read_text(encoding="utf-8"))["drops"]["held"]
+    except (OSError, ValueError, KeyError):
+        return {}
+    return {one["id"]: f"{one['bad']} of {one['images']} images are bad" for one in held}
+
+
+def accept(drop: DropId, reason: Reason) -> None:
+    """Take a drop however many bad images it has (those stay out)."""
+    _decide(drop, Status.ACCEPTED, reason)
+
+
+def reject(drop: DropId, reason: Reason) -> None:
+    """Leave a drop out; its place in the ledger, and its people's rows, stay."""
+    _decide(drop, Status.REJECTED, reason)
+
+
+def _decide(prefix: str, status: Status, reason: str) -> None:
+    write_ledger(decide(read_ledger(), prefix, status, reason))
+    print(f"{prefix}: {status}. Next: dvc repro")

@@ -1,0 +1,130 @@
+"""The ledger `data/drops.json`: which drops of images there are, in order, and which of them are taken."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from csdn.data.files import write_json
+from csdn.data.images import BadImage
+from csdn.data.records import ImageRecord
+from csdn.data.sources import LAYOUTS, Source
+from csdn.errors import UserError
+
+LEDGER = Path("data/drops.json")
+LEDGER_VERSION = 1
+SHORT = 12  # digits of an id that are shown
+
+
+class Status(StrEnum):
+    ACCEPTED = "accepted"
+    HELD = "held"
+    REJECTED = "rejected"
+
+
+@dataclass(frozen=True)
+class Drop:
+    """One entry of the ledger. `reason` is a person's: an accepted drop that has one is taken as it is."""
+
+    id: str
+    address: str
+    layout: str
+    status: Status = Status.ACCEPTED
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"drop {self.id[:SHORT]} ({self.address})"
+
+
+def drop_id(
+    records: Iterable[ImageRecord], names: Iterable[str | None], refused: Iterable[tuple[str, str]]
+) -> str:
+    """SHA-256 of a drop's sorted listing; `names` name the records' contents (etag or hash).
+
+    One JSON line an image: path, size, name, and what the drop says of it; then one for each refused path.
+    """
+    digest = hashlib.sha256()
+    for record, name in zip(records, names, strict=True):
+        about = (record.person, record.modality, record.camera, record.captured_at)
+        digest.update(json.dumps([record.path, record.size, name, *about]).encode() + b"\n")
+    for path, reason in refused:
+        digest.update(json.dumps([path, reason]).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def content_name(source: Source, record: ImageRecord) -> str | None:
+    """What names an image's content: its store's etag, else its SHA-256; None where it must not be read."""
+    if record.etag is not None:
+        return record.etag
+    try:
+        return hashlib.sha256(source.read(record)).hexdigest()
+    except BadImage:
+        return None
+
+
+def read_ledger(path: Path = LEDGER) -> list[Drop]:
+    """The drops in order; raises UserError naming the entry, its value and what is allowed."""
+    try:
+        ledger = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run the command in the project's root folder") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}; `git diff {path}` shows what changed") from None
+    if not isinstance(ledger, dict) or not isinstance(ledger.get("drops"), list):
+        raise UserError(f'{path}: expected {{"version": {LEDGER_VERSION}, "drops": [...]}}')
+    if ledger.get("version") != LEDGER_VERSION:
+        raise UserError(f"{path}: version {ledger.get('version')!r}; this program reads {LEDGER_VERSION}")
+    drops = [_drop(entry, f"{path}: entry {n}") for n, entry in enumerate(ledger["drops"], start=1)]
+    for n, drop in enumerate(drops):
+        if drop.id in {other.id for other in drops[:n]}:
+            raise UserError(f"{path}: {drop} is there twice; delete one of the entries")
+    return drops
+
+
+def _drop(entry: Any, where: str) -> Drop:
+    names = {field.name for field in fields(Drop)}
+    if not isinstance(entry, dict) or set(entry) != names:
+        raise UserError(f"{where}: expected exactly the keys {', '.join(sorted(names))}")
+    for name, value in entry.items():
+        if not isinstance(value, str):
+            raise UserError(f"{where}: {name} = {value!r} is not a text")
+    _allow(where, "layout", entry["layout"], LAYOUTS)
+    _allow(where, "status", entry["status"], tuple(Status))
+    if not re.fullmatch("[0-9a-f]{64}", entry["id"]):
+        raise UserError(f"{where}: id = {entry['id']!r} is not 64 hex digits; `csdn add` makes entries")
+    if not entry["address"]:
+        raise UserError(f"{where}: address is empty; it is a folder, an s3:// prefix or builtin:NAME")
+    return Drop(**{**entry, "status": Status(entry["status"])})
+
+
+def _allow(where: str, key: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise UserError(f"{where}: {key} = {value!r}; allowed: {', '.join(allowed)}")
+
+
+def write_ledger(drops: Sequence[Drop], path: Path = LEDGER) -> None:
+    write_json(path, {"version": LEDGER_VERSION, "drops": [asdict(drop) for drop in drops]})
+
+
+def find_drop(drops: Sequence[Drop], prefix: str) -> Drop:
+    """The one drop whose id begins with `prefix`; raises UserError where there is none or more than one."""
+    found = [drop for drop in drops if prefix and drop.id.startswith(prefix)]
+    if len(found) != 1:
+        known = "\n".join(f"  {drop.id[:SHORT]}  {drop.address}" for drop in found or drops)
+        many = "begins more than one id" if found else "is no drop's id"
+        raise UserError(f"{prefix!r} {many}; there are:\n{known}")
+    return found[0]
+
+
+def decide(drops: Sequence[Drop], prefix: str, status: Status, reason: str) -> list[Drop]:
+    """The ledger with one drop's status and reason changed; its place stays."""
+    if not reason.strip():
+        raise UserError("a reason is needed: it is what others will read in the ledger")
+    chosen = find_drop(drops, prefix)
+    return [replace(drop, status=status, reason=reason.strip()) if drop == chosen else drop for drop in drops]

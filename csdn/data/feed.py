@@ -1,0 +1,182 @@
+"""A plan executed on one machine, in the processes of a DataLoader.
+
+One task of a process is one row of the plan, and makes one batch: the tensors are the same for any number of
+processes, and from any row on.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from csdn.data.batches import TrainBatch, train_batch
+from csdn.data.dataset import SampleTable
+from csdn.data.plan import EpochPlan, epoch_batches, epoch_plan, sequential_plan
+from csdn.data.rows import Images, TestRows, TrainRows
+from csdn.data.slots import Slots
+from csdn.errors import UserError
+
+# Batches that each process is ahead, and those that the consumer holds (the last one while it asks for the
+# next): they bound the feed's memory, whatever the size of the data.
+BATCHES_AHEAD = 2
+BATCHES_HELD = 2
+
+
+class TrainFeed:
+    """P x K batches of any epoch, made by `processes` processes (0: by the caller) that stay between epochs.
+
+    Raises UserError where a person lacks a modality or there are fewer than P people.
+    """
+
+    def __init__(
+        self,
+        table: SampleTable,
+        shards: str | Path,
+        people: int,
+        images: int,
+        image_size: Sequence[int],
+        normalize: str,
+        seed: int,
+        processes: int,
+    ) -> None:
+        self.labels, self.modalities = table.label, table.modality
+        self.people, self.images, self.seed = people, images, seed
+        self.rows = TrainRows(Images(table, shards, image_size), normalize, seed, people * images)
+        infrared = int(np.count_nonzero(self.modalities))
+        self.steps_per_epoch = epoch_batches(len(table) - infrared, infrared, people, images)
+        self.executor = Executor(self.rows, train_batch, processes)
+
+    def plan(self, epoch: int) -> EpochPlan:
+        return epoch_plan(self.labels, self.modalities, self.people, self.images, self.seed, epoch)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[TrainBatch]:
+        """The batches of `epoch` from row `start` on, in the plan's order."""
+        plan = self.plan(epoch)
+        return self.executor(plan[step] for step in range(start, len(plan)))
+
+
+def test_feed(
+    table: SampleTable,
+    ordinals: np.ndarray,
+    shards: str | Path,
+    image_size: Sequence[int],
+    normalize: str,
+    batch: int,
+    processes: int,
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """Each of `ordinals` once, in order: (ordinals [b], images float32 [b, 3, H, W]), b <= `batch`."""
+    rows = TestRows(Images(table, shards, image_size), normalize, batch)
+    return Executor(rows, _test_batch, processes)(
+        ordinals[step] for step in sequential_plan(len(ordinals), batch)
+    )
+
+
+test_feed.__test__ = False  # not a test case
+
+
+def _test_batch(ordinals: np.ndarray, filled: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
+    return ordinals, torch.from_numpy(filled[: len(ordinals)])
+
+
+class Rows(Protocol):
+    """Makes the images of rows: each fills float32 memory of `shape`."""
+
+    shape: tuple[int, ...]
+
+    def fill(self, row: Any, out: np.ndarray) -> None: ...
+
+
+class Executor:
+    """Makes the batches of rows, in order, in a DataLoader's processes; they are started once.
+
+    `batch(row, filled)` makes a batch over the filled memory of a row, in the consumer's process.
+    """
+
+    def __init__(self, rows: Rows, batch: Callable[[Any, np.ndarray], Any], processes: int) -> None:
+        self.batch = batch
+        under_way = max(1, processes * BATCHES_AHEAD)
+        # One more is on its way from the processes to the consumer.
+        self.slots = Slots(under_way + BATCHES_HELD + 1, BATCHES_HELD, rows.shape)
+        self.sampler = _Sampler(self.slots)
+        self.loader = DataLoader(
+            _Tasks(rows, self.slots),
+            sampler=self.sampler,
+            batch_size=None,
+            collate_fn=_as_it_is,
+            num_workers=processes,
+            persistent_workers=processes > 0,
+            prefetch_factor=BATCHES_AHEAD if processes else None,
+            multiprocessing_context="fork" if processes else None,  # or the slots would not be shared
+            generator=torch.Generator(),  # or each epoch would draw from torch's global one
+        )
+
+    def __call__(self, plan: Iterable[Any]) -> Iterator[Any]:
+        """The batches of a plan's rows; raises UserError where data is damaged or a process dies."""
+        self.sampler.plan = plan
+        try:
+            with _no_signal_for_children():
+                made = iter(self.loader)
+            for row, slot, failure in made:
+                if failure:
+                    raise UserError(failure)
+                yield self.batch(row, self.slots.lend(slot))
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UserError(
+                f"a process of the feed died: {error}\n"
+                "It was killed, or memory ran out. The last checkpoint is kept: run the same command again, "
+                "with a lower scaling.feed_processes if it happens again"
+            ) from error
+
+
+@contextmanager
+def _no_signal_for_children() -> Iterator[None]:
+    """A process's death is then raised by the next batch, not in whatever line the consumer is at."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # a DataLoader sets its handler in the main thread only, and so does Python
+        return
+    handler = signal.getsignal(signal.SIGCHLD)
+    yield
+    signal.signal(signal.SIGCHLD, handler)
+
+
+class _Sampler:
+    """What the DataLoader iterates over: the rows themselves, each with a free slot for its images."""
+
+    def __init__(self, slots: Slots) -> None:
+        self.slots = slots
+        self.plan: Iterable[Any] = ()
+
+    def __iter__(self) -> Iterator[tuple[Any, int]]:
+        self.slots.reclaim()
+        for row in self.plan:
+            yield row, self.slots.take()
+
+
+class _Tasks(TorchDataset):
+    """What a process does with a row: (row, slot, message of a UserError or None)."""
+
+    def __init__(self, rows: Rows, slots: Slots) -> None:
+        self.rows, self.slots = rows, slots
+
+    def __getitem__(self, task: tuple[Any, int]) -> tuple[Any, int, str | None]:
+        row, slot = task
+        try:
+            self.rows.fill(row, self.slots.array(slot))
+        except UserError as error:  # as text: a DataLoader would wrap the error in a traceback
+            return row, slot, str(error)
+        return row, slot, None
+
+
+def _as_it_is(made: Any) -> Any:
+    return made

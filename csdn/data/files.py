@@ -1,0 +1,72 @@
+"""Outputs that are whole or not there: written under a temporary name, flushed, then renamed.
+
+A killed run leaves at most `.<name>.partial` beside the output; `sweep` removes such leftovers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def partial(path: Path) -> Path:
+    """The temporary name of an output, beside it (a rename must not cross file systems)."""
+    return path.with_name(f".{path.name}.partial")
+
+
+@contextmanager
+def replace_file(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path to write; it becomes `path` when the block ends, and vanishes when it fails."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = partial(path)
+    try:
+        yield temporary
+        rename_flushed(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replace_folder(path: str | Path) -> Iterator[Path]:
+    """Yields an empty temporary folder to fill; it becomes `path` when the block ends without an error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = partial(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def rename_flushed(temporary: Path, path: Path) -> None:
+    """Rename once the bytes are on disk, so that a power cut cannot leave an empty file under the name."""
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as JSON, keys sorted and one entry a line: the same value gives the same bytes."""
+    text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False)
+    with replace_file(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def sweep(folder: str | Path) -> None:
+    """Remove what a killed run left under temporary names in `folder` (not in its sub-folders)."""
+    for leftover in Path(folder).glob(".*.partial"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()

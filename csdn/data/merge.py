@@ -1,0 +1,177 @@
+"""The drops laid together: who there is, which images are used, which drops are left out. Pure.
+
+* The same image of the same person and modality is used once, wherever it comes again.
+* Under two persons (or in both modalities) of one drop, no copy can be trusted: all are quarantined.
+* Under another person than in an earlier drop, the earlier drop keeps it and the later copy is quarantined.
+* A drop with more bad images than allowed is left out as if it were not there: it decides nothing for others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import pyarrow as pa
+
+from csdn.data.drops import Drop, Status
+from csdn.data.packing import NO_LABEL
+from csdn.data.people import Identity
+from csdn.data.tables import PEOPLE_SCHEMA, QUARANTINE_SCHEMA, SAMPLES_SCHEMA
+
+TWO_PEOPLE = "same image under two people or modalities"
+EARLIER_DROP = "same image under another person or modality in an earlier drop"
+_DUPLICATE, _UNUSED = "duplicate", "unused"
+_CONFLICTS = (TWO_PEOPLE, EARLIER_DROP)
+
+
+@dataclass(frozen=True)
+class IndexedDrop:
+    """A drop of the ledger with what ingest found in it (csdn.data.tables)."""
+
+    drop: Drop
+    index: pa.Table
+    refused: pa.Table
+    ignored: int
+
+
+@dataclass(frozen=True)
+class HeldDrop:
+    """An accepted drop that is left out because of its bad images."""
+
+    drop: Drop
+    images: int
+    bad: int
+
+
+@dataclass(frozen=True)
+class Merged:
+    people: pa.Table
+    samples: pa.Table
+    quarantine: pa.Table
+    duplicates: int
+    held: list[HeldDrop]
+
+
+def merge(drops: Sequence[IndexedDrop], identity: Identity, max_bad_fraction: float) -> Merged:
+    """Merge the indexed drops, in the ledger's order; see the module's text for the rules."""
+    rows = _all_rows(drops, identity)
+    taken, held = _taken(drops, rows, max_bad_fraction)
+    rows["fate"] = _fates(rows, taken)
+    used = rows[rows["fate"] == ""]
+    rejected = {n for n, indexed in enumerate(drops) if indexed.drop.status == Status.REJECTED}
+    people = _people(rows, used, rejected, identity)
+    return Merged(
+        people=_as_table(people, PEOPLE_SCHEMA),
+        samples=_samples(used, people, drops),
+        quarantine=_quarantine(drops, rows),
+        duplicates=int((rows["fate"] == _DUPLICATE).sum()),
+        held=held,
+    )
+
+
+def _all_rows(drops: Sequence[IndexedDrop], identity: Identity) -> pd.DataFrame:
+    """Every indexed image with its drop's position, canonical person, and numbers for image and owner."""
+    frames = [indexed.index.to_pandas().assign(drop=n) for n, indexed in enumerate(drops)]
+    rows = pd.concat(frames, ignore_index=True)
+    canonical = {label: identity.person(label) for label in rows["person"].unique()}
+    rows["label"] = rows["person"]
+    rows["person"] = rows["person"].map(canonical)
+    rows["image"] = pd.factorize(rows["key"])[0]
+    rows["owner"] = rows.groupby(["person", "modality"]).ngroup()
+    return rows
+
+
+def _fates(rows: pd.DataFrame, taken: Collection[int]) -> pd.Series:
+    """What becomes of each row: "" is used, else why not."""
+    fate = pd.Series(_UNUSED, index=rows.index)
+    live = rows[rows["drop"].isin(list(taken))]
+    owners = live.groupby(["drop", "image"])["owner"]
+    torn = owners.transform("min") != owners.transform("max")
+    whole = live[~torn]
+    clash = whole["owner"] != whole.groupby("image")["owner"].transform("first")
+    sound = whole[~clash]
+    fate[live.index[torn]] = TWO_PEOPLE
+    fate[whole.index[clash]] = EARLIER_DROP
+    fate[sound.index] = ""
+    fate[sound.index[sound.duplicated("image")]] = _DUPLICATE
+    return fate
+
+
+def _taken(
+    drops: Sequence[IndexedDrop], rows: pd.DataFrame, max_bad_fraction: float
+) -> tuple[set[int], list[HeldDrop]]:
+    """Positions of the drops that are used, and the accepted ones that are held."""
+    images = [indexed.index.num_rows + indexed.refused.num_rows for indexed in drops]
+    refused = [sum(reason != NO_LABEL for reason in d.refused["reason"].to_pylist()) for d in drops]
+    taken = {n for n, indexed in enumerate(drops) if indexed.drop.status == Status.ACCEPTED}
+    judged = {n for n in taken if not drops[n].drop.reason}  # a reason: somebody accepted it as it is
+    held: dict[int, HeldDrop] = {}
+    while True:
+        conflicts = rows.loc[_fates(rows, taken).isin(_CONFLICTS), "drop"].value_counts()
+        bad = {n: refused[n] + int(conflicts.get(n, 0)) for n in judged & taken}
+        over = sorted(n for n in bad if bad[n] > max_bad_fraction * images[n])
+        if not over:
+            return taken, [held[n] for n in sorted(held)]
+        # Of those over the limit the first is held for certain; a later one may owe it to the first.
+        first = over[0]
+        held[first] = HeldDrop(drops[first].drop, images[first], bad[first])
+        taken.remove(first)
+
+
+def _people(
+    rows: pd.DataFrame, used: pd.DataFrame, rejected: Collection[int], identity: Identity
+) -> pd.DataFrame:
+    """One line a person, in order of first drop, then of label: later drops only ever append."""
+    people = rows.sort_values(["drop", "person"], kind="stable")[["person"]].drop_duplicates(
+        ignore_index=True
+    )
+    people["row"] = people.index
+    people["bucket"] = [identity.bucket(person) for person in people["person"]]
+    people["side"] = [identity.side(bucket) for bucket in people["bucket"]]
+    for modality in ("visible", "infrared"):
+        counts = used.loc[used["modality"] == modality, "person"].value_counts()
+        people[modality] = people["person"].map(counts).fillna(0).astype("int64")
+    present = people["person"].isin(rows.loc[~rows["drop"].isin(list(rejected)), "person"])
+    people["status"] = [
+        _status(*facts)
+        for facts in zip(people["side"], people["visible"], people["infrared"], present, strict=True)
+    ]
+    return people
+
+
+def _status(side: str, visible: int, infrared: int, present: bool) -> str:
+    """`waiting`: for images (a train person needs both modalities); `removed`: with all drops that had it."""
+    if not present:
+        return "removed"
+    if side == "test":
+        return "test" if visible or infrared else "waiting"
+    return "train" if visible and infrared else "waiting"
+
+
+def _samples(used: pd.DataFrame, people: pd.DataFrame, drops: Sequence[IndexedDrop]) -> pa.Table:
+    active = people.loc[people["status"].isin(["train", "test"]), ["person", "row", "side"]]
+    samples = used.merge(active.rename(columns={"row": "person_row"}), on="person", how="inner")
+    samples = samples.sort_values(["drop", "path"], kind="stable")
+    samples["drop"] = samples["drop"].map({n: indexed.drop.id for n, indexed in enumerate(drops)})
+    return _as_table(samples, SAMPLES_SCHEMA)
+
+
+def _quarantine(drops: Sequence[IndexedDrop], rows: pd.DataFrame) -> pa.Table:
+    """What was refused on reading (rejected drops aside) and what conflicts, drop by drop, by path."""
+    ids = {n: indexed.drop.id for n, indexed in enumerate(drops)}
+    parts = [
+        indexed.refused.append_column("drop", pa.array([ids[n]] * indexed.refused.num_rows, pa.string()))
+        for n, indexed in enumerate(drops)
+        if indexed.drop.status != Status.REJECTED
+    ]
+    torn = rows[rows["fate"].isin(_CONFLICTS)].assign(drop=lambda frame: frame["drop"].map(ids))
+    torn = torn.drop(columns="person").rename(columns={"fate": "reason", "key": "sha256", "label": "person"})
+    place = {drop: n for n, drop in ids.items()}
+    frame = pd.concat([table.to_pandas() for table in [*parts, _as_table(torn, QUARANTINE_SCHEMA)]])
+    frame["place"] = frame["drop"].map(place)
+    return _as_table(frame.sort_values(["place", "path"], kind="stable"), QUARANTINE_SCHEMA)
+
+
+def _as_table(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
+    return pa.Table.from_pandas(frame[schema.names], schema=schema, preserve_index=False)

@@ -1,0 +1,176 @@
+"""Records -> shards: read, hash, prove good, write; in worker processes, one shard at a time in each.
+
+Kept light: a worker process imports this and the source, no tables and no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from csdn.data.files import partial
+from csdn.data.images import BadImage, extension_of, probe
+from csdn.data.people import canonical_label
+from csdn.data.records import ImageRecord
+from csdn.data.shards import ShardWriter
+from csdn.data.sources import Source, open_source
+from csdn.errors import UserError
+from csdn.process import die_with_parent
+
+# A shard also ends after so many images, so that small ones are spread over all cores.
+SHARD_IMAGES = 1000
+NO_LABEL = "no label"
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard to make of a drop: `stem` begins its name, in `folder`."""
+
+    address: str
+    layout: str
+    records: Sequence[ImageRecord]
+    folder: Path
+    stem: str
+    max_pixels: int
+
+    @property
+    def temporary(self) -> Path:
+        return partial(self.folder / self.stem)
+
+
+@dataclass
+class PackedShard:
+    """A shard under its temporary name, and the rows that speak of it (tuples as in csdn.data.tables)."""
+
+    name: str
+    size: int = 0  # bytes of the tar; 0: no image was good, no tar is there
+    images: list[tuple[Any, ...]] = field(default_factory=list)
+    refused: list[tuple[Any, ...]] = field(default_factory=list)
+    hashes: list[str | None] = field(default_factory=list)  # of every record, in order
+
+
+def cut_shards(records: Sequence[ImageRecord], shard_bytes: int) -> list[Sequence[ImageRecord]]:
+    """Cut a listing into shards of at most `shard_bytes` and SHARD_IMAGES, by sizes known before reading.
+
+    An image larger than a shard gets one of its own.
+    """
+    starts, taken = [0], 0
+    for n, record in enumerate(records):
+        if n > starts[-1] and (taken + record.size > shard_bytes or n - starts[-1] == SHARD_IMAGES):
+            starts.append(n)
+            taken = 0
+        taken += record.size
+    return [records[start:end] for start, end in zip(starts, [*starts[1:], len(records)], strict=True)]
+
+
+def packed_shards(tasks: Sequence[ShardTask], processes: int) -> Iterator[PackedShard]:
+    """The tasks' shards in order, made by that many processes; the bytes do not depend on how many.
+
+    Raises UserError. Closing the iterator ends the processes.
+    """
+    processes = min(processes, len(tasks))
+    if processes < 2:
+        yield from map(pack, tasks)
+        return
+    # Not forked: the parent may have threads. Workers import this module, no tables and no torch.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_start_worker) as pool:
+        try:
+            yield from pool.map(pack, tasks)
+        except BrokenProcessPool:
+            raise UserError(
+                "a worker process was killed (out of memory?); drops read before this one are kept, nothing "
+                "is half-written. Free some memory, or lower ingest.shard_megabytes, and repeat the command"
+            ) from None
+
+
+def _start_worker() -> None:
+    die_with_parent()
+    if os.getppid() != multiprocessing.parent_process().pid:
+        os._exit(1)  # it died while this process was starting: nobody would ever give it work or end it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is answered once, by the parent
+
+
+def pack(task: ShardTask) -> PackedShard:
+    """Make one shard; what cannot be used is refused with a reason, the rest goes on. Raises UserError."""
+    source = _source(task.address, task.layout)
+    packed = PackedShard(name="")
+    with task.temporary.open("wb") as file:
+        with ShardWriter(file) as writer:
+            offsets: dict[str, int] = {}
+            for record in task.records:
+                _pack_image(record, source, task.max_pixels, writer, offsets, packed)
+        file.flush()
+        os.fsync(file.fileno())
+    if not packed.images:
+        task.temporary.unlink()
+        return packed
+    packed.size = writer.size
+    packed.name = f"{task.stem}-{writer.hexdigest()[:16]}.tar"
+    # The tar's name is known only now that its last byte is.
+    packed.images = [(*row[:2], packed.name, *row[2:]) for row in packed.images]
+    return packed
+
+
+def _pack_image(
+    record: ImageRecord,
+    source: Source,
+    max_pixels: int,
+    writer: ShardWriter,
+    offsets: dict[str, int],
+    packed: PackedShard,
+) -> None:
+    """Add one image to the shard, or to what is refused."""
+    about = (record.person, record.modality, record.camera)
+    key = None
+    try:
+        data = _read(source, record)
+        key = hashlib.sha256(data).hexdigest()
+        extension = extension_of(record.path)
+        if not canonical_label(record.person):
+            raise BadImage(NO_LABEL)
+        height, width = probe(data, extension, max_pixels)
+    except BadImage as bad:
+        packed.refused.append((record.path, bad.reason, key, *about))
+    else:
+        if key not in offsets:  # a tar must not have two members of one name
+            offsets[key] = writer.add(key, extension, data, _facts(record, len(data)))
+        place = (offsets[key], len(data))
+        packed.images.append((key, extension, *place, *about, record.path, width, height, record.captured_at))
+    packed.hashes.append(key)
+
+
+def _facts(record: ImageRecord, size: int) -> dict[str, Any]:
+    return {
+        "person": record.person,
+        "modality": record.modality,
+        "camera": record.camera,
+        "path": record.path,
+        "size": size,
+        "captured_at": record.captured_at,
+    }
+
+
+def _read(source: Source, record: ImageRecord) -> bytes:
+    try:
+        return source.read(record)
+    except OSError as error:
+        raise UserError(
+            f"{record.path}: cannot be read: {error or type(error).__name__}; "
+            "nothing of this drop was kept. Make it readable again and repeat the command"
+        ) from error
+
+
+@cache
+def _source(address: str, layout: str) -> Source:
+    """One source for all tasks of a process: it may hold a connection."""
+    return open_source(address, layout)

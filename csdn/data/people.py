@@ -1,0 +1,70 @@
+"""Who is who, and on which side: pure functions of a person's label and the ledger's order.
+
+A test person is one whose bucket is among the highest `test_percent`; no seed, no other person and no later
+drop changes that, so nobody ever moves from test to train.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from csdn.errors import UserError
+
+BUCKETS = 100
+
+
+def canonical_label(label: str) -> str:
+    """Unicode NFC, stripped, case-folded: 'Ana ' and 'ANA' are one person; '' is nobody.
+
+    >>> canonical_label(" Person 7 ")
+    'person 7'
+    """
+    folded = unicodedata.normalize("NFC", label).strip().casefold()
+    return unicodedata.normalize("NFC", folded)  # folding can undo the composition
+
+
+@dataclass(frozen=True)
+class Identity:
+    """How labels become people on a side: aliases, the salt of the buckets, the share of test people."""
+
+    salt: str
+    test_percent: int
+    aliases: Mapping[str, str] = field(default_factory=dict)  # canonical -> canonical
+
+    def person(self, label: str) -> str:
+        """The canonical label that a label as given stands for."""
+        canonical = canonical_label(label)
+        return self.aliases.get(canonical, canonical)
+
+    def bucket(self, person: str) -> int:
+        """0..99, from the canonical label."""
+        return int(hashlib.sha256((self.salt + person).encode()).hexdigest(), 16) % BUCKETS
+
+    def side(self, bucket: int) -> str:
+        return "test" if bucket >= BUCKETS - self.test_percent else "train"
+
+
+def read_aliases(path: str | Path | None) -> dict[str, str]:
+    """A JSON file {"label as given": "label meant"}, both made canonical; None gives no aliases."""
+    if path is None:
+        return {}
+    try:
+        given = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; data.aliases in params.yaml names it") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(given, dict) or not all(isinstance(meant, str) for meant in given.values()):
+        raise UserError(f'{path}: expected {{"label as given": "label meant", ...}}')
+    aliases = {canonical_label(label): canonical_label(meant) for label, meant in given.items()}
+    for label, meant in aliases.items():
+        if not label or not meant:
+            raise UserError(f"{path}: {label!r} -> {meant!r}: a label is empty")
+        if aliases.get(meant, meant) != meant:
+            raise UserError(f"{path}: {label!r} -> {meant!r}, which is an alias itself; name the last one")
+    return aliases

@@ -1,0 +1,86 @@
+"""What one row of a plan becomes: range reads out of the shards, decoding, resizing, augmentation.
+
+Rows carry everything random as counters (csdn.randomness), so any process may make any of them; it needs
+neither torch nor the index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from csdn.data.images import EXTENSIONS, BadImage, decode
+from csdn.data.plan import PlanRow
+from csdn.data.shards import ShardReader
+from csdn.data.transforms import TestTransform, TrainTransform, draw_views, resize
+from csdn.errors import UserError
+from csdn.randomness import Stream, generator
+
+if TYPE_CHECKING:
+    from csdn.data.dataset import SampleTable
+
+VIEWS = (Stream.VISIBLE_VIEW1, Stream.VISIBLE_VIEW2, Stream.INFRARED_VIEW)
+
+
+class Images:
+    """Decoded images by ordinal, resized to (height, width); any process can hold a copy."""
+
+    def __init__(self, table: SampleTable, shards: str | Path, image_size: Sequence[int]) -> None:
+        self.shard, self.shard_names = table.shard, table.shard_names
+        self.offset, self.size, self.extension = table.offset, table.size, table.extension
+        # Absolute: a process elsewhere may stand in another folder.
+        self.reader = ShardReader(Path(shards).absolute())
+        self.image_size = tuple(image_size)
+
+    def __call__(self, ordinals: np.ndarray) -> list[np.ndarray]:
+        """uint8 images [height, width, 3]; raises UserError where a shard is missing or damaged."""
+        return [self._image(ordinal) for ordinal in ordinals]
+
+    def _image(self, ordinal: int) -> np.ndarray:
+        shard, offset = self.shard_names[self.shard[ordinal]], int(self.offset[ordinal])
+        data = self.reader.read(shard, offset, int(self.size[ordinal]))
+        try:
+            return resize(decode(data, EXTENSIONS[self.extension[ordinal]]), self.image_size)
+        except BadImage as error:
+            raise UserError(
+                f"{self.reader.folder / shard}: the image at byte {offset} was good when ingested, now: "
+                f"{error.reason}; the file is damaged: delete it and run `dvc repro` again"
+            ) from None
+
+
+class TrainRows:
+    """Makes the images of a plan's rows; a visible image is decoded once for its two views.
+
+    `count` is P*K, the images of a modality; `shape`: [3 views, P*K, 3, height, width].
+    """
+
+    def __init__(self, images: Images, normalize: str, seed: int, count: int) -> None:
+        self.images = images
+        self.transform = TrainTransform(images.image_size, normalize)
+        self.seed = seed
+        self.shape = (len(VIEWS), count, 3, *images.image_size)
+
+    def fill(self, row: PlanRow, out: np.ndarray) -> None:
+        """Write the row's images into `out`, float32 of `shape`."""
+        visible, infrared = self.images(row.visible.ravel()), self.images(row.infrared.ravel())
+        for stream, images, view in zip(VIEWS, (visible, visible, infrared), out, strict=True):
+            rng = generator(self.seed, stream, row.epoch, row.step)
+            draws = draw_views(stream, row.global_images, self.images.image_size, rng)
+            self.transform(images, draws.take(row.positions), view)
+
+
+class TestRows:
+    """Makes up to `count` images without augmentation; `shape`: [count, 3, height, width]."""
+
+    __test__ = False  # not a test case
+
+    def __init__(self, images: Images, normalize: str, count: int) -> None:
+        self.images = images
+        self.transform = TestTransform(normalize)
+        self.shape = (count, 3, *images.image_size)
+
+    def fill(self, ordinals: np.ndarray, out: np.ndarray) -> None:
+        self.transform(self.images(ordinals), out[: len(ordinals)])

@@ -1,0 +1,39 @@
+"""Where drops of images come from: a layout's module turns an address into records and bytes."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from csdn.data.records import ImageRecord
+from csdn.errors import UserError
+
+LAYOUTS = ("builtin", "cameras")
+
+
+class Source(Protocol):
+    """One drop as its layout's module sees it; nothing is listed or read before it is asked for."""
+
+    refused: list[tuple[str, str]]  # (path, reason) of what cannot be an image of this drop
+    ignored: int  # files that are no images
+    complete: bool  # nothing is still being written to it
+
+    def listing(self) -> list[ImageRecord]:
+        """Every image, sorted by path; sets `refused`, `ignored` and `complete`. Raises UserError."""
+        ...
+
+    def read(self, record: ImageRecord) -> bytes:
+        """The bytes of an image. Raises BadImage where the image is at fault, OSError where reading is."""
+        ...
+
+
+def open_source(address: str, layout: str) -> Source:
+    """The source of a drop; only the module of its layout is imported: worker processes start often."""
+    if layout == "builtin":
+        from csdn.data.sources.builtin import BuiltinSource
+
+        return BuiltinSource(address)
+    if layout == "cameras":
+        from csdn.data.sources.cameras import CameraSource
+
+        return CameraSource(address)
+    raise UserError(f"layout {layout!r} is unknown; there are: {', '.join(LAYOUTS)}")

@@ -1,0 +1,69 @@
+"""A manifest: which images a drop has, of whom, by which camera; CSV or Parquet."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import csv
+
+from csdn.errors import UserError
+
+REQUIRED = ("path", "person", "modality", "camera")
+OPTIONAL = ("captured_at",)
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestRow:
+    """One line; `refusal` says why its path must not be looked for, None where it may."""
+
+    path: str
+    person: str
+    modality: str
+    camera: str
+    captured_at: str | None
+    refusal: str | None
+
+
+def read_manifest(data: bytes, name: str) -> Iterator[ManifestRow]:
+    """The rows of a manifest's bytes; `name` names it in errors. Raises UserError."""
+    try:
+        table = _read_table(data, name)
+        columns = [table[column].cast(pa.string()).to_pylist() for column in (*REQUIRED, *OPTIONAL)]
+    except (pa.ArrowException, ValueError) as error:
+        raise UserError(f"{name}: not readable as a table: {error}") from None
+    for path, person, modality, camera, captured_at in zip(*columns, strict=True):
+        clean, refusal = _inside(path or "")
+        yield ManifestRow(clean, person or "", modality or "", camera or "", captured_at or None, refusal)
+
+
+def _read_table(data: bytes, name: str) -> pa.Table:
+    if name.endswith(".parquet"):
+        table = pq.read_table(io.BytesIO(data))
+    else:
+        texts = dict.fromkeys((*REQUIRED, *OPTIONAL), pa.string())  # "007" and "NA" are labels, no values
+        table = csv.read_csv(io.BytesIO(data), convert_options=csv.ConvertOptions(column_types=texts))
+    missing = [column for column in REQUIRED if column not in table.column_names]
+    if missing:
+        raise UserError(
+            f"{name}: column {', '.join(missing)} is missing; it needs {', '.join(REQUIRED)} "
+            f"(and may have {', '.join(OPTIONAL)}); it has {', '.join(table.column_names)}"
+        )
+    for column in OPTIONAL:
+        if column not in table.column_names:
+            table = table.append_column(column, pa.nulls(table.num_rows, pa.string()))
+    return table
+
+
+def _inside(path: str) -> tuple[str, str | None]:
+    """The path in its plain form, and why it is refused: it must stay below the manifest's folder."""
+    plain = PurePosixPath(path)
+    if not path or path == ".":
+        return path, "no path"
+    if plain.is_absolute() or ".." in plain.parts:
+        return path, "outside the drop"
+    return str(plain), None

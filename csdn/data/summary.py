@@ -1,0 +1,104 @@
+"""What ingest did, as numbers (metrics/ingest.json) and as the lines that a person reads at the end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from csdn.data.drops import SHORT, Status
+from csdn.data.merge import IndexedDrop, Merged
+
+
+def summary(drops: Sequence[IndexedDrop], merged: Merged) -> dict[str, Any]:
+    """Counts as JSON values; the same data and ledger give the same."""
+    held = {held.drop.id for held in merged.held}
+    used = [d.drop for d in drops if d.drop.status == Status.ACCEPTED and d.drop.id not in held]
+    return {
+        "drops": {"used": len(used), "held": _held(merged), "left_out": _left_out(drops)},
+        "people": dict.fromkeys(("train", "test", "waiting", "removed"), 0)
+        | Counter(merged.people["status"].to_pylist()),
+        "images": {side: _counts(merged.samples, side) for side in ("train", "test")},
+        "cameras": _cameras(merged.samples),
+        "duplicates": merged.duplicates,
+        "quarantined": dict(sorted(Counter(merged.quarantine["reason"].to_pylist()).items())),
+        "ignored_files": sum(d.ignored for d in drops if d.drop.status != Status.REJECTED),
+    }
+
+
+def _held(merged: Merged) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": held.drop.id,
+            "address": held.drop.address,
+            "images": held.images,
+            "bad": held.bad,
+            "bad_fraction": round(held.bad / held.images, 6),
+            "reasons": dict(sorted(_reasons(merged.quarantine, held.drop.id).items())),
+        }
+        for held in merged.held
+    ]
+
+
+def _reasons(quarantine: pa.Table, drop: str) -> Counter[str]:
+    rows = zip(quarantine["drop"].to_pylist(), quarantine["reason"].to_pylist(), strict=True)
+    return Counter(reason for of, reason in rows if of == drop)
+
+
+def _left_out(drops: Sequence[IndexedDrop]) -> list[dict[str, str]]:
+    """Drops that a person left out; the ledger says why."""
+    return [
+        {"id": d.drop.id, "address": d.drop.address, "status": str(d.drop.status), "reason": d.drop.reason}
+        for d in drops
+        if d.drop.status != Status.ACCEPTED
+    ]
+
+
+def _counts(samples: pa.Table, side: str) -> dict[str, int]:
+    pairs = Counter(zip(samples["side"].to_pylist(), samples["modality"].to_pylist(), strict=True))
+    return {modality: pairs[side, modality] for modality in ("visible", "infrared")}
+
+
+def _cameras(samples: pa.Table) -> dict[str, dict[str, int]]:
+    pairs = Counter(zip(samples["modality"].to_pylist(), samples["camera"].to_pylist(), strict=True))
+    return {
+        modality: {camera: count for (of, camera), count in sorted(pairs.items()) if of == modality}
+        for modality in ("visible", "infrared")
+    }
+
+
+def summary_lines(metrics: dict[str, Any]) -> list[str]:
+    """The summary as text; a held drop comes with the commands that decide about it."""
+    people, images = metrics["people"], metrics["images"]
+    lines = [f"{'':10}{'people':>8}{'visible':>10}{'infrared':>10}"]
+    lines += [
+        f"{side:10}{people[side]:>8}{images[side]['visible']:>10}{images[side]['infrared']:>10}"
+        for side in ("train", "test")
+    ]
+    notes = {
+        f"{people['waiting']} people wait for images of the other modality": people["waiting"],
+        f"{metrics['duplicates']} images came more than once and are used once": metrics["duplicates"],
+        f"{metrics['ignored_files']} files are no images and were ignored": metrics["ignored_files"],
+    }
+    lines += [note for note, count in notes.items() if count]
+    lines += [f"quarantined: {count} x {reason}" for reason, count in metrics["quarantined"].items()]
+    for held in metrics["drops"]["held"]:
+        lines += _held_lines(held)
+    for drop in metrics["drops"]["left_out"]:
+        lines.append(
+            f"left out: drop {drop['id'][:SHORT]} ({drop['address']}), {drop['status']}: {drop['reason']}"
+        )
+    return lines
+
+
+def _held_lines(held: dict[str, Any]) -> list[str]:
+    short = held["id"][:SHORT]
+    reasons = ", ".join(f"{count} x {reason}" for reason, count in held["reasons"].items())
+    return [
+        f"HELD: drop {short} ({held['address']}) is left out: {held['bad']} of {held['images']} images "
+        f"({held['bad_fraction']:.1%}) are bad, more than ingest.max_bad_fraction allows: {reasons}",
+        f"  take it as it is:  csdn accept {short} --reason '...'",
+        f"  leave it out:      csdn reject {short} --reason '...'",
+    ]

@@ -1,0 +1,200 @@
+"""The ledger: what it holds, how drops get into it, and what a person may decide."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from make_images import jpeg, make_drop, write
+from typer.testing import CliRunner
+
+from csdn.cli import app
+from csdn.data.arrivals import examine
+from csdn.data.drops import LEDGER, Drop, Status, decide, find_drop, read_ledger, write_ledger
+from csdn.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project folder with the committed parameters and an empty ledger, as the current folder."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    write_ledger([])
+    return tmp_path
+
+
+def csdn(*arguments: str) -> str:
+    """Run the command; gives its output, raises what it raises."""
+    result = CliRunner().invoke(app, arguments)
+    if result.exception:
+        raise result.exception
+    return result.output
+
+
+def landing(project, *places) -> None:
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params["ingest"]["landing"] = [str(place) for place in places]
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+
+
+def test_the_committed_ledger_is_the_demo_as_it_is_now():
+    (drop,) = read_ledger(ROOT / LEDGER)
+    assert drop == examine("builtin:demo", "builtin")[0]
+
+
+def test_an_id_depends_on_every_path_byte_and_label_and_on_nothing_else(tmp_path):
+    one = make_drop(tmp_path / "one", ["Ana", "Bo"])
+    original = examine(str(one), "cameras")[0].id
+    copy = shutil.copytree(one, tmp_path / "elsewhere")
+    assert examine(str(copy), "cameras")[0].id == original
+    image = copy / "visible/north/Ana/0.jpg"
+    data = image.read_bytes()
+    image.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    changed = examine(str(copy), "cameras")[0].id
+    image.write_bytes(data)
+    image.rename(copy / "visible/north/Ana/5.jpg")
+    renamed = examine(str(copy), "cameras")[0].id
+    assert len({original, changed, renamed}) == 3
+
+
+def test_an_id_depends_on_what_a_manifest_says(tmp_path):
+    write(tmp_path / "a.jpg", jpeg("a"))
+    ids = set()
+    for about in ("Ana,visible,gate", "Bo,visible,gate", "Ana,infrared,gate", "Ana,visible,hall"):
+        write(tmp_path / "manifest.csv", f"path,person,modality,camera\na.jpg,{about}\n".encode())
+        ids.add(examine(str(tmp_path), "cameras")[0].id)
+    assert len(ids) == 4
+
+
+def test_add_appends_and_keeps_the_order(project):
+    make_drop(project / "b", ["Ana"])
+    make_drop(project / "a", ["Bo"])
+    assert "6 images" in csdn("add", "b")
+    csdn("add", "a", "--layout", "cameras")
+    csdn("add", "builtin:tiny", "--layout", "builtin")
+    assert [drop.address for drop in read_ledger()] == ["b", "a", "builtin:tiny"]
+    assert {drop.status for drop in read_ledger()} == {Status.ACCEPTED}
+
+
+def test_adding_the_same_images_twice_is_an_error_and_changes_nothing(project):
+    make_drop(project / "a", ["Ana"])
+    shutil.copytree(project / "a", project / "copy")
+    csdn("add", "a")
+    before = LEDGER.read_bytes()
+    with pytest.raises(UserError, match="already in the ledger"):
+        csdn("add", "copy")
+    assert LEDGER.read_bytes() == before
+
+
+def test_an_incomplete_drop_is_not_added(project):
+    make_drop(project / "a", ["Ana"])
+    (project / "a/_SUCCESS").unlink()
+    with pytest.raises(UserError, match=r"not complete.*touch a/_SUCCESS"):
+        csdn("add", "a")
+    assert read_ledger() == []
+
+
+def test_sync_takes_what_is_new_and_complete_and_skips_the_rest(project):
+    make_drop(project / "in/monday", ["Ana"])
+    make_drop(project / "in/tuesday", ["Bo"])
+    (project / "in/tuesday/_SUCCESS").unlink()
+    (project / "in/empty").mkdir()
+    landing(project, "in")
+    output = csdn("sync")
+    assert "1 new, 1 in the ledger" in output and "skipped: in/tuesday: not complete" in output
+    write(project / "in/tuesday/_SUCCESS", b"")
+    assert "1 new, 2 in the ledger" in csdn("sync")
+    before = LEDGER.read_bytes()
+    assert "0 new, 2 in the ledger" in csdn("sync")
+    assert LEDGER.read_bytes() == before
+
+
+def test_sync_without_a_place_to_look_is_an_error(project):
+    with pytest.raises(UserError, match=r"ingest\.landing in params\.yaml is empty"):
+        csdn("sync")
+    landing(project, "nowhere")
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        csdn("sync")
+
+
+def test_drops_lists_the_ledger(project):
+    make_drop(project / "a", ["Ana"])
+    csdn("add", "a")
+    (drop,) = read_ledger()
+    assert drop.id[:12] in csdn("drops") and "accepted" in csdn("drops")
+    held = {"drops": {"held": [{"id": drop.id, "bad": 3, "images": 6}]}}
+    write(project / "metrics/ingest.json", json.dumps(held).encode())
+    assert "held" in csdn("drops") and "3 of 6 images are bad" in csdn("drops")
+
+
+def test_a_decision_keeps_place_and_says_why(project):
+    drops = [Drop("a" * 64, "x", "cameras"), Drop("b" * 64, "y", "cameras")]
+    write_ledger(drops)
+    csdn("reject", "aa", "--reason", "wrong cameras")
+    csdn("accept", "b" * 64, "--reason", "looked at it")
+    assert [(d.address, str(d.status), d.reason) for d in read_ledger()] == [
+        ("x", "rejected", "wrong cameras"),
+        ("y", "accepted", "looked at it"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "prefix, complaint", [("c", "is no drop's id"), ("a", "begins more than one id"), ("", "is no drop's id")]
+)
+def test_a_decision_needs_one_drop(prefix, complaint):
+    drops = [Drop("a" * 64, "x", "cameras"), Drop("a" * 63 + "b", "y", "cameras")]
+    with pytest.raises(UserError, match=complaint):
+        find_drop(drops, prefix)
+
+
+def test_a_decision_needs_a_reason():
+    with pytest.raises(UserError, match="reason"):
+        decide([Drop("a" * 64, "x", "cameras")], "a", Status.REJECTED, "  ")
+
+
+def test_the_ledger_comes_back_as_it_was_written(tmp_path):
+    drops = [Drop("a" * 64, "x", "cameras", Status.HELD, 'says "no"'), Drop("b" * 64, "ü", "builtin")]
+    write_ledger(drops, tmp_path / "drops.json")
+    assert read_ledger(tmp_path / "drops.json") == drops
+
+
+GOOD = {"id": "a" * 64, "address": "x", "layout": "cameras", "status": "accepted", "reason": ""}
+
+
+@pytest.mark.parametrize(
+    "ledger, complaint",
+    [
+        ("{", "not valid JSON"),
+        ("[]", "expected"),
+        ({"version": 2, "drops": []}, "version 2; this program reads 1"),
+        ({"version": 1, "drops": ["x"]}, "entry 1: expected exactly the keys"),
+        ({"version": 1, "drops": [GOOD, {**GOOD, "extra": ""}]}, "entry 2: expected exactly the keys"),
+        (
+            {"version": 1, "drops": [{**GOOD, "status": "acepted"}]},
+            "status = 'acepted'; allowed: accepted, held",
+        ),
+        (
+            {"version": 1, "drops": [{**GOOD, "layout": "folder"}]},
+            "layout = 'folder'; allowed: builtin, cameras",
+        ),
+        ({"version": 1, "drops": [{**GOOD, "id": "../../etc"}]}, "not 64 hex digits"),
+        ({"version": 1, "drops": [{**GOOD, "address": ""}]}, "address is empty"),
+        ({"version": 1, "drops": [{**GOOD, "reason": None}]}, "reason = None is not a text"),
+        ({"version": 1, "drops": [GOOD, GOOD]}, "is there twice"),
+    ],
+)
+def test_a_ledger_edited_into_nonsense_is_an_error_that_names_the_entry(tmp_path, ledger, complaint):
+    path = tmp_path / "drops.json"
+    path.write_text(ledger if isinstance(ledger, str) else json.dumps(ledger))
+    with pytest.raises(UserError, match=complaint):
+        read_ledger(path)
+
+
+def test_a_missing_ledger_is_an_error_that_says_where_to_run(tmp_path):
+    with pytest.raises(UserError, match="project's root folder"):
+        read_ledger(tmp_path / "drops.json")

@@ -63,7 +63,7 @@ class _Terminal:
         self.task = bar.add_task(title, total=None, rate="", values="")
 
     def __call__(self, done: int, total: int, values: Mapping[str, float] | None = None) -> None:
-        rate = f"{self.rate(done):.0f} {self.unit}/s"
+        rate = f"{self.rate(done):.3g} {self.unit}/s"
         self.bar.update(self.task, completed=done, total=total, rate=rate, values=_figures(values))
 
 
@@ -76,7 +76,7 @@ class _Log:
     def __call__(self, done: int, total: int, values: Mapping[str, float] | None = None) -> None:
         rate = self.rate(done)
         left = f", {(total - done) / rate:.0f} s left" if rate and done < total else ""
-        speed = f", {rate:.0f}/s" if rate else ""
+        speed = f", {rate:.3g}/s" if rate else ""
         self.waiting = f"{self.title}: {done}/{total} {self.unit}{speed}{left}  {_figures(values)}".rstrip()
         if time.monotonic() >= self.next_line:
             self.end()

@@ -28,7 +28,7 @@ class DataParams(Section):
 
     salt: str
     test_percent: Annotated[int, Field(ge=1, le=99)]
-    aliases: str | None = None
+    aliases: str
 
 
 class IngestParams(Section):
@@ -142,7 +142,7 @@ class Params(Section):
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:
-    """Read and validate a parameter file; raises UserError naming each wrong key, its value and what is allowed."""
+    """Read and validate a file; raises UserError naming each wrong key, its value and what is allowed."""
     path = Path(path)
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))

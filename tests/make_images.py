@@ -82,6 +82,7 @@ class Project:
         self.ledger = self.data / "drops.json"
         self.metrics = root / "metrics" / "ingest.json"
         write_ledger([], self.ledger)
+        self.aliases = write(root / "no-aliases.json", b"{}")
 
     def add(self, address: Path | str, layout: str = "cameras") -> Drop:
         drop, _ = examine(str(address), layout)
@@ -91,7 +92,7 @@ class Project:
     def ingest(self, minimum_people: int = 2, test_percent: int = 40, aliases: str | None = None, **settings):
         return ingest(
             read_ledger(self.ledger),
-            DataParams(salt="csdn", test_percent=test_percent, aliases=aliases),
+            DataParams(salt="csdn", test_percent=test_percent, aliases=aliases or str(self.aliases)),
             IngestParams(**{"max_bad_fraction": 0.01, "max_pixels": 10**6, "shard_megabytes": 64} | settings),
             minimum_people=minimum_people,
             root=self.data,

@@ -60,7 +60,7 @@ def test_every_mistake_is_told_at_once(raw):
 @pytest.mark.parametrize("text", ["a: [", "", "just text"])
 def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
     (tmp_path / "params.yaml").write_text(text)
-    with pytest.raises(UserError, match="params.yaml"):
+    with pytest.raises(UserError, match=r"not usable|not valid YAML"):
         load_params(tmp_path / "params.yaml")
 
 

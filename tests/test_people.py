@@ -58,10 +58,6 @@ def test_aliases_join_labels_whatever_their_case(tmp_path):
     assert [identity.person(label) for label in ("guest 7", "Anna", "Ana", "Bob")] == ["ana"] * 3 + ["bob"]
 
 
-def test_no_aliases_file_is_no_aliases():
-    assert read_aliases(None) == {}
-
-
 @pytest.mark.parametrize(
     "text, complaint",
     [

@@ -49,10 +49,8 @@ class Identity:
         return "test" if bucket >= BUCKETS - self.test_percent else "train"
 
 
-def read_aliases(path: str | Path | None) -> dict[str, str]:
-    """A JSON file {"label as given": "label meant"}, both made canonical; None gives no aliases."""
-    if path is None:
-        return {}
+def read_aliases(path: str | Path) -> dict[str, str]:
+    """A JSON file {"label as given": "label meant"}, both made canonical."""
     try:
         given = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:

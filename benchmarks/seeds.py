@@ -1,0 +1,72 @@
+"""Figures of the demo over several seeds, baselines beside them: the README's table.
+
+    python -m benchmarks.seeds --seeds 0 1 2
+
+Each seed trains in a copy of the project in a temporary folder; the images are the same for all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[1]
+STAGES = ("ingest", "prompts", "embedding", "evaluate")
+INPUTS = ("csdn", "stages", "params.yaml", "data/drops.json")
+
+
+METHODS = ("chance", "hog", "clip", "trained")
+METRICS = ("rank1", "rank10", "mAP", "mINP")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    seeds = parser.parse_args().seeds
+    with tempfile.TemporaryDirectory() as folder:
+        workspace = Path(folder)
+        copy_project(workspace)
+        runs = [run_seed(workspace, seed) for seed in seeds]
+    for direction in runs[0]["counts"]:
+        print(f"\n{direction.replace('_', ' ')}: mean +- standard deviation over seeds {seeds}, in %")
+        print(f"{'':10}" + "".join(f"{metric:>16}" for metric in METRICS))
+        for method in METHODS:
+            print(f"{method:10}" + "".join(cell(runs, method, direction, metric) for metric in METRICS))
+
+
+def copy_project(workspace: Path) -> None:
+    for name in INPUTS:
+        source, target = ROOT / name, workspace / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+
+
+def run_seed(workspace: Path, seed: int) -> dict[str, Any]:
+    """metrics/evaluation.json of one seed."""
+    yaml = YAML()
+    params = yaml.load(workspace / "params.yaml")
+    params["seed"] = seed
+    yaml.dump(params, workspace / "params.yaml")
+    for stage in STAGES:
+        subprocess.run([sys.executable, "-m", f"stages.{stage}"], cwd=workspace, check=True)
+    return json.loads((workspace / "metrics/evaluation.json").read_text(encoding="utf-8"))
+
+
+def cell(runs: list[dict[str, Any]], method: str, direction: str, metric: str) -> str:
+    """Mean over the trials of each seed; their mean and deviation over the seeds."""
+    values = [run[method][direction][metric]["mean"] for run in runs]
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):8.1f} +- {spread:4.1f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""The stage "evaluate" from files to files: embed each test image once, run the protocol for every method.
+
+Methods: `trained`, and the baselines `clip` (the same CLIP before any training), `hog` and `chance`
+(csdn.evaluation.baselines). All get the same queries and galleries. What is written:
+
+    metrics/evaluation.json          <method>.<direction>.<figure>.{mean,std}, in percent (0..100) over the
+                                     trials; figures rank1, rank5, rank10, rank20, mAP, mINP; and `counts`
+    evaluation/cmc.csv               rank, score (percent), method, direction
+    evaluation/camera_pairs.csv      trained: queries, rank1, mAP (percent) by query and gallery camera
+    evaluation/queries.parquet       trained, trial 0: a row for each query (QUERIES_SCHEMA)
+    evaluation/features.safetensors  `trained` and `clip` features, float16; row n is row n of the test table
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from csdn.data.dataset import Dataset, SampleTable, load_dataset
+from csdn.data.feed import test_feed
+from csdn.data.files import write_json
+from csdn.data.records import MODALITIES
+from csdn.errors import UserError
+from csdn.evaluation.baselines import gradient_histograms
+from csdn.evaluation.features import Embed, clip_embed, embed_all, mirrored
+from csdn.evaluation.protocols import protocol
+from csdn.evaluation.results import Experiment, evaluate, write_results
+from csdn.evaluation.scores import Labels, feature_distances
+from csdn.model import CSDN, load, load_clip
+from csdn.params import Params
+from csdn.training.inputs import configure_torch
+
+Progress = Callable[[str, str], AbstractContextManager[Callable[..., None]]]
+
+
+def run_evaluation(
+    params: Params, data: Path, model: Path, out: Path, metrics: Path, progress: Progress
+) -> Mapping[str, Any]:
+    """Evaluate the model in folder `model` on the test people; writes folder `out` and returns `metrics`.
+
+    Raises UserError where no test person has an image of one modality.
+    """
+    device = configure_torch(params.scaling.threads, params.scaling.device)
+    experiment = prepare(load_dataset(data), params.evaluation.protocol, params.evaluation.trials)
+    embeds = embedders(params, model, device)
+    with progress("embed", "images") as report:
+        batches = image_batches(experiment.table, params, data, report)
+        features = embed_all(batches, embeds, len(experiment.table), device)
+    methods = {name: feature_distances(found) for name, found in features.items()}
+    results = evaluate(experiment, methods, params.seed)
+    write_results(results, features, out)
+    write_json(metrics, results.figures)
+    return results.figures
+
+
+def prepare(dataset: Dataset, name: str, trials: int) -> Experiment:
+    """The test images, with the protocol's queries and galleries drawn."""
+    table = dataset.test_table()
+    for modality in MODALITIES:
+        if not len(table.of(modality)):
+            raise UserError(
+                f"nothing to test with: no test person has a {modality.value} image; "
+                "add images of them, or raise data.test_percent"
+            )
+    names = dict(zip(dataset.people["row"].to_pylist(), dataset.people["person"].to_pylist(), strict=True))
+    index = {
+        "person": [names[row] for row in table.person_row],
+        "modality": [MODALITIES[code].value for code in table.modality],
+        "camera": [table.camera_names[code] for code in table.camera],
+        "key": table.key.tolist(),
+    }
+    searches = protocol(name, index, trials=trials)
+    return Experiment(table, index, Labels(table.label, table.camera), searches)
+
+
+def embedders(params: Params, model: Path, device: torch.device) -> dict[str, Embed]:
+    """What makes a test feature of an image, for each method that looks at images."""
+    trained = load(model).to(device).eval()
+    clip = CSDN.from_clip(
+        load_clip(params.model.clip, params.model.weights),
+        identities=1,
+        image_size=trained.config.image_size,
+        stem=trained.config.stem,
+    ).to(device)
+    embeds: dict[str, Embed] = {"trained": trained.embed, "clip": clip_embed(clip)}
+    if params.evaluation.mirror:
+        embeds = {name: mirrored(embed) for name, embed in embeds.items()}
+    # An image and its mirror image have the same histograms, in mirrored order: a second one tells nothing.
+    return embeds | {"hog": gradient_histograms}
+
+
+def image_batches(
+    table: SampleTable, params: Params, data: Path, report: Callable[..., None]
+) -> Iterator[tuple[np.ndarray, Tensor, str]]:
+    """Every test image once: (rows [B], images [B, 3, H, W], modality)."""
+    done = 0
+    for modality in MODALITIES:
+        feed = test_feed(
+            table,
+            table.of(modality),
+            data / "shards",
+            tuple(params.model.image_size),
+            params.model.normalize,
+            params.evaluation.batch,
+            params.scaling.feed_processes,
+        )
+        for rows, images in feed:
+            yield rows, images, modality.value
+            done += len(rows)
+            report(done, len(table))

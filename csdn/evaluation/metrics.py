@@ -1,0 +1,250 @@
+"""CMC, mAP and mINP of a retrieval experiment, under the rule of its protocol.
+
+A query looks for images of its own person in a gallery ranked by rising distance. The rule says which gallery
+images the query may not see, and whether the CMC counts images or people:
+
+    rule      a query does not see                       CMC counts
+    sysu      gallery camera 2, if its own camera is 3   people: the ranking of each one's first image
+    regdb     (sees everything)                          images
+    llcm      images of its own person and camera        people
+    cameras   images of its own person and camera        images
+
+mAP and mINP are always over the whole ranking that the query sees. A query that sees no image of its
+person has no figure: it is left out and counted. Equal distances rank in the order of the gallery (a stable
+sort), so the same input gives the same figures on every machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+RANKS = 20
+# Queries ranked at a time: bounds the memory to a few matrices of [QUERIES_AT_A_TIME, gallery].
+QUERIES_AT_A_TIME = 256
+
+Array = np.ndarray | torch.Tensor
+
+
+class DotDistances:
+    """Distances [q, g] of features compared by their dot product, made only for the rows asked for."""
+
+    def __init__(self, query_features: np.ndarray, gallery_features: np.ndarray) -> None:
+        self.query_features, self.gallery_features = query_features, gallery_features
+        self.shape = (len(query_features), len(gallery_features))
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return -(self.query_features[rows] @ self.gallery_features.T)
+
+
+class Rule(NamedTuple):
+    """`excluded(query cameras [q, 1], gallery cameras [g], same person [q, g])`: what a query may not see."""
+
+    excluded: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+    cmc_of_people: bool
+
+
+def _camera_2_from_camera_3(query: np.ndarray, gallery: np.ndarray, same_person: np.ndarray) -> np.ndarray:
+    return (query == 3) & (gallery == 2)
+
+
+def _nothing(query: np.ndarray, gallery: np.ndarray, same_person: np.ndarray) -> np.ndarray:
+    return np.zeros_like(same_person)
+
+
+def _same_person_and_camera(query: np.ndarray, gallery: np.ndarray, same_person: np.ndarray) -> np.ndarray:
+    return same_person & (query == gallery)
+
+
+RULES = {
+    "sysu": Rule(_camera_2_from_camera_3, cmc_of_people=True),
+    "regdb": Rule(_nothing, cmc_of_people=False),
+    "llcm": Rule(_same_person_and_camera, cmc_of_people=True),
+    "cameras": Rule(_same_person_and_camera, cmc_of_people=False),
+}
+
+
+class QueryMetrics(NamedTuple):
+    """Per query, arrays [q]; a query without a valid match has rank 0 and NaN."""
+
+    first_rank: np.ndarray  # int64, 1 = the best: position of the first right image, as the rule's CMC counts
+    ap: np.ndarray  # float64, average precision, 0..1
+    inp: np.ndarray  # float64, inverse negative penalty: right images / position of the last of them, 0..1
+
+    @property
+    def valid(self) -> np.ndarray:
+        return self.first_rank > 0
+
+
+class RankMetrics(NamedTuple):
+    """Means over the valid queries, as fractions 0..1; NaN where no query is valid."""
+
+    cmc: np.ndarray  # float64 [20]; cmc[k - 1] is rank-k. A ranking shorter than 20 keeps its last value
+    mean_ap: float
+    mean_inp: float
+    valid_queries: int
+
+
+def rank_metrics(
+    distances: Array | DotDistances,
+    query_ids: Array,
+    gallery_ids: Array,
+    query_cameras: Array,
+    gallery_cameras: Array,
+    rule: str,
+) -> RankMetrics:
+    """CMC, mAP and mINP of a distance matrix [q, g] (smaller = more alike), NumPy arrays or tensors.
+
+    Raises ValueError for an unknown rule, shapes that do not fit, or distances that are not finite.
+
+    >>> rank_metrics(np.array([[0.1, 0.3, 0.2]]), np.array([7]), np.array([5, 7, 7]),
+    ...              np.array([0]), np.array([1, 1, 2]), "cameras").mean_ap
+    0.5833333333333333
+    """
+    return summary(query_metrics(distances, query_ids, gallery_ids, query_cameras, gallery_cameras, rule))
+
+
+def summary(queries: QueryMetrics) -> RankMetrics:
+    """The means of per-query figures over the valid queries."""
+    valid = queries.valid
+    count = int(valid.sum())
+    if count == 0:
+        return RankMetrics(np.full(RANKS, np.nan), float("nan"), float("nan"), 0)
+    found_at = np.bincount(np.minimum(queries.first_rank[valid], RANKS + 1), minlength=RANKS + 2)
+    cmc = np.cumsum(found_at[1 : RANKS + 1]) / count
+    return RankMetrics(cmc, float(queries.ap[valid].mean()), float(queries.inp[valid].mean()), count)
+
+
+def query_metrics(
+    distances: Array | DotDistances,
+    query_ids: Array,
+    gallery_ids: Array,
+    query_cameras: Array,
+    gallery_cameras: Array,
+    rule: str,
+) -> QueryMetrics:
+    """Figures of each query; arguments and errors as for `rank_metrics`."""
+    gallery_ids = as_numpy(gallery_ids)
+    people = _People(gallery_ids) if _rule(rule).cmc_of_people else None
+    parts = [
+        _ranked_metrics(order, seen, query_ids, gallery_ids, people)
+        for order, seen, query_ids in _rankings(
+            distances, query_ids, gallery_ids, query_cameras, gallery_cameras, rule
+        )
+    ]
+    empty = QueryMetrics(np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
+    return QueryMetrics(*map(np.concatenate, zip(empty, *parts, strict=True)))
+
+
+def top_ranked(
+    distances: Array | DotDistances,
+    query_ids: Array,
+    gallery_ids: Array,
+    query_cameras: Array,
+    gallery_cameras: Array,
+    rule: str,
+    count: int = 10,
+) -> np.ndarray:
+    """Gallery positions each query sees first, int64 [q, min(count, g)]; -1 behind a short ranking's end."""
+    parts = [np.zeros((0, min(count, len(gallery_ids))), np.int64)]
+    for order, seen, _ in _rankings(distances, query_ids, gallery_ids, query_cameras, gallery_cameras, rule):
+        first = np.argsort(~seen, axis=1, kind="stable")[:, :count]
+        row = np.arange(len(order))[:, None]
+        parts.append(np.where(seen[row, first], order[row, first], -1))
+    return np.concatenate(parts)
+
+
+def as_numpy(values: Array) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+
+
+def _rankings(
+    distances: Array | DotDistances,
+    query_ids: Array,
+    gallery_ids: Array,
+    query_cameras: Array,
+    gallery_cameras: Array,
+    rule: str,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Chunk by chunk of queries: (gallery order [n, g], which of it they see [n, g], their ids [n])."""
+    excluded = _rule(rule).excluded
+    query_ids, gallery_ids, query_cameras, gallery_cameras = map(
+        as_numpy, (query_ids, gallery_ids, query_cameras, gallery_cameras)
+    )
+    _check_shapes(tuple(distances.shape), query_ids, gallery_ids, query_cameras, gallery_cameras)
+    for start in range(0, len(query_ids), QUERIES_AT_A_TIME):
+        part = slice(start, start + QUERIES_AT_A_TIME)
+        rows = as_numpy(distances[part])
+        if not np.isfinite(rows).all():
+            raise ValueError("distances must be finite; a feature with NaN or infinity has no rank")
+        same_person = query_ids[part, None] == gallery_ids
+        seen = ~excluded(query_cameras[part, None], gallery_cameras, same_person)
+        order = np.argsort(rows, axis=1, kind="stable")
+        yield order, np.take_along_axis(seen, order, axis=1), query_ids[part]
+
+
+def _ranked_metrics(
+    order: np.ndarray,
+    seen: np.ndarray,
+    query_ids: np.ndarray,
+    gallery_ids: np.ndarray,
+    people: _People | None,
+) -> QueryMetrics:
+    """Figures of a chunk: order, seen [n, g] as from `_rankings`; `people` where the CMC counts people."""
+    right = seen & (gallery_ids[order] == query_ids[:, None])
+    position = np.cumsum(seen, axis=1)
+    found = np.cumsum(right, axis=1)
+    matches = found[:, -1] if right.shape[1] else np.zeros(len(right), np.int64)
+    valid = matches > 0
+    first, ap, inp = np.zeros(len(right), np.int64), *np.full((2, len(right)), np.nan)
+    if valid.any():
+        right, position, found, matches = right[valid], position[valid], found[valid], matches[valid]
+        row = np.arange(len(right))
+        first_place = right.argmax(axis=1)
+        last_place = right.shape[1] - 1 - right[:, ::-1].argmax(axis=1)
+        precision = np.divide(found, position, out=np.zeros(right.shape), where=right)
+        ap[valid] = precision.sum(axis=1) / matches
+        inp[valid] = matches / position[row, last_place]
+        first[valid] = (
+            people.ahead(order[valid], seen[valid], first_place) + 1 if people else position[row, first_place]
+        )
+    return QueryMetrics(first, ap, inp)
+
+
+class _People:
+    """Counts people instead of images: gallery images grouped by person once, for all queries."""
+
+    def __init__(self, gallery_ids: np.ndarray) -> None:
+        self.by_person = np.argsort(gallery_ids, kind="stable")
+        _, self.starts = np.unique(gallery_ids[self.by_person], return_index=True)
+
+    def ahead(self, order: np.ndarray, seen: np.ndarray, place: np.ndarray) -> np.ndarray:
+        """How many people each query sees before `place` of its ranking, [n]."""
+        places = np.empty_like(order)
+        behind = order.shape[1]
+        np.put_along_axis(places, order, np.where(seen, np.arange(behind), behind), axis=1)
+        best_of_person = np.minimum.reduceat(places[:, self.by_person], self.starts, axis=1)
+        return (best_of_person < place[:, None]).sum(axis=1)
+
+
+def _rule(name: str) -> Rule:
+    if name not in RULES:
+        raise ValueError(f"unknown rule {name!r}; allowed: {', '.join(RULES)}")
+    return RULES[name]
+
+
+def _check_shapes(
+    shape: tuple[int, ...],
+    query_ids: np.ndarray,
+    gallery_ids: np.ndarray,
+    query_cameras: np.ndarray,
+    gallery_cameras: np.ndarray,
+) -> None:
+    expected = (len(query_ids), len(gallery_ids))
+    if shape != expected:
+        raise ValueError(f"distances are {shape}; {expected[0]} queries, {expected[1]} gallery images")
+    if len(query_cameras) != expected[0] or len(gallery_cameras) != expected[1]:
+        raise ValueError("each query and each gallery image needs one camera")

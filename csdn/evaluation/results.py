@@ -1,0 +1,138 @@
+"""What the methods achieve on an experiment, as the rows of the files that "evaluate" writes."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import save as serialize
+
+from csdn.data.dataset import SampleTable
+from csdn.data.files import replace_folder
+from csdn.evaluation.protocols import Search, excluded_pairs
+from csdn.evaluation.scores import (
+    METHODS,
+    Distances,
+    Labels,
+    camera_pairs,
+    cmc_rows,
+    first_trial,
+    guesses,
+    headline,
+    trial_metrics,
+)
+
+QUERIES_SCHEMA = pa.schema(
+    {
+        "direction": pa.string(),
+        "key": pa.string(),
+        "person": pa.string(),
+        "camera": pa.string(),
+        "first_rank": pa.int64(),  # 1 = the best; null where the query has no right image to find
+        "ap": pa.float64(),  # percent
+        "inp": pa.float64(),  # percent
+        "top_keys": pa.list_(pa.string()),  # the ten best gallery images, the best first
+    }
+)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The test images and who searches whom among them; `index` are the protocol's columns."""
+
+    table: SampleTable
+    index: Mapping[str, Sequence[str]]
+    labels: Labels
+    searches: list[Search]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What is written: metrics/evaluation.json, and the rows of the files in evaluation/."""
+
+    figures: dict[str, Any]
+    cmc: list[dict[str, Any]]
+    camera_pairs: list[dict[str, Any]]
+    queries: list[dict[str, Any]]
+
+
+def evaluate(experiment: Experiment, methods: Mapping[str, Distances], seed: int) -> Results:
+    """Every method on every search of the experiment; chance is added."""
+    figures: dict[str, Any] = {name: {} for name in METHODS}
+    cmc: list[dict[str, Any]] = []
+    for number, search in enumerate(experiment.searches):
+        for name, distances in {**methods, "chance": guesses(seed, number)}.items():
+            trials = trial_metrics(search, experiment.labels, distances)
+            figures[name][search.name] = headline(trials)
+            cmc += cmc_rows(trials, name, search.name)
+    pairs = [
+        row | {name: experiment.table.camera_names[row[name]] for name in ("query_camera", "gallery_camera")}
+        for search in experiment.searches
+        for row in camera_pairs(search, experiment.labels, methods["trained"])
+    ]
+    queries = [
+        row for search in experiment.searches for row in query_rows(experiment, search, methods["trained"])
+    ]
+    valid = Counter(row["direction"] for row in queries if row["first_rank"] is not None)
+    figures["counts"] = {
+        search.name: _counts(experiment, search) | {"valid_queries": valid[search.name]}
+        for search in experiment.searches
+    }
+    return Results(figures, cmc, pairs, queries)
+
+
+def query_rows(experiment: Experiment, search: Search, distances: Distances) -> list[dict[str, Any]]:
+    """Rows of queries.parquet: each query of a search in trial 0."""
+    metrics, top = first_trial(search, experiment.labels, distances)
+    key = experiment.index["key"]
+    rows = []
+    for number, query in enumerate(search.queries):
+        valid = bool(metrics.valid[number])
+        rows.append(
+            {
+                "direction": search.name,
+                "key": key[query],
+                "person": experiment.index["person"][query],
+                "camera": experiment.index["camera"][query],
+                "first_rank": int(metrics.first_rank[number]) if valid else None,
+                "ap": round(100 * float(metrics.ap[number]), 6) if valid else None,
+                "inp": round(100 * float(metrics.inp[number]), 6) if valid else None,
+                "top_keys": [key[row] for row in top[number] if row >= 0],
+            }
+        )
+    return rows
+
+
+def _counts(experiment: Experiment, search: Search) -> dict[str, int]:
+    return {
+        "queries": len(search.queries),
+        "gallery": len(search.galleries[0]),
+        "people": len(np.unique(experiment.labels.people[search.queries])),
+        "excluded_pairs": excluded_pairs(search, experiment.index),
+        "trials": len(search.galleries),
+    }
+
+
+def write_results(results: Results, features: Mapping[str, np.ndarray], out: Path) -> None:
+    """The folder `evaluation/`, whole or not at all."""
+    with replace_folder(out) as folder:
+        _write_csv(folder / "cmc.csv", results.cmc)
+        _write_csv(folder / "camera_pairs.csv", results.camera_pairs)
+        pq.write_table(pa.Table.from_pylist(results.queries, QUERIES_SCHEMA), folder / "queries.parquet")
+        halves = {name: torch.from_numpy(features[name]).half() for name in ("trained", "clip")}
+        (folder / "features.safetensors").write_bytes(serialize(halves))
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

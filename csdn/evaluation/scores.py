@@ -1,0 +1,170 @@
+"""Features and a protocol's searches -> figures in percent, with their spread over the trials. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from csdn.evaluation.baselines import chance_distances
+from csdn.evaluation.metrics import (
+    RANKS,
+    Array,
+    DotDistances,
+    QueryMetrics,
+    RankMetrics,
+    query_metrics,
+    rank_metrics,
+    top_ranked,
+)
+from csdn.evaluation.protocols import Search
+
+METHODS = ("trained", "clip", "hog", "chance")
+HEADLINE_RANKS = (1, 5, 10, 20)
+
+# Distances [queries, gallery] between rows of the index, in one trial.
+Distances = Callable[[np.ndarray, np.ndarray, int], Array | DotDistances]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Person and camera of each row of the index, as numbers or names [n]."""
+
+    people: np.ndarray
+    cameras: np.ndarray
+
+
+def feature_distances(features: np.ndarray) -> Distances:
+    """Distances of features [n, D] of the index's rows: dot products, the same in every trial."""
+    return lambda queries, gallery, trial: DotDistances(features[queries], features[gallery])
+
+
+def guesses(seed: int, search: int) -> Distances:
+    """Distances of somebody who guesses, new ones for each trial; `search` numbers the search."""
+    return lambda queries, gallery, trial: chance_distances(len(queries), len(gallery), seed, search, trial)
+
+
+def trial_metrics(search: Search, labels: Labels, distances: Distances) -> list[RankMetrics]:
+    """The figures of each trial of a search."""
+    return [
+        rank_metrics(*_arguments(search, labels, distances, gallery, trial))
+        for trial, gallery in enumerate(search.galleries)
+    ]
+
+
+def first_trial(
+    search: Search, labels: Labels, distances: Distances, count: int = 10
+) -> tuple[QueryMetrics, np.ndarray]:
+    """Figures of each query in trial 0, and the index rows [q, count] it ranks first (-1: none left)."""
+    gallery = search.galleries[0]
+    arguments = _arguments(search, labels, distances, gallery, 0)
+    places = top_ranked(*arguments, count=count)
+    rows = np.append(gallery, -1)[places]  # place -1 is the entry behind the end
+    return query_metrics(*arguments), rows
+
+
+def camera_pairs(search: Search, labels: Labels, distances: Distances) -> list[dict[str, Any]]:
+    """One row for each (query camera, gallery camera): the search with the images of these two cameras only.
+
+    queries: those with a valid match; rank1, mAP: percent, means over the trials (None without a query).
+    """
+    rows = []
+    gallery_cameras = np.unique(labels.cameras[search.galleries[0]])
+    for query_camera in np.unique(labels.cameras[search.queries]):
+        queries = search.queries[labels.cameras[search.queries] == query_camera]
+        for gallery_camera in gallery_cameras:
+            galleries = tuple(g[labels.cameras[g] == gallery_camera] for g in search.galleries)
+            pair = Search(search.name, search.rule, queries, galleries)
+            trials = trial_metrics(pair, labels, distances)
+            rows.append(
+                {
+                    "direction": search.name,
+                    "query_camera": query_camera,
+                    "gallery_camera": gallery_camera,
+                    "queries": trials[0].valid_queries,
+                    "rank1": spread([trial.cmc[0] for trial in trials])["mean"],
+                    "mAP": spread([trial.mean_ap for trial in trials])["mean"],
+                }
+            )
+    return rows
+
+
+def headline(trials: Sequence[RankMetrics]) -> dict[str, dict[str, float | None]]:
+    """rank1, rank5, rank10, rank20, mAP, mINP as {"mean", "std"} over the trials, in percent."""
+    figures = {f"rank{rank}": [trial.cmc[rank - 1] for trial in trials] for rank in HEADLINE_RANKS}
+    figures["mAP"] = [trial.mean_ap for trial in trials]
+    figures["mINP"] = [trial.mean_inp for trial in trials]
+    return {name: spread(values) for name, values in figures.items()}
+
+
+def cmc_rows(trials: Sequence[RankMetrics], method: str, direction: str) -> list[dict[str, Any]]:
+    """The mean CMC as rows rank, score (percent), method, direction."""
+    means = [spread([trial.cmc[rank] for trial in trials])["mean"] for rank in range(RANKS)]
+    return [
+        {"rank": rank, "score": score, "method": method, "direction": direction}
+        for rank, score in enumerate(means, start=1)
+    ]
+
+
+def spread(fractions: Sequence[float]) -> dict[str, float | None]:
+    """Mean and sample standard deviation in percent, to 6 digits; None for what cannot be known."""
+    values = 100 * np.asarray(fractions)
+    known = bool(np.isfinite(values).all())
+    return {
+        "mean": round(float(values.mean()), 6) if known else None,
+        "std": round(float(values.std(ddof=1)), 6) if known and len(values) > 1 else None,
+    }
+
+
+def notes(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """What a reader of the figures must know about each direction's counts, in words."""
+    said: dict[str, list[str]] = {}
+    for direction, count in counts.items():
+        for note in _notes(count):
+            said.setdefault(note, []).append(direction.replace("_", " "))
+    return [f"{' and '.join(directions)}: {note}" for note, directions in said.items()]
+
+
+def _notes(count: Mapping[str, int]) -> Iterator[str]:
+    left_out = count["queries"] - count["valid_queries"]
+    if not count["valid_queries"]:
+        yield "no query has a right image to find, so there are no figures"
+    elif left_out:
+        yield f"{left_out} of {count['queries']} queries have no right image to find and are left out"
+    if not count["excluded_pairs"]:
+        yield "the rule that excludes images of a query's own person and camera never fires"
+
+
+def _arguments(
+    search: Search, labels: Labels, distances: Distances, gallery: np.ndarray, trial: int
+) -> tuple[Any, ...]:
+    """What the functions of csdn.evaluation.metrics take."""
+    queries = search.queries
+    return (
+        distances(queries, gallery, trial),
+        labels.people[queries],
+        labels.people[gallery],
+        labels.cameras[queries],
+        labels.cameras[gallery],
+        search.rule,
+    )
+
+
+def table_lines(figures: Mapping[str, Any]) -> list[str]:
+    """The figures of metrics/evaluation.json as a table for a terminal, in percent."""
+    shown = ("rank1", "rank10", "mAP", "mINP")
+    lines = []
+    for direction in figures["counts"]:
+        lines.append(f"{direction.replace('_', ' '):22}" + "".join(f"{name:>16}" for name in shown))
+        for method in METHODS:
+            cells = [_cell(figures[method][direction][name]) for name in shown]
+            lines.append(f"  {method:20}" + "".join(f"{cell:>16}" for cell in cells))
+    return lines
+
+
+def _cell(figure: Mapping[str, float | None]) -> str:
+    if figure["mean"] is None:
+        return "-"
+    return f"{figure['mean']:.2f}" + ("" if figure["std"] is None else f" ± {figure['std']:.2f}")

@@ -1,0 +1,93 @@
+"""What the figures rest on: the data, what was refused of it, parameters and versions."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import pyarrow as pa
+
+from csdn.params import Params
+
+QUARANTINE_ROWS = 50
+PACKAGES = ("csdn", "torch", "open_clip_torch", "numpy", "pyarrow", "simplejpeg", "pillow")
+TEXT_NAMES = {"visible": "visible only", "infrared": "infrared only", "fused": "fused by SII"}
+
+
+def data_rows(ingest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """People and images of the two sides."""
+    return [
+        {"side": side, "people": ingest["people"][side], **ingest["images"][side]}
+        for side in ("train", "test")
+    ]
+
+
+def data_remarks(ingest: Mapping[str, Any]) -> list[str]:
+    """What a reader must know of the data beyond its size."""
+    people, drops = ingest["people"], ingest["drops"]
+    remarks = [f"{drops['used']} drop{'s' * (drops['used'] != 1)} of images in use."]
+    if people["waiting"]:
+        remarks.append(f"{people['waiting']} people wait for images of the other modality and are not used.")
+    if ingest["duplicates"]:
+        remarks.append(f"{ingest['duplicates']} images came more than once and are used once.")
+    for held in drops["held"]:
+        remarks.append(
+            f"Held and left out: {held['address']}, {held['bad']} of {held['images']} images are bad."
+        )
+    for drop in drops["left_out"]:
+        remarks.append(f"Left out: {drop['address']}, {drop['status']}: {drop['reason']}")
+    return remarks
+
+
+def camera_counts(ingest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Images by modality and camera; `share` of the largest, percent."""
+    largest = max((n for cameras in ingest["cameras"].values() for n in cameras.values()), default=1)
+    return [
+        {"modality": modality, "camera": camera, "images": count, "share": round(100 * count / largest, 2)}
+        for modality in ("visible", "infrared")
+        for camera, count in ingest["cameras"][modality].items()
+    ]
+
+
+def quarantine(table: pa.Table) -> dict[str, Any]:
+    """The first rows of what was refused, and how many more there are."""
+    shown = table.slice(0, QUARANTINE_ROWS).to_pylist()
+    return {"rows": shown, "total": table.num_rows, "more": table.num_rows - len(shown)}
+
+
+def naming_rows(naming: Mapping[str, float]) -> list[dict[str, Any]]:
+    """How often the nearest text is the person's own, percent of the training images of each modality."""
+    return [
+        {"text": name, **{m: naming[f"{text}_names_{m}"] for m in ("visible", "infrared")}}
+        for text, name in TEXT_NAMES.items()
+    ]
+
+
+def parameter_groups(params: Params) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(section, [(key, value)]) of what decides the result in params.yaml, nested keys joined by dots."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for key, value in _leaves(params.model_dump(exclude={"scaling"})):
+        section, _, rest = key.partition(".")
+        groups.setdefault(section, []).append((rest or section, "" if value is None else str(value)))
+    return list(groups.items())
+
+
+def versions() -> list[tuple[str, str]]:
+    """Python and the packages that the result can depend on."""
+    found = [("python", platform.python_version())]
+    for package in PACKAGES:
+        try:
+            found.append((package, version(package)))
+        except PackageNotFoundError:
+            found.append((package, "not installed as a package"))
+    return found
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,73 @@
+"""What the report shows, read from the files that the other stages wrote."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.numpy import load as load_tensors
+
+from csdn.data.dataset import Dataset, load_dataset
+from csdn.data.tables import QUARANTINE_SCHEMA, read_table
+from csdn.errors import UserError
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """The outputs of the stages before, as they are."""
+
+    dataset: Dataset
+    shards: Path
+    data_hash: str  # SHA-256 of samples.parquet
+    quarantine: pa.Table
+    ingest: Mapping[str, Any]  # metrics/ingest.json
+    naming: Mapping[str, float]  # metrics/prompts.json
+    evaluation: Mapping[str, Any]  # metrics/evaluation.json
+    cmc: list[dict[str, str]]
+    camera_pairs: list[dict[str, str]]
+    queries: list[dict[str, Any]]
+    features: Mapping[str, np.ndarray]
+    prompts_log: list[dict[str, str]]
+    embedding_log: list[dict[str, str]]
+    model: Mapping[str, Any]  # models/embedding/config.json
+
+
+def read_inputs(root: Path) -> ReportInputs:
+    """Read everything below the project's root; raises UserError naming the first file that is missing."""
+    data, metrics, evaluation, models = (root / name for name in ("data", "metrics", "evaluation", "models"))
+    try:
+        return ReportInputs(
+            dataset=load_dataset(data),
+            shards=data / "shards",
+            data_hash=hashlib.sha256((data / "samples.parquet").read_bytes()).hexdigest(),
+            quarantine=read_table(data / "quarantine.parquet", QUARANTINE_SCHEMA),
+            ingest=_json(metrics / "ingest.json"),
+            naming=_json(metrics / "prompts.json"),
+            evaluation=_json(metrics / "evaluation.json"),
+            cmc=_rows(evaluation / "cmc.csv"),
+            camera_pairs=_rows(evaluation / "camera_pairs.csv"),
+            queries=pq.read_table(evaluation / "queries.parquet").to_pylist(),
+            features=load_tensors((evaluation / "features.safetensors").read_bytes()),
+            prompts_log=_rows(models / "prompts" / "log.csv"),
+            embedding_log=_rows(models / "embedding" / "log.csv"),
+            model=_json(models / "embedding" / "config.json"),
+        )
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: no such file; `dvc repro` makes it") from None
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

@@ -1,0 +1,37 @@
+"""The training logs as small charts: the two phases of stage 1, then stage 2 and its terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from csdn.report.figures import SMALL, Chart, Series, line_chart
+
+Rows = Sequence[Mapping[str, str]]  # of a log.csv
+
+# Title -> columns of models/embedding/log.csv with the names that they get.
+EMBEDDING_CHARTS = {
+    "Stage 2: sum of all terms": {"total": "total"},
+    "Stage 2: identity": {"id_gem": "GeM", "id_pool": "attention pool"},
+    "Stage 2: triplet": {"triplet_gem": "GeM", "triplet_pool": "attention pool"},
+    "Stage 2: MSEL": {"msel_gem": "GeM", "msel_pool": "attention pool"},
+    "Stage 2: HSE, image to text": {"hse_visible": "visible", "hse_infrared": "infrared"},
+}
+PHASE_TITLES = {"prompts": "Stage 1: prompts", "integration": "Stage 1: integration"}
+
+
+def loss_charts(prompts_log: Rows, embedding_log: Rows) -> list[Chart]:
+    """One chart for each phase of stage 1 that was trained, then those of stage 2, over the steps."""
+    charts = []
+    for phase, title in PHASE_TITLES.items():
+        if rows := [row for row in prompts_log if row["phase"] == phase]:
+            charts.append(_chart(title, rows, {"loss": "loss"}))
+    return charts + [_chart(title, embedding_log, names) for title, names in EMBEDDING_CHARTS.items()]
+
+
+def _chart(title: str, rows: Rows, names: Mapping[str, str]) -> Chart:
+    steps = [float(row["step"]) for row in rows]
+    series = [
+        Series(name, style, steps, [float(row[column]) for row in rows])
+        for (column, name), style in zip(names.items(), ("first", "second"), strict=False)
+    ]
+    return line_chart(title, series, "step", "loss", size=SMALL)

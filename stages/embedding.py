@@ -1,0 +1,29 @@
+"""Stage 2: the image encoder, tied to the fused text of each training person."""
+
+from pathlib import Path
+
+from csdn.console import progress
+from csdn.params import load_params
+from csdn.process import run_stage
+from csdn.training.embedding_job import local_feed, run_embedding
+
+
+def main() -> None:
+    params = load_params()
+    paths = {
+        "data": Path("data"),
+        "prompts": Path("models/prompts"),
+        "out": Path("models/embedding"),
+        "metrics": Path("metrics/embedding.json"),
+    }
+    if params.scaling.workers:
+        from csdn.cluster.embedding import run_embedding_on_ray  # Ray takes seconds to import
+
+        run_embedding_on_ray(params, **paths)
+    else:
+        run_embedding(params, **paths, make_feed=local_feed, progress=progress)
+    print("embedding: model -> models/embedding; load it anywhere with csdn.load")
+
+
+if __name__ == "__main__":
+    run_stage(main)

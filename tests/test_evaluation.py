@@ -1,0 +1,223 @@
+"""The stage "evaluate": test features with the mirror image, figures with their spread, and its files."""
+
+import csv
+import json
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from make_images import Project, make_drop, people_named
+
+from csdn.data.dataset import load_dataset
+from csdn.errors import UserError
+from csdn.evaluation import RankMetrics, Search, embed_with_mirror
+from csdn.evaluation.features import embed_all
+from csdn.evaluation.job import prepare, run_evaluation
+from csdn.evaluation.results import evaluate, write_results
+from csdn.evaluation.scores import (
+    Labels,
+    camera_pairs,
+    feature_distances,
+    first_trial,
+    headline,
+    notes,
+    spread,
+    table_lines,
+    trial_metrics,
+)
+from csdn.model import CSDN, ModelConfig, load_clip, save
+from csdn.params import load_params
+
+SMALL = ModelConfig(
+    identities=3,
+    image_size=(64, 32),
+    depths=(1, 1, 1, 1),
+    width=8,
+    pool_heads=4,
+    embed_dim=16,
+    text_width=16,
+    text_heads=2,
+    text_layers=1,
+)
+
+
+def test_retrieval_feature_is_that_of_the_image_beside_that_of_its_mirror_image():
+    model = CSDN(SMALL).eval()
+    images = torch.rand(3, 3, 64, 32)
+    feature = embed_with_mirror(model, images, "infrared")
+    plain = torch.cat([model.embed(images, "infrared"), model.embed(images.flip(3), "infrared")], dim=1)
+    torch.testing.assert_close(feature, plain)
+    # Two parts of length 1 for the image, two for its mirror image.
+    torch.testing.assert_close((feature * feature).sum(dim=1), torch.full((3,), 4.0))
+
+
+def test_a_mirrored_image_has_the_two_halves_exchanged():
+    model = CSDN(SMALL).eval()
+    images = torch.rand(2, 3, 64, 32)
+    first, second = embed_with_mirror(model, images, "visible").chunk(2, dim=1)
+    swapped = embed_with_mirror(model, images.flip(3), "visible")
+    torch.testing.assert_close(swapped, torch.cat([second, first], dim=1))
+
+
+def test_features_stand_in_the_rows_of_their_images_whatever_the_order_of_batches():
+    images = torch.arange(5.0)[:, None, None, None].expand(5, 3, 2, 2)
+    batches = [(np.array(rows), images[rows], "visible") for rows in ([3, 4], [0, 2], [1])]
+    embeds = {"mean": lambda images, modality: images.mean(dim=(2, 3))}
+    found = embed_all(batches, embeds, 5, torch.device("cpu"))
+    np.testing.assert_array_equal(found["mean"], np.arange(5.0)[:, None].repeat(3, axis=1))
+
+
+def test_spread_is_in_percent_with_the_sample_deviation_and_none_for_what_is_not_known():
+    assert spread([0.1, 0.2, 0.3]) == {"mean": 20.0, "std": 10.0}
+    assert spread([0.5]) == {"mean": 50.0, "std": None}
+    assert spread([0.5, float("nan")]) == {"mean": None, "std": None}
+
+
+def test_headline_reads_the_ranks_off_the_cmc():
+    cmc = np.arange(1, 21) / 20
+    found = headline([RankMetrics(cmc, 0.25, 0.125, 8)])
+    assert {name: figure["mean"] for name, figure in found.items()} == {
+        "rank1": 5.0,
+        "rank5": 25.0,
+        "rank10": 50.0,
+        "rank20": 100.0,
+        "mAP": 25.0,
+        "mINP": 12.5,
+    }
+
+
+# Rows 0..3 are queries, 4..7 the gallery; the features are such that each query is nearest to the gallery
+# image that stands four rows behind it.
+LABELS = Labels(people=np.array([0, 1, 2, 2, 0, 1, 2, 0]), cameras=np.array([5, 5, 6, 6, 1, 1, 2, 2]))
+FEATURES = np.tile(np.eye(4), (2, 1))
+SEARCH = Search("infrared_to_visible", "cameras", np.arange(4), (np.arange(4, 8),) * 2)
+
+
+def test_figures_of_a_search_are_those_of_its_own_rows():
+    first, second = trial_metrics(SEARCH, LABELS, feature_distances(FEATURES))
+    assert first.cmc[0] == second.cmc[0] == 3 / 4  # row 7 beats row 6 for query 3, and is person 0
+    queries, top = first_trial(SEARCH, LABELS, feature_distances(FEATURES), count=6)
+    assert top[:, 0].tolist() == [4, 5, 6, 7]
+    assert queries.first_rank.tolist()[:3] == [1, 1, 1]
+
+
+def test_camera_pairs_search_between_two_cameras_alone():
+    found = camera_pairs(SEARCH, LABELS, feature_distances(FEATURES))
+    assert [(row["query_camera"], row["gallery_camera"]) for row in found] == [(5, 1), (5, 2), (6, 1), (6, 2)]
+    # Camera 6 saw only person 2, who is not in the gallery of camera 1: no figure, not a zero.
+    assert [row["queries"] for row in found] == [2, 1, 0, 2]
+    assert found[0]["rank1"] == 100.0
+    assert found[2]["rank1"] is None
+
+
+def test_notes_name_a_rule_that_never_fires_and_queries_without_a_match():
+    counts = {
+        "infrared_to_visible": {"queries": 4, "valid_queries": 4, "excluded_pairs": 0},
+        "visible_to_infrared": {"queries": 4, "valid_queries": 3, "excluded_pairs": 2},
+    }
+    assert notes(counts) == [
+        "infrared to visible: the rule that excludes images of a query's own person and camera never fires",
+        "visible to infrared: 1 of 4 queries have no right image to find and are left out",
+    ]
+    none_left = {"x_to_y": {"queries": 4, "valid_queries": 0, "excluded_pairs": 4}}
+    assert notes(none_left) == ["x to y: no query has a right image to find, so there are no figures"]
+
+
+@pytest.fixture
+def project(tmp_path):
+    """Twelve people, ingested; about half are test people."""
+    project = Project(tmp_path)
+    project.add(make_drop(tmp_path / "drop", people_named(12)))
+    project.ingest(test_percent=50)
+    return project
+
+
+def results_of(project):
+    experiment = prepare(load_dataset(project.data), "cameras", trials=3)
+    draws = np.random.default_rng(0)
+    rows = len(experiment.table)
+    features = {name: draws.random((rows, 4), np.float32) for name in ("trained", "clip", "hog")}
+    methods = {name: feature_distances(found) for name, found in features.items()}
+    return evaluate(experiment, methods, seed=0), features
+
+
+def test_files_of_the_evaluation(project, tmp_path):
+    results, features = results_of(project)
+    write_results(results, features, tmp_path / "evaluation")
+    counts = results.figures["counts"]["infrared_to_visible"]
+    people = project.figures()["people"]["test"]
+    # Two images of each person by each camera; "north" has both modalities, "south" is visible.
+    assert counts == {
+        "queries": 2 * people,
+        "valid_queries": 2 * people,
+        "gallery": 2 * people,
+        "people": people,
+        "trials": 3,
+        "excluded_pairs": 2 * people,
+    }
+    queries = pq.read_table(tmp_path / "evaluation" / "queries.parquet").to_pylist()
+    assert len(queries) == 2 * people + 4 * people
+    assert all(row["first_rank"] >= 1 and 0 < row["ap"] <= 100 for row in queries if row["ap"] is not None)
+    with (tmp_path / "evaluation" / "cmc.csv").open() as file:
+        cmc = list(csv.DictReader(file))
+    assert len(cmc) == 2 * 4 * 20
+    assert {row["method"] for row in cmc} == {"trained", "clip", "hog", "chance"}
+    json.dumps(results.figures, allow_nan=False)
+    assert len(table_lines(results.figures)) == 2 * 5
+
+
+def test_ranked_images_of_a_query_are_those_it_may_see(project):
+    results, _ = results_of(project)
+    table = load_dataset(project.data).test_table()
+    camera = {key: table.camera_names[code] for key, code in zip(table.key, table.camera, strict=True)}
+    person = dict(zip(table.key, table.label, strict=True))
+    for row in results.queries:
+        own = [key for key in row["top_keys"] if person[key] == person[row["key"]]]
+        assert all(camera[key] != row["camera"] for key in own)
+
+
+def test_the_same_data_and_features_give_the_same_bytes(project, tmp_path):
+    for name in ("first", "second"):
+        write_results(*results_of(project), tmp_path / name)
+    for file in sorted((tmp_path / "first").iterdir()):
+        assert file.read_bytes() == (tmp_path / "second" / file.name).read_bytes()
+
+
+def test_test_people_of_one_modality_alone_are_refused(tmp_path):
+    project = Project(tmp_path)
+    project.add(make_drop(tmp_path / "both", people_named(12)))
+    project.ingest(test_percent=50)
+    dataset = load_dataset(project.data)
+    infrared = [value == "infrared" for value in dataset.samples["modality"].to_pylist()]
+    one_sided = type(dataset)(samples=dataset.samples.filter(infrared), people=dataset.people)
+    with pytest.raises(UserError, match="no test person has a visible image"):
+        prepare(one_sided, "cameras", trials=1)
+
+
+@pytest.mark.slow
+def test_stage_on_built_in_people_with_a_model_that_was_not_trained(tmp_path):
+    root = Path(__file__).parents[1]
+    params = load_params(root / "params.yaml")
+    weights = root / params.model.weights
+    model = params.model.model_copy(update={"weights": str(weights)})
+    save(CSDN.from_clip(load_clip(model.clip, weights), 19, (64, 32)), tmp_path / "model")
+    project = Project(tmp_path)
+    project.add("builtin:tiny", "builtin")
+    project.ingest()
+    figures = run_evaluation(
+        params.model_copy(update={"model": model}),
+        data=project.data,
+        model=tmp_path / "model",
+        out=tmp_path / "evaluation",
+        metrics=tmp_path / "metrics" / "evaluation.json",
+        progress=lambda title, unit: nullcontext(lambda done, total: None),
+    )
+    assert figures == json.loads((tmp_path / "metrics" / "evaluation.json").read_text())
+    for direction in ("infrared_to_visible", "visible_to_infrared"):
+        people = figures["counts"][direction]["people"]
+        assert figures["chance"][direction]["rank1"]["mean"] == pytest.approx(100 / people, abs=5)
+        # What CLIP knows of people it knows across modalities too, before any training.
+        assert figures["clip"][direction]["mAP"]["mean"] > figures["chance"][direction]["mAP"]["mean"]

@@ -1,0 +1,196 @@
+"""The training loops: same seed, same bytes, however often they were interrupted; and they do learn."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from csdn.data.plan import pair_plan, pooled_plan
+from csdn.model import CSDN, ModelConfig
+from csdn.training.checkpoint import open_state
+from csdn.training.embedding_stage import EmbeddingSettings, build_optimizer, train_embedding
+from csdn.training.prompt_stage import IntegrationPhase, PhaseSettings, PromptPhase, train_phase
+
+PEOPLE, IMAGES, SIZE = 3, 2, (32, 16)
+CONFIG = ModelConfig(
+    identities=PEOPLE,
+    image_size=SIZE,
+    depths=(1, 1, 1, 1),
+    width=8,
+    pool_heads=2,
+    embed_dim=16,
+    text_width=16,
+    text_heads=2,
+    text_layers=2,
+)
+EMBEDDING = EmbeddingSettings(
+    epochs=3,
+    images=IMAGES,
+    learning_rate=1e-3,
+    head_learning_rate=2e-3,
+    weight_decay=5e-4,
+    schedule_update="step",
+    schedule={"kind": "cosine", "warmup_epochs": 0.5, "warmup_factor": 0.01, "milestones": (), "gamma": 0.1},
+    weights={"identity": 1.0, "msel": 1.0, "triplet": 0.15, "hse_visible": 0.05, "hse_infrared": 0.1},
+)
+PHASE = PhaseSettings(
+    epochs=30,
+    weight_decay=1e-4,
+    schedule_update="step",
+    schedule={
+        "learning_rate": 0.05,
+        "warmup_epochs": 1,
+        "warmup_learning_rate": 0.01,
+        "final_learning_rate": 1e-4,
+    },
+)
+
+
+@dataclass
+class Batch:
+    visible_view1: torch.Tensor
+    visible_view2: torch.Tensor
+    infrared: torch.Tensor
+    labels: torch.Tensor
+    step: int
+
+
+class RandomFeed:
+    """Batches that are a function of (epoch, step): people differ in their mean colour."""
+
+    steps_per_epoch = 4
+
+    def epoch(self, epoch, start=0):
+        for step in range(start, self.steps_per_epoch):
+            draws = torch.Generator().manual_seed(1000 * epoch + step)
+            labels = torch.arange(PEOPLE).repeat_interleave(IMAGES)
+            shape = (len(labels), 3, *SIZE)
+            views = [
+                torch.randn(shape, generator=draws) + labels[:, None, None, None].float() - 1
+                for _ in range(3)
+            ]
+            yield Batch(*views, labels, step)
+
+
+def small_model():
+    torch.manual_seed(0)
+    return CSDN(CONFIG)
+
+
+class Killed(Exception):
+    pass
+
+
+def train(tmp_path, kill_after=None, checkpoint_seconds=1e9, monkeypatch=None):
+    """Train stage 2; with `kill_after`, a first run dies after that many steps and a second one goes on."""
+    if monkeypatch:
+        monkeypatch.setattr("csdn.training.embedding_stage.CHECKPOINT_SECONDS", checkpoint_seconds)
+
+    def report(done, _total, _values):
+        if done == kill_after:
+            raise Killed
+
+    def once(report):
+        model = small_model()
+        with open_state("k", tmp_path) as state:
+            rows = train_embedding(model, torch.eye(PEOPLE, 16), RandomFeed(), EMBEDDING, state, report)
+        return model, rows
+
+    if kill_after:
+        with pytest.raises(Killed):
+            once(report)
+    return once(lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("kill_after", "checkpoint_seconds"), [(2, -1), (4, 1e9), (7, -1), (7, 1e9), (12, -1)]
+)
+def test_a_killed_run_ends_with_the_same_bytes(tmp_path, monkeypatch, kill_after, checkpoint_seconds):
+    model, rows = train(tmp_path / "a")
+    again, rows_again = train(tmp_path / "b", kill_after, checkpoint_seconds, monkeypatch)
+    assert rows_again == rows
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+
+
+def test_stage_2_learns_and_leaves_text_alone(tmp_path):
+    before = small_model().state_dict()
+    model, rows = train(tmp_path)
+    assert rows[-1]["total"] < rows[0]["total"]
+    changed = {
+        n.split(".")[0] for n, tensor in model.state_dict().items() if not torch.equal(tensor, before[n])
+    }
+    assert changed == {"stems", "layers", "gem", "gem_neck", "attention_pool", "pool_neck"}
+
+
+def test_every_trained_parameter_is_in_one_group():
+    model = small_model()
+    groups = build_optimizer(model, EMBEDDING).param_groups
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    assert len(grouped) == len(set(grouped)) == len(list(model.image_parameters()))
+    assert {id(parameter) for parameter in model.head_parameters()} == {id(p) for p in groups[1]["params"]}
+
+
+def phases(model):
+    """Both phases over 4 visible and 3 infrared embeddings of each person, well apart."""
+    draws = torch.Generator().manual_seed(0)
+    labels = torch.arange(PEOPLE).repeat(7)
+    modalities = np.repeat([0, 1], [4 * PEOPLE, 3 * PEOPLE])
+    embeddings = 3 * torch.eye(PEOPLE, 16)[labels] + 0.1 * torch.randn(len(labels), 16, generator=draws)
+    prompts = PromptPhase(
+        model, embeddings, labels, lambda epoch: pair_plan(labels.numpy(), modalities, 4, 0, epoch)
+    )
+    text = [torch.randn(PEOPLE, 16, generator=draws) for _ in range(2)]
+    integration = IntegrationPhase(
+        model, embeddings, labels, *text, lambda epoch: pooled_plan(len(labels), 8, 0, epoch), seed=0
+    )
+    return {"prompts": prompts, "integration": integration}
+
+
+@pytest.mark.parametrize("name", ["prompts", "integration"])
+def test_a_phase_learns_only_its_own_and_continues_exactly(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("csdn.training.prompt_stage.CHECKPOINT_SECONDS", -1)
+
+    def run(folder, kill_after=None):
+        def report(done, _total, _values):
+            if done == kill_after:
+                raise Killed
+
+        model = small_model()
+        with open_state("k", folder) as state:
+            rows = train_phase(phases(model)[name], PHASE, state.part(name), report)
+        return model, rows
+
+    before = small_model().state_dict()
+    model, rows = run(tmp_path / "a")
+    with pytest.raises(Killed):
+        run(tmp_path / "b", kill_after=11)
+    again, rows_again = run(tmp_path / "b")
+    assert rows_again == rows
+    assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key], tensor), key
+        assert key.startswith(name) or torch.equal(tensor, before[key]), f"{key} was trained in {name}"
+
+
+def test_finished_phases_are_not_trained_again(tmp_path):
+    def run():
+        with open_state("k", tmp_path) as state:
+            train_phase(phases(small_model())["prompts"], PHASE, state.part("prompts"), calls.append_all)
+            raise Killed  # in the phase that follows
+
+    calls = _Calls()
+    with pytest.raises(Killed):
+        run()
+    first = calls.count
+    with pytest.raises(Killed):
+        run()
+    assert first > 0 and calls.count == first
+
+
+class _Calls:
+    count = 0
+
+    def append_all(self, *_):
+        self.count += 1

@@ -1,0 +1,87 @@
+"""A copy of the project in a temporary folder, small enough to run whole stages in seconds."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from csdn.data.arrivals import examine
+from csdn.data.drops import write_ledger
+
+ROOT = Path(__file__).parents[1]
+FILES = ("csdn", "flows", "stages", "params.yaml", "dvc.yaml", "prefect.yaml", ".dvcignore", ".dvc/config")
+STAGES = ("ingest", "prompts", "embedding", "evaluate", "report")
+
+# Too small to say anything of quality: it shows that the line runs, and that it runs the same way twice.
+SMALL = {
+    "prompts.prompts.epochs": 1,
+    "prompts.integration.epochs": 1,
+    "embedding.epochs": 2,
+    "embedding.people": 4,
+    "evaluation.trials": 2,
+    "report.queries": 2,
+    "scaling.threads": 1,
+    "scaling.feed_processes": 0,
+}
+
+
+def make_workspace(folder: Path, address: str = "builtin:tiny", **changes: Any) -> Path:
+    """The project's code and definitions with small parameters and one drop in its ledger."""
+    for name in FILES:
+        source, target = ROOT / name, folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, target)
+    set_params(folder, SMALL | changes)
+    set_ledger(folder, address)
+    return folder
+
+
+def set_params(folder: Path, changes: Mapping[str, Any]) -> None:
+    """Set dotted keys in the workspace's params.yaml."""
+    yaml = YAML()
+    params = yaml.load(folder / "params.yaml")
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        section = params
+        for name in path:
+            section = section[name]
+        section[last] = value
+    yaml.dump(params, folder / "params.yaml")
+
+
+def set_ledger(folder: Path, address: str) -> None:
+    """Make `address` (builtin:NAME, or a folder in the cameras layout) the only drop of the ledger."""
+    layout = "builtin" if address.startswith("builtin:") else "cameras"
+    (folder / "data").mkdir(exist_ok=True)
+    write_ledger([examine(address, layout)[0]], folder / "data/drops.json")
+
+
+def run(folder: Path, *command: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command in the workspace with this environment's programs; output is captured."""
+    done = subprocess.run(
+        command, cwd=folder, env=environment(), capture_output=True, text=True, check=False, **options
+    )
+    if check and done.returncode:
+        raise AssertionError(f"{' '.join(command)} gave {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+def run_stages(folder: Path, *stages: str) -> None:
+    for stage in stages or STAGES:
+        run(folder, "python", "-m", f"stages.{stage}")
+
+
+def environment() -> dict[str, str]:
+    """This process's environment, with the programs beside its Python found first."""
+    programs = str(Path(sys.executable).parent)
+    return {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}

@@ -14,7 +14,7 @@ from csdn.data.drops import SHORT, Drop, Status, decide, read_ledger, write_ledg
 from csdn.errors import UserError
 from csdn.params import load_params
 
-DropId = Annotated[str, typer.Argument(metavar="ID", help="The drop's id, or the first digits of it.")]
+DropId = Annotated[str, typer.Argument(metavar="DROP", help="Its address, its id, or the id's first digits.")]
 Reason = Annotated[str, typer.Option(help="Why; others read it in the ledger.")]
 
 
@@ -89,6 +89,6 @@ def reject(drop: DropId, reason: Reason) -> None:
     _decide(drop, Status.REJECTED, reason)
 
 
-def _decide(prefix: str, status: Status, reason: str) -> None:
-    write_ledger(decide(read_ledger(), prefix, status, reason))
-    print(f"{prefix}: {status}. Next: dvc repro")
+def _decide(name: str, status: Status, reason: str) -> None:
+    write_ledger(decide(read_ledger(), name, status, reason))
+    print(f"{name}: {status}. Next: dvc repro")

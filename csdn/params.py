@@ -101,6 +101,7 @@ class EmbeddingParams(Section):
     epochs: Count
     people: Annotated[int, Field(ge=2)]
     images: Annotated[int, Field(ge=2)]
+    padding: Annotated[int, Field(ge=0)]
     learning_rate: Positive
     head_learning_rate: Positive
     weight_decay: Annotated[float, Field(ge=0)]

@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
-from csdn.console import progress
-from csdn.params import load_params
 from csdn.process import run_stage
-from csdn.training.embedding_job import local_feed, run_embedding
 
 
 def main() -> None:
+    # Imported here, once a killed DVC would take this process along: they take seconds.
+    from csdn.console import progress
+    from csdn.params import load_params
+    from csdn.training.embedding_job import local_feed, run_embedding
+
     params = load_params()
     paths = {
         "data": Path("data"),

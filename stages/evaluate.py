@@ -2,14 +2,16 @@
 
 from pathlib import Path
 
-from csdn.console import progress
-from csdn.evaluation.job import run_evaluation
-from csdn.evaluation.scores import notes, table_lines
-from csdn.params import load_params
 from csdn.process import run_stage
 
 
 def main() -> None:
+    # Imported here, once a killed DVC would take this process along: they take seconds.
+    from csdn.console import progress
+    from csdn.evaluation.job import run_evaluation
+    from csdn.evaluation.scores import notes, table_lines
+    from csdn.params import load_params
+
     figures = run_evaluation(
         load_params(),
         data=Path("data"),

@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
-from csdn.console import progress
-from csdn.params import load_params
 from csdn.process import run_stage
-from csdn.training.prompt_job import run_prompts
 
 
 def main() -> None:
+    # Imported here, once a killed DVC would take this process along: they take seconds.
+    from csdn.console import progress
+    from csdn.params import load_params
+    from csdn.training.prompt_job import run_prompts
+
     figures = run_prompts(
         load_params(),
         data=Path("data"),

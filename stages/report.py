@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
-from csdn.params import load_params
 from csdn.process import run_stage
-from csdn.report.page import write_report
 
 
 def main() -> None:
+    # Imported here, once a killed DVC would take this process along: they take seconds.
+    from csdn.params import load_params
+    from csdn.report.page import write_report
+
     page = write_report(load_params(), root=Path(), out=Path("report"))
     print(f"report: {page} (one file, opens offline)")
 

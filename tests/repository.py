@@ -12,11 +12,10 @@ import workspace
 def make_repository(folder: Path, **changes: Any) -> Path:
     """A committed copy of the project with small parameters; no stage has run."""
     workspace.make_workspace(folder, **changes)
-    shutil.copy(workspace.ROOT / ".gitignore", folder)
-    for name in (".gitignore", "plots"):
-        source, target = workspace.ROOT / ".dvc" / name, folder / ".dvc" / name
-        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
-    git(folder, "init", "--quiet")
+    for name in (".gitignore", ".dvc/.gitignore"):
+        shutil.copy(workspace.ROOT / name, folder / name)
+    shutil.copytree(workspace.ROOT / ".dvc/plots", folder / ".dvc/plots")
+    git(folder, "init", "--quiet", "--initial-branch", "main")
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message", "project")
     return folder

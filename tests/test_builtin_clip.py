@@ -14,9 +14,10 @@ from csdn.builtin.batches import render_batch
 from csdn.builtin.captions import PHRASES, caption
 from csdn.builtin.clip import ASSETS, NAME, VOCABULARY, WEIGHTS, register
 from csdn.builtin.people import COLOURS, FRESH, PRETRAINING, person
-from csdn.builtin.tower import SmallClip, to_input
+from csdn.builtin.tower import SmallClip, to_input, unit
 from csdn.builtin.vocabulary import vocabulary_bytes
 from csdn.builtin.zero_shot import zero_shot
+from csdn.model.pooling import GeM
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def test_end_of_text_has_the_highest_id_of_all(tokenizer) -> None:
 
 def test_every_caption_fits_the_context_and_reads_back(tokenizer) -> None:
     for number in range(500):
-        text = caption(person(number), coloured=True)
+        text = caption(person(number), infrared=number % 2 == 1)
         ids = tokenizer([text])[0].tolist()
         assert tokenizer.eot_token_id in ids
         words = ids[1 : ids.index(tokenizer.eot_token_id)]
@@ -58,8 +59,8 @@ def test_the_vocabulary_is_what_its_module_makes() -> None:
     assert VOCABULARY.stat().st_size < 1024
 
 
-def test_a_caption_without_colours_names_none() -> None:
-    words = set(" ".join(caption(person(number), coloured=False) for number in range(300)).split())
+def test_a_caption_of_an_infrared_image_names_no_colour() -> None:
+    words = set(" ".join(caption(person(number), infrared=True) for number in range(300)).split())
     assert words.isdisjoint(COLOURS)
 
 
@@ -70,7 +71,7 @@ def test_the_weights_are_small_and_half_precision() -> None:
 
 def test_open_clip_loads_the_weights_and_embeds_texts_as_we_do(shipped: SmallClip, tokenizer) -> None:
     theirs = open_clip.create_model(NAME, pretrained=str(WEIGHTS)).eval()
-    texts = ["A photo of a X X X X person.", "a striped garment", caption(person(1), coloured=True)]
+    texts = ["A photo of a X X X X person.", "a striped garment", caption(person(1), infrared=False)]
     with torch.inference_mode():
         expected, ours = theirs.encode_text(tokenizer(texts)), shipped.embed_texts(texts)
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
@@ -81,18 +82,33 @@ def test_the_image_tower_is_open_clips_with_the_last_stride_removed(shipped: Sma
     visual.layer4[0].avgpool = torch.nn.Identity()
     visual.layer4[0].downsample[0] = torch.nn.Identity()
     visual.attnpool.positional_embedding = torch.nn.Parameter(shipped.attnpool.positions.detach())
-    images = to_input(render_batch(0).images[:4])
+    images = to_input(render_batch(0)[0].images[:4])
     with torch.inference_mode():
         torch.testing.assert_close(shipped.embed_images(images), visual(images), rtol=1e-4, atol=1e-4)
 
 
 def test_plain_dot_products_are_the_logits_of_pre_training(shipped: SmallClip) -> None:
-    """Stage 1 uses raw embeddings at temperature 1: lengths must multiply to the logit scale."""
+    """Stage 1 uses raw embeddings at temperature 1: images of length 1, texts of the logit scale's."""
     batch = render_batch(1)
+    images = torch.cat([to_input(shots.images) for shots in batch])
     with torch.inference_mode():
-        images = shipped.embed_images(to_input(batch.images)).norm(dim=1).mean()
-        texts = shipped.embed_texts(batch.captions).norm(dim=1).mean()
-    assert images * texts == pytest.approx(shipped.text.logit_scale.exp().item(), rel=0.1)
+        maps = shipped.layers(shipped.stem(images))
+        embedded = shipped.attnpool(maps)
+        texts = shipped.embed_texts([text for shots in batch for text in shots.captions])
+    scale = shipped.text.logit_scale.exp().item()
+    assert GeM()(maps).norm(dim=1).mean().item() == pytest.approx(1, rel=0.1)
+    assert embedded.norm(dim=1).mean().item() == pytest.approx(1, rel=0.1)
+    assert texts.norm(dim=1).mean().item() == pytest.approx(scale, rel=0.1)
+
+
+def test_plain_lengths_change_no_direction() -> None:
+    torch.manual_seed(0)
+    clip, images, texts = SmallClip().eval(), torch.randn(4, 3, 64, 32), ["a red garment", "a cap"]
+    with torch.inference_mode():
+        before = unit(clip.embed_images(images)), unit(clip.embed_texts(texts))
+        clip.calibrate(images, texts)
+        after = unit(clip.embed_images(images)), unit(clip.embed_texts(texts))
+    torch.testing.assert_close(after, before)
 
 
 def test_the_weights_read_people_they_have_never_seen(shipped: SmallClip) -> None:
@@ -113,13 +129,18 @@ def test_saving_and_loading_keeps_the_values_to_half_precision(tmp_path: Path) -
 
 def test_a_batch_of_pre_training_is_a_function_of_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "PEOPLE", 4)
-    one, again, next_one = render_batch(5), render_batch(5), render_batch(6)
-    assert np.array_equal(one.images, again.images)
-    assert one.captions == again.captions
-    assert not np.array_equal(one.images, next_one.images)
-    assert one.images.shape == (8, 64, 32, 3)
-    assert (one.labels[4:, -2:] == batches.NOT_SHOWN).all()  # infrared shows no colours
-    assert (one.labels[:4] >= 0).all()
+    for one, again, later in zip(render_batch(5), render_batch(5), render_batch(6), strict=True):
+        assert np.array_equal(one.images, again.images)
+        assert np.array_equal(one.labels, again.labels)
+        assert one.captions == again.captions
+        assert not np.array_equal(one.images, later.images)
+        assert one.images.shape == (4, 64, 32, 3)
+
+
+def test_the_two_modalities_of_a_batch_show_the_same_people() -> None:
+    visible, infrared = render_batch(5)
+    assert np.array_equal(visible.labels[:, : infrared.labels.shape[1]], infrared.labels)
+    assert visible.labels.shape[1] == infrared.labels.shape[1] + 2  # the colours
 
 
 def test_pre_training_never_meets_the_people_of_the_zero_shot_figures() -> None:
@@ -139,7 +160,7 @@ def test_attribute_losses_are_the_plain_mean_over_attributes() -> None:
     """Even scores for every value: the loss of an attribute with n values is log n."""
     labels = torch.zeros(3, len(PHRASES), dtype=torch.long)
     expected = np.mean([np.log(len(phrases)) for phrases in PHRASES.values()])
-    loss = pretrain.attribute_loss(torch.zeros(3, len(pretrain.ALL_PHRASES)), labels)
+    loss = pretrain.attribute_loss(torch.zeros(3, len(pretrain.phrases_of(infrared=False))), labels)
     assert loss.item() == pytest.approx(expected, rel=1e-6)
 
 

@@ -40,7 +40,7 @@ def cluster(data):
 
 
 def feed(data):
-    return TrainFeed(load_dataset(data).train_table(), data / "shards", 2, 2, SIZE, "imagenet", 0, 0)
+    return TrainFeed(load_dataset(data).train_table(), data / "shards", 2, 2, SIZE, "imagenet", 10, 0, 0)
 
 
 def train(data, out, over_ray):
@@ -121,7 +121,8 @@ def test_a_shard_damaged_after_ingest_is_named_by_ray_data_too(cluster, tmp_path
         list(damaged.epoch(0))
 
 
-def test_a_cluster_that_does_not_answer_is_a_clear_error():
+def test_a_cluster_that_does_not_answer_is_a_clear_error(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound and not listening: nobody answers there
         address = f"127.0.0.1:{unused.getsockname()[1]}"

@@ -136,7 +136,7 @@ def test_a_decision_keeps_place_and_says_why(project):
     drops = [Drop("a" * 64, "x", "cameras"), Drop("b" * 64, "y", "cameras")]
     write_ledger(drops)
     csdn("reject", "aa", "--reason", "wrong cameras")
-    csdn("accept", "b" * 64, "--reason", "looked at it")
+    csdn("accept", "y", "--reason", "looked at it")
     assert [(d.address, str(d.status), d.reason) for d in read_ledger()] == [
         ("x", "rejected", "wrong cameras"),
         ("y", "accepted", "looked at it"),
@@ -144,12 +144,12 @@ def test_a_decision_keeps_place_and_says_why(project):
 
 
 @pytest.mark.parametrize(
-    "prefix, complaint", [("c", "is no drop's id"), ("a", "begins more than one id"), ("", "is no drop's id")]
+    "name, complaint", [("c", "is no drop's id"), ("a", "names more than one"), ("", "is no drop's id")]
 )
-def test_a_decision_needs_one_drop(prefix, complaint):
+def test_a_decision_needs_one_drop(name, complaint):
     drops = [Drop("a" * 64, "x", "cameras"), Drop("a" * 63 + "b", "y", "cameras")]
     with pytest.raises(UserError, match=complaint):
-        find_drop(drops, prefix)
+        find_drop(drops, name)
 
 
 def test_a_decision_needs_a_reason():

@@ -29,7 +29,7 @@ def data(tmp_path_factory):
 
 def feed(data, processes=0, seed=0):
     table, shards = data
-    return TrainFeed(table, shards, 2, 2, SIZE, "imagenet", seed, processes)
+    return TrainFeed(table, shards, 2, 2, SIZE, "imagenet", 10, seed, processes)
 
 
 def assert_same(one, other):
@@ -146,4 +146,4 @@ def test_a_killed_process_is_an_error_that_says_so(data):
 def test_people_without_a_modality_are_refused_before_any_work(data):
     table, shards = data
     with pytest.raises(UserError, match="6 people to train on"):
-        TrainFeed(table, shards, 7, 2, SIZE, "imagenet", 0, 2).epoch(0)
+        TrainFeed(table, shards, 7, 2, SIZE, "imagenet", 10, 0, 2).epoch(0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -160,3 +163,18 @@ def test_pooled_and_sequential_plans_take_each_image_once(count, batch, seed):
 
 def chunks(count, batch):
     return [batch] * (count // batch) + [count % batch] * (count % batch > 0)
+
+
+def test_a_plan_of_a_million_images_takes_seconds_and_little_memory():
+    """A tenth of the largest index meant for one machine (benchmarks/feed.py has the whole: 30 s, 2 GiB)."""
+    people, images = 100_000, 1_000_000
+    labels = np.tile(np.arange(people), images // people)
+    modalities = np.repeat(np.arange(images // people) % 2, people).astype(np.int8)
+    tracemalloc.start()
+    began = time.perf_counter()
+    plan = epoch_plan(labels, modalities, 8, 4, 0, 0)
+    seconds, peak = time.perf_counter() - began, tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(plan) == 15626  # floor(500,000 / 32) + 1
+    assert seconds < 3
+    assert peak < 200 * 2**20

@@ -9,7 +9,6 @@ from PIL import Image
 from csdn.data.transforms import (
     ERASED_FILL,
     GREY,
-    PADDING,
     UNCHANGED,
     Draws,
     TestTransform,
@@ -19,7 +18,7 @@ from csdn.data.transforms import (
 )
 from csdn.randomness import Stream, generator
 
-SIZE = (48, 24)
+SIZE, PADDING = (48, 24), 10
 MEAN, DEVIATION = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 
@@ -27,17 +26,18 @@ def images(count, seed=0):
     return list(np.random.default_rng(seed).integers(0, 256, (count, *SIZE, 3), dtype=np.uint8))
 
 
-def draws(top=PADDING, left=PADDING, mirrored=False, box=(0, 0, 0, 0), channels=UNCHANGED):
-    return Draws(*(np.array([value]) for value in (top, left, mirrored, box, channels)))
+def draws(down=0, right=0, mirrored=False, box=(0, 0, 0, 0), channels=UNCHANGED):
+    return Draws(*(np.array([value]) for value in (down, right, mirrored, box, channels)))
 
 
 def augment(image, drawn):
     return TrainTransform(SIZE, "imagenet")([image], drawn, np.empty((1, 3, *SIZE), np.float32))[0]
 
 
-def by_definition(image, top, left, mirrored):
+def by_definition(image, down, right, mirrored):
     """Pad with zeros, crop, mirror, normalise: as the words say."""
     padded = np.pad(image, ((PADDING, PADDING), (PADDING, PADDING), (0, 0)))
+    top, left = PADDING + down, PADDING + right
     crop = padded[top : top + SIZE[0], left : left + SIZE[1]]
     crop = crop[:, ::-1] if mirrored else crop
     return ((crop / 255 - MEAN) / DEVIATION).transpose(2, 0, 1)
@@ -46,23 +46,23 @@ def by_definition(image, top, left, mirrored):
 def test_test_images_are_normalised_only():
     image = images(1)[0]
     out = TestTransform("imagenet")([image], np.empty((1, 3, *SIZE), np.float32))[0]
-    np.testing.assert_allclose(out, by_definition(image, PADDING, PADDING, False), atol=1e-6)
+    np.testing.assert_allclose(out, by_definition(image, 0, 0, False), atol=1e-6)
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
-@pytest.mark.parametrize("top", [0, 7, 10, 20])
-@pytest.mark.parametrize("left", [0, 3, 10, 20])
-def test_crops_and_mirror_images_are_those_of_the_padded_image(top, left, mirrored):
+@pytest.mark.parametrize("down", [-10, -3, 0, 10])
+@pytest.mark.parametrize("right", [-10, -7, 0, 10])
+def test_crops_and_mirror_images_are_those_of_the_padded_image(down, right, mirrored):
     image = images(1)[0]
-    out = augment(image, draws(top, left, mirrored))
-    np.testing.assert_allclose(out, by_definition(image, top, left, mirrored), atol=1e-6)
+    out = augment(image, draws(down, right, mirrored))
+    np.testing.assert_allclose(out, by_definition(image, down, right, mirrored), atol=1e-6)
 
 
 def test_an_image_narrower_than_the_padding_can_be_cropped_away_altogether():
     image = np.full((8, 4, 3), 255, np.uint8)
     transform = TrainTransform((8, 4), "imagenet")
-    for left in (0, 20):
-        out = transform([image], draws(left=left), np.empty((1, 3, 8, 4), np.float32))
+    for right in (-10, 10):
+        out = transform([image], draws(right=right), np.empty((1, 3, 8, 4), np.float32))
         np.testing.assert_allclose(out[0, :, 0, 0], -MEAN / DEVIATION, rtol=1e-6)
         assert (out == out[:, :, :1, :1]).all()
 
@@ -93,7 +93,7 @@ def test_grey_weighs_the_normalised_channels():
 
 def test_views_are_drawn_with_the_stated_frequencies():
     count = 20000
-    drawn = {stream: draw_views(stream, count, (288, 144), generator(0, stream)) for stream in VIEWS}
+    drawn = {stream: draw_views(stream, count, (288, 144), PADDING, generator(0, stream)) for stream in VIEWS}
     shares = {stream: np.bincount(views.channels, minlength=5) / count for stream, views in drawn.items()}
     near = {"atol": 5 * np.sqrt(0.25 / count)}
     np.testing.assert_allclose(shares[Stream.VISIBLE_VIEW1], [0, 0, 0, 0, 1], **near)
@@ -102,13 +102,13 @@ def test_views_are_drawn_with_the_stated_frequencies():
     for views in drawn.values():
         np.testing.assert_allclose(views.mirrored.mean(), 0.5, **near)
         np.testing.assert_allclose((views.box[:, 2] > 0).mean(), 0.5, **near)
-        for corner in (views.top, views.left):
-            np.testing.assert_allclose(np.bincount(corner) / count, np.full(21, 1 / 21), **near)
+        for corner in (views.down, views.right):
+            np.testing.assert_allclose(np.bincount(corner + PADDING) / count, np.full(21, 1 / 21), **near)
 
 
 @pytest.mark.parametrize("size", [(288, 144), (64, 32), (48, 48)])
 def test_erased_boxes_fit_and_have_the_stated_area_and_aspect(size):
-    box = draw_views(Stream.VISIBLE_VIEW1, 5000, size, generator(1, 1)).box
+    box = draw_views(Stream.VISIBLE_VIEW1, 5000, size, PADDING, generator(1, 1)).box
     top, left, height, width = box[box[:, 2] > 0].T
     assert (height < size[0]).all() and (width < size[1]).all()
     assert (top >= 0).all() and (top + height <= size[0]).all()
@@ -122,7 +122,7 @@ def test_erased_boxes_fit_and_have_the_stated_area_and_aspect(size):
 def test_a_rank_s_images_are_those_of_the_whole_batch():
     """Bit for bit: who computes an image, and beside which others, changes nothing."""
     batch, transform = images(12), TrainTransform(SIZE, "imagenet")
-    drawn = draw_views(Stream.INFRARED_VIEW, 12, SIZE, generator(2, 3))
+    drawn = draw_views(Stream.INFRARED_VIEW, 12, SIZE, PADDING, generator(2, 3))
     whole = transform(batch, drawn, np.empty((12, 3, *SIZE), np.float32))
     part = transform(batch[5:9], drawn.take(np.arange(5, 9)), np.empty((4, 3, *SIZE), np.float32))
     np.testing.assert_array_equal(part, whole[5:9])

@@ -16,7 +16,10 @@ from csdn.data.arrivals import examine
 from csdn.data.drops import write_ledger
 
 ROOT = Path(__file__).parents[1]
-FILES = ("csdn", "flows", "stages", "params.yaml", "dvc.yaml", "prefect.yaml", ".dvcignore", ".dvc/config")
+FILES = (
+    *("csdn", "flows", "stages", "params.yaml", "dvc.yaml", "prefect.yaml"),
+    *(".dvcignore", ".dvc/config", "data/aliases.json"),
+)
 STAGES = ("ingest", "prompts", "embedding", "evaluate", "report")
 
 # Too small to say anything of quality: it shows that the line runs, and that it runs the same way twice.

@@ -10,7 +10,7 @@ from multiprocessing import get_context
 import numpy as np
 
 from csdn.builtin.cameras import cameras_of
-from csdn.builtin.captions import COLOUR_ATTRIBUTES, PHRASES, attributes, caption
+from csdn.builtin.captions import attributes, caption, shown
 from csdn.builtin.people import PRETRAINING, Person, person
 from csdn.builtin.render import render, three_channels
 from csdn.randomness import generator
@@ -18,16 +18,19 @@ from csdn.randomness import generator
 SEED = 2401
 PEOPLE = 64  # of a batch
 AHEAD = 6  # batches rendered before they are needed
-NOT_SHOWN = -100  # the label that cross-entropy leaves out
 
 
 @dataclass(frozen=True)
-class Batch:
-    """First the visible images of PEOPLE people, then the infrared ones of the same people."""
+class Shots:
+    """One image of each of n people by cameras of one modality."""
 
-    images: np.ndarray  # uint8 [2n, 64, 32, 3]
-    labels: np.ndarray  # int64 [2n, attributes]; NOT_SHOWN where the image cannot show it
-    captions: list[str]  # 2n
+    images: np.ndarray  # uint8 [n, 64, 32, 3]
+    labels: np.ndarray  # int64 [n, attributes that the modality shows]
+    captions: list[str]
+
+
+# The visible images of PEOPLE people and the infrared images of the same people.
+Batch = tuple[Shots, Shots]
 
 
 def render_batch(step: int) -> Batch:
@@ -35,20 +38,17 @@ def render_batch(step: int) -> Batch:
     rng = generator(SEED, step)
     first = PRETRAINING.start + step * PEOPLE
     people = [person(number) for number in range(first, first + PEOPLE)]
-    images, labels, captions = [], [], []
-    for infrared in (False, True):
-        devices = cameras_of(infrared)
-        for who in people:
-            images.append(three_channels(render(who, int(rng.choice(devices)), 0)))
-            labels.append(_labels(who, infrared))
-            # Half the visible captions leave colours out, as infrared ones must: texts name shape in both.
-            captions.append(caption(who, coloured=not infrared and rng.random() < 0.5))
-    return Batch(np.stack(images), np.asarray(labels), captions)
+    return _shots(people, False, rng), _shots(people, True, rng)
 
 
-def _labels(who: Person, infrared: bool) -> list[int]:
-    values = attributes(who)
-    return [NOT_SHOWN if infrared and name in COLOUR_ATTRIBUTES else values[name] for name in PHRASES]
+def _shots(people: list[Person], infrared: bool, rng: np.random.Generator) -> Shots:
+    cameras = rng.choice(cameras_of(infrared), len(people))
+    images = [render(who, int(camera), 0) for who, camera in zip(people, cameras, strict=True)]
+    return Shots(
+        images=np.stack([three_channels(image) for image in images]),
+        labels=np.array([[attributes(who)[name] for name in shown(infrared)] for who in people]),
+        captions=[caption(who, infrared) for who in people],
+    )
 
 
 def batches(steps: int) -> Iterator[Batch]:

@@ -1,6 +1,7 @@
 """What the small CLIP reads: captions of the built-in people, and short phrases for one attribute each.
 
-A caption says nothing that its image cannot show: colours only of visible images.
+A text says nothing that its image cannot show: colours only of visible images. As on the web, the words
+tell an infrared photo from any other.
 """
 
 from __future__ import annotations
@@ -45,7 +46,16 @@ PHRASES: dict[str, tuple[str, ...]] = {
     "upper colour": tuple(f"{_a(name)} garment" for name in COLOURS),
     "lower colour": tuple(f"{_a(name)} lower garment" for name in COLOURS),
 }
-COLOUR_ATTRIBUTES = ("upper colour", "lower colour")  # for visible images only
+COLOUR_ATTRIBUTES = ("upper colour", "lower colour")
+
+
+def shown(infrared: bool) -> list[str]:
+    """The attributes that an image of this modality shows, in the order of PHRASES: colours come last."""
+    return [name for name in PHRASES if not (infrared and name in COLOUR_ATTRIBUTES)]
+
+
+def photo_of(infrared: bool, what: str) -> str:
+    return f"{'an infrared photo' if infrared else 'a photo'} of {what}"
 
 
 def attributes(person: Person) -> dict[str, int]:
@@ -55,12 +65,12 @@ def attributes(person: Person) -> dict[str, int]:
     return values | {"upper colour": person.colours.upper_name, "lower colour": person.colours.lower_name}
 
 
-def caption(person: Person, coloured: bool) -> str:
+def caption(person: Person, infrared: bool) -> str:
     """One sentence with everything that sets a person apart, at most 30 tokens (context 32)."""
     shape = person.shape
-    upper, lower = _garments(shape, person.colours if coloured else None)
+    upper, lower = _garments(shape, None if infrared else person.colours)
     who = f"{_a(STATURE[shape.stature])} {BUILD[shape.build]} person with {HAIR[shape.hair]}"
-    return " ".join(["a photo of", who, "in", _a(upper), "and", _a(lower), *_worn(shape)])
+    return photo_of(infrared, " ".join([who, "in", _a(upper), "and", _a(lower), *_worn(shape)]))
 
 
 def _garments(shape: Shape, colours: Colours | None) -> tuple[str, str]:

@@ -9,35 +9,29 @@ from __future__ import annotations
 
 import argparse
 import math
-from itertools import accumulate
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csdn.builtin.batches import SEED, Batch, batches
-from csdn.builtin.captions import PHRASES
+from csdn.builtin.batches import PEOPLE, SEED, Batch, Shots, batches
+from csdn.builtin.captions import PHRASES, photo_of, shown
 from csdn.builtin.tower import SmallClip, to_input, unit
 from csdn.builtin.zero_shot import zero_shot_table
 from csdn.console import progress
 
 LEARNING_RATE, WEIGHT_DECAY = 2e-3, 0.02
 MAX_GRADIENT, MAX_SCALE = 5.0, 50.0
+SAMPLES = 2 * PEOPLE  # of a step
 WARMUP = 100  # steps, at the start of each half
-ALL_PHRASES = [phrase for phrases in PHRASES.values() for phrase in phrases]
-# Columns of each attribute's values among all phrases.
-COLUMNS = [
-    slice(end - len(phrases), end)
-    for phrases, end in zip(PHRASES.values(), accumulate(map(len, PHRASES.values())), strict=True)
-]
 
 
 def pretrain(first_steps: int, second_steps: int) -> SmallClip:
     """Train for `first_steps` on attribute labels, then for `second_steps` on texts as well."""
     torch.manual_seed(SEED)
     clip = SmallClip().train()
-    heads = nn.Linear(clip.dimension, len(ALL_PHRASES))
+    heads = nn.ModuleList(nn.Linear(clip.dimension, len(phrases_of(infrared))) for infrared in (False, True))
     optimiser = _optimiser([*clip.parameters(), *heads.parameters()])
     steps = first_steps + second_steps
     with progress("pretrain", "samples") as report:
@@ -47,9 +41,9 @@ def pretrain(first_steps: int, second_steps: int) -> SmallClip:
             losses = batch_losses(clip, heads, batch, with_text=step >= first_steps)
             _update(clip, optimiser, sum(losses.values()))
             values = {name: loss.item() for name, loss in losses.items()}
-            report((step + 1) * len(batch.images), steps * len(batch.images), values)
+            report((step + 1) * SAMPLES, steps * SAMPLES, values)
     clip.eval()
-    clip.calibrate(to_input(batch.images), batch.captions)
+    clip.calibrate(_inputs(batch), [text for shots in batch for text in shots.captions])
     return clip
 
 
@@ -75,23 +69,41 @@ def learning_rate(step: int, first_steps: int, total: int) -> float:
     return LEARNING_RATE * min(1.0, (since + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / total))
 
 
-def batch_losses(clip: SmallClip, heads: nn.Linear, batch: Batch, with_text: bool) -> dict[str, Tensor]:
-    features = clip.embed_images(to_input(batch.images))
-    labels = torch.from_numpy(batch.labels)
-    losses = {"heads": attribute_loss(heads(features), labels)}
+def batch_losses(clip: SmallClip, heads: nn.ModuleList, batch: Batch, with_text: bool) -> dict[str, Tensor]:
+    """Mean losses of the two modalities, scalars; each has heads and texts of its own."""
+    features = clip.embed_images(_inputs(batch)).chunk(2)  # one pass: batch norm sees both modalities
+    parts = zip(heads, features, batch, (False, True), strict=True)
+    losses = [shot_losses(clip, *part, with_text) for part in parts]
+    return {name: (losses[0][name] + losses[1][name]) / 2 for name in losses[0]}
+
+
+def _inputs(batch: Batch) -> Tensor:
+    return torch.cat([to_input(shots.images) for shots in batch])
+
+
+def shot_losses(
+    clip: SmallClip, head: nn.Linear, features: Tensor, shots: Shots, infrared: bool, with_text: bool
+) -> dict[str, Tensor]:
+    labels = torch.from_numpy(shots.labels)
+    losses = {"heads": attribute_loss(head(features), labels)}
     if with_text:
         images, scale = unit(features), clip.text.logit_scale.exp()
-        texts = unit(clip.embed_texts(batch.captions))
-        halves = zip(images.chunk(2), texts.chunk(2), strict=True)
-        losses["captions"] = sum(contrast(scale * image @ text.T) for image, text in halves) / 2
-        losses["phrases"] = attribute_loss(scale * images @ unit(clip.embed_texts(ALL_PHRASES)).T, labels)
+        losses["captions"] = contrast(scale * images @ unit(clip.embed_texts(shots.captions)).T)
+        phrases = unit(clip.embed_texts(phrases_of(infrared)))
+        losses["phrases"] = attribute_loss(scale * images @ phrases.T, labels)
     return losses
+
+
+def phrases_of(infrared: bool) -> list[str]:
+    """Every phrase about what this modality shows, attribute by attribute."""
+    return [photo_of(infrared, phrase) for name in shown(infrared) for phrase in PHRASES[name]]
 
 
 def attribute_loss(scores: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy of the attributes; scores [n, phrases], labels [n, attributes]."""
-    each = [F.cross_entropy(scores[:, columns], labels[:, place]) for place, columns in enumerate(COLUMNS)]
-    return torch.stack(each).mean()
+    sizes = [len(phrases) for phrases in PHRASES.values()][: labels.shape[1]]
+    parts = zip(scores.split(sizes, dim=1), labels.T, strict=True)
+    return torch.stack([F.cross_entropy(part, label) for part, label in parts]).mean()
 
 
 def contrast(logits: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from csdn.builtin.clip import NAME, register
 from csdn.builtin.sketch import HEIGHT, WIDTH
 from csdn.data.files import replace_file
-from csdn.model.pooling import AttentionPool, resize_positions
+from csdn.model.pooling import AttentionPool, GeM, resize_positions
 from csdn.model.resnet import Stem, residual_layers
 
 GRID = (HEIGHT // 16, WIDTH // 16)
@@ -53,15 +53,28 @@ class SmallClip(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, images: Tensor, texts: list[str]) -> None:
-        """Scale both embeddings so that their plain dot products are the logits that training saw.
+        """Give features plain lengths, changing no direction: the losses of stage 2 are not free of scale.
 
-        Stage 1 uses raw dot products at temperature 1 (method.md); the mean norms become sqrt(logit scale).
+        On average the pooled map (branch A's f) and the image embedding (g) get length 1, and text embeddings
+        the logit scale: dot products are then the logits of training, as stage 1's temperature of 1 wants.
         """
-        norm = (self.text.logit_scale.exp() ** 0.5).item()
-        image_factor = norm / self.embed_images(images).norm(dim=1).mean()
-        self.attnpool.c_proj.weight.mul_(image_factor)
-        self.attnpool.c_proj.bias.mul_(image_factor)
-        self.text.text_projection.mul_(norm / self.embed_texts(texts).norm(dim=1).mean())
+        self._scale_map(1 / GeM()(self.layers(self.stem(images))).norm(dim=1).mean())
+        factor = 1 / self.embed_images(images).norm(dim=1).mean()
+        self.attnpool.c_proj.weight.mul_(factor)
+        self.attnpool.c_proj.bias.mul_(factor)
+        length = self.text.logit_scale.exp()
+        self.text.text_projection.mul_(length / self.embed_texts(texts).norm(dim=1).mean())
+
+    def _scale_map(self, factor: Tensor) -> None:
+        """Multiply the map by `factor` > 0 and undo that where the attention pool reads it."""
+        last = self.layers.layer4[-1]
+        for norm in (last.bn3, last.downsample[2]):
+            norm.weight.mul_(factor)
+            norm.bias.mul_(factor)
+        pool = self.attnpool
+        pool.positions.mul_(factor)
+        for projection in (pool.q_proj, pool.k_proj, pool.v_proj):
+            projection.weight.div_(factor)
 
     def save(self, path: str | Path) -> None:
         """Write float16 safetensors under open_clip's names, with the square map of positions it wants."""

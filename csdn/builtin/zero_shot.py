@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from csdn.builtin.cameras import cameras_of
-from csdn.builtin.captions import COLOUR_ATTRIBUTES, PHRASES, attributes, caption
+from csdn.builtin.captions import PHRASES, attributes, caption, photo_of, shown
 from csdn.builtin.people import FRESH, Person, person
 from csdn.builtin.render import render, three_channels
 from csdn.builtin.tower import SmallClip, to_input, unit
@@ -34,12 +34,15 @@ def zero_shot(clip: SmallClip, people: int = 400) -> list[Score]:
     images = {infrared: _embed_people(clip, crowd, infrared) for infrared in (False, True)}
     scores = []
     for name, phrases in PHRASES.items():
-        texts = unit(clip.embed_texts(list(phrases)))
         truth = torch.tensor([attributes(who)[name] for who in crowd])
-        visible, infrared = (_accuracy(images[side] @ texts.T, truth) for side in (False, True))
-        scores.append(Score(name, 1 / len(phrases), visible, None if name in COLOUR_ATTRIBUTES else infrared))
-    visible, infrared = (_caption_accuracy(clip, crowd, images[side], not side) for side in (False, True))
-    return [*scores, Score(f"caption, 1 of {CHOICES}", 1 / CHOICES, visible, infrared)]
+        accuracy = [None, None]
+        for infrared in (False, True):
+            if name in shown(infrared):
+                texts = unit(clip.embed_texts([photo_of(infrared, phrase) for phrase in phrases]))
+                accuracy[infrared] = _accuracy(images[infrared] @ texts.T, truth)
+        scores.append(Score(name, 1 / len(phrases), *accuracy))
+    captions = (_caption_accuracy(clip, crowd, images[infrared], infrared) for infrared in (False, True))
+    return [*scores, Score(f"caption, 1 of {CHOICES}", 1 / CHOICES, *captions)]
 
 
 def zero_shot_table(clip: SmallClip, people: int = 400) -> str:
@@ -60,8 +63,8 @@ def _embed_people(clip: SmallClip, people: list[Person], infrared: bool) -> Tens
     return unit(torch.cat([clip.embed_images(part) for part in inputs.split(100)]))
 
 
-def _caption_accuracy(clip: SmallClip, people: list[Person], images: Tensor, coloured: bool) -> float:
-    texts = unit(clip.embed_texts([caption(who, coloured) for who in people]))
+def _caption_accuracy(clip: SmallClip, people: list[Person], images: Tensor, infrared: bool) -> float:
+    texts = unit(clip.embed_texts([caption(who, infrared) for who in people]))
     groups = zip(images.split(CHOICES), texts.split(CHOICES), strict=True)
     return float(np.mean([_accuracy(image @ text.T, torch.arange(len(image))) for image, text in groups]))
 

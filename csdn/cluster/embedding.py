@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-import os
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from csdn.cluster.feed import RayFeed
 from csdn.cluster.train import run
 from csdn.console import progress
 from csdn.data.dataset import SampleTable
-from csdn.params import Params, parse_params
+from csdn.params import Params
 from csdn.training.embedding_job import local_feed, run_embedding
+from csdn.training.embedding_stage import Feed
 
 
 def run_embedding_on_ray(params: Params, data: Path, prompts: Path, out: Path, metrics: Path) -> None:
-    """`run_embedding` in a Ray Train worker; paths are relative to the project's folder, which Ray shares."""
-    cores = len(os.sched_getaffinity(0))
+    """`run_embedding` under Ray Train: the same losses and files as in the plain process.
+
+    Of a cluster, a GPU is asked where scaling.device is "cuda", and Ray Data takes the cores that are left;
+    on this machine it takes as many as scaling.feed_processes says.
+    """
     run(
-        _train,
-        {"params": params.model_dump(), "data": data, "prompts": prompts, "out": out, "metrics": metrics},
+        partial(run_embedding, params, data, prompts, out, metrics, ray_feed, progress),
         address=params.scaling.address,
-        data_cores=params.scaling.feed_processes or cores,
-        threads=params.scaling.threads or cores,
+        data_cores=max(1, params.scaling.feed_processes),
         gpu=params.scaling.device == "cuda",
     )
 
 
-def _train(description: dict[str, Any]) -> None:
-    params = parse_params(description.pop("params"))
-    run_embedding(params, **description, make_feed=_ray_feed, progress=progress)
+def ray_feed(params: Params, table: SampleTable, data: Path) -> Feed:
+    """The plan of the local feed, which starts no process until it is iterated over, executed by Ray Data."""
+    from csdn.cluster.feed import RayFeed  # imports ray, which is configured when the session begins
 
-
-def _ray_feed(params: Params, table: SampleTable, data: Path) -> RayFeed:
-    # Only the plan and the rows of the local feed are used: it starts no process until it is iterated over.
     return RayFeed(local_feed(params, table, data))

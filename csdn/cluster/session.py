@@ -8,6 +8,7 @@ import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
 from csdn.errors import UserError
 
@@ -23,15 +24,17 @@ def ray_session(address: str | None, cpus: int) -> Iterator[bool]:
     started, and shut down at the end. An instance that this process uses already is used and left alone.
     Raises UserError where the cluster does not answer.
     """
-    address = address or os.environ.get("RAY_ADDRESS")
+    address = address or os.environ.get("RAY_ADDRESS") or None
     os.environ.update(_QUIET)
     if address is None:
         _lock_own_instance()
     import ray  # it reads the environment when it is imported
 
+    if address is not None:
+        _check_answer(address)
     connected = ray.is_initialized()
     if not connected:
-        _connect(address, cpus)
+        _connect(ray, address, cpus)
     try:
         yield address is None
     finally:
@@ -39,29 +42,32 @@ def ray_session(address: str | None, cpus: int) -> Iterator[bool]:
             ray.shutdown()
 
 
-def _connect(address: str | None, cpus: int) -> None:
-    import ray
-
-    # Ray's own answer to an address where nobody listens is three minutes of retries and SystemExit.
+def _connect(ray: ModuleType, address: str | None, cpus: int) -> None:
     try:
         if address is None:
             ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         else:
-            _knock(address)
             ray.init(address=address, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:
-        where = f"the Ray cluster at {address} does not answer" if address else "Ray did not start"
-        raise UserError(
-            f"{where}: {error}\n"
-            "Correct scaling.address or RAY_ADDRESS, or set scaling.workers to 0 to train in this process"
-        ) from error
+        raise _unusable(address, error) from error
 
 
-def _knock(address: str) -> None:
-    """Raise OSError where nobody listens at a `host:port`."""
+def _check_answer(address: str) -> None:
+    """Raise UserError where nobody listens at a `host:port`: Ray would try for three minutes, then exit."""
     host, _, port = address.rpartition(":")
     if port.isdigit() and "/" not in host:
-        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+        try:
+            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+        except OSError as error:
+            raise _unusable(address, error) from error
+
+
+def _unusable(address: str | None, error: Exception) -> UserError:
+    where = f"the Ray cluster at {address} does not answer" if address else "Ray did not start"
+    return UserError(
+        f"{where}: {error}\n"
+        "Correct scaling.address or RAY_ADDRESS, or set scaling.workers to 0 to train in this process"
+    )
 
 
 def _lock_own_instance() -> None:

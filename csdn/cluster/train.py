@@ -9,39 +9,10 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from csdn.cluster.session import ray_session
-from csdn.data.dataset import SampleTable
 from csdn.errors import UserError
-from csdn.params import Params
-from csdn.training.embedding_job import local_feed, run_embedding
-from csdn.training.embedding_stage import Feed
-from csdn.training.prompt_job import Progress
-
-
-def run_embedding_on_ray(
-    params: Params, data: Path, prompts: Path, out: Path, metrics: Path, progress: Progress
-) -> None:
-    """`run_embedding` (csdn.training.embedding_job) under Ray Train and fed by Ray Data: the same losses.
-
-    Of a cluster a GPU is asked where scaling.device is "cuda"; Ray Data takes the cores that are left. Here
-    it takes as many as scaling.feed_processes says.
-    """
-    run(
-        partial(run_embedding, params, data, prompts, out, metrics, ray_feed, progress),
-        address=params.scaling.address,
-        data_cores=max(1, params.scaling.feed_processes),
-        gpu=params.scaling.device == "cuda",
-    )
-
-
-def ray_feed(params: Params, table: SampleTable, data: Path) -> Feed:
-    """The plan executed by Ray Data."""
-    from csdn.cluster.feed import RayFeed
-
-    return RayFeed(local_feed(params, table, data))
 
 
 def run(job: Callable[[], None], address: str | None, data_cores: int, gpu: bool) -> None:

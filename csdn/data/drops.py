@@ -112,19 +112,19 @@ def write_ledger(drops: Sequence[Drop], path: Path = LEDGER) -> None:
     write_json(path, {"version": LEDGER_VERSION, "drops": [asdict(drop) for drop in drops]})
 
 
-def find_drop(drops: Sequence[Drop], prefix: str) -> Drop:
-    """The one drop whose id begins with `prefix`; raises UserError where there is none or more than one."""
-    found = [drop for drop in drops if prefix and drop.id.startswith(prefix)]
+def find_drop(drops: Sequence[Drop], name: str) -> Drop:
+    """The one drop at the address `name`, or whose id begins so; UserError if there is none, or several."""
+    found = [drop for drop in drops if name and (drop.address == name or drop.id.startswith(name))]
     if len(found) != 1:
         known = "\n".join(f"  {drop.id[:SHORT]}  {drop.address}" for drop in found or drops)
-        many = "begins more than one id" if found else "is no drop's id"
-        raise UserError(f"{prefix!r} {many}; there are:\n{known}")
+        many = "names more than one drop" if found else "is no drop's id or address"
+        raise UserError(f"{name!r} {many}; there are:\n{known}")
     return found[0]
 
 
-def decide(drops: Sequence[Drop], prefix: str, status: Status, reason: str) -> list[Drop]:
-    """The ledger with one drop's status and reason changed; its place stays."""
+def decide(drops: Sequence[Drop], name: str, status: Status, reason: str) -> list[Drop]:
+    """The ledger with one drop's (`find_drop`) status and reason changed; its place stays."""
     if not reason.strip():
         raise UserError("a reason is needed: it is what others will read in the ledger")
-    chosen = find_drop(drops, prefix)
+    chosen = find_drop(drops, name)
     return [replace(drop, status=status, reason=reason.strip()) if drop == chosen else drop for drop in drops]

@@ -25,10 +25,10 @@ from csdn.data.rows import Images, TestRows, TrainRows
 from csdn.data.slots import Slots
 from csdn.errors import UserError
 
-# Batches that each process is ahead, and those that the consumer holds (the last one while it asks for the
+# Batches that each process is ahead, and those that the consumer may hold (one while it asks for the
 # next): they bound the feed's memory, whatever the size of the data.
 BATCHES_AHEAD = 2
-BATCHES_HELD = 2
+BATCHES_HELD = 3
 
 
 class TrainFeed:
@@ -45,12 +45,13 @@ class TrainFeed:
         images: int,
         image_size: Sequence[int],
         normalize: str,
+        padding: int,
         seed: int,
         processes: int,
     ) -> None:
         self.labels, self.modalities = table.label, table.modality
         self.people, self.images, self.seed = people, images, seed
-        self.rows = TrainRows(Images(table, shards, image_size), normalize, seed, people * images)
+        self.rows = TrainRows(Images(table, shards, image_size), normalize, padding, seed, people * images)
         infrared = int(np.count_nonzero(self.modalities))
         self.steps_per_epoch = epoch_batches(len(table) - infrared, infrared, people, images)
         self.executor = Executor(self.rows, train_batch, processes)

@@ -57,8 +57,8 @@ class TrainRows:
     `count` is P*K, the images of a modality; `shape`: [3 views, P*K, 3, height, width].
     """
 
-    def __init__(self, images: Images, normalize: str, seed: int, count: int) -> None:
-        self.images = images
+    def __init__(self, images: Images, normalize: str, padding: int, seed: int, count: int) -> None:
+        self.images, self.padding = images, padding
         self.transform = TrainTransform(images.image_size, normalize)
         self.seed = seed
         self.shape = (len(VIEWS), count, 3, *images.image_size)
@@ -68,7 +68,7 @@ class TrainRows:
         visible, infrared = self.images(row.visible.ravel()), self.images(row.infrared.ravel())
         for stream, images, view in zip(VIEWS, (visible, visible, infrared), out, strict=True):
             rng = generator(self.seed, stream, row.epoch, row.step)
-            draws = draw_views(stream, row.global_images, self.images.image_size, rng)
+            draws = draw_views(stream, row.global_images, self.images.image_size, self.padding, rng)
             self.transform(images, draws.take(row.positions), view)
 
 

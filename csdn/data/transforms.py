@@ -19,7 +19,6 @@ NORMALIZATIONS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
-PADDING = 10
 ERASED_SHARE, ERASED_AREA, ERASED_ASPECT = 0.5, (0.02, 0.4), (0.3, 3.33)
 ERASED_FILL = np.array([0.4914, 0.4822, 0.4465], np.float32)
 # Boxes that do not fit are drawn again. On an image twice as high as wide all sixteen fail once in 1e12.
@@ -33,12 +32,13 @@ GREY, UNCHANGED = 3, 4
 class Draws:
     """The random choices for n views; `take` gives a rank its own.
 
-    top, left: [n] corner of the crop in the padded image; mirrored: [n] bool; box: [n, 4] top, left, height,
-    width of the erased rectangle (height 0: none); channels: [n] codes 0, 1, 2, GREY, UNCHANGED.
+    down, right: [n] pixels that the crop lies below and right of the image; mirrored: [n] bool;
+    box: [n, 4] top, left, height, width of the erased rectangle (height 0: none);
+    channels: [n] codes 0, 1, 2, GREY, UNCHANGED.
     """
 
-    top: np.ndarray
-    left: np.ndarray
+    down: np.ndarray
+    right: np.ndarray
     mirrored: np.ndarray
     box: np.ndarray
     channels: np.ndarray
@@ -50,11 +50,16 @@ class Draws:
         return zip(*(values.tolist() for values in vars(self).values()), strict=True)
 
 
-def draw_views(stream: Stream, count: int, image_size: Sequence[int], rng: np.random.Generator) -> Draws:
-    """Draws for `count` views of the kind that `stream` names (VISIBLE_VIEW1, _VIEW2, INFRARED_VIEW)."""
+def draw_views(
+    stream: Stream, count: int, image_size: Sequence[int], padding: int, rng: np.random.Generator
+) -> Draws:
+    """Draws for `count` views of the kind that `stream` names (VISIBLE_VIEW1, _VIEW2, INFRARED_VIEW).
+
+    A crop of `image_size` is taken anywhere in the image padded with `padding` black pixels on each side.
+    """
     return Draws(
-        top=rng.integers(0, 2 * PADDING, count, endpoint=True),
-        left=rng.integers(0, 2 * PADDING, count, endpoint=True),
+        down=rng.integers(-padding, padding, count, endpoint=True),
+        right=rng.integers(-padding, padding, count, endpoint=True),
         mirrored=rng.random(count) < 0.5,
         box=_draw_boxes(count, image_size, rng),
         channels=_draw_channels(stream, count, rng),
@@ -136,14 +141,14 @@ class TrainTransform:
         image: np.ndarray,
         view: np.ndarray,
         pixels: np.ndarray,
-        top: int,
-        left: int,
+        down: int,
+        right: int,
         mirrored: bool,
         box: list,
         channels: int,
     ) -> None:
         """Write the augmented image into `view` [3, h, w]; `pixels` uint8 [h, w] is memory to work in."""
-        source, target = _overlap(top, left, mirrored, self.image_size)
+        source, target = _overlap(down, right, mirrored, self.image_size)
         y, x, h, w = box
         pixels.fill(0)
         # A view that copies one channel to all is made of that channel alone.
@@ -163,10 +168,9 @@ def grey(view: np.ndarray) -> np.ndarray:
     return red + green + blue
 
 
-def _overlap(top: int, left: int, mirrored: bool, size: Sequence[int]) -> tuple[tuple, tuple]:
-    """(rows, columns) of the image inside the crop at (top, left) of the padded image, and where they go."""
+def _overlap(down: int, right: int, mirrored: bool, size: Sequence[int]) -> tuple[tuple, tuple]:
+    """(rows, columns) of the image inside a crop that lies below and right of it, and where they go."""
     height, width = size
-    down, right = top - PADDING, left - PADDING
     source = (
         slice(max(down, 0), min(height + down, height)),
         slice(max(right, 0), min(width + right, width)),

@@ -98,8 +98,8 @@ def _in_text(method: str) -> str:
 
 def separation(areas: Mapping[str, float]) -> str:
     """What the distributions of similarity say; areas: share of right orders, 0..1, by method."""
-    trained, clip = (f"{100 * areas[method]:.1f} %" for method in ("trained", "clip"))
+    trained, clip = (percent(100 * areas[method]) for method in ("trained", "clip"))
     return (
         f"A pair of one person is more alike than a pair of two people in {trained} of comparisons "
-        f"(CLIP as it is: {clip}; 50 % would be no knowledge)."
+        f"(CLIP as it is: {clip}; no knowledge would give {percent(50, 0)})."
     )

@@ -70,6 +70,7 @@ def local_feed(params: Params, table: SampleTable, data: Path) -> Feed:
         images=params.embedding.images,
         image_size=params.model.image_size,
         normalize=params.model.normalize,
+        padding=params.embedding.padding,
         seed=params.seed,
         processes=params.scaling.feed_processes,
     )

@@ -1,0 +1,200 @@
+"""The data path in one run: the feed against a plain loop over simplejpeg, its memory, and a large plan.
+
+    python benchmarks/feed.py
+
+Images are 288x144 JPEGs, batches 8 people x 4 visible + 4 infrared images, two views of each visible one.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import fields, replace
+from datetime import date
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a core for each process: that is what is compared
+
+import numpy as np
+import simplejpeg
+import torch
+
+from csdn.data.dataset import SampleTable, load_dataset
+from csdn.data.feed import TrainFeed
+from csdn.data.plan import PlanRow, epoch_plan
+from csdn.data.rows import VIEWS
+from csdn.data.transforms import TrainTransform, draw_views, resize
+from csdn.randomness import generator
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from feed_data import write_data
+
+SIZE, PADDING, PEOPLE, IMAGES = (288, 144), 10, 8, 4
+ROUNDS, FED, MILLIONS = 5, 34_000, 10
+MIB = 2**20
+
+
+def main() -> None:
+    part = sys.argv[1:]
+    if not part:
+        print(f"{date.today()}  {machine()}\n")
+        with tempfile.TemporaryDirectory() as folder:
+            data = Path(folder) / "data"
+            write_data(data, people=24, visible=40, infrared=40, sizes=(SIZE,))
+            speed(data)
+            alone("memory", str(data))
+        alone("plan")
+    elif part[0] == "memory":
+        memory(Path(part[1]))
+    else:
+        plan()
+
+
+def machine() -> str:
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    model = models[0].partition(": ")[2] if models else platform.machine()
+    return f"{model}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}"
+
+
+def alone(*part: str) -> None:
+    """A part in a process of its own, so that its peak of memory is its own."""
+    subprocess.run([sys.executable, __file__, *part], check=True)
+
+
+def speed(data: Path) -> None:
+    """Images a second; rounds take turns, the best of each counts, so that other load hits all alike."""
+    table = load_dataset(data).train_table()
+    feeds = {processes: feed_of(table, data, processes) for processes in (1, 2)}
+    loop = PlainLoop(table, data)
+    contenders: dict[str, Callable[[int], int]] = {
+        "plain loop over simplejpeg": loop,
+        "two such loops at once": TwoAtOnce(loop),
+    }
+    for processes, made in feeds.items():
+        contenders[f"feed, {processes} process{'es' * (processes > 1)}"] = lambda e, made=made: sum(
+            len(batch.visible_view1) + len(batch.infrared) for batch in made.epoch(e)
+        )
+    best = dict.fromkeys(contenders, 0.0)
+    for epoch in range(ROUNDS):
+        for name, run in contenders.items():
+            began = time.perf_counter()
+            images = run(epoch)
+            best[name] = max(best[name], images / (time.perf_counter() - began))
+    base = next(iter(best.values()))
+    print(f"{'':28}{'images/s':>10}{'ratio':>8}{'aim':>8}")
+    for (name, rate), aim in zip(best.items(), ("", "(limit)", ">= 0.9", ">= 1.5"), strict=True):
+        print(f"{name:28}{rate:10.0f}{rate / base:8.2f}{aim:>8}")
+
+
+def feed_of(table: SampleTable, data: Path, processes: int) -> TrainFeed:
+    return TrainFeed(table, data / "shards", PEOPLE, IMAGES, SIZE, "imagenet", PADDING, 0, processes)
+
+
+class PlainLoop:
+    """What one would write without the feed: read, decode, resize, augment, in one process."""
+
+    def __init__(self, table: SampleTable, data: Path) -> None:
+        self.table = table
+        self.plan = feed_of(table, data, 0).plan
+        self.shards = [os.open(data / "shards" / name, os.O_RDONLY) for name in table.shard_names]
+        self.transform = TrainTransform(SIZE, "imagenet")
+        self.out = np.empty((PEOPLE * IMAGES, 3, *SIZE), np.float32)
+
+    def __call__(self, epoch: int) -> int:
+        plan = self.plan(epoch)
+        return sum(self.batch(plan[step]) for step in range(len(plan)))
+
+    def batch(self, row: PlanRow) -> int:
+        visible, infrared = self.read(row.visible), self.read(row.infrared)
+        for stream, images in zip(VIEWS, (visible, visible, infrared), strict=True):
+            rng = generator(0, stream, row.epoch, row.step)
+            self.transform(images, draw_views(stream, len(images), SIZE, PADDING, rng), self.out)
+        return len(visible) + len(infrared)
+
+    def read(self, ordinals: np.ndarray) -> list[np.ndarray]:
+        images = []
+        for ordinal in ordinals.ravel():
+            shard = self.shards[self.table.shard[ordinal]]
+            data = os.pread(shard, self.table.size[ordinal], self.table.offset[ordinal])
+            images.append(resize(simplejpeg.decode_jpeg(data, colorspace="RGB"), SIZE))
+        return images
+
+
+class TwoAtOnce:
+    """Two loops in two processes that give nothing back: what this machine has for two processes just now."""
+
+    def __init__(self, loop: PlainLoop) -> None:
+        fork = multiprocessing.get_context("fork")
+        self.ends = [fork.Pipe() for _ in range(2)]
+        for _, end in self.ends:
+            fork.Process(target=self.serve, args=(loop, end), daemon=True).start()
+
+    @staticmethod
+    def serve(loop: PlainLoop, end: Connection) -> None:
+        while True:
+            end.send(loop(end.recv()))
+
+    def __call__(self, epoch: int) -> int:
+        for end, _ in self.ends:
+            end.send(epoch)
+        return sum(end.recv() for end, _ in self.ends)
+
+
+def memory(data: Path) -> None:
+    """Peak of the feed's processes together (proportional set sizes), beyond what torch's import takes."""
+    small = load_dataset(data).train_table()
+    times = -(-FED // len(small))
+    table = replace(
+        small,
+        **{
+            field.name: np.tile(getattr(small, field.name), times)
+            for field in fields(small)
+            if isinstance(getattr(small, field.name), np.ndarray)
+        },
+    )
+    before = peak = footprint()
+    fed = 0
+    made = feed_of(table, data, 2)
+    for epoch in range(2):
+        for batch in made.epoch(epoch):
+            fed += len(batch.visible_view1) + len(batch.infrared)
+            if batch.step % 20 == 0:
+                peak = max(peak, footprint())
+    print(f"\npeak memory of feeding {fed} images, 2 processes: {(peak - before) / MIB:.0f} MiB (aim < 500)")
+
+
+def footprint() -> int:
+    """Bytes of this process and its children, shared pages counted once."""
+    children = Path("/proc/self/task").glob("*/children")
+    pids = ["self", *(pid for file in children for pid in file.read_text().split())]
+    rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids]
+    return sum(1024 * int(text.split("\nPss:")[1].split()[0]) for text in rollups)
+
+
+def plan() -> None:
+    images, people = MILLIONS * 10**6, 10**6
+    rng = np.random.default_rng(0)
+    labels = np.concatenate([np.tile(np.arange(people), 2), rng.integers(0, people, images - 2 * people)])
+    modalities = np.concatenate([np.repeat([0, 1], people), rng.integers(0, 2, images - 2 * people)])
+    modalities = modalities.astype(np.int8)
+    began = time.perf_counter()
+    batches = len(epoch_plan(labels, modalities, PEOPLE, IMAGES, 0, 0))
+    seconds = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(
+        f"plan of {MILLIONS} million images, {batches} batches: {seconds:.1f} s (aim < 30), "
+        f"process at its peak {peak / 2**30:.2f} GiB (aim < 2)"
+    )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()

@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from csdn.data.drops import read_ledger
 from csdn.errors import UserError
 from csdn.params import Params, load_params
+from csdn.process import available_cores
 
 EXTRAS = ("", "pipeline")
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
@@ -133,7 +134,7 @@ def _device(params: Params) -> Check:
 
 
 def _threads(params: Params) -> Check:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     return Check("ok", "threads", f"{params.scaling.threads or cores} of torch, {cores} cores")
 
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from csdn.builtin.cameras import CAMERAS
 from csdn.builtin.people import RENDERER_VERSION, person
 from csdn.builtin.render import encode, render
-from csdn.data.files import replace_folder
 from csdn.errors import UserError
+from csdn.files import replace_folder
 
 MARKER = "_SUCCESS"
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from csdn.builtin.clip import NAME, register
 from csdn.builtin.sketch import HEIGHT, WIDTH
-from csdn.data.files import replace_file
+from csdn.files import replace_file
 from csdn.model.pooling import AttentionPool, GeM, resize_positions
 from csdn.model.resnet import Stem, residual_layers
 

@@ -13,7 +13,7 @@ from open_clip.tokenizer import SimpleTokenizer, default_bpe
 
 from csdn.builtin.captions import PATTERN_SCALE, PHRASES
 from csdn.builtin.clip import VOCABULARY
-from csdn.data.files import replace_file
+from csdn.files import replace_file
 
 TEMPLATE_WORDS = "a photo of a x person ."
 OTHER_WORDS = "an infrared visible image the man woman wearing carrying walking and in with"

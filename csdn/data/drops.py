@@ -11,11 +11,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from csdn.data.files import write_json
 from csdn.data.images import BadImage
 from csdn.data.records import ImageRecord
 from csdn.data.sources import LAYOUTS, Source
 from csdn.errors import UserError
+from csdn.files import write_json
 
 LEDGER = Path("data/drops.json")
 LEDGER_VERSION = 1

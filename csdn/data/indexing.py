@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from csdn.data.drops import LEDGER, SHORT, Drop, Status, drop_id
-from csdn.data.files import sweep
 from csdn.data.merge import IndexedDrop
 from csdn.data.packing import PackedShard, ShardTask, cut_shards, packed_shards
 from csdn.data.records import ImageRecord
 from csdn.data.sources import open_source
 from csdn.data.tables import INDEX_SCHEMA, REFUSED_SCHEMA, read_facts, read_table, table_of, write_table
 from csdn.errors import UserError
+from csdn.files import sweep
 
 if TYPE_CHECKING:
     from csdn.params import IngestParams

@@ -6,13 +6,11 @@ First each new drop alone becomes shards and an index (csdn.data.indexing); then
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from csdn.data.drops import Drop
-from csdn.data.files import sweep, write_json
 from csdn.data.indexing import Places, Progress, index_new_drops, load_index, remove_unnamed_shards
 from csdn.data.merge import merge
 from csdn.data.people import Identity, read_aliases
@@ -20,6 +18,8 @@ from csdn.data.summary import summary
 from csdn.data.tables import write_table
 from csdn.data.trainable import check_trainable
 from csdn.errors import UserError
+from csdn.files import sweep, write_json
+from csdn.process import available_cores
 
 if TYPE_CHECKING:
     from csdn.params import DataParams, IngestParams
@@ -59,8 +59,3 @@ def ingest(
     write_table(root / "quarantine.parquet", merged.quarantine)
     write_json(metrics, figures)
     return figures
-
-
-def available_cores() -> int:
-    """Cores that this process may use; a container often has fewer than the machine."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -17,13 +17,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from csdn.data.files import partial
 from csdn.data.images import BadImage, extension_of, probe
 from csdn.data.people import canonical_label
 from csdn.data.records import ImageRecord
 from csdn.data.shards import ShardWriter
 from csdn.data.sources import Source, open_source
 from csdn.errors import UserError
+from csdn.files import partial
 from csdn.process import die_with_parent
 
 # A shard also ends after so many images, so that small ones are spread over all cores.

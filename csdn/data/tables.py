@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from csdn.data.files import replace_file
 from csdn.errors import UserError
+from csdn.files import replace_file
 
 TABLES_VERSION = 1
 _VERSION_KEY = b"csdn_index_version"

@@ -24,17 +24,17 @@ from torch import Tensor
 
 from csdn.data.dataset import Dataset, SampleTable, load_dataset
 from csdn.data.feed import test_feed
-from csdn.data.files import write_json
 from csdn.data.records import MODALITIES
+from csdn.device import configure_torch
 from csdn.errors import UserError
 from csdn.evaluation.baselines import gradient_histograms
 from csdn.evaluation.features import Embed, clip_embed, embed_all, mirrored
 from csdn.evaluation.protocols import protocol
 from csdn.evaluation.results import Experiment, evaluate, write_results
 from csdn.evaluation.scores import Labels, feature_distances
+from csdn.files import write_json
 from csdn.model import CSDN, load, load_clip
 from csdn.params import Params
-from csdn.training.inputs import configure_torch
 
 Progress = Callable[[str, str], AbstractContextManager[Callable[..., None]]]
 

@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import save as serialize
 
 from csdn.data.dataset import SampleTable
-from csdn.data.files import replace_folder
 from csdn.evaluation.protocols import Search, excluded_pairs
 from csdn.evaluation.scores import (
     METHODS,
@@ -29,6 +28,7 @@ from csdn.evaluation.scores import (
     headline,
     trial_metrics,
 )
+from csdn.files import replace_folder
 
 QUERIES_SCHEMA = pa.schema(
     {

@@ -7,8 +7,8 @@ from pathlib import Path
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from csdn.data.files import replace_file
 from csdn.errors import UserError
+from csdn.files import replace_file
 from csdn.model.clip import open_clip_config
 
 # Sizes that OpenAI's own state dicts carry as tensors beside the weights.

@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 
-from csdn.data.files import replace_folder, write_json
 from csdn.errors import UserError
+from csdn.files import replace_folder, write_json
 from csdn.model.config import ModelConfig
 from csdn.model.fit import misfits, refuse, shapes
 from csdn.model.network import CSDN

@@ -8,8 +8,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from csdn.data.files import replace_file
 from csdn.errors import UserError
+from csdn.files import replace_file
 from csdn.params import load_params
 
 FOLDER = Path(__file__).parent

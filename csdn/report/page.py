@@ -7,8 +7,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from csdn.data.files import replace_folder
 from csdn.evaluation.scores import notes
+from csdn.files import replace_folder
 from csdn.params import Params
 from csdn.report import facts, words
 from csdn.report.inputs import ReportInputs, read_inputs

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from csdn.data.dataset import SampleTable
 from csdn.data.feed import TrainFeed
-from csdn.data.files import replace_folder, write_json
+from csdn.device import configure_torch
+from csdn.files import replace_folder, write_json
 from csdn.model import CSDN, save
 from csdn.params import EmbeddingParams, Params
 from csdn.training.checkpoint import open_state
 from csdn.training.embedding_stage import EmbeddingSettings, Feed, train_embedding
-from csdn.training.inputs import configure_torch, training_inputs
+from csdn.training.inputs import training_inputs
 from csdn.training.log import write_log
 from csdn.training.prompt_job import Progress
 

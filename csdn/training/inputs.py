@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from csdn.data.dataset import SampleTable, load_dataset
 from csdn.model import CSDN
@@ -58,12 +56,3 @@ def training_inputs(
         inputs=[hashlib.sha256(path.read_bytes()).hexdigest() for path in inputs],
     )
     return TrainingInputs(table, model, people, key)
-
-
-def configure_torch(threads: int, device: str) -> torch.device:
-    """Set threads (0: one per core) and repeatable arithmetic; "auto" takes a GPU if there is one."""
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
-    torch.use_deterministic_algorithms(True, warn_only=device != "cpu")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)

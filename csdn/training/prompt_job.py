@@ -13,13 +13,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from csdn.data.feed import test_feed
-from csdn.data.files import replace_folder, write_json
 from csdn.data.plan import pair_plan, pooled_plan
 from csdn.data.records import MODALITIES
+from csdn.device import configure_torch
+from csdn.files import replace_folder, write_json
 from csdn.model import CSDN
 from csdn.params import Params, PhaseParams
 from csdn.training.checkpoint import StageState, open_state
-from csdn.training.inputs import TrainingInputs, configure_torch, training_inputs
+from csdn.training.inputs import TrainingInputs, training_inputs
 from csdn.training.log import write_log
 from csdn.training.prompt_stage import IntegrationPhase, Phase, PhaseSettings, PromptPhase, train_phase
 

@@ -14,7 +14,7 @@ from csdn.builtin.batches import render_batch
 from csdn.builtin.captions import PHRASES, caption
 from csdn.builtin.clip import ASSETS, NAME, VOCABULARY, WEIGHTS, register
 from csdn.builtin.people import COLOURS, FRESH, PRETRAINING, person
-from csdn.builtin.tower import SmallClip, to_input, unit
+from csdn.builtin.tower import LENGTH, SmallClip, to_input, unit
 from csdn.builtin.vocabulary import vocabulary_bytes
 from csdn.builtin.zero_shot import zero_shot
 from csdn.model.pooling import GeM
@@ -88,7 +88,7 @@ def test_the_image_tower_is_open_clips_with_the_last_stride_removed(shipped: Sma
 
 
 def test_plain_dot_products_are_the_logits_of_pre_training(shipped: SmallClip) -> None:
-    """Stage 1 uses raw embeddings at temperature 1: images of length 1, texts of the logit scale's."""
+    """Stage 1 uses raw embeddings at temperature 1: lengths multiply to the logit scale."""
     batch = render_batch(1)
     images = torch.cat([to_input(shots.images) for shots in batch])
     with torch.inference_mode():
@@ -96,9 +96,9 @@ def test_plain_dot_products_are_the_logits_of_pre_training(shipped: SmallClip) -
         embedded = shipped.attnpool(maps)
         texts = shipped.embed_texts([text for shots in batch for text in shots.captions])
     scale = shipped.text.logit_scale.exp().item()
-    assert GeM()(maps).norm(dim=1).mean().item() == pytest.approx(1, rel=0.1)
-    assert embedded.norm(dim=1).mean().item() == pytest.approx(1, rel=0.1)
-    assert texts.norm(dim=1).mean().item() == pytest.approx(scale, rel=0.1)
+    assert GeM()(maps).norm(dim=1).mean().item() == pytest.approx(LENGTH, rel=0.1)
+    assert embedded.norm(dim=1).mean().item() == pytest.approx(LENGTH, rel=0.1)
+    assert texts.norm(dim=1).mean().item() == pytest.approx(scale / LENGTH, rel=0.1)
 
 
 def test_plain_lengths_change_no_direction() -> None:

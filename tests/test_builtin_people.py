@@ -8,17 +8,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from csdn.builtin.cameras import CAMERAS, cameras_of
+from csdn.builtin.cameras import CAMERAS, PHOTOGRAPHERS, Camera, cameras_of
 from csdn.builtin.drops import SETS, BuiltinImage, png
 from csdn.builtin.people import FRESH, PRETRAINING, person
 from csdn.builtin.render import render, three_channels
 
-IMAGES = [BuiltinImage(person=17 + n, camera=n % len(CAMERAS), number=1 + n // 6) for n in range(12)]
+IMAGES = [BuiltinImage(person=17 + n, camera=CAMERAS[n % 6], number=1 + n // 6) for n in range(12)]
 
 IN_REVERSE = """
 import hashlib
+from csdn.builtin.cameras import CAMERAS
 from csdn.builtin.drops import BuiltinImage, png
-images = [BuiltinImage(person=17 + n, camera=n % 6, number=1 + n // 6) for n in range(12)]
+images = [BuiltinImage(person=17 + n, camera=CAMERAS[n % 6], number=1 + n // 6) for n in range(12)]
 print("".join(hashlib.sha256(png(image)).hexdigest() for image in reversed(images)))
 """
 
@@ -31,26 +32,26 @@ def test_an_image_has_the_same_bytes_in_another_process_and_order() -> None:
 
 def test_images_of_a_person_differ_by_camera_and_number() -> None:
     who = person(3)
-    images = [render(who, camera, number).tobytes() for camera in range(6) for number in range(1, 4)]
+    images = [render(who, camera, number).tobytes() for camera in CAMERAS for number in (1, 2, 3)]
     assert len(set(images)) == len(images)
 
 
-@pytest.mark.parametrize("camera", range(len(CAMERAS)))
-def test_images_are_64_by_32_with_as_many_channels_as_the_camera_sees(camera: int) -> None:
+@pytest.mark.parametrize("camera", CAMERAS, ids=lambda camera: camera.name)
+def test_images_are_64_by_32_with_as_many_channels_as_the_camera_sees(camera: Camera) -> None:
     image = render(person(5), camera, 1)
     assert image.dtype == np.uint8
-    assert image.shape == ((64, 32) if CAMERAS[camera].infrared else (64, 32, 3))
+    assert image.shape == ((64, 32) if camera.infrared else (64, 32, 3))
 
 
-@pytest.mark.parametrize("camera", range(len(CAMERAS)))
-def test_infrared_sees_materials_and_no_colours_and_visible_the_reverse(camera: int) -> None:
+@pytest.mark.parametrize("camera", CAMERAS, ids=lambda camera: camera.name)
+def test_infrared_sees_materials_and_no_colours_and_visible_the_reverse(camera: Camera) -> None:
     who, other = person(8), person(9)
     recoloured, remade = replace(who, colours=other.colours), replace(who, materials=other.materials)
     image = render(who, camera, 1)
     same_in_other_colours = np.array_equal(image, render(recoloured, camera, 1))
     same_in_other_materials = np.array_equal(image, render(remade, camera, 1))
-    assert same_in_other_colours == CAMERAS[camera].infrared
-    assert same_in_other_materials != CAMERAS[camera].infrared
+    assert same_in_other_colours == camera.infrared
+    assert same_in_other_materials != camera.infrared
 
 
 def test_a_material_says_nothing_about_the_colour() -> None:
@@ -66,6 +67,11 @@ def test_a_pattern_shows_in_both_modalities() -> None:
         who = person(number)
         assert np.abs(np.subtract(who.colours.upper, who.colours.second)).max() > 15
         assert abs(who.materials.upper - who.materials.second) >= 45
+
+
+def test_every_camera_draws_with_a_number_of_its_own() -> None:
+    numbers = [camera.number for camera in CAMERAS + PHOTOGRAPHERS]
+    assert len(set(numbers)) == len(numbers)
 
 
 def test_no_set_shares_people_with_another_or_with_pre_training() -> None:

@@ -32,7 +32,7 @@ def test_the_committed_file_is_valid():
         ("model.image_size", [64], ["model.image_size", "at least 2 items"]),
         ("data.test_percent", 100, ["data.test_percent", "100", "less than or equal to 99"]),
         ("embedding.schedule.milestones", [70, 40], ["embedding.schedule", "must rise"]),
-        ("prompts.prompts.warmup_epochs", 99, ["prompts.prompts", "warmup_epochs 99", "epochs 3"]),
+        ("prompts.prompts.warmup_epochs", 99, ["prompts.prompts", "warmup_epochs 99", "epochs 6"]),
         ("ingest.max_bad_fraction", 2, ["ingest.max_bad_fraction", "less than or equal to 1"]),
     ],
 )

@@ -51,7 +51,7 @@ def test_cameras_are_the_published_settings(params_path):
     assert (params.embedding.epochs, params.embedding.people, params.embedding.images) == (120, 8, 4)
     assert params.embedding.head_learning_rate == 2 * params.embedding.learning_rate == 6e-4
     assert params.embedding.schedule.milestones == [40, 70]
-    assert "embedding.epochs: 3 -> 120" in changes
+    assert "embedding.epochs: 10 -> 120" in changes
     assert "csdn fetch-clip" in changes[-1]
 
 

@@ -9,11 +9,10 @@ from multiprocessing import get_context
 
 import numpy as np
 
-from csdn.builtin.cameras import cameras_of
+from csdn.builtin.cameras import PHOTOGRAPHERS, cameras_of
 from csdn.builtin.captions import attributes, caption, shown
 from csdn.builtin.people import PRETRAINING, Person, person
 from csdn.builtin.render import render, three_channels
-from csdn.randomness import generator
 
 SEED = 2401
 PEOPLE = 64  # of a batch
@@ -35,15 +34,14 @@ Batch = tuple[Shots, Shots]
 
 def render_batch(step: int) -> Batch:
     """The batch of a step, a pure function of its number: nobody is in two of them."""
-    rng = generator(SEED, step)
     first = PRETRAINING.start + step * PEOPLE
     people = [person(number) for number in range(first, first + PEOPLE)]
-    return _shots(people, False, rng), _shots(people, True, rng)
+    return _shots(people, False), _shots(people, True)
 
 
-def _shots(people: list[Person], infrared: bool, rng: np.random.Generator) -> Shots:
-    cameras = rng.choice(cameras_of(infrared), len(people))
-    images = [render(who, int(camera), 0) for who, camera in zip(people, cameras, strict=True)]
+def _shots(people: list[Person], infrared: bool) -> Shots:
+    (camera,) = cameras_of(infrared, PHOTOGRAPHERS)
+    images = [render(who, camera, 0) for who in people]
     return Shots(
         images=np.stack([three_channels(image) for image in images]),
         labels=np.array([[attributes(who)[name] for name in shown(infrared)] for who in people]),

@@ -14,6 +14,7 @@ RGB = tuple[int, int, int]
 class Camera(NamedTuple):
     """A place and a device. Ranges are (low, high) of a uniform draw."""
 
+    number: int  # part of every draw
     name: str
     infrared: bool
     yaws: tuple[float, ...]  # degrees from which people are mostly seen
@@ -41,6 +42,7 @@ def _greys(*values: int) -> tuple[RGB, ...]:
 
 CAMERAS = (
     Camera(
+        number=0,
         name="cam1",  # entrance, warm light
         infrared=False,
         yaws=(0.0, 25.0, -25.0),
@@ -57,6 +59,7 @@ CAMERAS = (
         noise=(3, 9),
     ),
     Camera(
+        number=1,
         name="cam2",  # corridor, seen from behind, cold light
         infrared=False,
         yaws=(180.0, 150.0, -150.0),
@@ -73,6 +76,7 @@ CAMERAS = (
         noise=(4, 11),
     ),
     Camera(
+        number=2,
         name="cam3",  # courtyard, seen from the side
         infrared=False,
         yaws=(70.0, -70.0, 110.0, -110.0),
@@ -89,6 +93,7 @@ CAMERAS = (
         noise=(3, 9),
     ),
     Camera(
+        number=3,
         name="cam4",  # garage, any direction, dim
         infrared=False,
         yaws=(0.0, 60.0, 120.0, 180.0, -60.0, -120.0),
@@ -105,6 +110,7 @@ CAMERAS = (
         noise=(5, 13),
     ),
     Camera(
+        number=4,
         name="cam5",  # infrared lamp at the gate
         infrared=True,
         yaws=(0.0, 35.0, -35.0, 180.0),
@@ -121,6 +127,7 @@ CAMERAS = (
         noise=(5, 14),
     ),
     Camera(
+        number=5,
         name="cam6",  # infrared in the yard
         infrared=True,
         yaws=(75.0, -75.0, 180.0, 140.0, -140.0, 0.0),
@@ -139,6 +146,45 @@ CAMERAS = (
 )
 
 
-def cameras_of(infrared: bool) -> list[int]:
-    """Places in CAMERAS of one modality's cameras."""
-    return [place for place, camera in enumerate(CAMERAS) if camera.infrared == infrared]
+# Where the small CLIP's pictures come from: well lit, sharp, unobstructed. The six cameras are new to it.
+PHOTOGRAPHERS = (
+    Camera(
+        number=6,
+        name="street photo",
+        infrared=False,
+        yaws=(0.0, 45.0, -45.0, 90.0, -90.0, 180.0),
+        spread=25.0,
+        scale=(152, 180),
+        horizon=0.68,
+        panel=48,
+        surroundings=_palette("aeb4b8 8c8880 988c80 6a665e 7c8890 807c74 4a4844"),
+        occlusion=0.05,
+        gradient=0.15,
+        gamma=(0.85, 1.15),
+        tint=(1.0, 1.0, 1.0),
+        blur=(0.0, 0.4),
+        noise=(0, 4),
+    ),
+    Camera(
+        number=7,
+        name="infrared photo",
+        infrared=True,
+        yaws=(0.0, 45.0, -45.0, 90.0, -90.0, 180.0),
+        spread=25.0,
+        scale=(152, 180),
+        horizon=0.68,
+        panel=40,
+        surroundings=_greys(80, 64, 92, 44, 38, 70, 36),
+        occlusion=0.05,
+        gradient=0.2,
+        gamma=(0.9, 1.2),
+        tint=(1.0, 1.0, 1.0),
+        blur=(0.0, 0.5),
+        noise=(1, 6),
+    ),
+)
+
+
+def cameras_of(infrared: bool, cameras: tuple[Camera, ...] = CAMERAS) -> list[Camera]:
+    """Those of one modality."""
+    return [camera for camera in cameras if camera.infrared == infrared]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from csdn.builtin.cameras import CAMERAS
+from csdn.builtin.cameras import CAMERAS, Camera
 from csdn.builtin.people import RENDERER_VERSION, person
 from csdn.builtin.render import encode, render
 from csdn.errors import UserError
@@ -37,7 +37,7 @@ class BuiltinImage(NamedTuple):
     """One image of a drop before it is rendered."""
 
     person: int
-    camera: int  # index into CAMERAS
+    camera: Camera
     number: int  # from 1
 
     @property
@@ -46,11 +46,11 @@ class BuiltinImage(NamedTuple):
 
     @property
     def modality(self) -> str:
-        return "infrared" if CAMERAS[self.camera].infrared else "visible"
+        return "infrared" if self.camera.infrared else "visible"
 
     @property
     def path(self) -> str:
-        return f"{self.modality}/{CAMERAS[self.camera].name}/{self.label}/{self.number:04d}.png"
+        return f"{self.modality}/{self.camera.name}/{self.label}/{self.number:04d}.png"
 
     @property
     def etag(self) -> str:
@@ -67,16 +67,16 @@ def find_set(name: str) -> PeopleSet:
 
 def images_of(people: PeopleSet) -> Iterator[BuiltinImage]:
     """Every image of a set, by camera, person and number."""
-    for camera, device in enumerate(CAMERAS):
+    for camera in CAMERAS:
         for number in range(people.first, people.first + people.people):
-            for shot in range(1, (people.infrared if device.infrared else people.visible) + 1):
+            for shot in range(1, (people.infrared if camera.infrared else people.visible) + 1):
                 yield BuiltinImage(number, camera, shot)
 
 
 def image_at(path: str) -> BuiltinImage:
     """The image that a path of a drop names; raises ValueError where it names none."""
     parts = re.fullmatch(r"(?:visible|infrared)/(\w+)/p(\d{4,9})/(\d{4})\.png", path)
-    cameras = [index for index, camera in enumerate(CAMERAS) if parts and camera.name == parts[1]]
+    cameras = [camera for camera in CAMERAS if parts and camera.name == parts[1]]
     if not cameras or (image := BuiltinImage(int(parts[2]), cameras[0], int(parts[3]))).path != path:
         raise ValueError(f"{path}: no path of a built-in image")
     return image

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from csdn.builtin import scene
-from csdn.builtin.cameras import CAMERAS, Camera
+from csdn.builtin.cameras import Camera
 from csdn.builtin.figure import draw_person
 from csdn.builtin.people import RENDERER_VERSION, Colours, Materials, Person, Stream
 from csdn.builtin.sketch import BODY, HEIGHT, OVERSAMPLING, SECOND, WIDTH, Part, Pose
@@ -40,19 +40,18 @@ SHADES = {
 }
 
 
-def render(person: Person, camera: int, number: int) -> np.ndarray:
-    """Image `number` of a person by CAMERAS[camera]: uint8, [64, 32, 3] visible, [64, 32] infrared."""
-    device = CAMERAS[camera]
-    rng = generator(RENDERER_VERSION, Stream.IMAGE, person.number, camera, number)
-    pose = scene.draw_pose(device, rng)
-    parts = scene.draw_surroundings(device, pose, rng)
+def render(person: Person, camera: Camera, number: int) -> np.ndarray:
+    """Image `number` of a person by a camera: uint8, [64, 32, 3] visible, [64, 32] infrared."""
+    rng = generator(RENDERER_VERSION, Stream.IMAGE, person.number, camera.number, number)
+    pose = scene.draw_pose(camera, rng)
+    parts = scene.draw_surroundings(camera, pose, rng)
     parts = draw_person(parts, person.shape, pose)
-    scene.draw_occluder(parts, device, rng)
-    table = _reflectances(person.materials if device.infrared else person.colours, device, rng)
-    light = scene.light_field(device, (HEIGHT, WIDTH), rng)
+    scene.draw_occluder(parts, camera, rng)
+    table = _reflectances(person.materials if camera.infrared else person.colours, camera, rng)
+    light = scene.light_field(camera, (HEIGHT, WIDTH), rng)
     light *= 1 + _body_share(parts) * _roundness(pose, rng)
     image = _reduced(parts, table) * light[:, :, None]
-    return _developed(image, device, rng)
+    return _developed(image, camera, rng)
 
 
 def three_channels(image: np.ndarray) -> np.ndarray:

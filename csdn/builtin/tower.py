@@ -20,6 +20,9 @@ from csdn.model.resnet import Stem, residual_layers
 GRID = (HEIGHT // 16, WIDTH // 16)
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # params.yaml: model.normalize: imagenet
 
+# Triplet and MSEL measure distances of raw features: at length 1 they say nothing, at 14 MSEL alone speaks.
+LENGTH = 4.0
+
 
 class SmallClip(nn.Module):
     """Image and text embeddings of one space, [n, 128], not normalised."""
@@ -55,14 +58,14 @@ class SmallClip(nn.Module):
     def calibrate(self, images: Tensor, texts: list[str]) -> None:
         """Give features plain lengths, changing no direction: the losses of stage 2 are not free of scale.
 
-        On average the pooled map (branch A's f) and the image embedding (g) get length 1, and text embeddings
-        the logit scale: dot products are then the logits of training, as stage 1's temperature of 1 wants.
+        On average the pooled map (branch A's f) and the image embedding (g) get LENGTH, and text embeddings
+        what makes dot products the logits of training, as stage 1's temperature of 1 wants.
         """
-        self._scale_map(1 / GeM()(self.layers(self.stem(images))).norm(dim=1).mean())
-        factor = 1 / self.embed_images(images).norm(dim=1).mean()
+        self._scale_map(LENGTH / GeM()(self.layers(self.stem(images))).norm(dim=1).mean())
+        factor = LENGTH / self.embed_images(images).norm(dim=1).mean()
         self.attnpool.c_proj.weight.mul_(factor)
         self.attnpool.c_proj.bias.mul_(factor)
-        length = self.text.logit_scale.exp()
+        length = self.text.logit_scale.exp() / LENGTH
         self.text.text_projection.mul_(length / self.embed_texts(texts).norm(dim=1).mean())
 
     def _scale_map(self, factor: Tensor) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from csdn.builtin.cameras import cameras_of
+from csdn.builtin.cameras import CAMERAS, Camera, cameras_of
 from csdn.builtin.captions import PHRASES, attributes, caption, photo_of, shown
 from csdn.builtin.people import FRESH, Person, person
 from csdn.builtin.render import render, three_channels
@@ -28,10 +28,12 @@ class Score:
 
 
 @torch.no_grad()
-def zero_shot(clip: SmallClip, people: int = 400) -> list[Score]:
+def zero_shot(clip: SmallClip, cameras: tuple[Camera, ...] = CAMERAS, people: int = 400) -> list[Score]:
     """Scores on `people` fresh people (a multiple of CHOICES), one image each and modality."""
     crowd = [person(number) for number in FRESH[:people]]
-    images = {infrared: _embed_people(clip, crowd, infrared) for infrared in (False, True)}
+    images = {
+        infrared: _embed_people(clip, crowd, cameras_of(infrared, cameras)) for infrared in (False, True)
+    }
     scores = []
     for name, phrases in PHRASES.items():
         truth = torch.tensor([attributes(who)[name] for who in crowd])
@@ -45,10 +47,11 @@ def zero_shot(clip: SmallClip, people: int = 400) -> list[Score]:
     return [*scores, Score(f"caption, 1 of {CHOICES}", 1 / CHOICES, *captions)]
 
 
-def zero_shot_table(clip: SmallClip, people: int = 400) -> str:
+def zero_shot_table(clip: SmallClip, cameras: tuple[Camera, ...] = CAMERAS, people: int = 400) -> str:
     """The scores as text, in percent."""
-    lines = [f"zero-shot on {people} fresh people, %", f"{'':20} chance visible infrared"]
-    for score in zero_shot(clip, people):
+    names = ", ".join(camera.name for camera in cameras)
+    lines = [f"zero-shot, {people} fresh people by {names}, %", f"{'':20} chance visible infrared"]
+    for score in zero_shot(clip, cameras, people):
         infrared = "-" if score.infrared is None else f"{100 * score.infrared:.1f}"
         lines.append(
             f"{score.question:20} {100 * score.chance:6.1f} {100 * score.visible:7.1f} {infrared:>8}"
@@ -56,9 +59,8 @@ def zero_shot_table(clip: SmallClip, people: int = 400) -> str:
     return "\n".join(lines)
 
 
-def _embed_people(clip: SmallClip, people: list[Person], infrared: bool) -> Tensor:
-    devices = cameras_of(infrared)
-    images = [render(who, devices[place % len(devices)], 0) for place, who in enumerate(people)]
+def _embed_people(clip: SmallClip, people: list[Person], cameras: list[Camera]) -> Tensor:
+    images = [render(who, cameras[place % len(cameras)], 0) for place, who in enumerate(people)]
     inputs = to_input(np.stack([three_channels(image) for image in images]))
     return unit(torch.cat([clip.embed_images(part) for part in inputs.split(100)]))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from csdn.builtin.cameras import CAMERAS
 from csdn.builtin.drops import BuiltinImage, find_set, image_at, images_of, png
 from csdn.data.records import ImageRecord
 from csdn.errors import UserError
@@ -37,7 +36,7 @@ def _record(image: BuiltinImage) -> ImageRecord:
         path=image.path,
         person=image.label,
         modality=image.modality,
-        camera=CAMERAS[image.camera].name,
+        camera=image.camera.name,
         size=0,
         etag=image.etag,
     )

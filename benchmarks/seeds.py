@@ -1,6 +1,6 @@
 """Figures of the demo over several seeds, baselines beside them: the README's table.
 
-    python -m benchmarks.seeds --seeds 0 1 2
+    python benchmarks/seeds.py --seeds 0 1 2
 
 Each seed trains in a copy of the project in a temporary folder; the images are the same for all.
 """
@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("ingest", "prompts", "embedding", "evaluate")
-INPUTS = ("csdn", "stages", "params.yaml", "data/drops.json")
+INPUTS = ("csdn", "stages", "params.yaml", "data/drops.json", "data/aliases.json")
 
 
 METHODS = ("chance", "hog", "clip", "trained")

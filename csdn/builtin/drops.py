@@ -28,7 +28,7 @@ class PeopleSet(NamedTuple):
 
 # Numbers stay below csdn.builtin.people.PRETRAINING; a number is the same person in every set.
 SETS = {
-    "demo": PeopleSet(first=1, people=200, visible=2, infrared=4),
+    "demo": PeopleSet(first=1_001, people=200, visible=2, infrared=4),
     "tiny": PeopleSet(first=10_001, people=32, visible=1, infrared=2),
 }
 

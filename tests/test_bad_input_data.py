@@ -237,6 +237,7 @@ def stage_project(root: Path) -> Project:
     project = Project(root)
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["ingest"]["shard_megabytes"] = 1
+    params["data"]["aliases"] = str(project.aliases)
     write(root / "params.yaml", yaml.safe_dump(params).encode())
     return project
 

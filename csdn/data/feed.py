@@ -21,6 +21,7 @@ from torch.utils.data import Dataset as TorchDataset
 from csdn.data.batches import TrainBatch, train_batch
 from csdn.data.dataset import SampleTable
 from csdn.data.plan import EpochPlan, epoch_batches, epoch_plan, sequential_plan
+from csdn.data.records import MODALITIES
 from csdn.data.rows import Images, TestRows, TrainRows
 from csdn.data.slots import Slots
 from csdn.errors import UserError
@@ -82,6 +83,25 @@ def test_feed(
 
 
 test_feed.__test__ = False  # not a test case
+
+
+def each_image(
+    table: SampleTable,
+    shards: str | Path,
+    image_size: Sequence[int],
+    normalize: str,
+    batch: int,
+    processes: int,
+    report: Callable[[int, int], None],
+) -> Iterator[tuple[np.ndarray, torch.Tensor, str]]:
+    """Every image of `table` once, visible first: (ordinals [b], images [b, 3, H, W], their modality)."""
+    done = 0
+    for modality in MODALITIES:
+        ordinals = table.of(modality)
+        for found, images in test_feed(table, ordinals, shards, image_size, normalize, batch, processes):
+            yield found, images, modality.value
+            done += len(found)
+            report(done, len(table))
 
 
 def _test_batch(ordinals: np.ndarray, filled: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from csdn.data.dataset import Dataset, SampleTable, load_dataset
-from csdn.data.feed import test_feed
+from csdn.data.feed import each_image
 from csdn.data.records import MODALITIES
 from csdn.device import configure_torch
 from csdn.errors import UserError
@@ -99,18 +99,12 @@ def image_batches(
     table: SampleTable, params: Params, data: Path, report: Callable[..., None]
 ) -> Iterator[tuple[np.ndarray, Tensor, str]]:
     """Every test image once: (rows [B], images [B, 3, H, W], modality)."""
-    done = 0
-    for modality in MODALITIES:
-        feed = test_feed(
-            table,
-            table.of(modality),
-            data / "shards",
-            tuple(params.model.image_size),
-            params.model.normalize,
-            params.evaluation.batch,
-            params.scaling.feed_processes,
-        )
-        for rows, images in feed:
-            yield rows, images, modality.value
-            done += len(rows)
-            report(done, len(table))
+    return each_image(
+        table,
+        data / "shards",
+        params.model.image_size,
+        params.model.normalize,
+        params.evaluation.batch,
+        params.scaling.feed_processes,
+        report,
+    )

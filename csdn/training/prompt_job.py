@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from csdn.data.feed import test_feed
+from csdn.data.feed import each_image
 from csdn.data.plan import pair_plan, pooled_plan
 from csdn.data.records import MODALITIES
 from csdn.device import configure_torch
@@ -65,23 +65,19 @@ def embed_once(
         return saved[1]["embeddings"].to(device)
     table, model = inputs.table, inputs.model
     embeddings = torch.empty(len(table), model.config.embed_dim, device=device)
-    done = 0
-    for modality in MODALITIES:
-        feed = test_feed(
-            table,
-            table.of(modality),
-            data / "shards",
-            tuple(params.model.image_size),
-            params.model.normalize,
-            EMBED_BATCH,
-            params.scaling.feed_processes,
-        )
-        for ordinals, images in feed:
-            with torch.inference_mode():
-                found = model.image_embeddings(images.to(device), modality.value)
-            embeddings[torch.from_numpy(ordinals).to(device)] = found
-            done += len(ordinals)
-            report(done, len(table))
+    batches = each_image(
+        table,
+        data / "shards",
+        params.model.image_size,
+        params.model.normalize,
+        EMBED_BATCH,
+        params.scaling.feed_processes,
+        report,
+    )
+    for ordinals, images, modality in batches:
+        with torch.inference_mode():
+            found = model.image_embeddings(images.to(device), modality)
+        embeddings[torch.from_numpy(ordinals).to(device)] = found
     state.save({}, {"embeddings": embeddings})
     return embeddings
 

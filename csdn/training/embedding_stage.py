@@ -1,4 +1,4 @@
-"""Stage 2: the image encoder learns to tell people, tied to the fused text of each (method.md, Training).
+"""Stage 2: the image encoder learns to tell people, tied to the fused text of each (docs/method.md).
 
 `train_embedding` is the loop; it knows tensors and batches, not where they come from. The same loop runs in
 the plain process and in a Ray Train worker.

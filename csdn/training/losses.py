@@ -1,4 +1,4 @@
-"""The eight losses of stage 2 and their sum (method.md, Training)."""
+"""The eight losses of stage 2 and their sum (docs/method.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 1: text tokens for each person and modality, then their integration (method.md, Training).
+"""Stage 1: text tokens for each person and modality, then their integration (docs/method.md).
 
 Image embeddings are constants here (frozen encoder, running statistics), so each phase is a loop over rows of
 a plan and a table. In phase "prompts" only the tokens train; in phase "integration" only SII.

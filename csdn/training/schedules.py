@@ -1,4 +1,4 @@
-"""Learning rates as pure functions of the epoch, which may be fractional (method.md, Training)."""
+"""Learning rates as pure functions of the epoch, which may be fractional (docs/method.md)."""
 
 from __future__ import annotations
 

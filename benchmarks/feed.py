@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -36,6 +35,7 @@ from csdn.randomness import generator
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from feed_data import write_data
+from machine import machine
 
 SIZE, PADDING, PEOPLE, IMAGES = (288, 144), 10, 8, 4
 ROUNDS, FED, MILLIONS = 5, 34_000, 10
@@ -56,12 +56,6 @@ def main() -> None:
         memory(Path(part[1]))
     else:
         plan()
-
-
-def machine() -> str:
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    model = models[0].partition(": ")[2] if models else platform.machine()
-    return f"{model}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}"
 
 
 def alone(*part: str) -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from csdn.errors import UserError
-from csdn.training.checkpoint import open_state, optimizer_tensors, restore_optimizer, state_key
+from csdn.state import open_state, state_key
+from csdn.training.checkpoint import optimizer_tensors, restore_optimizer
 
 
 def test_key_changes_with_anything_that_decides_the_result():
@@ -17,10 +18,10 @@ def test_key_changes_with_anything_that_decides_the_result():
 
 
 def test_state_survives_an_error_and_goes_on_success(tmp_path):
-    with pytest.raises(ZeroDivisionError), open_state("k", tmp_path) as state:
+    with pytest.raises(ZeroDivisionError), open_state("stage", "k", tmp_path) as state:
         state.save({"epoch": 3}, {"w": torch.arange(4.0)})
         raise ZeroDivisionError
-    with open_state("k", tmp_path) as state:
+    with open_state("stage", "k", tmp_path) as state:
         position, tensors = state.load()
     assert position == {"epoch": 3}
     assert torch.equal(tensors["w"], torch.arange(4.0))
@@ -29,20 +30,20 @@ def test_state_survives_an_error_and_goes_on_success(tmp_path):
 
 def test_a_second_run_on_the_same_state_is_refused(tmp_path):
     with (
-        open_state("k", tmp_path),
+        open_state("stage", "k", tmp_path),
         pytest.raises(UserError, match="another process"),
-        open_state("k", tmp_path),
+        open_state("stage", "k", tmp_path),
     ):
         raise AssertionError("two runs hold one state")
 
 
 def test_a_kill_between_the_two_writes_leaves_the_older_state(tmp_path, monkeypatch):
-    with pytest.raises(KeyboardInterrupt), open_state("k", tmp_path) as state:
+    with pytest.raises(KeyboardInterrupt), open_state("stage", "k", tmp_path) as state:
         state.save({"epoch": 1}, {"w": torch.ones(2)})
         monkeypatch.setattr(json, "dumps", _interrupt)
         state.save({"epoch": 2}, {"w": torch.zeros(2)})
     monkeypatch.undo()
-    with open_state("k", tmp_path) as state:
+    with open_state("stage", "k", tmp_path) as state:
         position, tensors = state.load()
     assert position == {"epoch": 1}
     assert torch.equal(tensors["w"], torch.ones(2))
@@ -54,7 +55,7 @@ def _interrupt(*_args, **_options):
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "pointer"])
 def test_damaged_state_is_not_picked_up(tmp_path, damage):
-    with pytest.raises(OSError), open_state("k", tmp_path) as state:
+    with pytest.raises(OSError), open_state("stage", "k", tmp_path) as state:
         state.save({"epoch": 1}, {"w": torch.ones(64)})
         raise OSError
     [file] = (tmp_path / "k").glob("*.safetensors")
@@ -66,7 +67,7 @@ def test_damaged_state_is_not_picked_up(tmp_path, damage):
         file.write_bytes(data)
     else:
         (tmp_path / "k" / "state.json").write_text("{")
-    with open_state("k", tmp_path) as state:
+    with open_state("stage", "k", tmp_path) as state:
         assert state.load() is None
 
 
@@ -92,7 +93,7 @@ def _adam(start: torch.Tensor) -> tuple[torch.nn.Parameter, torch.optim.Optimize
 
 
 def test_only_one_tensor_file_is_kept(tmp_path):
-    with open_state("k", tmp_path) as state:
+    with open_state("stage", "k", tmp_path) as state:
         for epoch in range(3):
             state.save({"epoch": epoch}, {"w": torch.full((4,), float(epoch))})
         names = {file.suffix for file in (tmp_path / "k").iterdir()}

@@ -8,7 +8,7 @@ import torch
 
 from csdn.data.plan import pair_plan, pooled_plan
 from csdn.model import CSDN, ModelConfig
-from csdn.training.checkpoint import open_state
+from csdn.state import open_state
 from csdn.training.embedding_stage import EmbeddingSettings, build_optimizer, train_embedding
 from csdn.training.prompt_stage import IntegrationPhase, PhaseSettings, PromptPhase, train_phase
 
@@ -93,7 +93,7 @@ def train(tmp_path, kill_after=None, checkpoint_seconds=1e9, monkeypatch=None):
 
     def once(report):
         model = small_model()
-        with open_state("k", tmp_path) as state:
+        with open_state("stage", "k", tmp_path) as state:
             rows = train_embedding(model, torch.eye(PEOPLE, 16), RandomFeed(), EMBEDDING, state, report)
         return model, rows
 
@@ -158,7 +158,7 @@ def test_a_phase_learns_only_its_own_and_continues_exactly(tmp_path, monkeypatch
                 raise Killed
 
         model = small_model()
-        with open_state("k", folder) as state:
+        with open_state("stage", "k", folder) as state:
             rows = train_phase(phases(model)[name], PHASE, state.part(name), report)
         return model, rows
 
@@ -176,7 +176,7 @@ def test_a_phase_learns_only_its_own_and_continues_exactly(tmp_path, monkeypatch
 
 def test_finished_phases_are_not_trained_again(tmp_path):
     def run():
-        with open_state("k", tmp_path) as state:
+        with open_state("stage", "k", tmp_path) as state:
             train_phase(phases(small_model())["prompts"], PHASE, state.part("prompts"), calls.append_all)
             raise Killed  # in the phase that follows
 

@@ -16,7 +16,7 @@ from csdn.device import configure_torch
 from csdn.files import replace_folder, write_json
 from csdn.model import CSDN, save
 from csdn.params import EmbeddingParams, Params
-from csdn.training.checkpoint import open_state
+from csdn.state import open_state
 from csdn.training.embedding_stage import EmbeddingSettings, Feed, train_embedding
 from csdn.training.inputs import training_inputs
 from csdn.training.log import write_log
@@ -43,7 +43,7 @@ def run_embedding(
     model = inputs.model
     text_table = load_prompts(model, weights).to(device)
     model.to(device)
-    with open_state(inputs.key) as state:
+    with open_state("embedding", inputs.key) as state:
         with progress("embedding", "steps") as report:
             feed = make_feed(params, inputs.table, data)
             rows = train_embedding(

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from csdn.model import CSDN
-from csdn.training.checkpoint import StageState, optimizer_tensors, restore_optimizer
+from csdn.state import CHECKPOINT_SECONDS, StageState
+from csdn.training.checkpoint import optimizer_tensors, restore_optimizer
 from csdn.training.log import LossLog
 from csdn.training.losses import embedding_losses
 from csdn.training.schedules import factor
-
-CHECKPOINT_SECONDS = 60.0
 
 
 class Batch(Protocol):

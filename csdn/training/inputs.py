@@ -14,7 +14,7 @@ from csdn.data.dataset import SampleTable, load_dataset
 from csdn.model import CSDN
 from csdn.model.clip import load_clip
 from csdn.params import Params
-from csdn.training.checkpoint import state_key
+from csdn.state import state_key
 
 
 @dataclass(frozen=True)

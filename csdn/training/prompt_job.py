@@ -19,7 +19,7 @@ from csdn.device import configure_torch
 from csdn.files import replace_folder, write_json
 from csdn.model import CSDN
 from csdn.params import Params, PhaseParams
-from csdn.training.checkpoint import StageState, open_state
+from csdn.state import StageState, open_state
 from csdn.training.inputs import TrainingInputs, training_inputs
 from csdn.training.log import write_log
 from csdn.training.prompt_stage import IntegrationPhase, Phase, PhaseSettings, PromptPhase, train_phase
@@ -37,7 +37,7 @@ def run_prompts(
     device = configure_torch(params.scaling.threads, params.scaling.device)
     inputs = training_inputs(params, data, "prompts", params.prompts.model_dump())
     model = inputs.model.to(device).eval()
-    with open_state(inputs.key) as state:
+    with open_state("prompts", inputs.key) as state:
         with progress("embed", "images") as report:
             embeddings = embed_once(inputs, params, data, device, state.part("embeddings"), report)
         labels = torch.from_numpy(inputs.table.label).to(device)

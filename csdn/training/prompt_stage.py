@@ -18,11 +18,10 @@ from torch import Tensor
 from csdn.losses import supcon
 from csdn.model import CSDN
 from csdn.randomness import Stream, generator
-from csdn.training.checkpoint import StageState, optimizer_tensors, restore_optimizer
+from csdn.state import CHECKPOINT_SECONDS, StageState
+from csdn.training.checkpoint import optimizer_tensors, restore_optimizer
 from csdn.training.log import LossLog
 from csdn.training.schedules import warmup_cosine
-
-CHECKPOINT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)

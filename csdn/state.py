@@ -1,0 +1,170 @@
+"""State of an unfinished stage: its position and tensors, so that a killed run continues exactly.
+
+    .state/<key>/lock                   held for as long as the stage runs; its text is the stage's name
+    .state/<key>/<part>/<n>.safetensors the tensors of a part of the stage
+    .state/<key>/<part>/state.json      position, and the name and hash of the tensors: it is replaced last
+
+The key names everything that decides the result, so state of other data or parameters is never picked up.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from csdn.errors import UserError
+from csdn.files import replace_file
+
+if TYPE_CHECKING:
+    import torch
+
+# Raised by one whenever the same inputs and parameters would give another result than before.
+METHOD_VERSION = 1
+# Another version of these may give other last digits: what one began, another must not end.
+LIBRARIES = ("numpy", "pillow", "simplejpeg", "torch")
+# At most so much work is lost, and saving it takes a small part of that time.
+CHECKPOINT_SECONDS = 60.0
+# Unfinished runs of a stage that are kept beside the present one, for a return to their parameters.
+KEPT = 3
+
+
+def state_key(**parts: Any) -> str:
+    """SHA-256 (64 hex digits) of everything that decides a stage's result; `parts` are JSON values."""
+    libraries = {name: version(name) for name in LIBRARIES}
+    text = json.dumps({"method": METHOD_VERSION, "libraries": libraries, **parts}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class StageState:
+    """The saved state of one stage run; open it with `open_state`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def part(self, name: str) -> StageState:
+        """State of one phase, kept beside that of the others."""
+        folder = self.folder / name
+        folder.mkdir(exist_ok=True)
+        return StageState(folder)
+
+    def save(self, position: Mapping[str, Any], tensors: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Replace the saved state; a kill at any moment leaves the old one or the new one, whole.
+
+        position: JSON values. Only tensors make this import torch.
+        """
+        data = _to_bytes(tensors) if tensors else b""
+        digest = hashlib.sha256(data).hexdigest()
+        file = self.folder / f"{digest[:16]}.safetensors"
+        if data:
+            _write(file, data)
+        entry = {"tensors": file.name if data else None, "sha256": digest, "position": position}
+        _write(self.folder / "state.json", json.dumps(entry).encode())
+        for other in self.folder.glob("*.safetensors"):
+            if other != file:
+                other.unlink()
+
+    def load(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
+        """The last saved (position, tensors), or None where nothing whole was saved."""
+        try:
+            entry = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
+            position, name, digest = entry["position"], entry["tensors"], entry["sha256"]
+            data = (self.folder / name).read_bytes() if name else b""
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+        if hashlib.sha256(data).hexdigest() != digest:
+            return None
+        return position, _from_bytes(data) if data else {}
+
+
+@contextmanager
+def open_state(stage: str, key: str, root: str | Path = ".state") -> Iterator[StageState]:
+    """The state under `key`, locked against a second run; removed when the block ends without an error.
+
+    Of the stage's other unfinished runs the last KEPT stay, and those that are at work. Raises UserError
+    where another process has this state.
+    """
+    folder = Path(root) / key
+    lock = _lock(folder)
+    if lock is None:
+        raise UserError(
+            f"{folder}: another process is running this stage on the same data and parameters; "
+            "wait for it to end, or stop it, then run the command again"
+        )
+    with lock:
+        lock.truncate(0)
+        lock.write(stage)  # this is also the time at which the run was last at work
+        lock.flush()
+        _forget_older(stage, folder)
+        yield StageState(folder)
+        _remove(folder)
+
+
+def _lock(folder: Path) -> IO[str] | None:
+    """The locked file of a state's folder, which is made if need be; None where another process has it."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # its owner ended, and removed the folder, just now
+            lock = (folder / "lock").open("a")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.close()
+                return None
+            if _is_at(lock, folder / "lock"):
+                return lock
+            lock.close()
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    """Whether the open file is the one that has this path now."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
+
+
+def _remove(folder: Path) -> None:
+    """Remove a state whose lock is held: at once for others, who then find no half of it."""
+    gone = folder.with_name(f"{folder.name}.removed")
+    folder.replace(gone)
+    shutil.rmtree(gone, ignore_errors=True)  # what stays goes with the next run's
+
+
+def _forget_older(stage: str, folder: Path) -> None:
+    """Remove what was left of the stage's unfinished runs but the last KEPT: they must not fill the disk."""
+    for gone in folder.parent.glob("*.removed"):  # a kill came before their end
+        shutil.rmtree(gone, ignore_errors=True)
+    others = {}
+    for lock in folder.parent.glob("*/lock"):
+        with suppress(FileNotFoundError):  # that run ended just now
+            if lock.parent != folder and lock.read_text() == stage:
+                others[lock.parent] = lock.stat().st_mtime
+    for other in sorted(others, key=others.get, reverse=True)[KEPT:]:
+        held = _lock(other)
+        if held:
+            with held:
+                _remove(other)
+
+
+def _to_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    from safetensors.torch import save
+
+    return save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()})
+
+
+def _from_bytes(data: bytes) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load
+
+    return load(data)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with replace_file(path) as temporary:
+        temporary.write_bytes(data)

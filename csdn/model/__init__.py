@@ -3,6 +3,7 @@
 from csdn.model.clip import Clip, load_clip
 from csdn.model.clip_files import convert, fetch_clip
 from csdn.model.config import MODALITIES, ModelConfig
+from csdn.model.folding import folded
 from csdn.model.network import CSDN, TrainingOutputs
 from csdn.model.published import ImportReport, import_published, load_published
 from csdn.model.storage import load, read_config, save
@@ -16,6 +17,7 @@ __all__ = [
     "TrainingOutputs",
     "convert",
     "fetch_clip",
+    "folded",
     "import_published",
     "load",
     "load_clip",

@@ -147,7 +147,13 @@ class CSDN(nn.Module):
         """SII of everybody's visible and infrared text, [identities, d], without dropout."""
         return self.integration(*(self.text_features(modality) for modality in MODALITIES))
 
-    # Parameters of stage 2
+    # What stage 2 trains
+
+    def channels_last(self) -> CSDN:
+        """Lay the convolutions' weights out as processors read them: the same network, a faster one."""
+        for module in (self.stems, self.layers):
+            module.to(memory_format=torch.channels_last)
+        return self
 
     def image_parameters(self) -> Iterator[nn.Parameter]:
         """All that stage 2 trains: stems, layers, attention pool, and the heads."""

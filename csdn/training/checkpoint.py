@@ -26,3 +26,8 @@ def restore_optimizer(
             number, _, field = name.removeprefix(prefix).partition(".")
             states.setdefault(int(number), {})[field] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if value.shape == parameter.shape:
+                # A fused step walks through memory: laid out otherwise, numbers of other weights would meet.
+                state[name] = torch.empty_like(parameter).copy_(value)

@@ -11,6 +11,7 @@ import typer
 
 from csdn.data.arrivals import examine, sub_folders
 from csdn.data.drops import SHORT, Drop, Status, decide, read_ledger, write_ledger
+from csdn.data.sources import LAYOUTS
 from csdn.errors import UserError
 from csdn.params import load_params
 
@@ -20,7 +21,7 @@ Reason = Annotated[str, typer.Option(help="Why; others read it in the ledger.")]
 
 def add(
     address: Annotated[str, typer.Argument(help="A folder, an s3:// prefix, or builtin:NAME.")],
-    layout: Annotated[str, typer.Option(help="How the drop is laid out: cameras or builtin.")] = "cameras",
+    layout: Annotated[str, typer.Option(help=f"How the drop is laid out: {', '.join(LAYOUTS)}.")] = "cameras",
 ) -> None:
     """Append a drop of images to the ledger."""
     drops = read_ledger()

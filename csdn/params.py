@@ -29,6 +29,7 @@ class DataParams(Section):
     salt: str
     test_percent: Annotated[int, Field(ge=1, le=99)]
     aliases: str
+    trial: Annotated[int, Field(ge=1, le=10)] = 1  # which of RegDB's ten splits
 
 
 class IngestParams(Section):

@@ -153,7 +153,7 @@ def test_a_table_of_another_version_or_damaged_is_an_error_that_names_it(project
     path = project.data / file
     intact = path.read_bytes()
     pq.write_table(pq.read_table(path).replace_schema_metadata({"csdn_index_version": "99"}), path)
-    with pytest.raises(UserError, match=f"{file}: has version 99 .* reads 1; delete it"):
+    with pytest.raises(UserError, match=f"{file}: has version 99 .* reads 2; delete it"):
         load_dataset(project.data)
     for damaged in (b"", b"PAR1", intact[:-30], intact[: len(intact) // 2]):
         path.write_bytes(damaged)

@@ -45,7 +45,7 @@ def ingest(
     for folder in (places.shards, root / "index"):
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder)
-    identity = Identity(data.salt, data.test_percent, read_aliases(data.aliases))
+    identity = Identity(data.salt, data.test_percent, read_aliases(data.aliases), data.trial)
     index_new_drops(drops, settings, places, processes or available_cores(), progress)
     remove_unnamed_shards(places)
     indexed = [load_index(drop, places) for drop in drops if places.index(drop).exists()]

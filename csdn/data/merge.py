@@ -3,12 +3,14 @@
 * The same image of the same person and modality is used once, wherever it comes again.
 * Under two persons (or in both modalities) of one drop, no copy can be trusted: all are quarantined.
 * Under another person than in an earlier drop, the earlier drop keeps it and the later copy is quarantined.
+* A benchmark's drop keeps images that come twice for one person: its counts are its authors'. An image that
+  is on no list of the split `data.trial` is not used.
 * A drop with more bad images than allowed is left out as if it were not there: it decides nothing for others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -17,6 +19,7 @@ import pyarrow as pa
 from csdn.data.drops import Drop, Status
 from csdn.data.packing import NO_LABEL
 from csdn.data.people import Identity
+from csdn.data.sides import check_trial, given_sides, people_sides
 from csdn.data.tables import PEOPLE_SCHEMA, QUARANTINE_SCHEMA, SAMPLES_SCHEMA
 
 TWO_PEOPLE = "same image under two people or modalities"
@@ -55,12 +58,14 @@ class Merged:
 
 def merge(drops: Sequence[IndexedDrop], identity: Identity, max_bad_fraction: float) -> Merged:
     """Merge the indexed drops, in the ledger's order; see the module's text for the rules."""
+    accepted = [(d.drop, d.index) for d in drops if d.drop.status == Status.ACCEPTED]
+    check_trial(accepted, identity.trial)
     rows = _all_rows(drops, identity)
     taken, held = _taken(drops, rows, max_bad_fraction)
     rows["fate"] = _fates(rows, taken)
     used = rows[rows["fate"] == ""]
     rejected = {n for n, indexed in enumerate(drops) if indexed.drop.status == Status.REJECTED}
-    people = _people(rows, used, rejected, identity)
+    people = _people(rows, used, rejected, identity, people_sides(rows, taken))
     return Merged(
         people=_as_table(people, PEOPLE_SCHEMA),
         samples=_samples(used, people, drops),
@@ -72,7 +77,10 @@ def merge(drops: Sequence[IndexedDrop], identity: Identity, max_bad_fraction: fl
 
 def _all_rows(drops: Sequence[IndexedDrop], identity: Identity) -> pd.DataFrame:
     """Every indexed image with its drop's position, canonical person, and numbers for image and owner."""
-    frames = [indexed.index.to_pandas().assign(drop=n) for n, indexed in enumerate(drops)]
+    frames = [
+        indexed.index.to_pandas().assign(drop=n, given=given_sides(indexed.index, identity.trial))
+        for n, indexed in enumerate(drops)
+    ]
     rows = pd.concat(frames, ignore_index=True)
     canonical = {label: identity.person(label) for label in rows["person"].unique()}
     rows["label"] = rows["person"]
@@ -85,7 +93,7 @@ def _all_rows(drops: Sequence[IndexedDrop], identity: Identity) -> pd.DataFrame:
 def _fates(rows: pd.DataFrame, taken: Collection[int]) -> pd.Series:
     """What becomes of each row: "" is used, else why not."""
     fate = pd.Series(_UNUSED, index=rows.index)
-    live = rows[rows["drop"].isin(list(taken))]
+    live = rows[rows["drop"].isin(list(taken)) & (rows["given"] != "")]
     owners = live.groupby(["drop", "image"])["owner"]
     torn = owners.transform("min") != owners.transform("max")
     whole = live[~torn]
@@ -94,7 +102,8 @@ def _fates(rows: pd.DataFrame, taken: Collection[int]) -> pd.Series:
     fate[live.index[torn]] = TWO_PEOPLE
     fate[whole.index[clash]] = EARLIER_DROP
     fate[sound.index] = ""
-    fate[sound.index[sound.duplicated("image")]] = _DUPLICATE
+    kept = sound["given"].notna() & sound.duplicated(["drop", "image"])
+    fate[sound.index[sound.duplicated("image") & ~kept]] = _DUPLICATE
     return fate
 
 
@@ -120,7 +129,11 @@ def _taken(
 
 
 def _people(
-    rows: pd.DataFrame, used: pd.DataFrame, rejected: Collection[int], identity: Identity
+    rows: pd.DataFrame,
+    used: pd.DataFrame,
+    rejected: Collection[int],
+    identity: Identity,
+    given: Mapping[str, str],
 ) -> pd.DataFrame:
     """One line a person, in order of first drop, then of label: later drops only ever append."""
     people = rows.sort_values(["drop", "person"], kind="stable")[["person"]].drop_duplicates(
@@ -128,7 +141,10 @@ def _people(
     )
     people["row"] = people.index
     people["bucket"] = [identity.bucket(person) for person in people["person"]]
-    people["side"] = [identity.side(bucket) for bucket in people["bucket"]]
+    people["side"] = [
+        given.get(person, identity.side(bucket))
+        for person, bucket in zip(people["person"], people["bucket"], strict=True)
+    ]
     for modality in ("visible", "infrared"):
         counts = used.loc[used["modality"] == modality, "person"].value_counts()
         people[modality] = people["person"].map(counts).fillna(0).astype("int64")

@@ -145,7 +145,8 @@ def _pack_image(
         if key not in offsets:  # a tar must not have two members of one name
             offsets[key] = writer.add(key, extension, data, _facts(record, len(data)))
         place = (offsets[key], len(data))
-        packed.images.append((key, extension, *place, *about, record.path, width, height, record.captured_at))
+        listed = (record.captured_at, record.sides, record.places)
+        packed.images.append((key, extension, *place, *about, record.path, width, height, *listed))
     packed.hashes.append(key)
 
 

@@ -1,7 +1,8 @@
 """Who is who, and on which side: pure functions of a person's label and the ledger's order.
 
 A test person is one whose bucket is among the highest `test_percent`; no seed, no other person and no later
-drop changes that, so nobody ever moves from test to train.
+drop changes that, so nobody ever moves from test to train. The people of a benchmark are where its authors
+put them (csdn.data.sides).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Identity:
     salt: str
     test_percent: int
     aliases: Mapping[str, str] = field(default_factory=dict)  # canonical -> canonical
+    trial: int = 1  # which of a benchmark's splits
 
     def person(self, label: str) -> str:
         """The canonical label that a label as given stands for."""

@@ -21,6 +21,8 @@ class ImageRecord:
 
     `path` is relative to the drop's root, with `/`; `person` is the label as given ("" means none);
     `size` is in bytes, 0 where only reading tells; `etag` names the content where the source knows it.
+    A benchmark's authors say more: `sides`, "train" or "test" in each of their splits ("" where it is on no
+    list), and `places`, where the image stands in their order of a gallery, from 0, for each of their trials.
     """
 
     path: str
@@ -30,3 +32,5 @@ class ImageRecord:
     size: int
     captured_at: str | None = None
     etag: str | None = None
+    sides: tuple[str, ...] = ()
+    places: tuple[int, ...] = ()

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from csdn.errors import UserError
 from csdn.files import replace_file
 
-TABLES_VERSION = 1
+TABLES_VERSION = 2
 _VERSION_KEY = b"csdn_index_version"
 _FACTS_KEY = b"csdn_facts"
 
@@ -24,6 +24,7 @@ def _schema(**types: pa.DataType) -> pa.Schema:
 
 # data/index/<drop id>.parquet: a row for each good image of a drop, sorted by path. `offset` and `size` are
 # the image's bytes in the shard; `person` is the label as given. A key that comes twice is the same image.
+# `sides` and `places` are empty but for benchmarks (csdn.data.records).
 INDEX_SCHEMA = _schema(
     key=pa.string(),
     extension=pa.string(),
@@ -37,6 +38,8 @@ INDEX_SCHEMA = _schema(
     width=pa.int32(),
     height=pa.int32(),
     captured_at=pa.string(),
+    sides=pa.list_(pa.string()),
+    places=pa.list_(pa.int32()),
 )
 
 # data/index/<drop id>.quarantine.parquet: what the drop has and the index has not.
@@ -76,6 +79,7 @@ SAMPLES_SCHEMA = _schema(
     camera=pa.string(),
     path=pa.string(),
     drop=pa.string(),
+    places=pa.list_(pa.int32()),
 )
 
 

@@ -7,7 +7,7 @@ from typing import Protocol
 from csdn.data.records import ImageRecord
 from csdn.errors import UserError
 
-LAYOUTS = ("builtin", "cameras")
+LAYOUTS = ("builtin", "cameras", "sysu", "regdb", "llcm")
 
 
 class Source(Protocol):
@@ -36,4 +36,16 @@ def open_source(address: str, layout: str) -> Source:
         from csdn.data.sources.cameras import CameraSource
 
         return CameraSource(address)
+    if layout == "sysu":
+        from csdn.data.sources.sysu import SysuSource
+
+        return SysuSource(address)
+    if layout == "regdb":
+        from csdn.data.sources.regdb import RegdbSource
+
+        return RegdbSource(address)
+    if layout == "llcm":
+        from csdn.data.sources.llcm import LlcmSource
+
+        return LlcmSource(address)
     raise UserError(f"layout {layout!r} is unknown; there are: {', '.join(LAYOUTS)}")

@@ -1,5 +1,6 @@
 """What the network saves in work it does not lose in value: each short form equals the plain computation."""
 
+import plain
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,48 +8,9 @@ from golden_vectors import assert_near, network, tensors
 
 from csdn.model.integration import build_integration
 from csdn.model.pooling import AttentionPool
-from csdn.model.prompts import PREFIX, SUFFIX
+from csdn.model.prompts import PREFIX
 
 PUBLISHED = tensors("state_dict")
-
-
-def plain_text_features(context, length):
-    """CLIP's text transformer over the first `length` tokens, every one of them in every layer."""
-    part = {
-        name.removeprefix("text_encoder."): value.double()
-        for name, value in PUBLISHED.items()
-        if name.startswith("text_encoder.")
-    }
-    around = [
-        PUBLISHED[f"prompt_learner1.{name}"].double().expand(len(context), -1, -1)
-        for name in ("token_prefix", "token_suffix")
-    ]
-    tokens = torch.cat([around[0], context, around[1]], dim=1)[:, :length]
-    tokens = tokens + part["positional_embedding"][:length]
-    for number in (0, 1):
-        layer = {
-            name.removeprefix(f"transformer.resblocks.{number}."): value
-            for name, value in part.items()
-            if name.startswith(f"transformer.resblocks.{number}.")
-        }
-        tokens = plain_layer(tokens, layer, heads=2)
-    final = F.layer_norm(tokens, tokens.shape[2:], part["ln_final.weight"], part["ln_final.bias"])
-    return final[:, SUFFIX.stop - 1] @ part["text_projection"]
-
-
-def plain_layer(tokens, layer, heads):
-    def norm(x, name):
-        return F.layer_norm(x, x.shape[2:], layer[f"{name}.weight"], layer[f"{name}.bias"])
-
-    length, width = tokens.shape[1:]
-    attention = torch.nn.MultiheadAttention(width, heads, batch_first=True, dtype=tokens.dtype)
-    attention.load_state_dict({name[5:]: value for name, value in layer.items() if name.startswith("attn.")})
-    future = torch.ones(length, length).triu(1).bool()
-    x = norm(tokens, "ln_1")
-    tokens = tokens + attention(x, x, x, attn_mask=future, need_weights=False)[0]
-    hidden = F.linear(norm(tokens, "ln_2"), layer["mlp.c_fc.weight"], layer["mlp.c_fc.bias"])
-    hidden = hidden * torch.sigmoid(1.702 * hidden)
-    return tokens + F.linear(hidden, layer["mlp.c_proj.weight"], layer["mlp.c_proj.bias"])
 
 
 @pytest.mark.parametrize("length", [12, 77])
@@ -57,7 +19,7 @@ def test_text_encoder_equals_all_tokens_through_all_layers(length):
     encoder.cache_prefix()
     context = PUBLISHED["prompt_learner1.cls_ctx"].double().requires_grad_()
     weights = torch.randn(12, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    results = [encoder(context), plain_text_features(context, length)]
+    results = [encoder(context), plain.text_features(encoder, context, length)]
     gradients = [torch.autograd.grad((result * weights).sum(), context)[0] for result in results]
     assert_near(results[0], results[1], 1e-12)
     assert_near(gradients[0], gradients[1], 1e-12)
@@ -83,33 +45,6 @@ def test_prefix_cache_follows_loaded_weights():
     assert not torch.equal(model.text_encoder.prefix_cache, before)
 
 
-def plain_attention_pool(pool, features, key_bias):
-    """Every token asks, all are projected to keys and values; the mean token's answer is taken."""
-    cells = features.flatten(2).permute(2, 0, 1)
-    tokens = torch.cat([cells.mean(0, keepdim=True), cells]) + pool.positions[:, None]
-    answer, _ = F.multi_head_attention_forward(
-        tokens,
-        tokens,
-        tokens,
-        tokens.shape[2],
-        pool.heads,
-        in_proj_weight=None,
-        in_proj_bias=torch.cat([pool.q_proj.bias, key_bias, pool.v_proj.bias]),
-        bias_k=None,
-        bias_v=None,
-        add_zero_attn=False,
-        dropout_p=0.0,
-        out_proj_weight=pool.c_proj.weight,
-        out_proj_bias=pool.c_proj.bias,
-        use_separate_proj_weight=True,
-        q_proj_weight=pool.q_proj.weight,
-        k_proj_weight=pool.k_proj.weight,
-        v_proj_weight=pool.v_proj.weight,
-        need_weights=False,
-    )
-    return answer[0]
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_attention_pool_equals_all_queries_whatever_the_key_bias(seed):
     torch.manual_seed(seed)
@@ -117,11 +52,11 @@ def test_attention_pool_equals_all_queries_whatever_the_key_bias(seed):
     features = torch.randn(4, 24, 3, 2, dtype=torch.float64, requires_grad=True)
     key_bias = torch.randn(24, dtype=torch.float64)
     wanted = [features, *pool.parameters()]
-    short, plain = pool(features), plain_attention_pool(pool, features, key_bias)
-    assert_near(short, plain, 1e-12)
+    short, written_out = pool(features), plain.attention_pool(pool, features, key_bias)
+    assert_near(short, written_out, 1e-12)
     loss = torch.randn_like(short)
     pairs = zip(
-        torch.autograd.grad(short, wanted, loss), torch.autograd.grad(plain, wanted, loss), strict=True
+        torch.autograd.grad(short, wanted, loss), torch.autograd.grad(written_out, wanted, loss), strict=True
     )
     for ours, theirs in pairs:
         assert_near(ours, theirs, 1e-10)

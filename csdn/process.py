@@ -30,14 +30,25 @@ def run_stage(main: Callable[[], None]) -> None:
         sys.exit(130)
 
 
-def die_with_parent() -> None:
-    """Ask Linux to end this process when its parent dies, so that an orphan never writes beside a new run."""
+def die_with_parent(parent: int | None = None) -> None:
+    """Ask Linux to end this process when its parent dies, so that an orphan never writes beside a new run.
+
+    parent: its id, where the caller knows it, so that a death before this call is noticed too.
+    """
     if sys.platform != "linux":
         return
-    parent = os.getppid()
+    parent = parent or os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the request was heard
+    if os.getppid() != parent or _left_by_dvc():  # it died before the request was heard
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _left_by_dvc() -> bool:
+    """Whether this is a stage whose DVC died while it was starting: both are of one process group."""
+    try:
+        return "DVC_STAGE" in os.environ and os.getpgid(os.getppid()) != os.getpgrp()
+    except ProcessLookupError:  # the parent ended between the two questions
+        return True
 
 
 def available_cores() -> int:

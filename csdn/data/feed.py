@@ -6,10 +6,12 @@ processes, and from any row on.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +27,7 @@ from csdn.data.records import MODALITIES
 from csdn.data.rows import Images, TestRows, TrainRows
 from csdn.data.slots import Slots
 from csdn.errors import UserError
+from csdn.process import die_with_parent
 
 # Batches that each process is ahead, and those that the consumer may hold (one while it asks for the
 # next): they bound the feed's memory, whatever the size of the data.
@@ -93,11 +96,16 @@ def each_image(
     batch: int,
     processes: int,
     report: Callable[[int, int], None],
+    start: int = 0,
 ) -> Iterator[tuple[np.ndarray, torch.Tensor, str]]:
-    """Every image of `table` once, visible first: (ordinals [b], images [b, 3, H, W], their modality)."""
-    done = 0
+    """Every image of `table` once, visible first: (ordinals [b], images [b, 3, H, W], their modality).
+
+    `start`: images to leave out, those of the first so many batches.
+    """
+    done = start
     for modality in MODALITIES:
         ordinals = table.of(modality)
+        ordinals, start = ordinals[start:], max(0, start - len(ordinals))
         for found, images in test_feed(table, ordinals, shards, image_size, normalize, batch, processes):
             yield found, images, modality.value
             done += len(found)
@@ -137,6 +145,7 @@ class Executor:
             persistent_workers=processes > 0,
             prefetch_factor=BATCHES_AHEAD if processes else None,
             multiprocessing_context="fork" if processes else None,  # or the slots would not be shared
+            worker_init_fn=partial(_begin, os.getpid()),
             generator=torch.Generator(),  # or each epoch would draw from torch's global one
         )
 
@@ -197,6 +206,11 @@ class _Tasks(TorchDataset):
         except UserError as error:  # as text: a DataLoader would wrap the error in a traceback
             return row, slot, str(error)
         return row, slot, None
+
+
+def _begin(parent: int, _number: int) -> None:
+    """In each process: a DataLoader's own would live on for seconds, with the lock of the stage's state."""
+    die_with_parent(parent)
 
 
 def _as_it_is(made: Any) -> Any:

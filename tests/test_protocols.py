@@ -81,7 +81,7 @@ def test_counts_what_the_rule_excludes():
 @pytest.mark.parametrize(
     ("name", "index", "options", "message"),
     [
-        ("market", index_of(ROWS), {}, "unknown protocol 'market'; allowed: cameras"),
+        ("market", index_of(ROWS), {}, "unknown protocol 'market'; allowed: cameras, sysu"),
         ("cameras", {"person": []}, {}, "no column modality, camera, key"),
         ("cameras", {**index_of(ROWS), "key": ["a"]}, {}, "different lengths"),
         ("cameras", index_of(ROWS), {"trials": 0}, "at least 1"),

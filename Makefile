@@ -18,9 +18,8 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s%s\n", $$1, $$2}' Makefile
 
 demo: $(INSTALLED) ## Run the pipeline (only what is out of date), then show the figures
-	@$(BIN)/dvc repro
+	@CSDN_ENDING=later $(BIN)/dvc repro
 	@$(BIN)/csdn figures
-	@echo "The report is report/index.html: open it in a browser."
 
 test: lint ## Lint, and every test
 	@OMP_NUM_THREADS=1 $(PYTEST) -n 2 -m "not slow"

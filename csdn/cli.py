@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -78,15 +77,10 @@ def report() -> None:
 
 @app.command(rich_help_panel=PIPELINE)
 def figures() -> None:
-    """Show the figures of the last evaluation: metrics/evaluation.json as a table."""
-    from csdn.evaluation.scores import notes, table_lines
+    """Show again how the last run ended: its figures, how long it took, where the report is."""
+    from csdn.ending import show
 
-    path = Path("metrics/evaluation.json")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run `dvc repro` first") from None
-    print(*table_lines(found), *notes(found["counts"]), sep="\n")
+    show()
 
 
 @app.command(rich_help_panel=SETUP)

@@ -7,24 +7,26 @@ from csdn.process import run_stage
 
 def main() -> None:
     # Imported here, once a killed DVC would take this process along: they take seconds.
-    from csdn.console import progress
-    from csdn.params import load_params
-    from csdn.training.embedding_job import local_feed, run_embedding
+    from csdn.console import stage
 
-    params = load_params()
-    paths = {
-        "data": Path("data"),
-        "prompts": Path("models/prompts"),
-        "out": Path("models/embedding"),
-        "metrics": Path("metrics/embedding.json"),
-    }
-    if params.scaling.workers:
-        from csdn.cluster.embedding import run_embedding_on_ray  # Ray takes seconds to import
+    with stage("embedding") as progress:
+        from csdn.params import load_params
+        from csdn.training.embedding_job import local_feed, run_embedding
 
-        run_embedding_on_ray(params, **paths)
-    else:
-        run_embedding(params, **paths, make_feed=local_feed, progress=progress)
-    print("embedding: model -> models/embedding; load it anywhere with csdn.load")
+        params = load_params()
+        paths = {
+            "data": Path("data"),
+            "prompts": Path("models/prompts"),
+            "out": Path("models/embedding"),
+            "metrics": Path("metrics/embedding.json"),
+        }
+        if params.scaling.workers:
+            from csdn.cluster.embedding import run_embedding_on_ray  # Ray takes seconds to import
+
+            run_embedding_on_ray(params, **paths, progress=progress)
+        else:
+            run_embedding(params, **paths, make_feed=local_feed, progress=progress)
+        print("embedding: model -> models/embedding; load it anywhere with csdn.load")
 
 
 if __name__ == "__main__":

@@ -5,22 +5,24 @@ from csdn.process import run_stage
 
 def main() -> None:
     # Imported here: each worker process imports this file again, and needs none of it.
-    from csdn.console import progress
-    from csdn.data.drops import read_ledger
-    from csdn.data.ingest import ingest
-    from csdn.data.summary import summary_lines
-    from csdn.params import load_params
+    from csdn.console import stage
 
-    params = load_params()
-    with progress("ingest", "images") as report:
-        figures = ingest(
-            read_ledger(),
-            data=params.data,
-            settings=params.ingest,
-            minimum_people=params.embedding.people,
-            progress=report,
-        )
-    print("\n".join(summary_lines(figures)))
+    with stage("ingest") as progress:
+        from csdn.data.drops import read_ledger
+        from csdn.data.ingest import ingest
+        from csdn.data.summary import summary_lines
+        from csdn.params import load_params
+
+        params = load_params()
+        with progress("ingest", "images") as report:
+            figures = ingest(
+                read_ledger(),
+                data=params.data,
+                settings=params.ingest,
+                minimum_people=params.embedding.people,
+                progress=report,
+            )
+        print("\n".join(summary_lines(figures)))
 
 
 if __name__ == "__main__":

@@ -1,30 +1,164 @@
-"""A log shows the first and the last state of a work, with rate and figures, and few lines between."""
+"""Progress: a log shows the first and the last state and few lines between; a terminal one line a phase."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from datetime import datetime
+
+import pytest
+from rich.console import Console
 
 from csdn import console
+from csdn.console import lines, terminal
+from csdn.console.times import TIMES, read_times
+from csdn.console.work import Work
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """The current folder is empty; CSDN_LOG is not set."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CSDN_LOG", raising=False)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that goes on by a second whenever somebody looks at it."""
+    seconds = iter(range(100_000))
+    monkeypatch.setattr(lines.time, "monotonic", lambda: float(next(seconds)))
 
 
 def test_quick_work_shows_its_result(capsys):
-    with console.progress("ingest", "images") as report:
+    with console.progress("ingest", "ingest", "images") as report:
         for done in range(1, 1001):
             report(done, 1000, {"loss": done / 1000})
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2
-    assert lines[0].startswith("ingest: 1/1000 images")
-    assert lines[-1].startswith("ingest: 1000/1000 images") and "loss 1" in lines[-1] and "/s" in lines[-1]
+    shown = capsys.readouterr().err.splitlines()
+    assert len(shown) == 2
+    assert shown[0].startswith("ingest: 1/1000 images")
+    assert re.fullmatch(r"ingest: 1000/1000 images in 0\.\d s, \d+ images/s  loss 1", shown[1])
 
 
-def test_long_work_shows_a_line_now_and_then(capsys, monkeypatch):
-    clock = iter(range(0, 10_000))
-    monkeypatch.setattr(console.time, "monotonic", lambda: float(next(clock)))
-    with console.progress("embedding", "steps") as report:
+def test_long_work_shows_a_line_now_and_then(capsys, clock):
+    with console.progress("embedding", "embedding", "steps", images=48) as report:
         for done in range(1, 101):
             report(done, 100)
-    lines = capsys.readouterr().err.splitlines()
-    assert 10 <= len(lines) <= 40
-    assert "s left" in lines[1]
+    shown = capsys.readouterr().err.splitlines()
+    assert 10 <= len(shown) <= 40
+    assert "images/s" in shown[1] and "3:08 left" in shown[1]
 
 
 def test_nothing_done_shows_nothing(capsys):
-    with console.progress("ingest", "images"):
+    with console.progress("ingest", "ingest", "images"):
         pass
     assert capsys.readouterr().err == ""
+
+
+def test_a_stopped_phase_says_how_far_it_came(capsys):
+    with pytest.raises(KeyboardInterrupt), console.progress("s", "embedding", "steps") as report:
+        report(3, 10, {"loss": 2.5})
+        raise KeyboardInterrupt
+    assert capsys.readouterr().err.splitlines()[-1] == "embedding: stopped at 3/10 steps  loss 2.5"
+
+
+def test_rate_and_time_left_do_not_count_what_a_resumed_run_found_done(monkeypatch):
+    work = Work("embedding", "embedding", "steps", images=48, began=0)
+    for now, done in ((10, 500), (12, 504)):
+        monkeypatch.setattr(lines.time, "monotonic", lambda now=now: now)
+        work.update(done, 1000)
+    assert (work.rate, work.images_per_second, work.seconds_left) == (2, 96, 248)
+    assert (work.speed(), work.left()) == ("96 images/s", "4:08 left")
+
+
+def json_lines(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_machine_reads_every_line_of_the_json_log(capsys, monkeypatch, clock):
+    monkeypatch.setenv("CSDN_LOG", "json")
+    with console.stage("embedding") as progress, progress("training", "steps", images=48) as report:
+        for done in range(1, 21):
+            report(done, 20, {"loss": 1 / done, "nothing": float("nan")})
+    found = json_lines(capsys.readouterr().err)
+    kinds = [(line["event"], line["stage"], line["phase"]) for line in found]
+    assert kinds[:2] == [("start", "embedding", None), ("start", "embedding", "training")]
+    assert kinds[-2:] == [("end", "embedding", "training"), ("end", "embedding", None)]
+    assert set(kinds[2:-2]) == {("progress", "embedding", "training")}
+    for line in found:
+        assert datetime.fromisoformat(line["time"]).utcoffset().total_seconds() == 0
+    ended = found[-2]
+    assert (ended["done"], ended["total"], ended["unit"], ended["error"]) == (20, 20, "steps", None)
+    assert ended["images_per_second"] == pytest.approx(48 * ended["rate"], rel=1e-5)
+    assert ended["values"] == {"loss": 0.05, "nothing": None}
+
+
+def test_the_json_log_says_which_error_ended_a_stage_and_not_its_words(capsys, monkeypatch):
+    monkeypatch.setenv("CSDN_LOG", "json")
+    with (
+        pytest.raises(ValueError),
+        console.stage("ingest") as progress,
+        progress("ingest", "images") as report,
+    ):
+        report(1, 2)
+        raise ValueError("/home/ana/secret")
+    text = capsys.readouterr().err
+    assert [line["error"] for line in json_lines(text)[-2:]] == ["ValueError", "ValueError"]
+    assert "/home" not in text
+
+
+def test_a_stage_that_succeeds_notes_how_long_it_took():
+    with console.stage("prompts"):
+        pass
+    with pytest.raises(ValueError), console.stage("ingest"):
+        raise ValueError
+    assert list(read_times()) == ["prompts"]
+    TIMES.write_text("[1")
+    assert read_times() == {}
+
+
+LONG = Work("embedding", "integration", "images", 1, 1_234_567, 3_400_000, {"loss": 12.345678}, 123.4, 0)
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_no_line_is_wider_than_the_terminal(width):
+    screen = Console(width=width, force_terminal=True, color_system=None)
+    with screen.capture() as capture:
+        for work in (LONG, Work("s", "embedding", "steps")):
+            screen.print(terminal.LiveLine(work))
+    shown = capture.get().splitlines()
+    assert len(shown) == 2
+    assert all(len(line) < width for line in shown)
+    assert width < 80 or "left" in shown[0]
+
+
+PHASES = """
+from csdn.console import stage
+with stage("prompts") as progress:
+    for phase, unit in (("embed", "images"), ("prompts", "steps")):
+        with progress(phase, unit, images=1) as report:
+            for done in range(1, 31):
+                report(done, 30, {"loss": 3 / done})
+    with progress("integration", "steps") as report:
+        report(5, 30)
+        raise SystemExit
+"""
+
+
+def test_in_a_terminal_each_phase_leaves_one_line():
+    master, slave = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+    subprocess.run([sys.executable, "-c", PHASES], stderr=slave, env=environment, check=True)
+    os.close(slave)
+    text = os.read(master, 100_000).decode()
+    os.close(master)
+    # What stays of a row is what was written to it after it was last erased.
+    rows = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", row.rpartition("\x1b[2K")[2]) for row in text.split("\n")]
+    left = [" ".join(row.split()) for row in rows if row.strip()]
+    assert [row.split(" in ")[0][:20] for row in left if row[0] in "✓✗"] == [
+        "✓ embed 30 images 0.",
+        "✓ prompts 30 steps 0",
+        "✗ integration stoppe",
+    ]
+    assert left[1].endswith("loss 0.1")

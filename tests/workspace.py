@@ -71,9 +71,8 @@ def set_ledger(folder: Path, address: str) -> None:
 
 def run(folder: Path, *command: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a command in the workspace with this environment's programs; output is captured."""
-    done = subprocess.run(
-        command, cwd=folder, env=environment(), capture_output=True, text=True, check=False, **options
-    )
+    options = {"env": environment()} | options
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, **options)
     if check and done.returncode:
         raise AssertionError(f"{' '.join(command)} gave {done.returncode}:\n{done.stdout}\n{done.stderr}")
     return done

@@ -35,7 +35,7 @@ def pretrain(first_steps: int, second_steps: int) -> SmallClip:
     heads = nn.ModuleList(nn.Linear(clip.dimension, len(phrases_of(infrared))) for infrared in (False, True))
     optimiser = _optimiser([*clip.parameters(), *heads.parameters()])
     steps = first_steps + second_steps
-    with progress("pretrain", "samples") as report:
+    with progress("pretrain", "pretrain", "images") as report:
         for step, batch in enumerate(batches(steps)):
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(step, first_steps, steps)

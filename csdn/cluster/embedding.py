@@ -6,14 +6,16 @@ from functools import partial
 from pathlib import Path
 
 from csdn.cluster.train import run
-from csdn.console import progress
 from csdn.data.dataset import SampleTable
 from csdn.params import Params
 from csdn.training.embedding_job import local_feed, run_embedding
 from csdn.training.embedding_stage import Feed
+from csdn.training.prompt_job import Progress
 
 
-def run_embedding_on_ray(params: Params, data: Path, prompts: Path, out: Path, metrics: Path) -> None:
+def run_embedding_on_ray(
+    params: Params, data: Path, prompts: Path, out: Path, metrics: Path, progress: Progress
+) -> None:
     """`run_embedding` under Ray Train: the same losses and files as in the plain process.
 
     Of a cluster, a GPU is asked where scaling.device is "cuda", and Ray Data takes the cores that are left;

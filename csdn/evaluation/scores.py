@@ -150,21 +150,3 @@ def _arguments(
         labels.cameras[gallery],
         search.rule,
     )
-
-
-def table_lines(figures: Mapping[str, Any]) -> list[str]:
-    """The figures of metrics/evaluation.json as a table for a terminal, in percent."""
-    shown = ("rank1", "rank10", "mAP", "mINP")
-    lines = []
-    for direction in figures["counts"]:
-        lines.append(f"{direction.replace('_', ' '):22}" + "".join(f"{name:>16}" for name in shown))
-        for method in METHODS:
-            cells = [_cell(figures[method][direction][name]) for name in shown]
-            lines.append(f"  {method:20}" + "".join(f"{cell:>16}" for cell in cells))
-    return lines
-
-
-def _cell(figure: Mapping[str, float | None]) -> str:
-    if figure["mean"] is None:
-        return "-"
-    return f"{figure['mean']:.2f}" + ("" if figure["std"] is None else f" ± {figure['std']:.2f}")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from csdn.data.dataset import SampleTable
 from csdn.data.feed import TrainFeed
+from csdn.data.rows import VIEWS
 from csdn.device import configure_torch
 from csdn.files import replace_folder, write_json
 from csdn.model import CSDN, save
@@ -44,7 +45,8 @@ def run_embedding(
     text_table = load_prompts(model, weights).to(device)
     model.to(device)
     with open_state("embedding", inputs.key) as state:
-        with progress("embedding", "steps") as report:
+        step_images = len(VIEWS) * params.embedding.people * params.embedding.images
+        with progress("embedding", "steps", images=step_images) as report:
             feed = make_feed(params, inputs.table, data)
             rows = train_embedding(
                 model, text_table, feed, embedding_settings(params.embedding), state, report

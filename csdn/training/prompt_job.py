@@ -24,10 +24,10 @@ from csdn.training.inputs import TrainingInputs, training_inputs
 from csdn.training.log import write_log
 from csdn.training.prompt_stage import IntegrationPhase, Phase, PhaseSettings, PromptPhase, train_phase
 
-# progress(title, unit) gives a context whose value is called as report(done, total, figures).
+# progress(phase, unit, images of a unit) gives a context: its value is called report(done, total, figures).
 EMBED_BATCH = 128  # images; a constant, since another one would change the last digits
 
-Progress = Callable[[str, str], AbstractContextManager[Callable[..., None]]]
+Progress = Callable[..., AbstractContextManager[Callable[..., None]]]
 
 
 def run_prompts(
@@ -112,7 +112,7 @@ def _train(
         include={"learning_rate", "warmup_epochs", "warmup_learning_rate", "final_learning_rate"}
     )
     settings = PhaseSettings(params.epochs, params.weight_decay, params.update, schedule)
-    with progress(phase.name, "steps") as report:
+    with progress(phase.name, "steps", images=np.size(phase.plan(0)[0])) as report:
         return train_phase(phase, settings, state.part(phase.name), report)
 
 

@@ -1,0 +1,58 @@
+"""The figures of metrics/evaluation.json in short: for a terminal, and for `dvc metrics` and `dvc exp`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+SHOWN = {"rank1": "rank-1", "rank10": "rank-10", "mAP": "mAP", "mINP": "mINP"}
+METHODS = {"trained": "trained", "clip": "CLIP", "chance": "chance"}
+
+
+def headline(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """What experiments are compared by: means of the trained model in percent, two digits, and test people.
+
+    Names are short, since they head the columns of `dvc exp show`: `ir_to_vis.rank1`.
+    """
+    short = {
+        _short(direction): {
+            name: _rounded(figures["trained"][direction][name]["mean"]) for name in ("rank1", "mAP")
+        }
+        for direction in figures["counts"]
+    }
+    return {**short, "test_people": max(count["people"] for count in figures["counts"].values())}
+
+
+def _short(direction: str) -> str:
+    return direction.replace("infrared", "ir").replace("visible", "vis")
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
+
+
+def one_line(figures: Mapping[str, Any]) -> str:
+    """Rank-1 of the trained model in each direction, as in "rank-1 23.1 % infrared to visible"."""
+    trained = {direction: figures["trained"][direction]["rank1"]["mean"] for direction in figures["counts"]}
+    found = [
+        f"{'-' if mean is None else f'{mean:.1f} %'} {direction.replace('_', ' ')}"
+        for direction, mean in trained.items()
+    ]
+    return f"rank-1 {', '.join(found)}"
+
+
+def table_lines(figures: Mapping[str, Any]) -> list[str]:
+    """The trained model against CLIP as it is and chance, in percent; less than 80 columns."""
+    lines = []
+    for direction in figures["counts"]:
+        lines.append(f"{direction.replace('_', ' '):20}" + "".join(f"{name:>15}" for name in SHOWN.values()))
+        for method, name in METHODS.items():
+            cells = [_cell(figures[method][direction][figure]) for figure in SHOWN]
+            lines.append(f"  {name:18}" + "".join(f"{cell:>15}" for cell in cells))
+    return lines
+
+
+def _cell(figure: Mapping[str, float | None]) -> str:
+    if figure["mean"] is None:
+        return "-"
+    return f"{figure['mean']:.2f}" + ("" if figure["std"] is None else f" ± {figure['std']:.2f}")

@@ -1,0 +1,78 @@
+"""Who is a query, who is in the gallery of each trial, and by which rule: pure functions of plain columns.
+
+    rows = protocol("cameras", {"person": [...], "modality": [...], "camera": [...], "key": [...]})
+
+gives searches whose queries and galleries are row numbers of the index, so that anybody's features of those
+rows can be evaluated with `csdn.evaluation.rank_metrics`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from csdn.evaluation.protocols.cameras import cameras
+from csdn.evaluation.protocols.llcm import llcm, llcm_swapped
+from csdn.evaluation.protocols.numbers import camera_numbers
+from csdn.evaluation.protocols.regdb import regdb
+from csdn.evaluation.protocols.search import Index, Search, excluded_pairs
+from csdn.evaluation.protocols.sysu import sysu, sysu_official
+
+__all__ = ["PROTOCOLS", "Index", "Search", "excluded_pairs", "options_of", "protocol", "rule_cameras"]
+
+PROTOCOLS: dict[str, Callable[..., list[Search]]] = {
+    "cameras": cameras,
+    "sysu": sysu,
+    "sysu_official": sysu_official,
+    "regdb": regdb,
+    "llcm": llcm,
+    "llcm_swapped": llcm_swapped,
+}
+_COLUMNS = ("person", "modality", "camera")
+_MODALITIES = ("visible", "infrared")
+
+
+def protocol(name: str, index: Index, **options: Any) -> list[Search]:
+    """The searches of a protocol over an index of test images.
+
+    index: columns of the same length, one entry an image: person, modality ("visible" or "infrared") and
+    camera; for the protocol cameras also key, for the others path: draws depend on sorted file names. People
+    and cameras of the benchmarks are numbers, or names that end in one. options: those of the function of
+    that name. Raises ValueError for an unknown name, option or modality, and for a missing column or columns
+    of different lengths.
+    """
+    if name not in PROTOCOLS:
+        raise ValueError(f"unknown protocol {name!r}; allowed: {', '.join(PROTOCOLS)}")
+    known = options_of(name)
+    if unknown := [option for option in options if option not in known]:
+        raise ValueError(
+            f"protocol {name} has no option {', '.join(unknown)}; it has: {', '.join(known) or 'none'}"
+        )
+    if options.get("trials", 1) < 1:
+        raise ValueError(f"trials = {options['trials']}: at least 1")
+    columns = (*_COLUMNS, "key" if name == "cameras" else "path")
+    if missing := [column for column in columns if column not in index]:
+        raise ValueError(f"the index has no column {', '.join(missing)}")
+    if len({len(index[column]) for column in columns}) > 1:
+        raise ValueError("the index's columns have different lengths")
+    if strange := set(index["modality"]) - set(_MODALITIES):
+        raise ValueError(f"modality {min(map(repr, strange))}; allowed: {', '.join(_MODALITIES)}")
+    return PROTOCOLS[name](index, **options)
+
+
+def options_of(name: str) -> list[str]:
+    """The options of a protocol."""
+    return list(inspect.signature(PROTOCOLS[name]).parameters)[1:]
+
+
+def rule_cameras(name: str, index: Index) -> np.ndarray:
+    """Cameras as `csdn.evaluation.rank_metrics` takes them for a protocol's rule, int64 [n].
+
+    SYSU-MM01's rule is about cameras 2 and 3; the others only ask whether two cameras are the same.
+    """
+    if name.startswith("sysu"):
+        return camera_numbers(index)
+    return np.unique([str(camera) for camera in index["camera"]], return_inverse=True)[1].astype(np.int64)

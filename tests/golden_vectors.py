@@ -16,6 +16,9 @@ from csdn.model.published_names import published_name
 FOLDER = Path(__file__).parent / "golden"
 IMAGE_SIZE = (64, 32)
 
+# What was compared with the golden vectors -> (largest relative difference, tolerance); benchmarks/parity.py.
+MEASURED: dict[str, tuple[float, float]] = {}
+
 
 @cache
 def tensors(name: str) -> dict[str, torch.Tensor]:
@@ -48,8 +51,23 @@ def sampled(tensor: torch.Tensor, count: int = 16) -> torch.Tensor:
     return flat[torch.linspace(0, len(flat) - 1, min(count, len(flat))).long()]
 
 
-def assert_near(actual: torch.Tensor, wanted: torch.Tensor, relative: float = 1e-5) -> None:
-    """The largest difference is within `relative` of the largest value."""
+def assert_near(
+    actual: torch.Tensor, wanted: torch.Tensor, relative: float = 1e-5, what: str | None = None
+) -> None:
+    """The largest difference is within `relative` of the largest value; `what` names it in MEASURED."""
     assert actual.shape == wanted.shape
     difference = (actual.detach().double() - wanted.double()).abs().max().item()
-    assert difference <= relative * wanted.double().abs().max().item()
+    assert_within(difference / wanted.double().abs().max().item(), relative, what)
+
+
+def assert_close(actual: float, wanted: float, relative: float, what: str) -> None:
+    """Two scalars, as `assert_near`."""
+    assert_within(abs(actual - wanted) / abs(wanted), relative, what)
+
+
+def assert_within(difference: float, tolerance: float, what: str | None) -> None:
+    """`difference` is at most `tolerance`; the largest of each `what` is kept for docs/parity.md."""
+    assert difference <= tolerance, f"{what or 'values'} differ by {difference:.2g}, allowed is {tolerance:g}"
+    if what is not None:
+        largest = MEASURED.get(what, (0.0, tolerance))[0]
+        MEASURED[what] = (max(largest, difference), tolerance)

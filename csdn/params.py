@@ -111,10 +111,32 @@ class EmbeddingParams(Section):
 
 
 class EvaluationParams(Section):
-    protocol: Literal["cameras"]
+    protocol: Literal["cameras", "sysu", "sysu_official", "regdb", "llcm", "llcm_swapped"]
     trials: Count
+    mode: Literal["all", "indoor"] | None = None
+    shots: Literal[1, 10] | None = None
     mirror: bool
     batch: Count
+
+    @model_validator(mode="after")
+    def _options_are_the_protocols(self) -> EvaluationParams:
+        for name in ("mode", "shots"):
+            if getattr(self, name) is not None and not self.protocol.startswith("sysu"):
+                raise ValueError(f"{name} is for sysu and sysu_official; leave it empty for {self.protocol}")
+        if self.protocol == "regdb" and self.trials != 1:
+            raise ValueError(
+                "trials must be 1: regdb draws nothing; its ten trials are ten models (data.trial)"
+            )
+        if self.protocol == "sysu_official" and self.trials > 10:
+            raise ValueError(f"trials {self.trials}: the authors of SYSU-MM01 drew 10 galleries")
+        return self
+
+    def options(self) -> dict[str, Any]:
+        """What `csdn.evaluation.protocol` takes besides name and index."""
+        given = {"trials": self.trials, "mode": self.mode, "shots": self.shots}
+        if self.protocol == "regdb":
+            del given["trials"]
+        return {name: value for name, value in given.items() if value is not None}
 
 
 class ReportParams(Section):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -53,6 +54,13 @@ class Dataset:
 
     def test_table(self) -> SampleTable:
         return _sample_table(self.samples, "test")
+
+    def test_index(self) -> dict[str, list[Any]]:
+        """The test images as the columns of csdn.evaluation.protocol; row n is row n of `test_table`."""
+        names = dict(zip(self.people["row"].to_pylist(), self.people["person"].to_pylist(), strict=True))
+        rows = self.samples.filter(pa.compute.equal(self.samples["side"], "test"))
+        columns = {name: rows[name].to_pylist() for name in ("modality", "camera", "key", "path", "places")}
+        return {"person": [names[row] for row in rows["person_row"].to_pylist()], **columns}
 
 
 def load_dataset(root: str | Path = "data") -> Dataset:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from csdn.data.drops import SHORT, Status
 from csdn.data.merge import IndexedDrop, Merged
+from csdn.data.published import unlike_published
 
 
 def summary(drops: Sequence[IndexedDrop], merged: Merged) -> dict[str, Any]:
@@ -24,6 +25,7 @@ def summary(drops: Sequence[IndexedDrop], merged: Merged) -> dict[str, Any]:
         "cameras": _cameras(merged.samples),
         "duplicates": merged.duplicates,
         "quarantined": dict(sorted(Counter(merged.quarantine["reason"].to_pylist()).items())),
+        "unlike_published": unlike_published(used, merged.samples),
         "ignored_files": sum(d.ignored for d in drops if d.drop.status != Status.REJECTED),
     }
 
@@ -77,10 +79,13 @@ def summary_lines(metrics: dict[str, Any]) -> list[str]:
         f"{side:10}{people[side]:>8}{images[side]['visible']:>10}{images[side]['infrared']:>10}"
         for side in ("train", "test")
     ]
+    lines += [f"WARNING: {difference}" for difference in metrics["unlike_published"]]
     notes = {
         f"{people['waiting']} people wait for images of the other modality": people["waiting"],
         f"{metrics['duplicates']} images came more than once and are used once": metrics["duplicates"],
-        f"{metrics['ignored_files']} files are no images and were ignored": metrics["ignored_files"],
+        f"{metrics['ignored_files']} files are no images of the data set and were ignored": metrics[
+            "ignored_files"
+        ],
     }
     lines += [note for note, count in notes.items() if count]
     lines += [f"quarantined: {count} x {reason}" for reason, count in metrics["quarantined"].items()]

@@ -1,4 +1,8 @@
-"""`csdn use NAME`: the values of NAME.yaml beside this file, written into params.yaml; comments stay."""
+"""`csdn use NAME`: the values of NAME.yaml beside this file, written into params.yaml; comments stay.
+
+A preset names its size, published.yaml or small.yaml (model and training), and values of its own (data and
+protocol). `--small` takes the small size instead, for a run in a minute.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +17,28 @@ from csdn.files import replace_file
 from csdn.params import load_params
 
 FOLDER = Path(__file__).parent
+SIZES = ("published", "small")
 
 
 def names() -> list[str]:
     """The presets that there are."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return sorted({path.stem for path in FOLDER.glob("*.yaml")} - set(SIZES))
 
 
-def use(name: str, params_path: str | Path = "params.yaml") -> list[str]:
+def values(name: str, small: bool = False) -> Any:
+    """What a preset sets, as nested mappings; raises UserError for an unknown one."""
+    if name not in names():
+        raise UserError(f"no preset is called {name!r}; there are: {', '.join(names())}")
+    preset = _read(name)
+    merged = _read("small" if small else preset["size"])
+    for section, own in preset["values"].items():
+        # The small CLIP has its own stem and size: what a preset says of the model is for the published one.
+        if not (small and section == "model"):
+            merged.setdefault(section, {}).update(own)
+    return merged
+
+
+def use(name: str, params_path: str | Path = "params.yaml", small: bool = False) -> list[str]:
     """Edit a parameter file in place; returns a line for each value that changed, and what to do next.
 
     Values that the preset does not name stay. Raises UserError for an unknown preset and for a file that is
@@ -28,7 +46,7 @@ def use(name: str, params_path: str | Path = "params.yaml") -> list[str]:
     """
     path = Path(params_path)
     load_params(path)
-    params, preset = _round_trip().load(path), _round_trip().load(_file(name))
+    params, preset = _round_trip().load(path), values(name, small)
     changes = [f"{key}: {_shown(old)} -> {_shown(new)}" for key, old, new in _assign(params, preset)]
     if not changes:
         return [f"{path} has the values of {name!r} already"]
@@ -40,10 +58,8 @@ def use(name: str, params_path: str | Path = "params.yaml") -> list[str]:
     return changes
 
 
-def _file(name: str) -> Path:
-    if name not in names():
-        raise UserError(f"no preset is called {name!r}; there are: {', '.join(names())}")
-    return FOLDER / f"{name}.yaml"
+def _read(name: str) -> Any:
+    return _round_trip().load(FOLDER / f"{name}.yaml")
 
 
 def _round_trip() -> YAML:

@@ -1,12 +1,45 @@
 """What every test may rely on, however the suite was started."""
 
 import signal
+from collections.abc import Callable
 
+import faults
 import pytest
 
 # A shell starts background jobs with Ctrl-C ignored, and programs pass that on: the stages that tests
 # interrupt would not hear it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--write-faults", action="store_true", help="write the tests' rows into docs/faults.md")
+
+
+def pytest_configure(config):
+    if config.getoption("--write-faults") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(faults.Writer(), "faults")
+
+
+@pytest.fixture
+def fault(request, tmp_path_factory) -> Callable[[str, str, object], None]:
+    """fault(area, what is wrong, what it gives): the row of docs/faults.md that this test stands for.
+
+    What it gives is the error, its text, or a sentence where the program recovers.
+    """
+
+    def note(area: str, what: str, gives: object) -> None:
+        assert area in faults.AREAS
+        row = faults.Row(area, what, faults.same_everywhere(str(gives), tmp_path_factory.getbasetemp()))
+        if request.config.getoption("--write-faults"):
+            request.node.user_properties.append(("fault", list(row)))
+        elif faults.read_rows().get(what) != row:
+            pytest.fail(
+                f"docs/faults.md has not this row, or another text:\n{row}\n"
+                f"If that is what it should say: pytest --write-faults '{request.node.nodeid}'",
+                pytrace=False,
+            )
+
+    return note
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +55,43 @@ def finished_repository(tmp_path_factory):
     folder = make_repository(tmp_path_factory.mktemp("finished") / "project")
     done = run(folder, "dvc", "repro", env=environment() | SECRETS)
     return folder, done.stdout + done.stderr
+
+
+def pytest_addoption(parser):
+    parser.addoption("--write-faults", action="store_true", help="write docs/faults.md (tests/faults.py)")
+
+
+@pytest.fixture
+def fault(request):
+    """fault("area", "what is wrong", "what it gave"): a row of docs/faults.md (tests/faults.py)."""
+    import faults
+
+    def check(area, what, gives):
+        assert area in faults.AREAS
+        row = [area, what, faults.shown(gives)]
+        request.node.user_properties.append(("fault", row))
+        if not request.config.getoption("--write-faults"):
+            stands = faults.read_page().get((area, what))
+            assert stands == row[2], "docs/faults.md says otherwise; run `pytest --write-faults` on this file"
+
+    return check
+
+
+FOUND = {}
+
+
+def pytest_runtest_logreport(report):
+    """Collects the rows of all tests, those of other processes too."""
+    if report.when == "call":
+        FOUND.update({(area, what): gives for name, (area, what, gives) in rows_of(report)})
+
+
+def rows_of(report):
+    return [entry for entry in report.user_properties if entry[0] == "fault"]
+
+
+def pytest_sessionfinish(session):
+    if session.config.getoption("--write-faults") and not hasattr(session.config, "workerinput"):
+        import faults
+
+        faults.write_page(FOUND)

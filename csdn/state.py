@@ -14,7 +14,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -26,14 +27,36 @@ from csdn.files import replace_file
 if TYPE_CHECKING:
     import torch
 
+    from csdn.params import Params
+
 # Raised by one whenever the same inputs and parameters would give another result than before.
 METHOD_VERSION = 1
 # Another version of these may give other last digits: what one began, another must not end.
 LIBRARIES = ("numpy", "pillow", "simplejpeg", "torch")
-# At most so much work is lost, and saving it takes a small part of that time.
-CHECKPOINT_SECONDS = 60.0
 # Unfinished runs of a stage that are kept beside the present one, for a return to their parameters.
 KEPT = 3
+
+
+class Pace:
+    """When to save: after a save follows `rest` times what it took, and at least `least` seconds.
+
+    So saving takes about a hundredth of the time, and a kill costs at most a hundred saves' time of work.
+    """
+
+    def __init__(self, rest: float = 100.0, least: float = 1.0) -> None:
+        self.rest, self.least = rest, least
+        self._next = 0.0
+
+    def due(self) -> bool:
+        return time.monotonic() >= self._next
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Around each save, which is timed."""
+        began = time.monotonic()
+        yield
+        ended = time.monotonic()
+        self._next = ended + max(self.least, self.rest * (ended - began))
 
 
 def state_key(**parts: Any) -> str:
@@ -41,6 +64,26 @@ def state_key(**parts: Any) -> str:
     libraries = {name: version(name) for name in LIBRARIES}
     text = json.dumps({"method": METHOD_VERSION, "libraries": libraries, **parts}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def stage_key(section: str, params: Params, clip: str, inputs: Iterable[Path]) -> str:
+    """Key of a stage that computes: its parameters, the hash of CLIP's weights, the bytes of `inputs`.
+
+    samples.parquet among these stands for the images, whose hashes it names. `scaling` is no part of it.
+    """
+    return state_key(
+        section=section,
+        seed=params.seed,
+        model=params.model.model_dump(exclude={"weights", "pretrained"}),
+        settings=getattr(params, section).model_dump(),
+        clip=clip,
+        inputs=[_file_hash(path) for path in inputs],
+    )
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class StageState:

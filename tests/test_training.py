@@ -1,5 +1,6 @@
 """The training loops: same seed, same bytes, however often they were interrupted; and they do learn."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 
 from csdn.data.plan import pair_plan, pooled_plan
 from csdn.model import CSDN, ModelConfig
-from csdn.state import open_state
+from csdn.state import Pace, open_state
 from csdn.training.embedding_stage import EmbeddingSettings, build_optimizer, train_embedding
 from csdn.training.prompt_stage import IntegrationPhase, PhaseSettings, PromptPhase, train_phase
 
@@ -82,10 +83,18 @@ class Killed(Exception):
     pass
 
 
-def train(tmp_path, kill_after=None, checkpoint_seconds=1e9, monkeypatch=None):
+def always():
+    """Saves whenever there is something to save."""
+    return Pace(rest=0, least=0)
+
+
+def seldom():
+    """Saves at the first chance and at the end."""
+    return Pace(least=math.inf)
+
+
+def train(tmp_path, kill_after=None, pace=None):
     """Train stage 2; with `kill_after`, a first run dies after that many steps and a second one goes on."""
-    if monkeypatch:
-        monkeypatch.setattr("csdn.training.embedding_stage.CHECKPOINT_SECONDS", checkpoint_seconds)
 
     def report(done, _total, _values):
         if done == kill_after:
@@ -94,7 +103,7 @@ def train(tmp_path, kill_after=None, checkpoint_seconds=1e9, monkeypatch=None):
     def once(report):
         model = small_model()
         with open_state("stage", "k", tmp_path) as state:
-            rows = train_embedding(model, torch.eye(PEOPLE, 16), RandomFeed(), EMBEDDING, state, report)
+            rows = train_embedding(model, torch.eye(PEOPLE, 16), RandomFeed(), EMBEDDING, state, report, pace)
         return model, rows
 
     if kill_after:
@@ -104,11 +113,11 @@ def train(tmp_path, kill_after=None, checkpoint_seconds=1e9, monkeypatch=None):
 
 
 @pytest.mark.parametrize(
-    ("kill_after", "checkpoint_seconds"), [(2, -1), (4, 1e9), (7, -1), (7, 1e9), (12, -1)]
+    ("kill_after", "pace"), [(1, always), (2, always), (4, seldom), (5, always), (7, seldom), (12, always)]
 )
-def test_a_killed_run_ends_with_the_same_bytes(tmp_path, monkeypatch, kill_after, checkpoint_seconds):
+def test_a_killed_run_ends_with_the_same_bytes(tmp_path, kill_after, pace):
     model, rows = train(tmp_path / "a")
-    again, rows_again = train(tmp_path / "b", kill_after, checkpoint_seconds, monkeypatch)
+    again, rows_again = train(tmp_path / "b", kill_after, pace())
     assert rows_again == rows
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
@@ -149,9 +158,7 @@ def phases(model):
 
 
 @pytest.mark.parametrize("name", ["prompts", "integration"])
-def test_a_phase_learns_only_its_own_and_continues_exactly(tmp_path, monkeypatch, name):
-    monkeypatch.setattr("csdn.training.prompt_stage.CHECKPOINT_SECONDS", -1)
-
+def test_a_phase_learns_only_its_own_and_continues_exactly(tmp_path, name):
     def run(folder, kill_after=None):
         def report(done, _total, _values):
             if done == kill_after:
@@ -159,7 +166,7 @@ def test_a_phase_learns_only_its_own_and_continues_exactly(tmp_path, monkeypatch
 
         model = small_model()
         with open_state("stage", "k", folder) as state:
-            rows = train_phase(phases(model)[name], PHASE, state.part(name), report)
+            rows = train_phase(phases(model)[name], PHASE, state.part(name), report, always())
         return model, rows
 
     before = small_model().state_dict()

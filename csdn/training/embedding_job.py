@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from csdn.data.dataset import SampleTable
@@ -16,6 +15,7 @@ from csdn.data.rows import VIEWS
 from csdn.device import configure_torch
 from csdn.files import replace_folder, write_json
 from csdn.model import CSDN, save
+from csdn.model.tensor_files import read_safetensors
 from csdn.params import EmbeddingParams, Params
 from csdn.state import open_state
 from csdn.training.embedding_stage import EmbeddingSettings, Feed, train_embedding
@@ -40,10 +40,10 @@ def run_embedding(
     """
     device = configure_torch(params.scaling.threads, params.scaling.device)
     weights = prompts / "prompts.safetensors"
-    inputs = training_inputs(params, data, "embedding", params.embedding.model_dump(), weights)
+    inputs = training_inputs(params, data, "embedding", weights)
     model = inputs.model
     text_table = load_prompts(model, weights).to(device)
-    model.to(device)
+    model.to(device).channels_last()
     with open_state("embedding", inputs.key) as state:
         step_images = len(VIEWS) * params.embedding.people * params.embedding.images
         with progress("embedding", "steps", images=step_images) as report:
@@ -81,7 +81,7 @@ def local_feed(params: Params, table: SampleTable, data: Path) -> Feed:
 
 def load_prompts(model: CSDN, weights: Path) -> Tensor:
     """Put stage 1's tokens and SII into `model`; returns the fused text table [identities, d]."""
-    tensors = load_file(weights)
+    tensors = read_safetensors(weights)
     for name in ("prompts", "integration"):
         part = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
         getattr(model, name).load_state_dict(part)

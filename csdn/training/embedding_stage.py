@@ -6,7 +6,6 @@ the plain process and in a Ray Train worker.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from csdn.model import CSDN
-from csdn.state import CHECKPOINT_SECONDS, StageState
+from csdn.state import Pace, StageState
 from csdn.training.checkpoint import optimizer_tensors, restore_optimizer
 from csdn.training.log import LossLog
 from csdn.training.losses import embedding_losses
@@ -61,6 +60,7 @@ def train_embedding(
     settings: EmbeddingSettings,
     state: StageState,
     report: Callable[..., None],
+    pace: Pace | None = None,
 ) -> list[dict[str, Any]]:
     """Train `model` in place, from the last checkpoint of `state` if there is one; returns the log's rows.
 
@@ -71,7 +71,7 @@ def train_embedding(
     first, start, rows = restore(model, optimizer, state)
     log = LossLog(feed.steps_per_epoch, rows)
     total = settings.epochs * feed.steps_per_epoch
-    last_save = time.monotonic()
+    pace = pace or Pace()
     model.train()
     for epoch in range(first, settings.epochs):
         for batch in feed.epoch(epoch, start):
@@ -81,10 +81,10 @@ def train_embedding(
             last = done == feed.steps_per_epoch
             if log.add(losses, due=last, epoch=epoch, step=epoch * feed.steps_per_epoch + done):
                 log.rows[-1]["learning_rate"] = rate
-                report(epoch * feed.steps_per_epoch + done, total, {"loss": log.rows[-1]["total"]})
-                if last or time.monotonic() - last_save > CHECKPOINT_SECONDS:
-                    save(model, optimizer, state, epoch + last, 0 if last else done, log.rows)
-                    last_save = time.monotonic()
+                report(log.rows[-1]["step"], total, {"loss": log.rows[-1]["total"]})
+                if pace.due() or log.rows[-1]["step"] == total:
+                    with pace.saving():
+                        save(model, optimizer, state, epoch + last, 0 if last else done, log.rows)
         start = 0
     return log.rows
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +11,7 @@ from csdn.data.dataset import SampleTable, load_dataset
 from csdn.model import CSDN
 from csdn.model.clip import load_clip
 from csdn.params import Params
-from csdn.state import state_key
+from csdn.state import stage_key
 
 
 @dataclass(frozen=True)
@@ -27,12 +24,10 @@ class TrainingInputs:
     key: str
 
 
-def training_inputs(
-    params: Params, data: Path, stage: str, settings: Mapping[str, Any], *extra: Path
-) -> TrainingInputs:
+def training_inputs(params: Params, data: Path, stage: str, *extra: Path) -> TrainingInputs:
     """Read the training data and build the network; `key` names the stage's state.
 
-    The key covers the data, the stage's `settings`, CLIP's weights and the `extra` input files.
+    The key covers the data, the stage's parameters, CLIP's weights and the `extra` input files.
     """
     dataset = load_dataset(data)
     table = dataset.train_table()
@@ -46,13 +41,5 @@ def training_inputs(
         integration=params.model.integration,
         seed=params.seed,
     )
-    inputs = [data / "samples.parquet", data / "people.parquet", *extra]
-    key = state_key(
-        stage=stage,
-        seed=params.seed,
-        model=params.model.model_dump(exclude={"weights", "pretrained"}),
-        settings=dict(settings),
-        clip=clip.sha256,
-        inputs=[hashlib.sha256(path.read_bytes()).hexdigest() for path in inputs],
-    )
-    return TrainingInputs(table, model, people, key)
+    files = (data / "samples.parquet", data / "people.parquet", *extra)
+    return TrainingInputs(table, model, people, stage_key(stage, params, clip.sha256, files))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from csdn.data.plan import pair_plan, pooled_plan
 from csdn.data.records import MODALITIES
 from csdn.device import configure_torch
 from csdn.files import replace_folder, write_json
-from csdn.model import CSDN
+from csdn.model import CSDN, folded
 from csdn.params import Params, PhaseParams
 from csdn.state import StageState, open_state
 from csdn.training.inputs import TrainingInputs, training_inputs
 from csdn.training.log import write_log
 from csdn.training.prompt_stage import IntegrationPhase, Phase, PhaseSettings, PromptPhase, train_phase
+from csdn.walk import embed_all
 
 # progress(phase, unit, images of a unit) gives a context: its value is called report(done, total, figures).
 EMBED_BATCH = 128  # images; a constant, since another one would change the last digits
@@ -35,7 +37,7 @@ def run_prompts(
 ) -> Mapping[str, float]:
     """Run stage 1; writes `out` (prompts.safetensors, config.json, log.csv) and the returned `metrics`."""
     device = configure_torch(params.scaling.threads, params.scaling.device)
-    inputs = training_inputs(params, data, "prompts", params.prompts.model_dump())
+    inputs = training_inputs(params, data, "prompts")
     model = inputs.model.to(device).eval()
     with open_state("prompts", inputs.key) as state:
         with progress("embed", "images") as report:
@@ -60,13 +62,9 @@ def embed_once(
     report: Callable[..., None],
 ) -> Tensor:
     """Raw image embeddings [images, d] of the frozen encoder (running statistics, test transforms)."""
-    saved = state.load()
-    if saved is not None:
-        return saved[1]["embeddings"].to(device)
-    table, model = inputs.table, inputs.model
-    embeddings = torch.empty(len(table), model.config.embed_dim, device=device)
-    batches = each_image(
-        table,
+    batches_from = partial(
+        each_image,
+        inputs.table,
         data / "shards",
         params.model.image_size,
         params.model.normalize,
@@ -74,12 +72,9 @@ def embed_once(
         params.scaling.feed_processes,
         report,
     )
-    for ordinals, images, modality in batches:
-        with torch.inference_mode():
-            found = model.image_embeddings(images.to(device), modality)
-        embeddings[torch.from_numpy(ordinals).to(device)] = found
-    state.save({}, {"embeddings": embeddings})
-    return embeddings
+    embeds = {"embeddings": folded(inputs.model).image_embeddings}
+    features = embed_all(batches_from, embeds, len(inputs.table), device, state)
+    return torch.from_numpy(features["embeddings"]).to(device)
 
 
 def prompt_phase(inputs: TrainingInputs, params: Params, embeddings: Tensor, labels: Tensor) -> PromptPhase:

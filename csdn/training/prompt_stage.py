@@ -6,7 +6,6 @@ a plan and a table. In phase "prompts" only the tokens train; in phase "integrat
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,7 +17,7 @@ from torch import Tensor
 from csdn.losses import supcon
 from csdn.model import CSDN
 from csdn.randomness import Stream, generator
-from csdn.state import CHECKPOINT_SECONDS, StageState
+from csdn.state import Pace, StageState
 from csdn.training.checkpoint import optimizer_tensors, restore_optimizer
 from csdn.training.log import LossLog
 from csdn.training.schedules import warmup_cosine
@@ -121,51 +120,66 @@ def contrast(images: Tensor, text: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
 
 def train_phase(
-    phase: Phase, settings: PhaseSettings, state: StageState, report: Callable[..., None]
+    phase: Phase,
+    settings: PhaseSettings,
+    state: StageState,
+    report: Callable[..., None],
+    pace: Pace | None = None,
 ) -> list[dict[str, Any]]:
     """Train one phase, from its last checkpoint if `state` holds one; returns the log's rows."""
     parameters = phase.parameters()
     if not parameters:  # variants of SII without weights have nothing to learn
         return []
     optimizer = torch.optim.Adam(parameters, weight_decay=settings.weight_decay, fused=True)
-    first, rows = _restore(phase, optimizer, state)
+    first, start, rows = _restore(phase, optimizer, state)
     steps = len(phase.plan(0))
     log = LossLog(steps, rows)
-    last_save = time.monotonic()
+    total = settings.epochs * steps
+    pace = pace or Pace()
     for epoch in range(first, settings.epochs):
-        for step, row in enumerate(phase.plan(epoch)):
+        plan = phase.plan(epoch)
+        for step in range(start, steps):
             at = epoch + step / steps if settings.schedule_update == "step" else epoch
             optimizer.param_groups[0]["lr"] = warmup_cosine(at, epochs=settings.epochs, **settings.schedule)
-            losses = phase.loss(row, epoch, step)
+            losses = phase.loss(plan[step], epoch, step)
             optimizer.zero_grad(set_to_none=True)
             losses["loss"].backward()
             optimizer.step()
-            done = epoch * steps + step + 1
-            if log.add(losses, due=step + 1 == steps, phase=phase.name, epoch=epoch, step=done):
+            done, last = epoch * steps + step + 1, step + 1 == steps
+            if log.add(losses, due=last, phase=phase.name, epoch=epoch, step=done):
                 log.rows[-1]["learning_rate"] = optimizer.param_groups[0]["lr"]
-                report(done, settings.epochs * steps, {"loss": log.rows[-1]["loss"]})
-        if time.monotonic() - last_save > CHECKPOINT_SECONDS or epoch + 1 == settings.epochs:
-            _save(phase, optimizer, state, epoch + 1, log.rows)
-            last_save = time.monotonic()
+                report(done, total, {"loss": log.rows[-1]["loss"]})
+                if pace.due() or done == total:
+                    with pace.saving():
+                        _save(phase, optimizer, state, epoch + last, 0 if last else step + 1, log.rows)
+        start = 0
     return log.rows
 
 
 def _save(
-    phase: Phase, optimizer: torch.optim.Optimizer, state: StageState, epoch: int, rows: list[dict[str, Any]]
+    phase: Phase,
+    optimizer: torch.optim.Optimizer,
+    state: StageState,
+    epoch: int,
+    step: int,
+    rows: list[dict[str, Any]],
 ) -> None:
+    """Checkpoint with the plan's position: the next row is row `step` of `epoch`."""
     tensors = {f"parameter.{n}": parameter for n, parameter in enumerate(phase.parameters())}
-    state.save({"epoch": epoch, "log": rows}, tensors | optimizer_tensors(optimizer, "optimizer."))
+    state.save(
+        {"epoch": epoch, "step": step, "log": rows}, tensors | optimizer_tensors(optimizer, "optimizer.")
+    )
 
 
 def _restore(
     phase: Phase, optimizer: torch.optim.Optimizer, state: StageState
-) -> tuple[int, list[dict[str, Any]]]:
+) -> tuple[int, int, list[dict[str, Any]]]:
     saved = state.load()
     if saved is None:
-        return 0, []
+        return 0, 0, []
     position, tensors = saved
     with torch.no_grad():
         for number, parameter in enumerate(phase.parameters()):
             parameter.copy_(tensors[f"parameter.{number}"])
     restore_optimizer(optimizer, tensors, "optimizer.")
-    return position["epoch"], position["log"]
+    return position["epoch"], position["step"], position["log"]

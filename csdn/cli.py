@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from csdn.cli_drops import accept, add, drops, reject, sync
+from csdn.cli_published import import_published
 from csdn.errors import UserError
 from csdn.params import load_params
 
@@ -23,6 +24,7 @@ DATA, PIPELINE, SETUP = "Camera data", "Stages, one by one (dvc repro runs them 
 
 for command in (add, sync, drops, accept, reject):
     app.command(rich_help_panel=DATA)(command)
+app.command("import-published", rich_help_panel=SETUP)(import_published)
 
 
 @app.command("demo-images", rich_help_panel=DATA)

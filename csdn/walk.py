@@ -45,7 +45,7 @@ def embed_all(
             unsaved = []
     if unsaved:
         _save(features, unsaved, done, state)
-    return features
+    return {name: features[name] for name in embeds}  # a file has them in another order
 
 
 def _put(features: dict[str, np.ndarray], count: int, rows: np.ndarray, found: Mapping[str, Tensor]) -> None:

@@ -63,6 +63,7 @@ def test_a_killed_walk_goes_on_behind_the_last_image_that_was_saved(tmp_path, ki
         found = mean_and_first(last, state)
         again = mean_and_first(Walk(kill_after=0), state)  # all of it was saved: nothing is asked for
     assert given + last.given == BATCHES
+    assert list(found) == list(again) == ["mean", "first"]
     for name, values in found.items():
         np.testing.assert_array_equal(values[:, 0], np.arange(7.0))
         np.testing.assert_array_equal(again[name], values)

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from csdn.cli_ablation import ablation, table
+from csdn.cli_benchmarks import average, benchmark, evaluate_features, mini_dataset
 from csdn.cli_drops import accept, add, drops, reject, sync
 from csdn.cli_published import import_published
 from csdn.errors import UserError
@@ -21,9 +23,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 DATA, PIPELINE, SETUP = "Camera data", "Stages, one by one (dvc repro runs them all)", "Set-up"
+BENCHMARKS = "Public benchmarks (docs/public-benchmarks.md)"
+ABLATION = "Ablation: what each part of the method brings"
 
 for command in (add, sync, drops, accept, reject):
     app.command(rich_help_panel=DATA)(command)
+for command in (benchmark, mini_dataset, evaluate_features, average):
+    app.command(rich_help_panel=BENCHMARKS)(command)
 app.command("import-published", rich_help_panel=SETUP)(import_published)
 
 
@@ -85,12 +91,19 @@ def figures() -> None:
     show()
 
 
+for command in (ablation, table):
+    app.command(rich_help_panel=ABLATION)(command)
+
+
 @app.command(rich_help_panel=SETUP)
-def use(preset: Annotated[str, typer.Argument(help="demo or cameras")]) -> None:
+def use(
+    preset: Annotated[str, typer.Argument(help="demo, cameras, sysu, regdb or llcm")],
+    small: Annotated[bool, typer.Option(help="The small CLIP and little training: minutes.")] = False,
+) -> None:
     """Set params.yaml to a preset, in place; comments stay."""
     from csdn.presets import use as use_preset
 
-    for line in use_preset(preset, Path("params.yaml")):
+    for line in use_preset(preset, Path("params.yaml"), small):
         print(line)
 
 

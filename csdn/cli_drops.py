@@ -14,6 +14,7 @@ from csdn.data.drops import SHORT, Drop, Status, decide, read_ledger, write_ledg
 from csdn.data.sources import LAYOUTS
 from csdn.errors import UserError
 from csdn.params import load_params
+from csdn.safe import printable
 
 DropId = Annotated[str, typer.Argument(metavar="DROP", help="Its address, its id, or the id's first digits.")]
 Reason = Annotated[str, typer.Option(help="Why; others read it in the ledger.")]
@@ -30,7 +31,7 @@ def add(
     if known:
         raise UserError(f"{address}: these images are already in the ledger as {known}, {known.status}")
     write_ledger([*drops, drop])
-    print(f"added drop {drop.id[:SHORT]}: {address}, {images} images. Next: dvc repro")
+    print(f"added drop {drop.id[:SHORT]}: {printable(address)}, {images} images. Next: dvc repro")
 
 
 def sync() -> None:
@@ -55,9 +56,9 @@ def _with_arrival(drops: Sequence[Drop], address: str) -> list[Drop]:
         print(f"skipped: {error}")
         return list(drops)
     if any(other.id == drop.id for other in drops):
-        print(f"skipped: {address}: the same images are already in the ledger")
+        print(f"skipped: {printable(address)}: the same images are already in the ledger")
         return list(drops)
-    print(f"added drop {drop.id[:SHORT]}: {address}, {images} images")
+    print(f"added drop {drop.id[:SHORT]}: {printable(address)}, {images} images")
     return [*drops, drop]
 
 
@@ -68,7 +69,7 @@ def drops() -> None:
         waiting = drop.id in held and not drop.reason
         status = "held" if waiting else str(drop.status)
         why = f"{held[drop.id]}: csdn accept or reject it" if waiting else drop.reason
-        print(f"{drop.id[:SHORT]}  {status:8}  {drop.layout:8}  {drop.address}  {why}".rstrip())
+        print(printable(f"{drop.id[:SHORT]}  {status:8}  {drop.layout:8}  {drop.address}  {why}".rstrip()))
 
 
 def _held_by_ingest() -> dict[str, str]:
@@ -92,4 +93,4 @@ def reject(drop: DropId, reason: Reason) -> None:
 
 def _decide(name: str, status: Status, reason: str) -> None:
     write_ledger(decide(read_ledger(), name, status, reason))
-    print(f"{name}: {status}. Next: dvc repro")
+    print(f"{printable(name)}: {status}. Next: dvc repro")

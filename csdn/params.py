@@ -10,10 +10,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from csdn.errors import UserError
+from csdn.safe import has_credentials
 
+
+def _no_credentials(address: str) -> str:
+    if has_credentials(address):
+        raise PydanticCustomError("credentials", "a key or password is in it; keys belong in the environment")
+    return address
+
+
+Address = Annotated[str, AfterValidator(_no_credentials)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -33,7 +43,7 @@ class DataParams(Section):
 
 
 class IngestParams(Section):
-    landing: list[str] = []
+    landing: list[Address] = []
     max_bad_fraction: Fraction
     max_pixels: Count
     shard_megabytes: Count
@@ -150,7 +160,7 @@ class ScalingParams(Section):
     threads: Annotated[int, Field(ge=0)]
     feed_processes: Annotated[int, Field(ge=0)]
     device: Literal["auto", "cpu", "cuda"]
-    address: str | None = None
+    address: Address | None = None
 
 
 class Params(Section):
@@ -192,6 +202,8 @@ def _explain(error: Any) -> str:
         return f"  {key}: unknown key; allowed here: {allowed}"
     if error["type"] == "missing":
         return f"  {key}: missing"
+    if error["type"] == "credentials":  # the value is what must not be shown
+        return f"  {key}: {error['msg']}"
     message = error["msg"].removeprefix("Value error, ")
     return f"  {key} = {error['input']!r}: {message}" if error["loc"] else f"  {key}: {message}"
 

@@ -12,6 +12,7 @@ def main() -> None:
         from csdn.data.ingest import ingest
         from csdn.data.summary import summary_lines
         from csdn.params import load_params
+        from csdn.safe import printable
 
         params = load_params()
         with progress("ingest", "images") as report:
@@ -22,7 +23,7 @@ def main() -> None:
                 minimum_people=params.embedding.people,
                 progress=report,
             )
-        print("\n".join(summary_lines(figures)))
+        print(*map(printable, summary_lines(figures)), sep="\n")
 
 
 if __name__ == "__main__":

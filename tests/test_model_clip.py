@@ -150,7 +150,7 @@ def test_a_pickle_is_neither_loaded_nor_converted(tmp_path):
         path.write_bytes(pickle.dumps(Trap(), protocol=2))
     with pytest.raises(UserError, match="no safetensors file"):
         load_clip("RN50", tmp_path / "weights.pt")
-    with pytest.raises(UserError, match="not a file of plain tensors"):
+    with pytest.raises(UserError, match="not a state dict of plain tensors"):
         convert(tmp_path / "weights.pt", tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from types import ModuleType
 
 from csdn.errors import UserError
+from csdn.safe import without_credentials
 
 CONNECT_SECONDS = 5.0
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
@@ -63,7 +64,9 @@ def _check_answer(address: str) -> None:
 
 
 def _unusable(address: str | None, error: Exception) -> UserError:
-    where = f"the Ray cluster at {address} does not answer" if address else "Ray did not start"
+    where = "Ray did not start"
+    if address:
+        where = f"the Ray cluster at {without_credentials(address)} does not answer"
     return UserError(
         f"{where}: {error}\n"
         "Correct scaling.address or RAY_ADDRESS, or set scaling.workers to 0 to train in this process"

@@ -16,6 +16,7 @@ from csdn.data.records import ImageRecord
 from csdn.data.sources import LAYOUTS, Source
 from csdn.errors import UserError
 from csdn.files import write_json
+from csdn.safe import has_credentials
 
 LEDGER = Path("data/drops.json")
 LEDGER_VERSION = 1
@@ -102,6 +103,11 @@ def _drop(entry: Any, where: str) -> Drop:
         raise UserError(f"{where}: id = {entry['id']!r} is not 64 hex digits; `csdn add` makes entries")
     if not entry["address"]:
         raise UserError(f"{where}: address is empty; it is a folder, an s3:// prefix or builtin:NAME")
+    if has_credentials(entry["address"]):
+        raise UserError(
+            f"{where}: the address has a key or password in it, and Git keeps this file: take it out, and "
+            "use another key from now on. Keys belong in the environment, or in ~/.aws/credentials"
+        )
     return Drop(**{**entry, "status": Status(entry["status"])})
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from csdn.errors import UserError
 from csdn.files import replace_file
 from csdn.model.clip import open_clip_config
+from csdn.model.tensor_files import read_state_dict
 
 # Sizes that OpenAI's own state dicts carry as tensors beside the weights.
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
@@ -33,16 +34,11 @@ def fetch_clip(name: str, tag: str, out: str | Path) -> None:
 
 def convert(source: str | Path, out: str | Path) -> None:
     """Write a state dict of CLIP (.safetensors, or .pt/.bin holding tensors only) as safetensors."""
-    from open_clip.factory import load_state_dict
-
-    try:
-        tensors = load_state_dict(str(source), weights_only=True)
-    except Exception as error:  # torch.load raises many kinds
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{source}: not a file of plain tensors, so it was not loaded ({reason})") from None
+    values = read_state_dict(source)
+    values = values.get("state_dict", values)  # of open_clip's own training
     plain = {
-        name: value.contiguous()
-        for name, value in tensors.items()
+        name.removeprefix("module."): value.contiguous()
+        for name, value in values.items()
         if isinstance(value, Tensor) and name not in NOT_WEIGHTS
     }
     with replace_file(Path(out)) as temporary:

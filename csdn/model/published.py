@@ -6,7 +6,6 @@ and shape; what has no effect is dropped, and said.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from csdn.model.names import count_numbered, text_sizes
 from csdn.model.network import CSDN
 from csdn.model.prompts import CONTEXT, LENGTH, PREFIX, SUFFIX
 from csdn.model.published_names import published_name, without_effect
+from csdn.model.tensor_files import read_state_dict
 
 # Tensors of which our network keeps the first 12 token positions.
 _CUT = ("text_encoder.positional_embedding", "prompt_learner1.token_suffix")
@@ -59,7 +59,7 @@ def import_published(
     where a tensor is missing, not known or of another shape, or the file holds anything but tensors.
     """
     label = "checkpoint" if isinstance(source, Mapping) else str(source)
-    tensors = _tensors(source if isinstance(source, Mapping) else _read(Path(source)), label)
+    tensors = _tensors(source if isinstance(source, Mapping) else read_state_dict(source), label)
     model = CSDN(_config(tensors, image_size, text_heads, label))
     ours = {name: published_name(name) for name in model.state_dict()}
     dropped = without_effect(tensors)
@@ -69,20 +69,6 @@ def import_published(
     taken = tuple(name for name in tensors if name not in dropped)
     behind = dict.fromkeys(_CUT, f"token positions {LENGTH} and up, behind end-of-text")
     return model.eval(), ImportReport(taken, dropped | behind)
-
-
-def _read(path: Path) -> Mapping[str, Tensor]:
-    """A file of tensors; a pickle that holds anything else is refused before any of it runs."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint")
-    try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path}: refused, as it is not a state dict of plain tensors ({reason})") from None
-    if not isinstance(values, Mapping):
-        raise UserError(f"{path}: holds a {type(values).__name__}, not a state dict")
-    return values
 
 
 def _tensors(values: Mapping[str, Tensor], label: str) -> dict[str, Tensor]:

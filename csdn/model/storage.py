@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 
 from csdn.errors import UserError
@@ -15,6 +13,7 @@ from csdn.files import replace_folder, write_json
 from csdn.model.config import ModelConfig
 from csdn.model.fit import misfits, refuse, shapes
 from csdn.model.network import CSDN
+from csdn.model.tensor_files import read_safetensors
 
 FORMAT = 1
 
@@ -49,10 +48,7 @@ def load(folder: str | Path) -> CSDN:
     """The network saved in `folder`, on the CPU, in evaluation mode; raises UserError if it does not fit."""
     model = CSDN(ModelConfig.from_json(read_config(folder)["model"]))
     path = Path(folder) / "model.safetensors"
-    try:
-        tensors = load_file(path)
-    except (FileNotFoundError, SafetensorError) as error:
-        raise UserError(f"{path}: not readable as safetensors: {error}") from None
+    tensors = read_safetensors(path)
     problems = misfits(shapes(model.state_dict()), shapes(tensors))
     refuse(str(path), problems, "does not fit the config.json beside it:")
     model.load_state_dict(tensors)

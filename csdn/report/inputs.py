@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
 from csdn.data.dataset import Dataset, load_dataset
@@ -62,6 +63,8 @@ def read_inputs(root: Path) -> ReportInputs:
         )
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: no such file; `dvc repro` makes it") from None
+    except (SafetensorError, ValueError) as error:  # no tensors, Parquet, JSON or text
+        raise UserError(f"a file of an earlier stage is damaged: {error}; run `dvc repro`") from None
 
 
 def _json(path: Path) -> Any:

@@ -13,6 +13,7 @@ import fsspec
 
 from csdn.data.images import BadImage
 from csdn.errors import UserError
+from csdn.safe import has_credentials, without_credentials
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +40,21 @@ class Tree(Protocol):
 
 def open_tree(address: str) -> Tree:
     """The tree at a local folder or an `s3://` prefix; raises UserError for any other kind of address."""
+    _refuse_credentials(address)
     scheme, separator, _ = address.partition("://")
     if not separator:
         return LocalTree(Path(address))
     if scheme == "s3":
         return RemoteTree(address)
     raise UserError(f"{address}: {scheme}:// is not supported; give a local folder or an s3:// prefix")
+
+
+def _refuse_credentials(address: str) -> None:
+    if has_credentials(address):
+        raise UserError(
+            f"{without_credentials(address)}: the address has a key or password in it, which the ledger "
+            "would put into Git. Keys belong in the environment, or in ~/.aws/credentials"
+        )
 
 
 class LocalTree:

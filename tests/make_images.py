@@ -89,10 +89,20 @@ class Project:
         write_ledger([*read_ledger(self.ledger), drop], self.ledger)
         return drop
 
-    def ingest(self, minimum_people: int = 2, test_percent: int = 40, aliases: str | None = None, **settings):
+    def ingest(
+        self,
+        minimum_people: int = 2,
+        test_percent: int = 40,
+        aliases: str | None = None,
+        trial: int = 1,
+        **settings,
+    ):
+        who = DataParams(
+            salt="csdn", test_percent=test_percent, aliases=aliases or str(self.aliases), trial=trial
+        )
         return ingest(
             read_ledger(self.ledger),
-            DataParams(salt="csdn", test_percent=test_percent, aliases=aliases or str(self.aliases)),
+            who,
             IngestParams(**{"max_bad_fraction": 0.01, "max_pixels": 10**6, "shard_megabytes": 64} | settings),
             minimum_people=minimum_people,
             root=self.data,

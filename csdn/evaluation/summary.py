@@ -41,12 +41,12 @@ def one_line(figures: Mapping[str, Any]) -> str:
     return f"rank-1 {', '.join(found)}"
 
 
-def table_lines(figures: Mapping[str, Any]) -> list[str]:
-    """The trained model against CLIP as it is and chance, in percent; less than 80 columns."""
+def table_lines(figures: Mapping[str, Any], methods: Mapping[str, str] = METHODS) -> list[str]:
+    """The figures of some methods (key -> name shown), in percent; less than 80 columns."""
     lines = []
     for direction in figures["counts"]:
         lines.append(f"{direction.replace('_', ' '):20}" + "".join(f"{name:>15}" for name in SHOWN.values()))
-        for method, name in METHODS.items():
+        for method, name in methods.items():
             cells = [_cell(figures[method][direction][figure]) for figure in SHOWN]
             lines.append(f"  {name:18}" + "".join(f"{cell:>15}" for cell in cells))
     return lines

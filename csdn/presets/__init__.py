@@ -58,6 +58,18 @@ def use(name: str, params_path: str | Path = "params.yaml", small: bool = False)
     return changes
 
 
+def set_value(path: Path, key: str, value: Any) -> None:
+    """Set one dotted key of a parameter file, in place."""
+    params = _round_trip().load(path)
+    *sections, last = key.split(".")
+    section = params
+    for name in sections:
+        section = section[name]
+    section[last] = value
+    with replace_file(path) as temporary:
+        _round_trip().dump(params, temporary)
+
+
 def _read(name: str) -> Any:
     return _round_trip().load(FOLDER / f"{name}.yaml")
 

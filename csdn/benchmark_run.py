@@ -1,0 +1,114 @@
+"""One command from a benchmark's folder to its figures: preset and ledger are set, then `dvc repro` runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from csdn.data.arrivals import examine
+from csdn.data.drops import LEDGER, SHORT, Drop, Status, read_ledger, write_ledger
+from csdn.errors import UserError
+from csdn.evaluation.average import average
+from csdn.evaluation.summary import table_lines
+from csdn.files import write_json
+from csdn.presets import set_value, use
+
+NAMES = ("sysu", "regdb", "llcm")
+PARAMS = Path("params.yaml")
+FIGURES = Path("metrics/evaluation.json")
+TRIALS = 10
+
+
+def run_benchmark(name: str, address: str, small: bool, trials: str) -> None:
+    """Set params.yaml and the ledger, run the pipeline; raises UserError, also where the run fails."""
+    if name not in NAMES:
+        raise UserError(f"no benchmark is called {name!r}; there are: {', '.join(NAMES)}")
+    wanted = parse_trials(trials)
+    drop, images = examine(address, name)
+    print(*use(name, PARAMS, small), sep="\n")
+    write_ledger(alone(read_ledger(), drop))
+    print(f"{LEDGER}: drop {drop.id[:SHORT]} alone, {address}, {images} images")
+    if name == "regdb":
+        _each_trial(wanted)
+    else:
+        _repro()
+
+
+def parse_trials(text: str) -> list[int]:
+    """The trials that "1-10", "3" or "1,4-6" names, rising; raises UserError outside 1..10."""
+    numbers: set[int] = set()
+    for part in text.split(","):
+        ends = re.fullmatch(r"\s*(\d{1,4})\s*(?:-\s*(\d{1,4})\s*)?", part, re.ASCII)
+        first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (0, 0)
+        if not 1 <= first <= last <= TRIALS:
+            raise UserError(
+                f"--trials {text}: trials are numbers from 1 to {TRIALS}, such as 3, 1-10 or 1,4-6"
+            )
+        numbers.update(range(first, last + 1))
+    return sorted(numbers)
+
+
+def alone(drops: Sequence[Drop], drop: Drop) -> list[Drop]:
+    """The ledger with this drop accepted and every other accepted or held one rejected; places stay."""
+    why = f"left out: {drop.layout} is evaluated alone"
+    ledger = [
+        other if other.status == Status.REJECTED else replace(other, status=Status.REJECTED, reason=why)
+        for other in drops
+        if other.id != drop.id
+    ]
+    place = next((n for n, other in enumerate(drops) if other.id == drop.id), len(drops))
+    return [*ledger[:place], drop, *ledger[place:]]
+
+
+def _each_trial(trials: Sequence[int]) -> None:
+    """A model for each trial; their figures side by side in metrics/regdb/, and their mean."""
+    kept = []
+    for trial in trials:
+        print(f"RegDB, trial {trial}", flush=True)
+        set_value(PARAMS, "data.trial", trial)
+        _repro()
+        kept.append(FIGURES.parent / "regdb" / f"trial-{trial:02d}.json")
+        kept[-1].parent.mkdir(exist_ok=True)
+        shutil.copy(FIGURES, kept[-1])
+    print()
+    show_average(kept, FIGURES.parent / "regdb" / "average.json")
+
+
+def _repro() -> None:
+    sys.stdout.flush()
+    programs = Path(sys.executable).parent  # dvc.yaml says `python`
+    environment = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run([sys.executable, "-m", "dvc", "repro"], env=environment, check=False)
+    if done.returncode:
+        raise UserError(f"dvc repro failed ({done.returncode}); the same command goes on where it stopped")
+
+
+def show_average(files: Sequence[Path], out: Path | None = None) -> None:
+    """Print the mean of several models' figures, and write it to `out`. Raises UserError."""
+    try:
+        figures = average([_read_figures(path) for path in files])
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if out is not None:
+        write_json(out, figures)
+    print(*table_lines(figures), sep="\n")
+    print(f"Percent, mean ± standard deviation over {len(files)} models")
+
+
+def _read_figures(path: Path) -> dict[str, Any]:
+    try:
+        figures = json.loads(path.read_text(encoding="utf-8"))
+        _ = figures["counts"], figures["trained"]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} does not hold what metrics/evaluation.json holds") from None
+    return figures

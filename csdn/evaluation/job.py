@@ -29,7 +29,7 @@ from csdn.device import configure_torch
 from csdn.errors import UserError
 from csdn.evaluation.baselines import gradient_histograms
 from csdn.evaluation.features import Embed, clip_embed, embed_all, mirrored
-from csdn.evaluation.protocols import protocol
+from csdn.evaluation.protocols import protocol, rule_cameras
 from csdn.evaluation.results import Experiment, evaluate, write_results
 from csdn.evaluation.scores import Labels, feature_distances
 from csdn.files import write_json
@@ -47,7 +47,7 @@ def run_evaluation(
     Raises UserError where no test person has an image of one modality.
     """
     device = configure_torch(params.scaling.threads, params.scaling.device)
-    experiment = prepare(load_dataset(data), params.evaluation.protocol, params.evaluation.trials)
+    experiment = prepare(load_dataset(data), params.evaluation.protocol, **params.evaluation.options())
     embeds = embedders(params, model, device)
     with progress("embed", "images") as report:
         batches = image_batches(experiment.table, params, data, report)
@@ -59,7 +59,7 @@ def run_evaluation(
     return results.figures
 
 
-def prepare(dataset: Dataset, name: str, trials: int) -> Experiment:
+def prepare(dataset: Dataset, name: str, **options: Any) -> Experiment:
     """The test images, with the protocol's queries and galleries drawn."""
     table = dataset.test_table()
     for modality in MODALITIES:
@@ -68,15 +68,13 @@ def prepare(dataset: Dataset, name: str, trials: int) -> Experiment:
                 f"nothing to test with: no test person has a {modality.value} image; "
                 "add images of them, or raise data.test_percent"
             )
-    names = dict(zip(dataset.people["row"].to_pylist(), dataset.people["person"].to_pylist(), strict=True))
-    index = {
-        "person": [names[row] for row in table.person_row],
-        "modality": [MODALITIES[code].value for code in table.modality],
-        "camera": [table.camera_names[code] for code in table.camera],
-        "key": table.key.tolist(),
-    }
-    searches = protocol(name, index, trials=trials)
-    return Experiment(table, index, Labels(table.label, table.camera), searches)
+    index = dataset.test_index()
+    try:
+        searches = protocol(name, index, **options)
+        labels = Labels(table.label, rule_cameras(name, index))
+    except ValueError as error:
+        raise UserError(f"evaluation.protocol = {name} does not fit the data: {error}") from error
+    return Experiment(table, index, labels, searches, name, options)
 
 
 def embedders(params: Params, model: Path, device: torch.device) -> dict[str, Embed]:

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import save as serialize
 
 from csdn.data.dataset import SampleTable
-from csdn.evaluation.protocols import Search, excluded_pairs
+from csdn.evaluation.counts import counts_of
+from csdn.evaluation.protocols import Search
 from csdn.evaluation.scores import (
     METHODS,
     Distances,
@@ -52,6 +53,8 @@ class Experiment:
     index: Mapping[str, Sequence[str]]
     labels: Labels
     searches: list[Search]
+    protocol: str
+    options: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,9 @@ def evaluate(experiment: Experiment, methods: Mapping[str, Distances], seed: int
             trials = trial_metrics(search, experiment.labels, distances)
             figures[name][search.name] = headline(trials)
             cmc += cmc_rows(trials, name, search.name)
+    cameras = dict(zip(experiment.labels.cameras.tolist(), experiment.index["camera"], strict=True))
     pairs = [
-        row | {name: experiment.table.camera_names[row[name]] for name in ("query_camera", "gallery_camera")}
+        row | {name: cameras[row[name]] for name in ("query_camera", "gallery_camera")}
         for search in experiment.searches
         for row in camera_pairs(search, experiment.labels, methods["trained"])
     ]
@@ -83,7 +87,14 @@ def evaluate(experiment: Experiment, methods: Mapping[str, Distances], seed: int
     ]
     valid = Counter(row["direction"] for row in queries if row["first_rank"] is not None)
     figures["counts"] = {
-        search.name: _counts(experiment, search) | {"valid_queries": valid[search.name]}
+        search.name: counts_of(
+            search,
+            experiment.index,
+            experiment.labels.people,
+            valid[search.name],
+            experiment.protocol,
+            experiment.options,
+        )
         for search in experiment.searches
     }
     return Results(figures, cmc, pairs, queries)
@@ -109,16 +120,6 @@ def query_rows(experiment: Experiment, search: Search, distances: Distances) -> 
             }
         )
     return rows
-
-
-def _counts(experiment: Experiment, search: Search) -> dict[str, int]:
-    return {
-        "queries": len(search.queries),
-        "gallery": len(search.galleries[0]),
-        "people": len(np.unique(experiment.labels.people[search.queries])),
-        "excluded_pairs": excluded_pairs(search, experiment.index),
-        "trials": len(search.galleries),
-    }
 
 
 def write_results(results: Results, features: Mapping[str, np.ndarray], out: Path) -> None:

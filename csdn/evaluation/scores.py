@@ -73,10 +73,8 @@ def camera_pairs(search: Search, labels: Labels, distances: Distances) -> list[d
     rows = []
     gallery_cameras = np.unique(labels.cameras[search.galleries[0]])
     for query_camera in np.unique(labels.cameras[search.queries]):
-        queries = search.queries[labels.cameras[search.queries] == query_camera]
         for gallery_camera in gallery_cameras:
-            galleries = tuple(g[labels.cameras[g] == gallery_camera] for g in search.galleries)
-            pair = Search(search.name, search.rule, queries, galleries)
+            pair = search.among(labels.cameras == query_camera, labels.cameras == gallery_camera)
             trials = trial_metrics(pair, labels, distances)
             rows.append(
                 {
@@ -118,7 +116,7 @@ def spread(fractions: Sequence[float]) -> dict[str, float | None]:
     }
 
 
-def notes(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+def notes(counts: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What a reader of the figures must know about each direction's counts, in words."""
     said: dict[str, list[str]] = {}
     for direction, count in counts.items():
@@ -127,13 +125,16 @@ def notes(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
     return [f"{' and '.join(directions)}: {note}" for note, directions in said.items()]
 
 
-def _notes(count: Mapping[str, int]) -> Iterator[str]:
+def _notes(count: Mapping[str, Any]) -> Iterator[str]:
+    for what, published in count.get("published", {}).items():
+        if count[what] != published:
+            yield f"WARNING: {count[what]} {what.replace('_', ' ')}, the published experiment has {published}"
     left_out = count["queries"] - count["valid_queries"]
     if not count["valid_queries"]:
         yield "no query has a right image to find, so there are no figures"
     elif left_out:
         yield f"{left_out} of {count['queries']} queries have no right image to find and are left out"
-    if not count["excluded_pairs"]:
+    if count["excluded_pairs"] == 0:
         yield "the rule that excludes images of a query's own person and camera never fires"
 
 
@@ -141,7 +142,7 @@ def _arguments(
     search: Search, labels: Labels, distances: Distances, gallery: np.ndarray, trial: int
 ) -> tuple[Any, ...]:
     """What the functions of csdn.evaluation.metrics take."""
-    queries = search.queries
+    queries = search.asking(trial)
     return (
         distances(queries, gallery, trial),
         labels.people[queries],

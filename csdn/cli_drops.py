@@ -51,6 +51,8 @@ def sync() -> None:
 def _with_arrival(drops: Sequence[Drop], address: str) -> list[Drop]:
     """The ledger with the drop at `address`, if it can be taken; one bad folder does not stop the others."""
     try:
+        if Path(address).is_symlink():
+            raise UserError(f"{address}: a link to another place; if it is meant: csdn add {address}")
         drop, images = examine(address, "cameras")
     except UserError as error:
         print(f"skipped: {error}")

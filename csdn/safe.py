@@ -40,3 +40,12 @@ def without_credentials(address: str) -> str:
     scheme, _, rest = address.partition("://")
     place = rest.rpartition("@")[2].partition("?")
     return f"{scheme}://{'***@' if '@' in rest else ''}{place[0]}{'?***' if place[1] else ''}"
+
+
+def unmarked(name: str) -> str:
+    """A name for a page that somebody else writes without care: it can neither begin nor end a tag.
+
+    >>> unmarked("</script>")
+    '‹/script›'
+    """
+    return printable(name).replace("<", "‹").replace(">", "›")

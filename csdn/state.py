@@ -119,7 +119,7 @@ class StageState:
         try:
             entry = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
             position, name, digest = entry["position"], entry["tensors"], entry["sha256"]
-            data = (self.folder / name).read_bytes() if name else b""
+            data = (self.folder / Path(name).name).read_bytes() if name else b""
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
         if hashlib.sha256(data).hexdigest() != digest:

@@ -44,14 +44,17 @@ def fault(request, tmp_path_factory) -> Callable[[str, str, object], None]:
 
 @pytest.fixture(scope="session")
 def finished_repository(tmp_path_factory):
-    """(folder, what it printed) of a `dvc repro` that began with nothing and had secrets in its environment.
+    """(folder, what it printed) of a `dvc repro` from nothing, with hostile names and secrets around it.
 
     Every test that only looks at a finished run shares this one; none may change it.
     """
-    from repository import make_repository  # slow to import, and few tests need it
-    from user_secrets import SECRETS
+    from hostile import hostile_drop  # slow to import, and few tests need them
+    from repository import make_repository
+    from user_secrets import SECRETS, add_secret_files
     from workspace import environment, run
 
-    folder = make_repository(tmp_path_factory.mktemp("finished") / "project")
+    drop = hostile_drop(tmp_path_factory.mktemp("drop") / "\x1b[31min")
+    folder = make_repository(tmp_path_factory.mktemp("finished") / "project", address=str(drop))
+    add_secret_files(folder)
     done = run(folder, "dvc", "repro", env=environment() | SECRETS)
     return folder, done.stdout + done.stderr

@@ -78,10 +78,10 @@ MODEL_CONFIG = json.dumps(
     }
 )
 WEIGHTS = {
-    "CLIP's weights": lambda path: load_clip("RN50", path),
-    "a model's weights": load_model_folder,
-    "stage 1's prompts": read_safetensors,
-    "a published checkpoint": load_published,
+    "CLIP's weights are a pickle": lambda path: load_clip("RN50", path),
+    "a model's weights are a pickle": load_model_folder,
+    "stage 1's prompts are a pickle": read_safetensors,
+    "a published checkpoint is a pickle with code": load_published,
 }
 
 
@@ -92,7 +92,7 @@ def test_as_weights(place, hostile, tmp_path, fault):
     with pytest.raises(UserError, match=r"no safetensors file|not readable as safetensors|refused") as error:
         WEIGHTS[place](path)
     if kind == "a file of torch.save":
-        fault("weights and checkpoints", f"{place} are a pickle", error.value)
+        fault("weights and checkpoints", place, error.value)
 
 
 def test_as_weights_to_convert(hostile, tmp_path, monkeypatch, fault):
@@ -105,7 +105,8 @@ def test_as_weights_to_convert(hostile, tmp_path, monkeypatch, fault):
     result = CliRunner().invoke(app, ["fetch-clip", "--from", "weights.pt"])
     assert isinstance(result.exception, UserError)
     assert not (tmp_path / "out").exists()
-    fault("weights and checkpoints", f"csdn fetch-clip --from FILE: {kind}", result.exception)
+    if kind == "a TorchScript archive":
+        fault("weights and checkpoints", "csdn fetch-clip --from a TorchScript archive", result.exception)
 
 
 def test_not_even_where_torch_is_told_to_trust_every_file(hostile, tmp_path, monkeypatch):
@@ -163,7 +164,7 @@ def test_as_a_type_inside_a_table(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["manifest.csv", "manifest.parquet"])
-def test_as_a_manifest(name, hostile, tmp_path, fault):
+def test_as_a_manifest(name, hostile, tmp_path):
     write(tmp_path / "drop" / name, hostile[1])
     with pytest.raises(UserError, match=r"not readable as a table|is missing"):
         examine(str(tmp_path / "drop"), "cameras")
@@ -212,7 +213,7 @@ def test_yaml_makes_no_python_object(tag, tmp_path, fault):
         fault("parameters", "params.yaml holds a YAML tag that would run Python", first)
 
 
-def test_as_what_the_report_reads(hostile, ingested, tmp_path, fault):
+def test_as_what_the_report_reads(hostile, ingested):
     for name in ("metrics/prompts.json", "metrics/evaluation.json"):
         write(ingested.root / name, b"{}")
     for name in ("cmc.csv", "camera_pairs.csv"):

@@ -30,6 +30,7 @@ from csdn.evaluation.scores import (
     trial_metrics,
 )
 from csdn.files import replace_folder
+from csdn.safe import unmarked
 
 QUERIES_SCHEMA = pa.schema(
     {
@@ -127,9 +128,16 @@ def write_results(results: Results, features: Mapping[str, np.ndarray], out: Pat
     with replace_folder(out) as folder:
         _write_csv(folder / "cmc.csv", results.cmc)
         _write_csv(folder / "camera_pairs.csv", results.camera_pairs)
+        _write_csv(folder / "camera_pairs_plot.csv", plot_rows(results.camera_pairs))
         pq.write_table(pa.Table.from_pylist(results.queries, QUERIES_SCHEMA), folder / "queries.parquet")
         halves = {name: torch.from_numpy(features[name]).half() for name in ("trained", "clip")}
         (folder / "features.safetensors").write_bytes(serialize(halves))
+
+
+def plot_rows(pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of camera_pairs.csv for `dvc plots`, which writes names into a page as they are."""
+    names = ("query_camera", "gallery_camera")
+    return [{**row, **{name: unmarked(row[name]) for name in names}} for row in pairs]
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -1,0 +1,130 @@
+"""Names of people, cameras, files and drops are anybody's: in no output do they do more than stand there."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+from hostile import CAMERAS
+from make_images import make_drop, people_named, write
+from test_bad_input_data import stage_project
+from test_drops import csdn
+from workspace import run
+
+import stages.ingest
+from csdn import console
+from csdn.data.drops import Drop, Status, decide, find_drop, read_ledger, write_ledger
+from csdn.errors import UserError
+from csdn.safe import printable, unmarked
+from flows.process import run as run_in_flow
+
+EVIL = "\x1b[2J\x1b]0;title\x07in\rx\u202egpj [bold red]y[/] [link=evil]z[/link] %s {0}"
+# What a terminal acts on, and what turns or hides text; a line's end is none of it.
+ACTS = re.compile(r"[^\n\x20-\x7e\u00a1-\u1fff\u2010-\u2027\u2030-\u205e\u2190-\uffff]")
+
+
+def test_what_does_not_print_is_shown_as_an_escape():
+    assert printable("a\x1b[31mb\n\u202e\u200b\x9b") == "a\\x1b[31mb\\n\\u202e\\u200b\\x9b"
+    assert printable("Ünal 日本 é [bold]") == "Ünal 日本 é [bold]"
+    assert printable("two\nlines", keep="\n") == "two\nlines"
+    assert unmarked("</script>\n") == "‹/script›\\n"
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project in which a drop at a hostile address is in the ledger; it is the current folder."""
+    project = stage_project(tmp_path / "project")
+    monkeypatch.chdir(project.root)
+    make_drop(project.root / EVIL, [*people_named(10), EVIL])
+    project.add(EVIL)
+    return project
+
+
+def test_the_ledger_is_listed_a_line_a_drop(project, capsys):
+    drop = read_ledger()[0]
+    held = {"drops": {"held": [{"id": drop.id, "bad": 3, "images": 6}]}}
+    write(project.metrics, json.dumps(held).encode())
+    for output in (csdn("drops"), csdn("reject", EVIL, "--reason", EVIL + "\nforged line"), csdn("drops")):
+        assert ACTS.findall(output) == []
+        assert output.count("\n") == 1
+        assert "[bold red]y[/] [link=evil]z[/link] %s {0}" in output
+
+
+def test_sync_and_add_show_an_address_as_it_is_written(project):
+    write_ledger([])
+    params = (project.root / "params.yaml").read_text().replace("landing: []", "landing: ['.']")
+    (project.root / "params.yaml").write_text(params)
+    for output in (csdn("sync"), csdn("sync")):
+        assert ACTS.findall(output) == []
+    write_ledger([])
+    assert ACTS.findall(csdn("add", EVIL)) == []
+
+
+def test_an_error_quotes_a_name_and_is_not_steered_by_it():
+    drop = Drop("a" * 64, EVIL, "cameras")
+    with pytest.raises(UserError) as error:
+        find_drop([drop], "zz")
+    assert ACTS.findall(str(error.value)) == [] and "\\x1b[2J" in str(error.value)
+    assert str(error.value).count("\n") == 1  # the list of drops is a line each
+
+
+def test_ingest_says_of_a_held_drop_what_a_terminal_can_show(project, capsys):
+    for n in range(3):
+        write(project.root / EVIL / f"visible/north/{EVIL}/broken{n}.jpg", b"x")
+    make_drop(project.root / "good", people_named(20, "other"))
+    write_ledger([])
+    project.add(EVIL)
+    project.add("good")
+    stages.ingest.main()
+    shown = capsys.readouterr()
+    assert "HELD: drop" in shown.out and "\\x1b[2J" in shown.out
+    assert ACTS.findall(shown.out + shown.err) == []
+    write_ledger(decide(read_ledger(), EVIL, Status.REJECTED, EVIL))
+    stages.ingest.main()
+    shown = capsys.readouterr()
+    assert "left out: drop" in shown.out and ACTS.findall(shown.out + shown.err) == []
+
+
+def test_a_log_line_for_machines_stays_one_object(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CSDN_LOG", "json")
+    with console.progress(EVIL, f'"}}\n{EVIL}', "images") as report:
+        report(1, 1, {f"\n{EVIL}": 1.0})
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert {line["phase"] for line in lines} == {f'"}}\n{EVIL}'}
+
+
+def test_a_flow_logs_what_a_stage_prints_word_for_word():
+    """Prefect's logger gets the text as a message without arguments, so nothing in it is a format."""
+    found = []
+    run_in_flow([sys.executable, "-c", "print('100 %s %d {0} [bold]x[/bold]')"], ".", found.append)
+    assert found == ["100 %s %d {0} [bold]x[/bold]"]
+
+
+@pytest.mark.slow
+def test_a_finished_run_holds_hostile_names_as_they_are_and_shows_none_of_them_raw(finished_repository):
+    folder, output = finished_repository
+    assert ACTS.findall(output.replace("\t", " ")) == []
+    with (folder / "evaluation/camera_pairs.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    visible, infrared = ({CAMERAS[f"cam{n}"] for n in numbers} for numbers in ((1, 2, 3, 4), (5, 6)))
+    pairs = {(row["direction"], row["query_camera"], row["gallery_camera"]) for row in rows}
+    assert pairs == {("infrared_to_visible", i, v) for i in infrared for v in visible} | {
+        ("visible_to_infrared", v, i) for i in infrared for v in visible
+    }
+    people = pq.read_table(folder / "evaluation/queries.parquet")["person"].unique().to_pylist()
+    assert all(person.startswith("\x1b[31m=hyperlink(1) </script>\n") for person in people)
+
+
+@pytest.mark.slow
+def test_no_name_reaches_the_pages_and_tables_that_dvc_writes(finished_repository, tmp_path):
+    folder, _ = finished_repository
+    run(folder, "dvc", "plots", "show", "--out", str(tmp_path))
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "alert(1)" in page and "<script>alert" not in page
+    table = run(folder, "dvc", "metrics", "show", "--md").stdout
+    assert not [name for name in CAMERAS.values() if name in table]

@@ -195,7 +195,7 @@ def test_positions_alone_are_saved_without_torch(tmp_path):
     assert done.stdout == "({'done': 3}, {}) False\n", done.stderr
 
 
-def test_saving_takes_a_hundredth_of_the_time(monkeypatch):
+def test_saving_takes_half_a_percent_of_the_time(monkeypatch):
     now = 0.0
     monkeypatch.setattr(state_module.time, "monotonic", lambda: now)
     pace = Pace()
@@ -206,4 +206,4 @@ def test_saving_takes_a_hundredth_of_the_time(monkeypatch):
             with pace.saving():
                 now += 5
                 spent += 5
-    assert 0.009 < spent / now < 0.0105
+    assert 0.004 < spent / now < 0.0055

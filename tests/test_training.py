@@ -89,7 +89,7 @@ def always():
 
 
 def seldom():
-    """Saves at the first chance and at the end."""
+    """Saves at the first chance, and not again."""
     return Pace(least=math.inf)
 
 

@@ -82,7 +82,7 @@ def train_embedding(
             if log.add(losses, due=last, epoch=epoch, step=epoch * feed.steps_per_epoch + done):
                 log.rows[-1]["learning_rate"] = rate
                 report(log.rows[-1]["step"], total, {"loss": log.rows[-1]["total"]})
-                if pace.due() or log.rows[-1]["step"] == total:
+                if pace.due():
                     with pace.saving():
                         save(model, optimizer, state, epoch + last, 0 if last else done, log.rows)
         start = 0

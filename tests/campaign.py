@@ -1,0 +1,242 @@
+"""Kills a run of the pipeline, runs it again, and compares every output with an untouched run's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import workspace
+from make_images import make_drop, people_named
+from repository import make_repository
+from workspace import STAGES
+
+from csdn.data.arrivals import examine
+from csdn.data.drops import write_ledger
+from csdn.state import REST
+
+OUTPUTS = ("data/shards", "data/index", "data/*.parquet", "models", "metrics", "evaluation", "report")
+# Written at once; shards and indexes grow drop by drop.
+FOLDERS = ("models/prompts", "models/embedding", "evaluation", "report")
+LEFTOVERS = (".state/*/lock", "data/**/.*.partial", "models/**/.*.partial", ".*.partial")
+# Whom the signal is for, in turn: the stage's process, DVC's, or their group (Ctrl-C in a terminal).
+KILLS = (
+    ("stage", signal.SIGKILL),
+    ("dvc", signal.SIGKILL),
+    ("stage", signal.SIGKILL),
+    ("dvc", signal.SIGKILL),
+    ("group", signal.SIGINT),
+    ("group", signal.SIGTERM),
+)
+# Some seconds of work in each stage, and processes of their own in each that reads images.
+PARAMETERS = {
+    "prompts.prompts.epochs": 24,
+    "prompts.integration.epochs": 36,
+    "embedding.epochs": 5,
+    "evaluation.batch": 2,
+    "scaling.feed_processes": 2,
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """Which stage is killed, who gets the signal, and when: 0 is the stage's start, 1 the end of its DVC."""
+
+    stage: str
+    target: str
+    number: signal.Signals
+    moment: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a point; `differs` names the outputs that are not those of the untouched run."""
+
+    point: Point
+    killed: str
+    seconds: float  # from the stage's start to the kill
+    found: str  # what the second run could continue from
+    differs: list[str]
+
+
+class Campaign:
+    """An untouched run, kept as it was before each stage, and points that are tried on copies of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.seconds: dict[str, float] = {}
+        self.expected: dict[str, dict[str, str]] = {}  # outputs after each stage
+        project = make_repository(folder / "project", **PARAMETERS)
+        add_drops(folder / "drops", project)
+        save_often(project)
+        for stage in STAGES:
+            shutil.copytree(project, folder / stage, symlinks=True)
+            run = Run(project, stage)
+            run.begun()
+            if run.ended(within=600):
+                raise AssertionError(f"{stage} failed without a kill:\n{run.text()}")
+            self.seconds[stage] = time.monotonic() - run.began
+            self.expected[stage] = digests(project)
+
+    def try_point(self, point: Point, last: str = STAGES[-1]) -> Outcome:
+        """Kill, look, run again up to the stage `last`, compare. Raises AssertionError for half an output."""
+        copy = self.folder / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(self.folder / point.stage, copy, symlinks=True)
+        run = Run(copy, point.stage)
+        run.begun()
+        killed = run.kill(point, self.seconds[point.stage])
+        seconds = time.monotonic() - run.began
+        run.ended(within=60)
+        halves = half_outputs(digests(copy), self.expected[point.stage])
+        assert not halves, f"{point} left half an output: {halves}\n{run.text()}"
+        found = last_position(copy)
+        again = Run(copy, last)
+        if again.ended(within=600):
+            raise AssertionError(f"{point}: the second run failed:\n{again.text()}")
+        return Outcome(point, killed, seconds, found, self.differences(copy, last))
+
+    def differences(self, copy: Path, last: str) -> list[str]:
+        """Outputs that are not those of the untouched run after the stage `last`; what the kill left over."""
+        differ = {path for path, _ in digests(copy).items() ^ self.expected[last].items()}
+        leftovers = [path for pattern in LEFTOVERS for path in copy.glob(pattern)]
+        return sorted(differ) + [str(path.relative_to(copy)) for path in leftovers]
+
+
+class Run:
+    """`dvc repro` up to a stage, in a process group of its own."""
+
+    def __init__(self, folder: Path, stage: str) -> None:
+        self.stage = stage
+        self.lines: list[str] = []
+        self.began = 0.0
+        self._running = threading.Event()
+        self.process = subprocess.Popen(
+            ["dvc", "repro", stage],
+            cwd=folder,
+            env=workspace.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if f"Running stage '{self.stage}'" in line:
+                self._running.set()
+        self._running.set()
+
+    def begun(self) -> None:
+        """Wait for the stage's start."""
+        self._running.wait()
+        self.began = time.monotonic()
+
+    def kill(self, point: Point, life: float) -> str:
+        """Send the point's signal at its moment of a life of so many seconds; returns who got it.
+
+        Where the stage's process has ended and DVC keeps its outputs, DVC is killed in its place.
+        """
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(point.moment * life)
+            return "nobody: it had ended"
+        stages = children(self.process.pid) if point.target == "stage" else []
+        with suppress(ProcessLookupError):
+            if point.target == "group":
+                os.killpg(self.process.pid, point.number)
+            else:
+                os.kill([*stages, self.process.pid][0], point.number)
+        return f"{'stage' if stages else point.target.replace('stage', 'dvc')}, {point.number.name}"
+
+    def ended(self, within: float) -> int:
+        """Wait until nobody is left who could write to this run's output; returns DVC's exit code."""
+        self._reader.join(within)
+        assert not self._reader.is_alive(), f"processes live on:\n{self.text()}"
+        self.process.stdout.close()
+        return self.process.wait()
+
+    def text(self) -> str:
+        return "".join(self.lines)
+
+
+def points(count: int, seed: int) -> Iterator[Point]:
+    """Points in turn over the stages and over who is killed, at moments drawn with the seed."""
+    draws = random.Random(seed)
+    for number in range(count):
+        turn, stage = divmod(number, len(STAGES))
+        target, kill = KILLS[(turn + stage) % len(KILLS)]
+        yield Point(STAGES[stage], target, kill, draws.random())
+
+
+def save_often(project: Path) -> None:
+    """A stage of seconds is saved some times too, as one of hours is."""
+    state = project / "csdn/state.py"
+    text = state.read_text(encoding="utf-8")
+    assert text.count(f"REST = {REST}\n") == 1
+    state.write_text(text.replace(f"REST = {REST}\n", "REST = 2.0\n"), encoding="utf-8")
+
+
+def add_drops(folder: Path, project: Path) -> None:
+    """Folders beside the built-in people, so that ingest can stop between drops, and between shards of one.
+
+    The people of the large one have no infrared image yet: no other stage has more to do for them.
+    """
+    small = make_drop(folder / "small", people_named(24, "small"))
+    large = make_drop(folder / "large", people_named(60, "large"), modalities=["visible"], images=8)
+    drops = [examine("builtin:tiny", "builtin")[0]]
+    drops += [examine(str(drop), "cameras")[0] for drop in (small, large)]
+    write_ledger(drops, project / "data/drops.json")
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of the outputs, by its path; what is still under a temporary name is none."""
+    files = [file for name in OUTPUTS for path in folder.glob(name) for file in (path, *path.rglob("*"))]
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in files
+        if file.is_file() and ".partial" not in str(file)
+    }
+
+
+def half_outputs(left: dict[str, str], expected: dict[str, str]) -> list[str]:
+    """Files that a kill left, under an output's name, other than the untouched run has; folders not whole."""
+    wrong = sorted(path for path, _ in left.items() - expected.items())
+    for folder in FOLDERS:
+        here, whole = ([path for path in paths if path.startswith(folder)] for paths in (left, expected))
+        if 0 < len(here) < len(whole):
+            wrong.append(folder)
+    return wrong
+
+
+def last_position(folder: Path) -> str:
+    """What the state of the unfinished stage says of how far it is."""
+    files = sorted(folder.glob(".state/*/**/state.json"), key=lambda file: file.stat().st_mtime)
+    if not files:
+        return "its start"
+    position = json.loads(files[-1].read_text())["position"]
+    part = files[-1].relative_to(folder / ".state").parts[1:-1]
+    return " ".join([*part, *(f"{name} {value}" for name, value in position.items() if type(value) is int)])
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process has started and that live."""
+    with suppress(FileNotFoundError):
+        return [
+            int(child)
+            for file in Path(f"/proc/{pid}/task").glob("*/children")
+            for child in file.read_text().split()
+        ]
+    return []

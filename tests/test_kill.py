@@ -1,0 +1,86 @@
+"""A run that was killed in any stage is continued by `dvc repro`, and ends with an untouched run's bytes."""
+
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from campaign import Campaign, points
+from workspace import STAGES, environment, set_params
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal, pidfd"),
+]
+SECONDS = 3  # a DataLoader's own processes would notice after five
+
+
+@pytest.fixture(scope="module")
+def campaign(tmp_path_factory):
+    return Campaign(tmp_path_factory.mktemp("campaign"))
+
+
+@pytest.mark.parametrize("point", points(len(STAGES), seed=1), ids=lambda point: point.stage)
+def test_a_killed_run_continues_to_the_same_bytes(campaign, point):
+    outcome = campaign.try_point(point, last=point.stage)
+    assert not outcome.differs
+
+
+@pytest.mark.parametrize("workers", [0, 1], ids=["feed", "ray"])
+def test_a_killed_dvc_takes_everything_with_it_that_it_started(campaign, tmp_path, workers):
+    project = shutil.copytree(campaign.folder / "embedding", tmp_path / "project", symlinks=True)
+    set_params(project, {"embedding.epochs": 1000, "scaling.workers": workers})
+    mark = f"CSDN_TEST={uuid.uuid4()}"
+    name, _, value = mark.partition("=")
+    dvc = subprocess.Popen(
+        ["dvc", "repro", "embedding"],
+        cwd=project,
+        env={**environment(), name: value},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while not list(project.glob(".state/*/state.json")):
+            assert dvc.poll() is None, "it ended before its first checkpoint"
+            time.sleep(0.05)
+        started = processes_of(mark)
+        assert len(started) >= 4, "DVC, the stage, and its two processes"
+    finally:
+        dvc.kill()
+        dvc.wait()
+    began = time.monotonic()
+    for handle in started:
+        left = max(0, began + SECONDS - time.monotonic())
+        assert select.select([handle], [], [], left)[0], "a process lives on"
+        os.close(handle)
+    assert not processes_of(mark)
+
+
+def processes_of(mark: str) -> list[int]:
+    """Handles of the living processes that have this entry in their environment, whoever started them."""
+    handles = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            if mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                handles.append(os.pidfd_open(int(folder.name)))
+    return handles
+
+
+def test_a_stage_whose_dvc_died_while_it_was_starting_ends_at_once(campaign, tmp_path):
+    project = shutil.copytree(campaign.folder / "ingest", tmp_path / "project", symlinks=True)
+    stage = subprocess.run(
+        ["python", "-m", "stages.ingest"],
+        cwd=project,
+        env={**environment(), "DVC_STAGE": "ingest"},
+        start_new_session=True,  # the group that it shared with DVC has no DVC
+        check=False,
+    )
+    assert stage.returncode == -signal.SIGKILL
+    assert not (project / "data/shards").exists()

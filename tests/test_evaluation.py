@@ -14,7 +14,6 @@ from make_images import Project, make_drop, people_named
 from csdn.data.dataset import load_dataset
 from csdn.errors import UserError
 from csdn.evaluation import RankMetrics, Search, embed_with_mirror
-from csdn.evaluation.features import embed_all
 from csdn.evaluation.job import prepare, run_evaluation
 from csdn.evaluation.results import evaluate, write_results
 from csdn.evaluation.scores import (
@@ -59,14 +58,6 @@ def test_a_mirrored_image_has_the_two_halves_exchanged():
     first, second = embed_with_mirror(model, images, "visible").chunk(2, dim=1)
     swapped = embed_with_mirror(model, images.flip(3), "visible")
     torch.testing.assert_close(swapped, torch.cat([second, first], dim=1))
-
-
-def test_features_stand_in_the_rows_of_their_images_whatever_the_order_of_batches():
-    images = torch.arange(5.0)[:, None, None, None].expand(5, 3, 2, 2)
-    batches = [(np.array(rows), images[rows], "visible") for rows in ([3, 4], [0, 2], [1])]
-    embeds = {"mean": lambda images, modality: images.mean(dim=(2, 3))}
-    found = embed_all(batches, embeds, 5, torch.device("cpu"))
-    np.testing.assert_array_equal(found["mean"], np.arange(5.0)[:, None].repeat(3, axis=1))
 
 
 def test_spread_is_in_percent_with_the_sample_deviation_and_none_for_what_is_not_known():

@@ -13,14 +13,13 @@ Methods: `trained`, and the baselines `clip` (the same CLIP before any training)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from csdn.data.dataset import Dataset, SampleTable, load_dataset
 from csdn.data.feed import each_image
@@ -28,13 +27,16 @@ from csdn.data.records import MODALITIES
 from csdn.device import configure_torch
 from csdn.errors import UserError
 from csdn.evaluation.baselines import gradient_histograms
-from csdn.evaluation.features import Embed, clip_embed, embed_all, mirrored
+from csdn.evaluation.features import clip_embed, mirrored
 from csdn.evaluation.protocols import protocol, rule_cameras
 from csdn.evaluation.results import Experiment, evaluate, write_results
 from csdn.evaluation.scores import Labels, feature_distances
 from csdn.files import write_json
-from csdn.model import CSDN, load, load_clip
+from csdn.model import CSDN, folded, load, load_clip
+from csdn.model.clip import Clip
 from csdn.params import Params
+from csdn.state import open_state, stage_key
+from csdn.walk import BatchesFrom, Embed, embed_all
 
 Progress = Callable[[str, str], AbstractContextManager[Callable[..., None]]]
 
@@ -47,15 +49,20 @@ def run_evaluation(
     Raises UserError where no test person has an image of one modality.
     """
     device = configure_torch(params.scaling.threads, params.scaling.device)
-    experiment = prepare(load_dataset(data), params.evaluation.protocol, **params.evaluation.options())
-    embeds = embedders(params, model, device)
-    with progress("embed", "images") as report:
-        batches = image_batches(experiment.table, params, data, report)
-        features = embed_all(batches, embeds, len(experiment.table), device)
-    methods = {name: feature_distances(found) for name, found in features.items()}
-    results = evaluate(experiment, methods, params.seed)
-    write_results(results, features, out)
-    write_json(metrics, results.figures)
+    dataset = load_dataset(data)
+    experiment = prepare(dataset, params.evaluation.protocol, **params.evaluation.options())
+    clip = load_clip(params.model.clip, params.model.weights)
+    trained = folded(load(model)).to(device)
+    embeds = embedders(params, clip, trained, device)
+    inputs = (data / "samples.parquet", data / "people.parquet", *sorted(model.iterdir()))
+    with open_state("evaluate", stage_key("evaluation", params, clip.sha256, inputs)) as state:
+        with progress("embed", "images") as report:
+            batches_from = image_batches(experiment.table, params, data, report)
+            features = embed_all(batches_from, embeds, len(experiment.table), device, state)
+        methods = {name: feature_distances(found) for name, found in features.items()}
+        results = evaluate(experiment, methods, params.seed)
+        write_results(results, features, out)
+        write_json(metrics, results.figures)
     return results.figures
 
 
@@ -77,27 +84,22 @@ def prepare(dataset: Dataset, name: str, **options: Any) -> Experiment:
     return Experiment(table, index, labels, searches, name, options)
 
 
-def embedders(params: Params, model: Path, device: torch.device) -> dict[str, Embed]:
+def embedders(params: Params, clip: Clip, trained: CSDN, device: torch.device) -> dict[str, Embed]:
     """What makes a test feature of an image, for each method that looks at images."""
-    trained = load(model).to(device).eval()
-    clip = CSDN.from_clip(
-        load_clip(params.model.clip, params.model.weights),
-        identities=1,
-        image_size=trained.config.image_size,
-        stem=trained.config.stem,
+    untrained = CSDN.from_clip(
+        clip, identities=1, image_size=trained.config.image_size, stem=trained.config.stem
     ).to(device)
-    embeds: dict[str, Embed] = {"trained": trained.embed, "clip": clip_embed(clip)}
+    embeds: dict[str, Embed] = {"trained": trained.embed, "clip": clip_embed(folded(untrained))}
     if params.evaluation.mirror:
         embeds = {name: mirrored(embed) for name, embed in embeds.items()}
     # An image and its mirror image have the same histograms, in mirrored order: a second one tells nothing.
     return embeds | {"hog": gradient_histograms}
 
 
-def image_batches(
-    table: SampleTable, params: Params, data: Path, report: Callable[..., None]
-) -> Iterator[tuple[np.ndarray, Tensor, str]]:
-    """Every test image once: (rows [B], images [B, 3, H, W], modality)."""
-    return each_image(
+def image_batches(table: SampleTable, params: Params, data: Path, report: Callable[..., None]) -> BatchesFrom:
+    """Every test image once, from any on."""
+    return partial(
+        each_image,
         table,
         data / "shards",
         params.model.image_size,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,9 @@ def replace_file(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = partial(path)
     try:
-        yield temporary
-        rename_flushed(temporary, path)
+        with naming(path):
+            yield temporary
+            rename_flushed(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -41,12 +42,23 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        yield temporary
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.replace(path)
+        with naming(path):
+            yield temporary
+            if path.exists():
+                shutil.rmtree(path)
+            temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Makes an OSError of the block name `path`: one of a full disk names no file."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def rename_flushed(temporary: Path, path: Path) -> None:
@@ -63,9 +75,14 @@ def write_json(path: str | Path, value: Any) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def sweep(folder: str | Path) -> None:
-    """Remove what a killed run left under temporary names in `folder` (not in its sub-folders)."""
+def sweep(folder: str | Path, keep: Container[str] = ()) -> None:
+    """Remove what a killed run left under temporary names in `folder` (not in its sub-folders).
+
+    keep: names of files that are still wanted.
+    """
     for leftover in Path(folder).glob(".*.partial"):
+        if leftover.name in keep:
+            continue
         if leftover.is_dir():
             shutil.rmtree(leftover)
         else:

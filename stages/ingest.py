@@ -15,6 +15,7 @@ def main() -> None:
         from csdn.safe import printable
 
         params = load_params()
+        notes: list[str] = []
         with progress("ingest", "images") as report:
             figures = ingest(
                 read_ledger(),
@@ -22,8 +23,9 @@ def main() -> None:
                 settings=params.ingest,
                 minimum_people=params.embedding.people,
                 progress=report,
+                note=notes.append,
             )
-        print(*map(printable, summary_lines(figures)), sep="\n")
+        print(*map(printable, notes + summary_lines(figures)), sep="\n")
 
 
 if __name__ == "__main__":

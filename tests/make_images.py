@@ -107,6 +107,7 @@ class Project:
             minimum_people=minimum_people,
             root=self.data,
             metrics=self.metrics,
+            state=self.root / ".state",
             processes=self.processes,
         )
 

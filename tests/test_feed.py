@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 
 import numpy as np
@@ -122,15 +123,21 @@ def test_test_images_come_once_each_in_order_without_augmentation(data, processe
 
 
 @pytest.mark.parametrize("processes", [0, 1])
-def test_a_shard_damaged_after_ingest_is_named(tmp_path, processes):
+def test_an_image_altered_after_ingest_is_named_and_never_trained_on(tmp_path, processes, fault):
+    """One bit of its pixels: it still decodes."""
     table = write_data(tmp_path)
-    shard = tmp_path / "shards" / table.shard_names[0]
+    shard = tmp_path / "shards" / table.shard_names[table.shard[0]]
     content = bytearray(shard.read_bytes())
-    for offset, size in zip(table.offset[table.shard == 0], table.size[table.shard == 0], strict=True):
-        content[offset : offset + size] = bytes(int(size))
+    image = slice(table.offset[0], table.offset[0] + table.size[0])
+    content[image.stop - 40] ^= 1
+    decode(bytes(content[image]), "jpg")
     shard.write_bytes(content)
-    with pytest.raises(UserError, match=f"{shard.name}: the image at byte .* is damaged"):
-        list(feed((table, tmp_path / "shards"), processes).epoch(0))
+    made = feed((table, tmp_path / "shards"), processes)
+    first = next(epoch for epoch in range(9) if 0 in made.plan(epoch).infrared)
+    with pytest.raises(UserError, match="is not what ingest put there") as error:
+        list(made.epoch(first))
+    without_place = re.sub(r"byte \d+", "byte N", str(error.value))
+    fault("shards and index", "one bit of an image was altered in a shard after ingest", without_place)
 
 
 @pytest.mark.slow  # death is looked for every five seconds

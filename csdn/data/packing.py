@@ -23,7 +23,7 @@ from csdn.data.records import ImageRecord
 from csdn.data.shards import ShardWriter
 from csdn.data.sources import Source, open_source
 from csdn.errors import UserError
-from csdn.files import partial
+from csdn.files import naming, partial
 from csdn.process import die_with_parent
 
 # A shard also ends after so many images, so that small ones are spread over all cores.
@@ -33,7 +33,10 @@ NO_LABEL = "no label"
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard to make of a drop: `stem` begins its name, in `folder`."""
+    """One shard to make of a drop: `stem` begins its name, in `folder`.
+
+    `run` stands in the temporary name: what another run left never meets what this one writes.
+    """
 
     address: str
     layout: str
@@ -41,10 +44,11 @@ class ShardTask:
     folder: Path
     stem: str
     max_pixels: int
+    run: str = ""
 
     @property
     def temporary(self) -> Path:
-        return partial(self.folder / self.stem)
+        return partial(self.folder / f"{self.stem}-{self.run}")
 
 
 @dataclass
@@ -52,6 +56,7 @@ class PackedShard:
     """A shard under its temporary name, and the rows that speak of it (tuples as in csdn.data.tables)."""
 
     name: str
+    temporary: str  # its name until it gets its own
     size: int = 0  # bytes of the tar; 0: no image was good, no tar is there
     images: list[tuple[Any, ...]] = field(default_factory=list)
     refused: list[tuple[Any, ...]] = field(default_factory=list)
@@ -88,8 +93,8 @@ def packed_shards(tasks: Sequence[ShardTask], processes: int) -> Iterator[Packed
             yield from pool.map(pack, tasks)
         except BrokenProcessPool:
             raise UserError(
-                "a worker process was killed (out of memory?); drops read before this one are kept, nothing "
-                "is half-written. Free some memory, or lower ingest.shard_megabytes, and repeat the command"
+                "a worker process was killed (out of memory?). The shards that were finished are kept: "
+                "free some memory, or lower ingest.shard_megabytes, and run the command again to go on"
             ) from None
 
 
@@ -102,15 +107,12 @@ def _start_worker() -> None:
 
 def pack(task: ShardTask) -> PackedShard:
     """Make one shard; what cannot be used is refused with a reason, the rest goes on. Raises UserError."""
-    source = _source(task.address, task.layout)
-    packed = PackedShard(name="")
-    with task.temporary.open("wb") as file:
-        with ShardWriter(file) as writer:
-            offsets: dict[str, int] = {}
-            for record in task.records:
-                _pack_image(record, source, task.max_pixels, writer, offsets, packed)
-        file.flush()
-        os.fsync(file.fileno())
+    packed = PackedShard(name="", temporary=task.temporary.name)
+    try:
+        writer = _write(task, packed)
+    except BaseException:
+        task.temporary.unlink(missing_ok=True)
+        raise
     if not packed.images:
         task.temporary.unlink()
         return packed
@@ -119,6 +121,19 @@ def pack(task: ShardTask) -> PackedShard:
     # The tar's name is known only now that its last byte is.
     packed.images = [(*row[:2], packed.name, *row[2:]) for row in packed.images]
     return packed
+
+
+def _write(task: ShardTask, packed: PackedShard) -> ShardWriter:
+    """Write the tar, whole and flushed to the disk, and the rows that speak of it."""
+    source = _source(task.address, task.layout)
+    with naming(task.folder / task.stem), task.temporary.open("wb") as file:
+        with ShardWriter(file) as writer:
+            offsets: dict[str, int] = {}
+            for record in task.records:
+                _pack_image(record, source, task.max_pixels, writer, offsets, packed)
+        file.flush()
+        os.fsync(file.fileno())
+    return writer
 
 
 def _pack_image(
@@ -167,7 +182,7 @@ def _read(source: Source, record: ImageRecord) -> bytes:
     except OSError as error:
         raise UserError(
             f"{record.path}: cannot be read: {error or type(error).__name__}; "
-            "nothing of this drop was kept. Make it readable again and repeat the command"
+            "make it readable again and run the command again: it goes on where it stopped"
         ) from error
 
 

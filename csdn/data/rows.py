@@ -1,4 +1,6 @@
-"""What one row of a plan becomes: range reads out of the shards, decoding, resizing, augmentation.
+"""What one row of a plan becomes: range reads out of the shards, proof, decoding, resizing, augmentation.
+
+Each image is hashed as it is read: what is trained on is what ingest saw, whatever happened to the disk.
 
 Rows carry everything random as counters (csdn.randomness), so any process may make any of them; it needs
 neither torch nor the index.
@@ -6,6 +8,7 @@ neither torch nor the index.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,23 +34,29 @@ class Images:
     def __init__(self, table: SampleTable, shards: str | Path, image_size: Sequence[int]) -> None:
         self.shard, self.shard_names = table.shard, table.shard_names
         self.offset, self.size, self.extension = table.offset, table.size, table.extension
+        self.digest = table.digest
         # Absolute: a process elsewhere may stand in another folder.
         self.reader = ShardReader(Path(shards).absolute())
         self.image_size = tuple(image_size)
 
     def __call__(self, ordinals: np.ndarray) -> list[np.ndarray]:
-        """uint8 images [height, width, 3]; raises UserError where a shard is missing or damaged."""
+        """uint8 images [height, width, 3]; raises UserError where one is not, byte for byte, what it was."""
         return [self._image(ordinal) for ordinal in ordinals]
 
     def _image(self, ordinal: int) -> np.ndarray:
         shard, offset = self.shard_names[self.shard[ordinal]], int(self.offset[ordinal])
         data = self.reader.read(shard, offset, int(self.size[ordinal]))
+        if hashlib.sha256(data).digest() != self.digest[ordinal].tobytes():
+            from csdn.data.damage import damaged_image  # it needs the tables, and no other row does
+
+            raise UserError(damaged_image(self.reader.folder, shard, offset))
         try:
             return resize(decode(data, EXTENSIONS[self.extension[ordinal]]), self.image_size)
         except BadImage as error:
             raise UserError(
-                f"{self.reader.folder / shard}: the image at byte {offset} was good when ingested, now: "
-                f"{error.reason}; the file is damaged: delete it and run `dvc repro` again"
+                f"{self.reader.folder / shard}: the image at byte {offset} is what it was, but cannot be "
+                f"decoded any more ({error.reason}); install the versions of constraints.txt, or delete "
+                "data/index and run `dvc repro` again"
             ) from None
 
 

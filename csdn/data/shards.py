@@ -82,11 +82,14 @@ class ShardReader:
 
     def read(self, shard: str, offset: int, size: int) -> bytes:
         """The `size` bytes at `offset` of a shard; raises UserError where it is missing or too short."""
-        data = os.pread(self._descriptor(shard), size, offset)
+        try:
+            data = os.pread(self._descriptor(shard), size, offset)
+        except OSError as error:
+            raise UserError(f"{self.folder / shard}: cannot be read: {error.strerror}") from error
         if len(data) != size:
             raise UserError(
-                f"{self.folder / shard}: ends before byte {offset + size}, where the index has an image; "
-                "the file is damaged: delete it and run `dvc repro` again"
+                f"{self.folder / shard}: ends before byte {offset + size}, where ingest put an image. "
+                "Delete the file and run `dvc repro` again: it is made anew from its drop"
             )
         return data
 
@@ -112,7 +115,10 @@ class ShardReader:
         try:
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            raise UserError(f"{path}: no such shard; run `dvc repro` (or `dvc checkout`)") from None
+            raise UserError(
+                f"{path}: no such shard; `dvc repro` makes it anew from its drop (`dvc checkout` brings back "
+                "what DVC has kept)"
+            ) from None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_descriptors": OrderedDict()}

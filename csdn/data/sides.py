@@ -27,7 +27,8 @@ def check_trial(drops: Sequence[tuple[Drop, pa.Table]], trial: int) -> None:
     for drop, count in counts.items():
         if 0 < count < trial:
             raise UserError(
-                f"data.trial = {trial}: {drop}, layout {drop.layout}, has {count} split{'s' * (count > 1)}"
+                f"data.trial = {trial}: {drop}, layout {drop.layout}, has {count} split{'s' * (count > 1)}; "
+                "set it to 1, RegDB alone has ten"
             )
     if trial > 1 and not any(counts.values()):
         raise UserError(f"data.trial = {trial}: no drop in use comes with splits of its authors; set it to 1")

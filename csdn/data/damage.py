@@ -1,0 +1,31 @@
+"""An image that is no more what ingest put into its shard, in words: asked for only once it was found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+AGAIN = "Delete the file and run `dvc repro` again: it is made anew from its drop"
+
+
+def damaged_image(shards: Path, shard: str, offset: int) -> str:
+    """The message for the image at byte `offset` of a shard in the folder `shards`."""
+    return (
+        f"{shards / shard}: the image at byte {offset}{_whose(shards.parent, shard, offset)} is not what "
+        f"ingest put there: the file was damaged or altered since. {AGAIN}"
+    )
+
+
+def _whose(data: Path, shard: str, offset: int) -> str:
+    """Which image it is, by the tables beside the shards; nothing where they cannot say."""
+    columns = ["path", "person_row", "modality", "camera"]
+    try:
+        place = [("shard", "=", shard), ("offset", "=", offset)]
+        row = pq.read_table(data / "samples.parquet", columns=columns, filters=place).to_pylist()[0]
+        people = pq.read_table(data / "people.parquet", filters=[("row", "=", row["person_row"])])
+        person = people["person"][0].as_py()
+    except (pa.ArrowException, OSError, IndexError):
+        return ""
+    return f" ({row['path']}: {row['modality']}, camera {row['camera']}, person {person})"

@@ -19,6 +19,7 @@ from csdn.errors import UserError
 from csdn.evaluation.average import average
 from csdn.evaluation.summary import table_lines
 from csdn.files import write_json
+from csdn.params import load_params
 from csdn.presets import set_value, use
 
 NAMES = ("sysu", "regdb", "llcm")
@@ -34,6 +35,9 @@ def run_benchmark(name: str, address: str, small: bool, trials: str) -> None:
     wanted = parse_trials(trials)
     drop, images = examine(address, name)
     print(*use(name, PARAMS, small), sep="\n")
+    weights = load_params(PARAMS).model.weights
+    if not Path(weights).is_file():
+        raise UserError(f"{weights} is not there: run `csdn fetch-clip`, then the same command again")
     write_ledger(alone(read_ledger(), drop))
     print(f"{LEDGER}: drop {drop.id[:SHORT]} alone, {address}, {images} images")
     if name == "regdb":

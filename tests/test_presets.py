@@ -18,10 +18,6 @@ def params_path(tmp_path):
     return Path(shutil.copy(ROOT / "params.yaml", tmp_path))
 
 
-def values(name):
-    return yaml.safe_load((presets.FOLDER / f"{name}.yaml").read_text())
-
-
 def keys(mapping, prefix=""):
     for name, value in mapping.items():
         yield from keys(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"]
@@ -34,8 +30,8 @@ def test_the_committed_file_is_the_demo(params_path):
 
 
 def test_presets_set_the_same_keys_so_that_one_undoes_the_other(params_path):
-    assert presets.names() == ["cameras", "demo"]
-    assert set(keys(values("cameras"))) == set(keys(values("demo")))
+    assert presets.names() == ["cameras", "demo", "llcm", "regdb", "sysu"]
+    assert len({frozenset(keys(presets.values(name))) for name in presets.names()}) == 1
     before = load_params(params_path)
     presets.use("cameras", params_path)
     assert load_params(params_path) != before
@@ -53,6 +49,31 @@ def test_cameras_are_the_published_settings(params_path):
     assert params.embedding.schedule.milestones == [40, 70]
     assert "embedding.epochs: 10 -> 120" in changes
     assert "csdn fetch-clip" in changes[-1]
+
+
+@pytest.mark.parametrize("name", ["sysu", "regdb", "llcm"])
+def test_benchmarks_are_the_published_settings_under_their_own_protocol(params_path, name):
+    presets.use("cameras", params_path)
+    cameras = load_params(params_path)
+    presets.use(name, params_path)
+    params = load_params(params_path)
+    assert (params.prompts, params.embedding) == (cameras.prompts, cameras.embedding)
+    assert params.model == cameras.model.model_copy(update={"stem": "published"})
+    assert params.evaluation.protocol == name
+    options = {"sysu": {"mode": "all", "shots": 1, "trials": 10}, "regdb": {}, "llcm": {"trials": 10}}
+    assert params.evaluation.options() == options[name]
+
+
+def test_a_small_benchmark_is_the_demo_under_another_protocol(params_path):
+    before = load_params(params_path)
+    presets.use("sysu", params_path, small=True)
+    params = load_params(params_path)
+    assert (params.model, params.prompts, params.embedding) == (
+        before.model,
+        before.prompts,
+        before.embedding,
+    )
+    assert params.evaluation.protocol == "sysu"
 
 
 def test_comments_order_and_a_persons_own_values_stay(params_path):

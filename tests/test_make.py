@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SET_BY_MAKE = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHON")
+SET_BY_MAKE = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHON", "CSDN_ENDING")
 INPUTS = ("pyproject.toml", "constraints.txt")
 
 
@@ -63,6 +63,31 @@ def test_an_old_or_missing_python_is_refused_with_what_is_needed(project):
         assert refused.returncode != 0
         assert "Python 3.11 or newer is needed" in refused.stderr
         assert not (project / ".venv").exists()
+
+
+@pytest.fixture
+def installed(project):
+    """The project with programs that say how they were called; `dvc` fails where a file `broken` is."""
+    install(project, second=1001)
+    for name, then in (("dvc", "test ! -e broken"), ("csdn", "true")):
+        program = project / ".venv/bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\necho {name} $1 ending=$CSDN_ENDING\n{then}\n")
+        program.chmod(0o755)
+    return project
+
+
+def test_demo_runs_what_is_out_of_date_and_shows_one_ending(installed):
+    done = make(installed, "demo")
+    assert done.stdout.splitlines() == ["dvc repro ending=later", "csdn figures ending="]
+    assert done.returncode == 0
+
+
+def test_a_demo_that_fails_shows_no_figures_and_fails(installed):
+    (installed / "broken").touch()
+    done = make(installed, "demo")
+    assert done.stdout.splitlines() == ["dvc repro ending=later"]
+    assert done.returncode != 0
 
 
 def test_ci_runs_make_test():

@@ -20,10 +20,17 @@ class Terminal:
         self.console = Console(stderr=True, highlight=False)
 
     def start(self, work: Work) -> None:
+        # Nothing is redirected: processes of the feed are forked while the thread may hold rich's locks.
         self.live = Live(
-            LiveLine(work), console=self.console, transient=True, refresh_per_second=8, redirect_stderr=False
+            LiveLine(work),
+            console=self.console,
+            transient=True,
+            refresh_per_second=8,
+            redirect_stdout=False,
+            redirect_stderr=False,
         )
         self.live.start()
+        self.console.show_cursor(True)  # which a killed stage would leave hidden
 
     def update(self, work: Work) -> None:
         """Nothing to do: the line looks at `work` when it is drawn."""

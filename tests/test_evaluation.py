@@ -15,7 +15,7 @@ from csdn.data.dataset import load_dataset
 from csdn.errors import UserError
 from csdn.evaluation import RankMetrics, Search, embed_with_mirror
 from csdn.evaluation.job import prepare, run_evaluation
-from csdn.evaluation.results import evaluate, write_results
+from csdn.evaluation.results import PeopleMaps, evaluate, write_results
 from csdn.evaluation.scores import (
     Labels,
     camera_pairs,
@@ -26,6 +26,7 @@ from csdn.evaluation.scores import (
     spread,
     trial_metrics,
 )
+from csdn.evaluation.text_maps import TextMaps
 from csdn.model import CSDN, ModelConfig, load_clip, save
 from csdn.params import load_params
 
@@ -89,9 +90,10 @@ SEARCH = Search("infrared_to_visible", "cameras", np.arange(4), (np.arange(4, 8)
 def test_figures_of_a_search_are_those_of_its_own_rows():
     first, second = trial_metrics(SEARCH, LABELS, feature_distances(FEATURES))
     assert first.cmc[0] == second.cmc[0] == 3 / 4  # row 7 beats row 6 for query 3, and is person 0
-    queries, top = first_trial(SEARCH, LABELS, feature_distances(FEATURES), count=6)
+    queries, top, right = first_trial(SEARCH, LABELS, feature_distances(FEATURES), count=6)
     assert top[:, 0].tolist() == [4, 5, 6, 7]
     assert queries.first_rank.tolist()[:3] == [1, 1, 1]
+    assert right.tolist() == [4, 5, 6, 6]  # query 3 sees row 7 first, and row 6 as its right image
 
 
 def test_camera_pairs_search_between_two_cameras_alone():
@@ -131,12 +133,15 @@ def results_of(project):
     rows = len(experiment.table)
     features = {name: draws.random((rows, 4), np.float32) for name in ("trained", "clip", "hog")}
     methods = {name: feature_distances(found) for name, found in features.items()}
-    return evaluate(experiment, methods, seed=0), features
+    maps = PeopleMaps(
+        [{"key": "abc", "person": "x", "modality": "visible"}], TextMaps(*torch.zeros(3, 1, 4, 2))
+    )
+    return evaluate(experiment, methods, seed=0), features, maps
 
 
 def test_files_of_the_evaluation(project, tmp_path):
-    results, features = results_of(project)
-    write_results(results, features, tmp_path / "evaluation")
+    results, features, maps = results_of(project)
+    write_results(results, features, maps, tmp_path / "evaluation")
     counts = results.figures["counts"]["infrared_to_visible"]
     people = project.figures()["people"]["test"]
     # Two images of each person by each camera; "north" has both modalities, "south" is visible.
@@ -159,7 +164,7 @@ def test_files_of_the_evaluation(project, tmp_path):
 
 
 def test_ranked_images_of_a_query_are_those_it_may_see(project):
-    results, _ = results_of(project)
+    results, *_ = results_of(project)
     table = load_dataset(project.data).test_table()
     camera = {key: table.camera_names[code] for key, code in zip(table.key, table.camera, strict=True)}
     person = dict(zip(table.key, table.label, strict=True))

@@ -7,8 +7,11 @@ Methods: `trained`, and the baselines `clip` (the same CLIP before any training)
                                      trials; figures rank1, rank5, rank10, rank20, mAP, mINP; and `counts`
     evaluation/cmc.csv               rank, score (percent), method, direction
     evaluation/camera_pairs.csv      trained: queries, rank1, mAP (percent) by query and gallery camera
+    evaluation/camera_pairs_plot.csv the same for dvc plots, names as no page takes them for HTML
     evaluation/queries.parquet       trained, trial 0: a row for each query (QUERIES_SCHEMA)
     evaluation/features.safetensors  `trained` and `clip` features, float16; row n is row n of the test table
+    evaluation/text_maps.safetensors for some training people, where in an image their text is (TextMaps);
+                                     map n is that of row n of text_maps.csv: key, person, modality
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from csdn.device import configure_torch
 from csdn.errors import UserError
 from csdn.evaluation.baselines import gradient_histograms
 from csdn.evaluation.features import clip_embed, mirrored
+from csdn.evaluation.people_maps import maps_of_people
 from csdn.evaluation.protocols import protocol, rule_cameras
 from csdn.evaluation.results import Experiment, evaluate, write_results
 from csdn.evaluation.scores import Labels, feature_distances
@@ -61,7 +65,7 @@ def run_evaluation(
             features = embed_all(batches_from, embeds, len(experiment.table), device, state)
         methods = {name: feature_distances(found) for name, found in features.items()}
         results = evaluate(experiment, methods, params.seed)
-        write_results(results, features, out)
+        write_results(results, features, maps_of_people(trained, dataset, params, data), out)
         write_json(metrics, results.figures)
     return results.figures
 

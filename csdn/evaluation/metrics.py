@@ -68,11 +68,12 @@ RULES = {
 
 
 class QueryMetrics(NamedTuple):
-    """Per query, arrays [q]; a query without a valid match has rank 0 and NaN."""
+    """Per query, arrays [q]; a query without a valid match has rank 0, NaN and position -1."""
 
     first_rank: np.ndarray  # int64, 1 = the best: position of the first right image, as the rule's CMC counts
     ap: np.ndarray  # float64, average precision, 0..1
     inp: np.ndarray  # float64, inverse negative penalty: right images / position of the last of them, 0..1
+    first_right: np.ndarray  # int64, gallery position of the right image that is ranked best
 
     @property
     def valid(self) -> np.ndarray:
@@ -135,7 +136,7 @@ def query_metrics(
             distances, query_ids, gallery_ids, query_cameras, gallery_cameras, rule
         )
     ]
-    empty = QueryMetrics(np.zeros(0, np.int64), np.zeros(0), np.zeros(0))
+    empty = QueryMetrics(np.zeros(0, np.int64), np.zeros(0), np.zeros(0), np.zeros(0, np.int64))
     return QueryMetrics(*map(np.concatenate, zip(empty, *parts, strict=True)))
 
 
@@ -200,10 +201,12 @@ def _ranked_metrics(
     matches = found[:, -1] if right.shape[1] else np.zeros(len(right), np.int64)
     valid = matches > 0
     first, ap, inp = np.zeros(len(right), np.int64), *np.full((2, len(right)), np.nan)
+    first_right = np.full(len(right), -1)
     if valid.any():
         right, position, found, matches = right[valid], position[valid], found[valid], matches[valid]
         row = np.arange(len(right))
         first_place = right.argmax(axis=1)
+        first_right[valid] = order[valid][row, first_place]
         last_place = right.shape[1] - 1 - right[:, ::-1].argmax(axis=1)
         precision = np.divide(found, position, out=np.zeros(right.shape), where=right)
         ap[valid] = precision.sum(axis=1) / matches
@@ -211,7 +214,7 @@ def _ranked_metrics(
         first[valid] = (
             people.ahead(order[valid], seen[valid], first_place) + 1 if people else position[row, first_place]
         )
-    return QueryMetrics(first, ap, inp)
+    return QueryMetrics(first, ap, inp, first_right)
 
 
 class _People:

@@ -29,6 +29,7 @@ from csdn.evaluation.scores import (
     headline,
     trial_metrics,
 )
+from csdn.evaluation.text_maps import TextMaps
 from csdn.files import replace_folder
 from csdn.safe import unmarked
 
@@ -42,6 +43,7 @@ QUERIES_SCHEMA = pa.schema(
         "ap": pa.float64(),  # percent
         "inp": pa.float64(),  # percent
         "top_keys": pa.list_(pa.string()),  # the ten best gallery images, the best first
+        "right_key": pa.string(),  # the right gallery image that is ranked best
     }
 )
 
@@ -56,6 +58,14 @@ class Experiment:
     searches: list[Search]
     protocol: str
     options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class PeopleMaps:
+    """Text maps of some training people; row n of `images` (key, person, modality) is image n of the maps."""
+
+    images: list[dict[str, str]]
+    maps: TextMaps
 
 
 @dataclass(frozen=True)
@@ -103,7 +113,7 @@ def evaluate(experiment: Experiment, methods: Mapping[str, Distances], seed: int
 
 def query_rows(experiment: Experiment, search: Search, distances: Distances) -> list[dict[str, Any]]:
     """Rows of queries.parquet: each query of a search in trial 0."""
-    metrics, top = first_trial(search, experiment.labels, distances)
+    metrics, top, right = first_trial(search, experiment.labels, distances)
     key = experiment.index["key"]
     rows = []
     for number, query in enumerate(search.queries):
@@ -118,12 +128,15 @@ def query_rows(experiment: Experiment, search: Search, distances: Distances) -> 
                 "ap": round(100 * float(metrics.ap[number]), 6) if valid else None,
                 "inp": round(100 * float(metrics.inp[number]), 6) if valid else None,
                 "top_keys": [key[row] for row in top[number] if row >= 0],
+                "right_key": key[right[number]] if valid else None,
             }
         )
     return rows
 
 
-def write_results(results: Results, features: Mapping[str, np.ndarray], out: Path) -> None:
+def write_results(
+    results: Results, features: Mapping[str, np.ndarray], people: PeopleMaps, out: Path
+) -> None:
     """The folder `evaluation/`, whole or not at all."""
     with replace_folder(out) as folder:
         _write_csv(folder / "cmc.csv", results.cmc)
@@ -132,6 +145,9 @@ def write_results(results: Results, features: Mapping[str, np.ndarray], out: Pat
         pq.write_table(pa.Table.from_pylist(results.queries, QUERIES_SCHEMA), folder / "queries.parquet")
         halves = {name: torch.from_numpy(features[name]).half() for name in ("trained", "clip")}
         (folder / "features.safetensors").write_bytes(serialize(halves))
+        _write_csv(folder / "text_maps.csv", people.images)
+        maps = {name: found.cpu().contiguous() for name, found in people.maps._asdict().items()}
+        (folder / "text_maps.safetensors").write_bytes(serialize(maps))
 
 
 def plot_rows(pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

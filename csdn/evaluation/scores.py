@@ -56,13 +56,14 @@ def trial_metrics(search: Search, labels: Labels, distances: Distances) -> list[
 
 def first_trial(
     search: Search, labels: Labels, distances: Distances, count: int = 10
-) -> tuple[QueryMetrics, np.ndarray]:
-    """Figures of each query in trial 0, and the index rows [q, count] it ranks first (-1: none left)."""
+) -> tuple[QueryMetrics, np.ndarray, np.ndarray]:
+    """Trial 0: the figures of each query, and as rows of the index (-1: none) what it ranks first
+    [q, count] and the right image that it ranks best [q].
+    """
     gallery = search.galleries[0]
     arguments = _arguments(search, labels, distances, gallery, 0)
-    places = top_ranked(*arguments, count=count)
-    rows = np.append(gallery, -1)[places]  # place -1 is the entry behind the end
-    return query_metrics(*arguments), rows
+    metrics, rows = query_metrics(*arguments), np.append(gallery, -1)  # place -1 is the entry behind the end
+    return metrics, rows[top_ranked(*arguments, count=count)], rows[metrics.first_right]
 
 
 def camera_pairs(search: Search, labels: Labels, distances: Distances) -> list[dict[str, Any]]:

@@ -13,7 +13,6 @@ from csdn.params import Params
 
 QUARANTINE_ROWS = 50
 PACKAGES = ("csdn", "torch", "open_clip_torch", "numpy", "pyarrow", "simplejpeg", "pillow")
-TEXT_NAMES = {"visible": "visible only", "infrared": "infrared only", "fused": "fused by SII"}
 
 
 def data_rows(ingest: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -32,6 +31,7 @@ def data_remarks(ingest: Mapping[str, Any]) -> list[str]:
         remarks.append(f"{people['waiting']} people wait for images of the other modality and are not used.")
     if ingest["duplicates"]:
         remarks.append(f"{ingest['duplicates']} images came more than once and are used once.")
+    remarks += [f"Warning: {difference}." for difference in ingest["unlike_published"]]
     for held in drops["held"]:
         remarks.append(
             f"Held and left out: {held['address']}, {held['bad']} of {held['images']} images are bad."
@@ -55,14 +55,6 @@ def quarantine(table: pa.Table) -> dict[str, Any]:
     """The first rows of what was refused, and how many more there are."""
     shown = table.slice(0, QUARANTINE_ROWS).to_pylist()
     return {"rows": shown, "total": table.num_rows, "more": table.num_rows - len(shown)}
-
-
-def naming_rows(naming: Mapping[str, float]) -> list[dict[str, Any]]:
-    """How often the nearest text is the person's own, percent of the training images of each modality."""
-    return [
-        {"text": name, **{m: naming[f"{text}_names_{m}"] for m in ("visible", "infrared")}}
-        for text, name in TEXT_NAMES.items()
-    ]
 
 
 def parameter_groups(params: Params) -> list[tuple[str, list[tuple[str, str]]]]:

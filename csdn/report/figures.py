@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 # Width and height: text keeps its size on the page when narrow cards get the small one.
-WIDE, SMALL = (420, 250), (310, 200)
+WIDE, SMALL, LOW, NARROW = (420, 250), (310, 200), (310, 150), (236, 190)
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 40
 
 
@@ -22,6 +22,30 @@ class Series:
     xs: Sequence[float]
     ys: Sequence[float]
     filled: bool = False
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What a chart of lines shows; the first series is drawn on top.
+
+    x goes over `x_range` or its values, y from 0 (or lower values) to `y_high` or the highest value.
+    """
+
+    title: str
+    series: Sequence[Series]
+    x_label: str
+    y_label: str
+    x_range: tuple[float, float] | None = None
+    y_high: float | None = None
+
+    def ranges(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """(low, high) of both axes; never empty."""
+        xs = np.concatenate([np.asarray(one.xs, float) for one in self.series] or [np.zeros(0)])
+        ys = np.concatenate([np.asarray(one.ys, float) for one in self.series] or [np.zeros(0)])
+        xs, ys = xs[np.isfinite(xs)], ys[np.isfinite(ys)]
+        y_low = min(0.0, float(ys.min())) if len(ys) else 0.0
+        y_range = (y_low, self.y_high) if self.y_high else _span(ys, y_low)
+        return self.x_range or _span(xs, float(xs.min()) if len(xs) else 0.0), y_range
 
 
 @dataclass(frozen=True)
@@ -58,25 +82,11 @@ class Chart:
     bottom: int
 
 
-def line_chart(
-    title: str,
-    series: Sequence[Series],
-    x_label: str,
-    y_label: str,
-    x_range: tuple[float, float] | None = None,
-    size: tuple[int, int] = WIDE,
-) -> Chart:
-    """Lay out lines over common axes: x over `x_range` or its values, y from 0 (or lower values) up.
-
-    The first series is drawn on top. Points that are not finite are left out.
-    """
+def line_chart(curves: Curves, size: tuple[int, int] = WIDE) -> Chart:
+    """Lay out lines over common axes. Points that are not finite are left out."""
     width, height = size
     right, bottom = width - RIGHT, height - BOTTOM
-    series = [_finite(one) for one in series]
-    xs = np.concatenate([np.asarray(one.xs, float) for one in series] or [np.zeros(0)])
-    ys = np.concatenate([np.asarray(one.ys, float) for one in series] or [np.zeros(0)])
-    x_low, x_high = x_range or _span(xs, float(xs.min()) if len(xs) else 0.0)
-    y_low, y_high = _span(ys, min(0.0, float(ys.min())) if len(ys) else 0.0)
+    (x_low, x_high), (y_low, y_high) = curves.ranges()
 
     def x_at(x: float) -> float:
         return round(LEFT + (right - LEFT) * (x - x_low) / (x_high - x_low), 2)
@@ -84,13 +94,14 @@ def line_chart(
     def y_at(y: float) -> float:
         return round(bottom - (bottom - TOP) * (y - y_low) / (y_high - y_low), 2)
 
+    series = [_finite(one) for one in curves.series]
     return Chart(
-        title,
-        x_label,
-        y_label,
+        curves.title,
+        curves.x_label,
+        curves.y_label,
         [_line(one, x_at, y_at, bottom) for one in series if len(one.xs)],
         [Tick(x_at(x), tick_label(x)) for x in ticks(x_low, x_high)],
-        [Tick(y_at(y), tick_label(y)) for y in ticks(y_low, y_high)],
+        [Tick(y_at(y), tick_label(y)) for y in ticks(y_low, y_high, about=(bottom - TOP) // 38)],
         width,
         height,
         LEFT,
@@ -132,6 +143,11 @@ def density(values: np.ndarray, low: float, high: float, bins: int = 60) -> tupl
     """Histogram as (middles of the bins, share of the values in each, percent)."""
     counts, edges = np.histogram(values, bins=bins, range=(low, high))
     return (edges[:-1] + edges[1:]) / 2, 100 * counts / max(1, counts.sum())
+
+
+def share(value: float, whole: float) -> float:
+    """Percent of a whole, as lengths in CSS have it; 0 of nothing."""
+    return round(100 * value / whole, 2) if whole else 0.0
 
 
 def _finite(series: Series) -> Series:

@@ -36,6 +36,8 @@ class ReportInputs:
     camera_pairs: list[dict[str, str]]
     queries: list[dict[str, Any]]
     features: Mapping[str, np.ndarray]
+    text_map_images: list[dict[str, str]]
+    text_maps: Mapping[str, np.ndarray]
     prompts_log: list[dict[str, str]]
     embedding_log: list[dict[str, str]]
     model: Mapping[str, Any]  # models/embedding/config.json
@@ -57,6 +59,8 @@ def read_inputs(root: Path) -> ReportInputs:
             camera_pairs=_rows(evaluation / "camera_pairs.csv"),
             queries=pq.read_table(evaluation / "queries.parquet").to_pylist(),
             features=load_tensors((evaluation / "features.safetensors").read_bytes()),
+            text_map_images=_rows(evaluation / "text_maps.csv"),
+            text_maps=load_tensors((evaluation / "text_maps.safetensors").read_bytes()),
             prompts_log=_rows(models / "prompts" / "log.csv"),
             embedding_log=_rows(models / "embedding" / "log.csv"),
             model=_json(models / "embedding" / "config.json"),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from csdn.report.figures import SMALL, Chart, Series, line_chart
+from csdn.report.figures import Curves, Series
 
 Rows = Sequence[Mapping[str, str]]  # of a log.csv
 
+POINTS = 400  # of a line at most: more would be narrower than a pixel
 # Title -> columns of models/embedding/log.csv with the names that they get.
 EMBEDDING_CHARTS = {
     "Stage 2: sum of all terms": {"total": "total"},
@@ -19,19 +20,25 @@ EMBEDDING_CHARTS = {
 PHASE_TITLES = {"prompts": "Stage 1: prompts", "integration": "Stage 1: integration"}
 
 
-def loss_charts(prompts_log: Rows, embedding_log: Rows) -> list[Chart]:
+def loss_curves(prompts_log: Rows, embedding_log: Rows) -> list[Curves]:
     """One chart for each phase of stage 1 that was trained, then those of stage 2, over the steps."""
     charts = []
     for phase, title in PHASE_TITLES.items():
         if rows := [row for row in prompts_log if row["phase"] == phase]:
-            charts.append(_chart(title, rows, {"loss": "loss"}))
-    return charts + [_chart(title, embedding_log, names) for title, names in EMBEDDING_CHARTS.items()]
+            charts.append(_curves(title, rows, {"loss": "loss"}))
+    return charts + [_curves(title, embedding_log, names) for title, names in EMBEDDING_CHARTS.items()]
 
 
-def _chart(title: str, rows: Rows, names: Mapping[str, str]) -> Chart:
-    steps = [float(row["step"]) for row in rows]
+def _curves(title: str, rows: Rows, names: Mapping[str, str]) -> Curves:
+    every = -(-len(rows) // POINTS)
+    groups = [rows[start : start + every] for start in range(0, len(rows), every)]
+    steps = [float(group[-1]["step"]) for group in groups]
     series = [
-        Series(name, style, steps, [float(row[column]) for row in rows])
+        Series(name, style, steps, [_mean(group, column) for group in groups])
         for (column, name), style in zip(names.items(), ("first", "second"), strict=False)
     ]
-    return line_chart(title, series, "step", "loss", size=SMALL)
+    return Curves(title, series, "step", "loss")
+
+
+def _mean(rows: Rows, column: str) -> float:
+    return sum(float(row[column]) for row in rows) / len(rows)

@@ -12,7 +12,8 @@ from csdn.data.dataset import SampleTable
 from csdn.data.images import EXTENSIONS, decode
 from csdn.data.shards import ShardReader
 
-HEIGHT = 160  # pixels; larger images are reduced to it
+HEIGHT = 144  # pixels; larger images are reduced to it
+QUALITY = 85  # of JPEG
 
 
 class Pictures:
@@ -38,5 +39,5 @@ def data_uri(data: bytes, extension: str) -> str:
     if image.height > HEIGHT:
         image = image.resize((max(1, round(image.width * HEIGHT / image.height)), HEIGHT))
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=90, subsampling=0)
+    image.save(buffer, "JPEG", quality=QUALITY, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,57 +1,87 @@
-"""Ranked retrieval lists: some queries with the ten gallery images that the model ranked first."""
+"""Ranked lists: some queries with the ten gallery images that the model ranked first."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from csdn.report.gallery import Gallery, Shown
 from csdn.report.words import direction_name, percent
 
 Row = Mapping[str, Any]  # of evaluation/queries.parquet
 
-
-@dataclass(frozen=True)
-class Shown:
-    """One picture with what is said of it."""
-
-    picture: str
-    person: str
-    camera: str
-    right: bool | None = None  # None: the query itself
+LISTS = 40  # for each direction at most, whatever the parameters ask for: the page holds their pictures
 
 
 @dataclass(frozen=True)
 class RankedList:
+    """`missed` is the best right image where it is not among those found."""
+
     query: Shown
     found: list[Shown]
+    missed: Shown | None
+    rank: int
     text: str
 
 
-def ranked_lists(
-    queries: Sequence[Row], count: int, show: Callable[[str], Shown]
-) -> list[tuple[str, list[RankedList]]]:
-    """(direction, lists) for each direction; `show` gives the picture of an image's key."""
-    result = []
-    for direction in dict.fromkeys(row["direction"] for row in queries):
-        chosen = spread_out([row for row in queries if row["direction"] == direction], count)
-        result.append((direction_name(direction), [_list(row, show) for row in chosen]))
-    return result
+@dataclass(frozen=True)
+class Direction:
+    name: str
+    failures: list[RankedList]
+    even: list[RankedList]
+
+
+def ranked_lists(queries: Sequence[Row], count: int, gallery: Gallery) -> list[Direction]:
+    """`count` lists for each direction: one half the hardest failures, the other from best to worst."""
+    count = min(count, LISTS)
+    directions = []
+    for direction, rows in by_direction(queries).items():
+        failures, even = hardest(rows, count // 2), spread_out(rows, count - count // 2)
+        directions.append(
+            Direction(
+                direction_name(direction),
+                [_list(row, gallery) for row in failures],
+                [_list(row, gallery) for row in even],
+            )
+        )
+    return directions
+
+
+def by_direction(queries: Sequence[Row]) -> dict[str, list[Row]]:
+    """The queries of each direction that have a right image to find."""
+    groups: dict[str, list[Row]] = {row["direction"]: [] for row in queries}
+    for row in queries:
+        if row["ap"] is not None:
+            groups[row["direction"]].append(row)
+    return groups
 
 
 def spread_out(rows: Sequence[Row], count: int) -> list[Row]:
-    """`count` valid queries at equal steps from the highest AP to the lowest, none picked by hand."""
-    ordered = sorted((row for row in rows if row["ap"] is not None), key=lambda row: (-row["ap"], row["key"]))
+    """`count` queries at equal steps from the highest AP to the lowest, none picked by hand."""
+    ordered = sorted(rows, key=lambda row: (-row["ap"], row["key"]))
     places = np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int)
     return [ordered[place] for place in places]
 
 
-def _list(row: Row, show: Callable[[str], Shown]) -> RankedList:
-    query = show(row["key"])
-    found = []
-    for key in row["top_keys"]:
-        shown = show(key)
-        found.append(Shown(shown.picture, shown.person, shown.camera, shown.person == row["person"]))
-    return RankedList(query, found, f"first right image at rank {row['first_rank']}, AP {percent(row['ap'])}")
+def hardest(rows: Sequence[Row], count: int) -> list[Row]:
+    """The `count` queries whose first right image ranks lowest, then by AP; one of each person.
+
+    A query that is right at rank 1 is no failure, whatever its AP.
+    """
+    failed = (row for row in rows if row["first_rank"] > 1)
+    worst_first = sorted(failed, key=lambda row: (-row["first_rank"], row["ap"], row["key"]))
+    of_people: dict[str, Row] = {}
+    for row in worst_first:
+        of_people.setdefault(row["person"], row)
+    return list(of_people.values())[:count]
+
+
+def _list(row: Row, gallery: Gallery) -> RankedList:
+    found, person = row["top_keys"], row["person"]
+    missed = None if row["right_key"] in found else gallery.show(row["right_key"], person)
+    text = f"first right image at rank {row['first_rank']}, AP {percent(row['ap'])}"
+    shown = [gallery.show(key, person) for key in found]
+    return RankedList(gallery.show(row["key"]), shown, missed, row["first_rank"], text)

@@ -1,4 +1,4 @@
-"""The figures of the evaluation as bars, curves and tables."""
+"""The figures of the evaluation: headline, bars, curves and the table of all."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from csdn.evaluation.scores import METHODS
-from csdn.report.figures import Chart, Series, line_chart, ticks
+from csdn.report.figures import Curves, Series, share, ticks
 from csdn.report.words import (
     METHOD_NAMES,
     Figures,
@@ -75,15 +75,15 @@ def bars(figures: Figures, direction: str, figure: str) -> dict[str, Any]:
                 "method": METHOD_NAMES[method],
                 "style": method,
                 "text": with_spread(one),
-                "length": _share(mean, end),
-                "low": _share(low, end),
-                "spread": _share(mean + std - low, end),
+                "length": share(mean, end),
+                "low": share(low, end),
+                "spread": share(mean + std - low, end),
             }
         )
     return {"figure": FIGURE_NAMES[figure], "end": percent(end, 0), "rows": rows}
 
 
-def cmc_charts(rows: Sequence[Mapping[str, str]]) -> list[Chart]:
+def cmc_curves(rows: Sequence[Mapping[str, str]]) -> list[Curves]:
     """One chart for each direction, a line for each method."""
     charts = []
     for direction in dict.fromkeys(row["direction"] for row in rows):
@@ -93,44 +93,6 @@ def cmc_charts(rows: Sequence[Mapping[str, str]]) -> list[Chart]:
             xs = [float(row["rank"]) for row in of]
             ys = [float(row["score"] or "nan") for row in of]
             series.append(Series(METHOD_NAMES[method], method, xs, ys))
-        charts.append(
-            line_chart(
-                direction_name(direction), series, "rank", "right within the rank, %", x_range=(1.0, 20.0)
-            )
-        )
+        title, y_label = direction_name(direction), "right within the rank, %"
+        charts.append(Curves(title, series, "rank", y_label, x_range=(1.0, 20.0), y_high=100.0))
     return charts
-
-
-def camera_grids(rows: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
-    """For each direction query cameras down, gallery cameras across; `share` shades a cell, 0..100."""
-    best = max((float(row["rank1"]) for row in rows if row["rank1"]), default=0.0)
-    grids = []
-    for direction in dict.fromkeys(row["direction"] for row in rows):
-        of = [row for row in rows if row["direction"] == direction]
-        cells = {(row["query_camera"], row["gallery_camera"]): _cell(row, best) for row in of}
-        across = list(dict.fromkeys(row["gallery_camera"] for row in of))
-        down = list(dict.fromkeys(row["query_camera"] for row in of))
-        grids.append(
-            {
-                "name": direction_name(direction),
-                "across": across,
-                "rows": [{"camera": q, "cells": [cells[q, g] for g in across]} for q in down],
-            }
-        )
-    return grids
-
-
-def _cell(row: Mapping[str, str], best: float) -> dict[str, Any] | None:
-    if not row["rank1"]:
-        return None
-    rank1 = float(row["rank1"])
-    return {
-        "rank1": percent(rank1),
-        "mAP": percent(float(row["mAP"])),
-        "queries": row["queries"],
-        "share": _share(rank1, best) if best else 0.0,
-    }
-
-
-def _share(value: float, whole: float) -> float:
-    return round(100 * value / whole, 2)

@@ -96,10 +96,21 @@ def _in_text(method: str) -> str:
     return METHOD_NAMES[method] if method in ("hog", "clip") else METHOD_NAMES[method].lower()
 
 
-def separation(areas: Mapping[str, float]) -> str:
-    """What the distributions of similarity say; areas: share of right orders, 0..1, by method."""
-    trained, clip = (percent(100 * areas[method]) for method in ("trained", "clip"))
+def separation(areas: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """A sentence for each kind of pair; areas: share of right orders 0..1, by kind and method."""
+    return [
+        f"{kind}: separation {percent(100 * of['clip'])} before training, {percent(100 * of['trained'])} "
+        f"after ({100 * (of['trained'] - of['clip']):+.1f} points)."
+        for kind, of in areas.items()
+    ]
+
+
+def variance(before: tuple[float, float], after: tuple[float, float]) -> str:
+    """Shares of variance between people and between modalities (0..1), before and after training."""
+    people, modalities = (
+        f"from {percent(100 * before[which], 0)} to {percent(100 * after[which], 0)}" for which in (0, 1)
+    )
     return (
-        f"A pair of one person is more alike than a pair of two people in {trained} of comparisons "
-        f"(CLIP as it is: {clip}; no knowledge would give {percent(50, 0)})."
+        f"With training, the share of the variance (in all dimensions) that lies between these people goes "
+        f"{people}, and the share between the two modalities {modalities}."
     )

@@ -1,0 +1,14 @@
+"""One thing to look at next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Step:
+    """`text` states the number it rests on; `where` is the part of the page that shows it."""
+
+    title: str
+    text: str
+    where: str

@@ -10,7 +10,7 @@ from PIL import Image
 
 from csdn.data.dataset import SampleTable
 from csdn.report.cameras import CAMERAS, camera_grids, pairs_by_rank1
-from csdn.report.distances import Pairs, distance_panels, image_pairs, unit_rows
+from csdn.report.distances import Pairs, distance_panels, image_pairs
 from csdn.report.figures import Curves, Series, line_chart, share, tick_label, ticks
 from csdn.report.losses import POINTS, loss_curves
 from csdn.report.pictures import data_uri
@@ -84,12 +84,12 @@ def test_area_is_the_share_of_right_orders():
 
 def test_pairs_within_a_modality_count_once_and_never_an_image_with_itself():
     # Three visible images of two people at right angles or the same direction, one infrared image.
-    units = unit_rows(np.array([[1.0, 0], [2, 0], [0, 1], [-1, 0]]))
+    features = np.array([[1.0, 0], [2, 0], [0, 1], [-1, 0]])
     table = table_of([0, 0, 1, 0], [0, 0, 0, 1])
-    within = image_pairs(units, table, "visible", "visible")
+    within = image_pairs(features, table, "visible", "visible")
     assert within.same.tolist() == [0.0]
     assert within.other.tolist() == [1.0, 1.0]
-    across = image_pairs(units, table, "visible", "infrared")
+    across = image_pairs(features, table, "visible", "infrared")
     assert across.same.tolist() == [2.0, 2.0]
     assert across.other.tolist() == [1.0]
 

@@ -59,13 +59,13 @@ def unit_rows(features: np.ndarray) -> np.ndarray:
     return units / np.linalg.norm(units, axis=1, keepdims=True)
 
 
-def image_pairs(units: np.ndarray, table: SampleTable, first: Modality, second: Modality) -> Pairs:
-    """Pairs of evenly spaced images of two modalities, of features of length 1 [n, D] of the table's rows.
+def image_pairs(features: np.ndarray, table: SampleTable, first: Modality, second: Modality) -> Pairs:
+    """Pairs of evenly spaced images of two modalities; features [n, D] of the table's rows.
 
     Within one modality each pair counts once, and no image is paired with itself.
     """
     one, two = (_evenly(table.of(modality)) for modality in (first, second))
-    distances = 1 - units[one] @ units[two].T
+    distances = 1 - unit_rows(features[one]) @ unit_rows(features[two]).T
     same = table.label[one][:, None] == table.label[two]
     counted = one[:, None] < two if first == second else np.ones_like(same)
     return Pairs(distances[same & counted], distances[~same & counted])
@@ -73,9 +73,8 @@ def image_pairs(units: np.ndarray, table: SampleTable, first: Modality, second: 
 
 def distance_panels(features: Mapping[str, np.ndarray], table: SampleTable) -> list[Panel]:
     """A panel for each kind of pair that the test images have, all over the same axes."""
-    units = {method: unit_rows(features[method]) for method in METHODS}
     found = {
-        kind: {method: image_pairs(units[method], table, *modalities) for method in METHODS}
+        kind: {method: image_pairs(features[method], table, *modalities) for method in METHODS}
         for kind, modalities in KINDS.items()
     }
     found = {kind: pairs for kind, pairs in found.items() if all(map(Pairs.known, pairs.values()))}

@@ -32,14 +32,15 @@ class Gallery:
         self.rows = {str(key): row for row, key in enumerate(table.key)}
         self.names = person_names(dataset)
         self.pictures = Pictures(table, shards)
-        self.units = None if features is None else unit_rows(features)
+        self.features = features
 
     def person(self, key: str) -> str:
         return self.names[int(self.table.person_row[self.rows[key]])]
 
     def distance(self, one: str, other: str) -> float:
         """Cosine distance of two images."""
-        return 1 - float(self.units[self.rows[one]] @ self.units[self.rows[other]])
+        first, second = unit_rows(self.features[[self.rows[one], self.rows[other]]])
+        return 1 - float(first @ second)
 
     def show(self, key: str, query_person: str | None = None) -> Shown:
         """Its picture; where it answers the query of a person, whether it is right."""

@@ -61,15 +61,17 @@ def parse_trials(text: str) -> list[int]:
 
 
 def alone(drops: Sequence[Drop], drop: Drop) -> list[Drop]:
-    """The ledger with this drop accepted and every other accepted or held one rejected; places stay."""
-    why = f"left out: {drop.layout} is evaluated alone"
-    ledger = [
-        other if other.status == Status.REJECTED else replace(other, status=Status.REJECTED, reason=why)
-        for other in drops
-        if other.id != drop.id
-    ]
-    place = next((n for n, other in enumerate(drops) if other.id == drop.id), len(drops))
-    return [*ledger[:place], drop, *ledger[place:]]
+    """The ledger with this drop accepted and every other one rejected; places and earlier reasons stay."""
+
+    def decided(other: Drop) -> Drop:
+        if other.id == drop.id:
+            return replace(other, address=drop.address) if other.status == Status.ACCEPTED else drop
+        if other.status == Status.REJECTED:
+            return other
+        return replace(other, status=Status.REJECTED, reason=f"{drop.layout} is evaluated alone")
+
+    known = any(other.id == drop.id for other in drops)
+    return [*map(decided, drops), *([] if known else [drop])]
 
 
 def _each_trial(trials: Sequence[int]) -> None:

@@ -49,17 +49,17 @@ def make_workspace(folder: Path, address: str = "builtin:tiny", **changes: Any) 
     return folder
 
 
-def set_params(folder: Path, changes: Mapping[str, Any]) -> None:
-    """Set dotted keys in the workspace's params.yaml."""
+def set_params(folder: Path, changes: Mapping[str, Any], file: str = "params.yaml") -> None:
+    """Set dotted keys in the workspace's params.yaml, or another such file."""
     yaml = YAML()
-    params = yaml.load(folder / "params.yaml")
+    params = yaml.load(folder / file)
     for key, value in changes.items():
         *path, last = key.split(".")
         section = params
         for name in path:
             section = section[name]
         section[last] = value
-    yaml.dump(params, folder / "params.yaml")
+    yaml.dump(params, folder / file)
 
 
 def set_ledger(folder: Path, address: str) -> None:

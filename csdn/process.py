@@ -7,27 +7,44 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
-from csdn.errors import UserError
+from csdn.errors import UserError, machine_fault
+from csdn.state import seconds_since_save
 
 _PR_SET_PDEATHSIG = 1
 
 
-def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage's `main`; exits 1 with the message of a UserError, 130 on Ctrl-C."""
+def run_stage(main: Callable[[], None], stage: str, lower: str = "") -> None:
+    """Run a stage's `main`; exits 1 with the text of what is wrong, 130 on Ctrl-C.
+
+    Only a defect of the program shows a traceback. lower: the parameters to lower where memory runs out.
+    """
     try:
         die_with_parent()
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        _exit(1, f"error: {error}")
     except KeyboardInterrupt:
-        print(
-            "\nstopped. Finished stages are kept, and so is the last checkpoint of this one in .state/: "
-            "run the same command again to continue.",
-            file=sys.stderr,
-        )
-        sys.exit(130)
+        _exit(130, f"\nstopped. Finished stages are kept; {_kept(stage)}")
+    except Exception as error:
+        fault = machine_fault(error, lower)
+        if fault is None:
+            raise
+        _exit(1, f"error: {fault}\nFinished stages are kept; {_kept(stage)}")
+
+
+def _exit(code: int, text: str) -> NoReturn:
+    print(text, file=sys.stderr)
+    sys.exit(code)
+
+
+def _kept(stage: str) -> str:
+    """What a stage that ended early goes on from."""
+    saved = seconds_since_save(stage)
+    if saved is None:
+        return f"{stage} had saved nothing yet: run the same command again to begin it anew."
+    return f"so is what {stage} saved {saved:.0f} s ago: run the same command again to continue from there."
 
 
 def die_with_parent(parent: int | None = None) -> None:

@@ -153,6 +153,14 @@ def open_state(stage: str, key: str, root: str | Path = ".state") -> Iterator[St
         _remove(folder)
 
 
+def seconds_since_save(stage: str, root: str | Path = ".state") -> float | None:
+    """How long ago the last run of a stage saved its state; None where it has none (for people to read)."""
+    runs = [lock for lock in Path(root).glob("*/lock") if lock.read_text() == stage]
+    last = max(runs, key=lambda lock: lock.stat().st_mtime, default=None)
+    saves = [file.stat().st_mtime for file in last.parent.rglob("state.json")] if last else []
+    return max(0.0, time.time() - max(saves)) if saves else None
+
+
 def _lock(folder: Path) -> IO[str] | None:
     """The locked file of a state's folder, which is made if need be; None where another process has it."""
     while True:

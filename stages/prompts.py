@@ -27,4 +27,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, "prompts", lower="prompts.prompts.batch or prompts.integration.batch")

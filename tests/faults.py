@@ -45,10 +45,11 @@ class Row(NamedTuple):
 
 
 def same_everywhere(text: str, temporary: Path) -> str:
-    """A message without what differs from run to run: temporary folders, hashes, process ids."""
+    """A message without what differs from run to run: temporary folders, hashes, process ids, times."""
     text = re.sub(rf"{re.escape(str(temporary))}/[^/\s]+/", "", text)
     text = re.sub(rf"{re.escape(str(temporary))}/[^/\s:]+", "FOLDER", text)
     text = text.replace(f"{ROOT}/", "")
+    text = re.sub(r"\b\d+ s ago\b", "N s ago", text)
     text = re.sub(r"(?<![0-9a-zA-Z])[0-9a-f]{12,64}(?![0-9a-zA-Z])", "HASH", text)
     return re.sub(r"(?i)(\bpid(?:\(s\))?:? ?|\bprocess )\d+", r"\1PID", text)
 

@@ -81,8 +81,10 @@ class Project:
         self.data = root / "data"
         self.ledger = self.data / "drops.json"
         self.metrics = root / "metrics" / "ingest.json"
-        write_ledger([], self.ledger)
-        self.aliases = write(root / "no-aliases.json", b"{}")
+        self.aliases = root / "no-aliases.json"
+        if not self.ledger.exists():
+            write_ledger([], self.ledger)
+            write(self.aliases, b"{}")
 
     def add(self, address: Path | str, layout: str = "cameras") -> Drop:
         drop, _ = examine(str(address), layout)

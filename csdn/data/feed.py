@@ -35,6 +35,12 @@ BATCHES_AHEAD = 2
 BATCHES_HELD = 3
 
 
+_NO_MEMORY = (
+    "memory ran out where the feed makes batches. The last checkpoint is kept: lower scaling.feed_processes, "
+    "or embedding.people or evaluation.batch, and run the same command again"
+)
+
+
 class TrainFeed:
     """P x K batches of any epoch, made by `processes` processes (0: by the caller) that stay between epochs.
 
@@ -165,7 +171,7 @@ class Executor:
             raise UserError(
                 f"a process of the feed died: {error}\n"
                 "It was killed, or memory ran out. The last checkpoint is kept: run the same command again, "
-                "with a lower scaling.feed_processes if it happens again"
+                "with a lower scaling.feed_processes if that was not the only time"
             ) from error
 
 
@@ -205,6 +211,8 @@ class _Tasks(TorchDataset):
             self.rows.fill(row, self.slots.array(slot))
         except UserError as error:  # as text: a DataLoader would wrap the error in a traceback
             return row, slot, str(error)
+        except MemoryError:
+            return row, slot, _NO_MEMORY
         return row, slot, None
 
 

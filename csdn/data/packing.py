@@ -22,7 +22,7 @@ from csdn.data.people import canonical_label
 from csdn.data.records import ImageRecord
 from csdn.data.shards import ShardWriter
 from csdn.data.sources import Source, open_source
-from csdn.errors import UserError
+from csdn.errors import UserError, machine_fault
 from csdn.files import naming, partial
 from csdn.process import die_with_parent
 
@@ -94,7 +94,7 @@ def packed_shards(tasks: Sequence[ShardTask], processes: int) -> Iterator[Packed
         except BrokenProcessPool:
             raise UserError(
                 "a worker process was killed (out of memory?). The shards that were finished are kept: "
-                "free some memory, or lower ingest.shard_megabytes, and run the command again to go on"
+                "free some memory, or lower ingest.max_pixels, and run the command again to go on"
             ) from None
 
 
@@ -181,8 +181,8 @@ def _read(source: Source, record: ImageRecord) -> bytes:
         return source.read(record)
     except OSError as error:
         raise UserError(
-            f"{record.path}: cannot be read: {error or type(error).__name__}; "
-            "make it readable again and run the command again: it goes on where it stopped"
+            f"{record.path}: cannot be read: {machine_fault(error) or error or type(error).__name__}. "
+            "When it can, run the command again: it goes on where it stopped"
         ) from error
 
 

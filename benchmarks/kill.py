@@ -20,7 +20,8 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from campaign import Campaign, Outcome, points
+from campaign import Campaign, Outcome
+from killed_run import points
 from machine import machine
 
 HEADING = "## The campaign\n"

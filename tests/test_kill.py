@@ -12,8 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from campaign import Campaign, points
-from workspace import STAGES, environment, set_params
+from campaign import Campaign, digests
+from killed_run import points
+from workspace import STAGES, environment, run, set_params
 
 pytestmark = [
     pytest.mark.slow,
@@ -28,13 +29,18 @@ def campaign(tmp_path_factory):
 
 
 @pytest.mark.parametrize("point", points(len(STAGES), seed=1), ids=lambda point: point.stage)
-def test_a_killed_run_continues_to_the_same_bytes(campaign, point):
+def test_a_killed_run_continues_to_the_same_bytes(campaign, point, fault):
     outcome = campaign.try_point(point, last=point.stage)
     assert not outcome.differs
+    fault(
+        "processes",
+        "`dvc repro` or one of its stages was ended at any moment: SIGKILL, SIGTERM, Ctrl-C",
+        "No half output. The next `dvc repro` goes on behind the last checkpoint; same bytes.",
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 1], ids=["feed", "ray"])
-def test_a_killed_dvc_takes_everything_with_it_that_it_started(campaign, tmp_path, workers):
+def test_a_killed_dvc_takes_everything_with_it_that_it_started(campaign, tmp_path, workers, fault):
     project = shutil.copytree(campaign.folder / "embedding", tmp_path / "project", symlinks=True)
     set_params(project, {"embedding.epochs": 1000, "scaling.workers": workers})
     mark = f"CSDN_TEST={uuid.uuid4()}"
@@ -61,6 +67,11 @@ def test_a_killed_dvc_takes_everything_with_it_that_it_started(campaign, tmp_pat
         assert select.select([handle], [], [], left)[0], "a process lives on"
         os.close(handle)
     assert not processes_of(mark)
+    fault(
+        "processes",
+        "`dvc` was killed (SIGKILL) while the feed's processes, or Ray's, worked",
+        "They end with it.",
+    )
 
 
 def processes_of(mark: str) -> list[int]:
@@ -73,7 +84,26 @@ def processes_of(mark: str) -> list[int]:
     return handles
 
 
-def test_a_stage_whose_dvc_died_while_it_was_starting_ends_at_once(campaign, tmp_path):
+@pytest.mark.parametrize(("file", "text"), [("dvc.lock", ""), (".dvc/tmp/rwlock", "{")])
+def test_a_file_that_dvc_was_killed_in_can_be_removed_and_costs_no_work(
+    campaign, tmp_path, file, text, fault
+):
+    project = shutil.copytree(campaign.folder / "project", tmp_path / "project", symlinks=True)
+    (project / file).write_text(text)
+    refused = run(project, "dvc", "repro", check=False)
+    assert refused.returncode
+    assert file in refused.stdout + refused.stderr
+    (project / file).unlink()
+    assert "Running stage" not in run(project, "dvc", "repro").stdout
+    assert digests(project) == campaign.expected["report"]
+    fault(
+        "processes",
+        "`dvc` was killed while it wrote dvc.lock or .dvc/tmp/rwlock",
+        "DVC cannot read that file. Remove it and repeat `dvc repro`: nothing is computed again.",
+    )
+
+
+def test_a_stage_whose_dvc_died_while_it_was_starting_ends_at_once(campaign, tmp_path, fault):
     project = shutil.copytree(campaign.folder / "ingest", tmp_path / "project", symlinks=True)
     stage = subprocess.run(
         ["python", "-m", "stages.ingest"],
@@ -84,3 +114,4 @@ def test_a_stage_whose_dvc_died_while_it_was_starting_ends_at_once(campaign, tmp
     )
     assert stage.returncode == -signal.SIGKILL
     assert not (project / "data/shards").exists()
+    fault("processes", "`dvc` was killed (SIGKILL) while its stage was starting", "The stage ends at once.")

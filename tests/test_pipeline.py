@@ -93,7 +93,7 @@ def wait_for(process: subprocess.Popen, folder: Path, pattern: str) -> None:
         time.sleep(0.01)
 
 
-def test_a_second_run_of_a_stage_is_refused_while_the_first_works(ingested):
+def test_a_second_run_of_a_stage_is_refused_while_the_first_works(ingested, fault):
     first = subprocess.Popen(["python", "-m", "stages.prompts"], cwd=ingested, env=workspace.environment())
     try:
         wait_for(first, ingested, ".state/*/lock")
@@ -105,3 +105,4 @@ def test_a_second_run_of_a_stage_is_refused_while_the_first_works(ingested):
     assert second.returncode == 1
     assert "another process is running this stage" in second.stderr
     assert "Traceback" not in second.stderr
+    fault("processes", "a second run of a stage while the first one works", second.stderr.strip())

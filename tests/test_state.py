@@ -70,13 +70,18 @@ def test_one_other_weight_is_another_key_and_another_place_of_the_same_weights_i
     assert key(project.data, tmp_path / "other.safetensors") != key(project.data)
 
 
-def test_one_other_image_is_another_key(project, tmp_path):
+def test_one_other_image_is_another_key(project, tmp_path, fault):
     other = Project(tmp_path)
     drop = make_drop(tmp_path / "drop", people_named(6))
     (drop / "visible/north/person 000/0.jpg").write_bytes(jpeg("another picture"))
     other.add(drop)
     other.ingest()
     assert key(other.data) != key(project.data)
+    fault(
+        "weights and checkpoints",
+        "a parameter, an image or a weight was changed after a kill",
+        "The checkpoint is of another key: the stage begins anew.",
+    )
 
 
 def test_state_survives_an_error_and_goes_on_success(tmp_path):
@@ -116,7 +121,7 @@ def _interrupt(*_args, **_options):
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "pointer"])
-def test_damaged_state_is_not_picked_up(tmp_path, damage):
+def test_damaged_state_is_not_picked_up(tmp_path, damage, fault):
     with pytest.raises(OSError), open_state("stage", "k", tmp_path) as state:
         state.save({"epoch": 1}, {"w": torch.ones(64)})
         raise OSError
@@ -131,6 +136,7 @@ def test_damaged_state_is_not_picked_up(tmp_path, damage):
         (tmp_path / "k" / "state.json").write_text("{")
     with open_state("stage", "k", tmp_path) as state:
         assert state.load() is None
+    fault("weights and checkpoints", "a checkpoint was cut short or changed", "The stage begins anew.")
 
 
 def test_only_one_tensor_file_is_kept(tmp_path):

@@ -8,6 +8,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from killed_run import Point, Run
 from make_images import make_drop, people_named
@@ -46,11 +47,11 @@ class Outcome:
 class Campaign:
     """An untouched run, kept as it was before each stage, and points that are tried on copies of it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **changes: Any) -> None:
         self.folder = folder
         self.seconds: dict[str, float] = {}
         self.expected: dict[str, dict[str, str]] = {}  # outputs after each stage
-        project = make_repository(folder / "project", **PARAMETERS)
+        project = make_repository(folder / "project", **PARAMETERS | changes)
         add_drops(folder / "drops", project)
         save_often(project)
         for stage in STAGES:

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from contextlib import suppress
 
@@ -104,11 +103,3 @@ def test_a_second_repro_at_the_same_time_is_told_who_is_busy(project, working):
     assert "is busy, it is being blocked by" in second.stderr
     assert f"(PID {working.pid})" in second.stderr
     assert "Traceback" not in second.stderr
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal")
-def test_a_killed_dvc_takes_its_stage_with_it(project, working):
-    working.kill()
-    working.wait()
-    working.stdout.read()  # ends when the last process that could write to it has ended
-    assert not (project / "models/prompts").exists()

@@ -20,12 +20,13 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal, pidfd"),
 ]
+SHORT = {"prompts.prompts.epochs": 6, "prompts.integration.epochs": 6, "embedding.epochs": 3}
 SECONDS = 3  # a DataLoader's own processes would notice after five
 
 
 @pytest.fixture(scope="module")
 def campaign(tmp_path_factory):
-    return Campaign(tmp_path_factory.mktemp("campaign"))
+    return Campaign(tmp_path_factory.mktemp("campaign"), **SHORT)
 
 
 @pytest.mark.parametrize("point", points(len(STAGES), seed=1), ids=lambda point: point.stage)

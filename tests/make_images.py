@@ -7,7 +7,7 @@ import io
 import json
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +97,7 @@ class Project:
         test_percent: int = 40,
         aliases: str | None = None,
         trial: int = 1,
+        note: Callable[[str], None] = print,
         **settings,
     ):
         who = DataParams(
@@ -111,6 +112,7 @@ class Project:
             metrics=self.metrics,
             state=self.root / ".state",
             processes=self.processes,
+            note=note,
         )
 
     def figures(self) -> dict:

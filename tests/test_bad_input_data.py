@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import hashlib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +11,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from make_images import Project, encoded, huge_png, jpeg, make_drop, people_named, pixels, write
 
 from csdn.data import packing
@@ -21,7 +20,7 @@ from csdn.data.tables import QUARANTINE_SCHEMA, read_table
 from csdn.errors import UserError
 
 PEOPLE = people_named(10)
-ROOT = Path(__file__).resolve().parents[1]
+DROPS = "drops and images"
 
 
 @pytest.fixture
@@ -38,43 +37,60 @@ def results(project) -> dict[str, bytes]:
     return {n: d for n, d in project.outputs().items() if "/shards/" not in n and "/index/" not in n}
 
 
-def test_each_kind_of_bad_image_is_quarantined_with_reason_and_hash(project, tmp_path):
+QUARANTINED = "Quarantined as `{}`, with path and hash; the rest of the drop goes on."
+
+
+@pytest.mark.parametrize(
+    "name, data, reason, what",
+    [
+        ("a.jpg", b"", "empty file", "an image file without a byte"),
+        ("b.jpg", b"no image", "not a jpg image", "a file that is no image but is named so"),
+        ("c.jpg", encoded(pixels("c")), "not a jpg image", "a PNG file that is named .jpg"),
+        ("d.jpg", jpeg("d", 64, 32)[:-100], "truncated", "an image whose end is missing"),
+        ("e.jpg", b"\xff\xd8" + bytes(50), "cannot be decoded", "an image with a damaged header"),
+        ("f.png", huge_png(60_000), "too large", "a few bytes that promise 60000x60000 pixels"),
+    ],
+)
+def test_a_bad_image_is_quarantined_with_reason_and_hash(project, tmp_path, name, data, reason, what, fault):
     drop = make_drop(tmp_path / "drop", PEOPLE)
-    folder = drop / "visible/north/person 000"
-    write(folder / "a.jpg", b"")
-    write(folder / "b.jpg", b"no image")
-    write(folder / "c.jpg", jpeg("c", 64, 32)[:-100])
-    write(folder / "d.png", huge_png(60_000))
-    (folder / "e.jpg").symlink_to("/etc/hostname")
-    write(drop / "thermal/north/person 000/f.jpg", jpeg("f"))
+    write(drop / "visible/north/person 000" / name, data)
     project.add(drop)
-    figures = project.ingest(max_bad_fraction=0.2)
+    project.ingest(max_bad_fraction=0.2)
+    ((path, *found),) = quarantined(project)
+    assert (Path(path).name, found) == (name, [reason, hashlib.sha256(data).hexdigest()])
+    fault(DROPS, what, QUARANTINED.format(reason))
+
+
+@pytest.mark.parametrize(
+    "place, reason, what",
+    [
+        ("visible/north/person 000/link.jpg", "link out of the folder", "a link that leads out of the drop"),
+        ("thermal/north/person 000/a.jpg", "unknown modality", "a folder named neither visible nor infrared"),
+        ("visible/a.jpg", "not at modality/camera/person/name", "an image beside the folders of the layout"),
+    ],
+)
+def test_an_image_at_a_wrong_place_is_quarantined_unread(project, tmp_path, place, reason, what, fault):
+    drop = make_drop(tmp_path / "drop", PEOPLE)
+    (drop / place).parent.mkdir(parents=True, exist_ok=True)
+    (drop / place).symlink_to("/etc/hostname") if "link" in place else write(drop / place, jpeg("a"))
+    project.add(drop)
+    project.ingest(max_bad_fraction=0.2)
+    assert quarantined(project) == [(place, reason, None)]
+    fault(DROPS, what, f"Quarantined as `{reason}`, unread; the rest of the drop goes on.")
+
+
+def quarantined(project) -> list[tuple[str, str, str | None]]:
     rows = read_table(project.data / "quarantine.parquet", QUARANTINE_SCHEMA).to_pylist()
-    assert {(Path(row["path"]).name, row["reason"], row["sha256"] is None) for row in rows} == {
-        ("a.jpg", "empty file", False),
-        ("b.jpg", "not a jpg image", False),
-        ("c.jpg", "truncated", False),
-        ("d.png", "too large", False),
-        ("e.jpg", "link out of the folder", True),
-        ("f.jpg", "unknown modality", True),
-    }
-    assert figures["images"]["train"]["visible"] + figures["images"]["test"]["visible"] == 40
+    return [(row["path"], row["reason"], row["sha256"]) for row in rows]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_an_image_that_may_not_be_read_is_quarantined(project, tmp_path):
-    drop = make_drop(tmp_path / "drop", PEOPLE)
-    (drop / "visible/north/person 000/0.jpg").chmod(0)
-    project.add(drop)
-    assert project.ingest(max_bad_fraction=0.1)["quarantined"] == {"no permission to read": 1}
-
-
-def test_a_drop_that_is_gone_stops_with_its_name_and_what_to_do(project, tmp_path):
+def test_a_drop_that_is_gone_stops_with_its_name_and_what_to_do(project, tmp_path, fault):
     project.add(make_drop(tmp_path / "drop", PEOPLE))
     (tmp_path / "drop").rename(tmp_path / "away")
-    with pytest.raises(UserError, match=r"drop [0-9a-f]{12} .*no such folder[^$]*csdn reject"):
+    with pytest.raises(UserError, match=r"drop [0-9a-f]{12} .*no such folder[^$]*csdn reject") as error:
         project.ingest()
     assert results(project) == {}
+    fault(DROPS, "a drop of the ledger is not at its address", error.value)
 
 
 def test_a_drop_that_is_gone_after_it_was_read_does_no_harm(project, tmp_path):
@@ -87,7 +103,7 @@ def test_a_drop_that_is_gone_after_it_was_read_does_no_harm(project, tmp_path):
 
 
 @pytest.mark.parametrize("change", ["altered", "added", "removed"])
-def test_a_drop_that_changed_since_it_was_added_is_not_taken(project, tmp_path, change):
+def test_a_drop_that_changed_since_it_was_added_is_not_taken(project, tmp_path, change, fault):
     drop = make_drop(tmp_path / "drop", PEOPLE)
     project.add(drop)
     image = drop / "visible/north/person 000/0.jpg"
@@ -97,46 +113,63 @@ def test_a_drop_that_changed_since_it_was_added_is_not_taken(project, tmp_path, 
         write(image.with_name("7.jpg"), jpeg("another"))
     else:
         image.unlink()
-    with pytest.raises(UserError, match="changed since it was added"):
+    with pytest.raises(UserError, match="changed since it was added") as error:
         project.ingest()
     assert project.outputs() == {}
+    fault(DROPS, "a file of a drop was altered, added or removed after `csdn add`", error.value)
 
 
-@pytest.mark.parametrize("modality", ["visible", "infrared"])
-def test_one_modality_missing_in_all_stops_before_anything_is_replaced(project, tmp_path, modality):
+@pytest.mark.parametrize(
+    "modality, missing, what",
+    [
+        ("visible", "infrared", "no infrared image in any drop"),
+        ("infrared", "visible", "no visible image in any drop"),
+    ],
+)
+def test_one_modality_missing_in_all_stops_before_anything_is_replaced(
+    project, tmp_path, modality, missing, what, fault
+):
     project.add(make_drop(tmp_path / "drop", PEOPLE, modalities=[modality]))
-    missing = {"visible": "infrared", "infrared": "visible"}[modality]
-    with pytest.raises(UserError, match=f"nothing to train on: there is no usable {missing} image"):
+    with pytest.raises(UserError, match=f"nothing to train on: there is no usable {missing} image") as error:
         project.ingest()
     assert results(project) == {} and not half_written(project)
+    fault(DROPS, what, error.value)
 
 
-def test_fewer_people_than_a_batch_needs_stops_with_the_numbers(project, tmp_path):
+def test_fewer_people_than_a_batch_needs_stops_with_the_numbers(project, tmp_path, fault):
     project.add(make_drop(tmp_path / "drop", PEOPLE))
     project.ingest()
     before = results(project)
-    with pytest.raises(UserError, match=r"\d training people have .* a batch needs 11 \(embedding\.people\)"):
+    with pytest.raises(
+        UserError, match=r"\d training people have .* a batch needs 11 \(embedding\.people\)"
+    ) as error:
         project.ingest(minimum_people=11)
     assert results(project) == before
+    fault(DROPS, "fewer training people than a batch needs", error.value)
 
 
-def test_nobody_to_test_with_stops_too(project, tmp_path):
+def test_nobody_to_test_with_stops_too(project, tmp_path, fault):
     project.add(make_drop(tmp_path / "drop", ["person 000", "person 001", "person 002"]))
-    with pytest.raises(UserError, match="nothing to test with"):
+    with pytest.raises(UserError, match="nothing to test with") as error:
         project.ingest(test_percent=1)
+    fault(DROPS, "nobody is a test person", error.value)
 
 
-def test_when_all_is_held_the_error_says_so(project, tmp_path):
+def test_when_all_is_held_the_error_says_so(project, tmp_path, fault):
     drop = make_drop(tmp_path / "drop", PEOPLE)
     write(drop / "visible/north/person 000/broken.jpg", b"x")
     project.add(drop)
-    with pytest.raises(UserError, match=r"held, and so left out: drop .* 1 of 61 images bad.*csdn accept"):
+    with pytest.raises(
+        UserError, match=r"held, and so left out: drop .* 1 of 61 images bad.*csdn accept"
+    ) as error:
         project.ingest()
+    fault(DROPS, "too many bad images in the only drop", error.value)
 
 
-def test_an_empty_ledger_stops(project):
-    with pytest.raises(UserError, match="no drop of the ledger has a usable image"):
+def test_an_empty_ledger_stops(project, fault):
+    with pytest.raises(UserError, match="no drop of the ledger has a usable image") as error:
         project.ingest()
+    fault("ledger", "no drop at all", error.value)
 
 
 def test_names_with_html_quotes_and_newlines_are_only_data(project, tmp_path):
@@ -146,33 +179,48 @@ def test_names_with_html_quotes_and_newlines_are_only_data(project, tmp_path):
     assert figures["people"]["train"] + figures["people"]["test"] == 15
 
 
+@pytest.fixture(scope="module")
+def ingested(tmp_path_factory):
+    root = tmp_path_factory.mktemp("ingested")
+    made = Project(root / "project")
+    made.add(make_drop(root / "drop", PEOPLE))
+    made.ingest()
+    return made
+
+
 @pytest.mark.parametrize("file", ["people.parquet", "samples.parquet"])
-def test_a_table_of_another_version_or_damaged_is_an_error_that_names_it(project, tmp_path, file):
-    project.add(make_drop(tmp_path / "drop", PEOPLE))
-    project.ingest()
-    path = project.data / file
+def test_a_table_of_another_version_or_damaged_is_an_error_that_names_it(ingested, tmp_path, file, fault):
+    shutil.copytree(ingested.data, tmp_path / "data")
+    path = tmp_path / "data" / file
     intact = path.read_bytes()
     pq.write_table(pq.read_table(path).replace_schema_metadata({"csdn_index_version": "99"}), path)
-    with pytest.raises(UserError, match=f"{file}: has version 99 .* reads 2; delete it"):
-        load_dataset(project.data)
+    with pytest.raises(UserError, match=f"{file}: has version 99 .* reads 2; delete it") as error:
+        load_dataset(tmp_path / "data")
+    if file == "samples.parquet":
+        fault("shards and index", "a table of another version of the program", error.value)
     for damaged in (b"", b"PAR1", intact[:-30], intact[: len(intact) // 2]):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match=f"{file} is damaged"):
-            load_dataset(project.data)
+        with pytest.raises(UserError, match=f"{file} is damaged") as error:
+            load_dataset(tmp_path / "data")
+    if file == "samples.parquet":
+        fault("shards and index", "a table whose end is missing", error.value)
     path.unlink()
-    with pytest.raises(UserError, match=f"{file}: no such file; .dvc repro ingest. makes it"):
-        load_dataset(project.data)
+    with pytest.raises(UserError, match=f"{file}: no such file; .dvc repro ingest. makes it") as error:
+        load_dataset(tmp_path / "data")
+    if file == "samples.parquet":
+        fault("shards and index", "a table that is not there", error.value)
 
 
-def test_an_index_of_another_version_is_an_error_that_names_it(project, tmp_path):
+def test_an_index_of_another_version_is_an_error_that_names_it(project, tmp_path, fault):
     drop = project.add(make_drop(tmp_path / "drop", PEOPLE))
     write(project.data / f"index/{drop.id}.quarantine.parquet", b"")
     pq.write_table(pa.table({"a": [1]}), project.data / f"index/{drop.id}.parquet")
-    with pytest.raises(UserError, match=f"{drop.id}.parquet: has version none"):
+    with pytest.raises(UserError, match=f"{drop.id}.parquet: has version none") as error:
         project.ingest()
+    fault("shards and index", "the index of a drop has another version's columns", error.value)
 
 
-def test_a_read_error_names_the_drop_and_keeps_nothing_of_it(project, tmp_path, monkeypatch):
+def test_a_read_error_names_the_drop_and_keeps_nothing_of_it(project, tmp_path, monkeypatch, fault):
     project.add(make_drop(tmp_path / "drop", PEOPLE))
 
     class Failing:
@@ -180,9 +228,12 @@ def test_a_read_error_names_the_drop_and_keeps_nothing_of_it(project, tmp_path, 
             raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(packing, "_source", lambda address, layout: Failing())
-    with pytest.raises(UserError, match=r"drop [0-9a-f]{12} .*0\.jpg: cannot be read: .*Input/output error"):
+    with pytest.raises(
+        UserError, match=r"drop [0-9a-f]{12} .*0\.jpg: cannot be read: .*Input/output error"
+    ) as error:
         project.ingest()
     assert project.outputs() == {}
+    fault(DROPS, "the disk cannot read an image of a drop", error.value)
 
 
 KILLED = """
@@ -203,53 +254,16 @@ if __name__ == "__main__":
 """
 
 
-def test_a_killed_worker_process_is_a_clear_error(tmp_path):
+def test_a_killed_worker_process_is_a_clear_error(tmp_path, fault):
     script = write(tmp_path / "killed.py", KILLED.encode())
     run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
     assert "a worker process was killed" in run.stdout, run.stderr
+    fault("processes", "a worker process of ingest was killed", run.stdout.strip())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_an_ended_stage_leaves_no_process_and_the_next_run_is_as_if_nothing_was(tmp_path, how):
-    drop = make_drop(tmp_path / "drop", people_named(30))
-    for n in range(160):  # a megabyte is 8 of them: 20 shards
-        path = f"visible/north/person 000/{n}.bmp"
-        write(drop / path, encoded(pixels(path, 288, 144), "BMP"))
-    outputs = []
-    for end in (None, how):
-        project = stage_project(tmp_path / str(end))
-        project.add(drop)
-        if end:
-            stage = subprocess.Popen(**stage_command(project), stderr=subprocess.PIPE, start_new_session=True)
-            assert stage.stderr.readline().startswith(b"ingest: ")  # the first shard is done
-            os.killpg(stage.pid, end) if end == signal.SIGINT else stage.kill()
-            stage.communicate(timeout=30)  # until no process, worker processes too, has standard error open
-            assert stage.returncode == {signal.SIGINT: 130, signal.SIGKILL: -9}[end]
-            assert not project.metrics.exists()
-        subprocess.run(**stage_command(project), check=True)
-        outputs.append(project.outputs())
-    assert outputs[0] == outputs[1]
-
-
-def stage_project(root: Path) -> Project:
-    """A project in which the stage itself runs, with small shards."""
-    project = Project(root)
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["ingest"]["shard_megabytes"] = 1
-    params["data"]["aliases"] = str(project.aliases)
-    write(root / "params.yaml", yaml.safe_dump(params).encode())
-    return project
-
-
-def stage_command(project: Project) -> dict:
-    """The stage as DVC starts it."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return {"args": [sys.executable, "-m", "stages.ingest"], "cwd": project.root, "env": environment}
-
-
-def test_an_id_typed_by_hand_is_found_out(project, tmp_path):
+def test_an_id_typed_by_hand_is_found_out(project, tmp_path, fault):
     make_drop(tmp_path / "drop", PEOPLE)
     write_ledger([Drop("0" * 64, str(tmp_path / "drop"), "cameras")], project.ledger)
-    with pytest.raises(UserError, match="changed since it was added"):
+    with pytest.raises(UserError, match="changed since it was added") as error:
         project.ingest()
+    fault("ledger", "an id made up by hand", error.value)

@@ -136,6 +136,19 @@ def test_folders_of_another_user(folder, fault):
     fault("disk and memory", "the outputs belong to another user", error)
 
 
+def test_an_image_of_another_user(folder, fault):
+    project = project_with_drop(folder)
+    (folder.parent / "drop/visible/north/person 000/0.jpg").chmod(0)
+    for path in (folder, *folder.rglob("*"), *folder.parents[:3]):
+        path.chmod(0o777)
+    body = ("as_nobody()", "Project(Path()).ingest(max_bad_fraction=0.1)")
+    imports = "import pandas, pyarrow.parquet\nfrom make_images import Project"
+    assert run_main(folder, *body, before=imports, stage="ingest").returncode == 0
+    assert project.figures()["quarantined"] == {"no permission to read": 1}
+    said = "Quarantined as `no permission to read`; the rest of the drop goes on."
+    fault("drops and images", "an image that this user may not read", said)
+
+
 def test_a_file_where_a_folder_is_needed(folder, fault):
     project = project_with_drop(folder)
     write(project.data / "shards", b"somebody's notes")

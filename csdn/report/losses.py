@@ -15,7 +15,7 @@ EMBEDDING_CHARTS = {
     "Stage 2: identity": {"id_gem": "GeM", "id_pool": "attention pool"},
     "Stage 2: triplet": {"triplet_gem": "GeM", "triplet_pool": "attention pool"},
     "Stage 2: MSEL": {"msel_gem": "GeM", "msel_pool": "attention pool"},
-    "Stage 2: HSE, image to text": {"hse_visible": "visible", "hse_infrared": "infrared"},
+    "Stage 2: HSE": {"hse_visible": "visible", "hse_infrared": "infrared"},
 }
 PHASE_TITLES = {"prompts": "Stage 1: prompts", "integration": "Stage 1: integration"}
 

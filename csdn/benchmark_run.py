@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from csdn.evaluation.summary import table_lines
 from csdn.files import write_json
 from csdn.params import load_params
 from csdn.presets import set_value, use
+from csdn.state import state_key
 
 NAMES = ("sysu", "regdb", "llcm")
 PARAMS = Path("params.yaml")
@@ -34,14 +36,17 @@ def run_benchmark(name: str, address: str, small: bool, trials: str) -> None:
         raise UserError(f"no benchmark is called {name!r}; there are: {', '.join(NAMES)}")
     wanted = parse_trials(trials)
     drop, images = examine(address, name)
+    trial = load_params(PARAMS).data.trial
     print(*use(name, PARAMS, small), sep="\n")
+    if name == "regdb":
+        set_value(PARAMS, "data.trial", trial)  # the one whose outputs stand here, until another is trained
     weights = load_params(PARAMS).model.weights
     if not Path(weights).is_file():
         raise UserError(f"{weights} is not there: run `csdn fetch-clip`, then the same command again")
     write_ledger(alone(read_ledger(), drop))
     print(f"{LEDGER}: drop {drop.id[:SHORT]} alone, {address}, {images} images")
     if name == "regdb":
-        _each_trial(wanted)
+        _each_trial(wanted, drop)
     else:
         _repro()
 
@@ -74,18 +79,37 @@ def alone(drops: Sequence[Drop], drop: Drop) -> list[Drop]:
     return [*map(decided, drops), *([] if known else [drop])]
 
 
-def _each_trial(trials: Sequence[int]) -> None:
-    """A model for each trial; their figures side by side in metrics/regdb/, and their mean."""
+def _each_trial(trials: Sequence[int], drop: Drop) -> None:
+    """A model for each trial; their figures side by side in metrics/regdb/, and their mean.
+
+    A trial that this data, these parameters and weights were evaluated on before is not run again.
+    """
+    folder = FIGURES.parent / "regdb"
+    folder.mkdir(exist_ok=True, parents=True)
     kept = []
     for trial in trials:
+        kept.append(folder / f"trial-{trial:02d}.json")
+        key, key_file = _key(trial, drop), kept[-1].with_suffix(".key")
+        if kept[-1].exists() and key_file.exists() and key_file.read_text() == key:
+            print(f"RegDB, trial {trial}: {kept[-1]} is there already")
+            continue
         print(f"RegDB, trial {trial}", flush=True)
         set_value(PARAMS, "data.trial", trial)
         _repro()
-        kept.append(FIGURES.parent / "regdb" / f"trial-{trial:02d}.json")
-        kept[-1].parent.mkdir(exist_ok=True)
+        key_file.unlink(missing_ok=True)
         shutil.copy(FIGURES, kept[-1])
+        key_file.write_text(key)
     print()
-    show_average(kept, FIGURES.parent / "regdb" / "average.json")
+    show_average(kept, folder / "average.json")
+
+
+def _key(trial: int, drop: Drop) -> str:
+    """SHA-256 of what decides a trial's figures."""
+    params = load_params(PARAMS)
+    settings = params.model_dump(exclude={"scaling", "report"})
+    settings["data"]["trial"] = trial
+    weights = hashlib.sha256(Path(params.model.weights).read_bytes()).hexdigest()
+    return state_key(drop=drop.id, settings=settings, weights=weights)
 
 
 def _repro() -> None:

@@ -33,13 +33,18 @@ def repository(tmp_path_factory):
 def benchmark(repository, tmp_path, name, *options):
     """Run the command on a new miniature; returns metrics/evaluation.json."""
     write_miniature(name, tmp_path / name)
-    run(repository, *COMMAND, "benchmark", name, str(tmp_path / name), "--small", *options)
+    again(repository, tmp_path, name, *options)
     assert (repository / "report/index.html").is_file()
     accepted = [
         drop.layout for drop in read_ledger(repository / "data/drops.json") if drop.status == "accepted"
     ]
     assert accepted == [name]
     return figures_of(repository / "metrics/evaluation.json")
+
+
+def again(repository, tmp_path, name, *options):
+    """The command alone; returns what it printed."""
+    return run(repository, *COMMAND, "benchmark", name, str(tmp_path / name), "--small", *options).stdout
 
 
 def figures_of(path: Path):
@@ -69,6 +74,8 @@ def test_regdb_from_folder_to_the_mean_of_its_models(repository, tmp_path):
     whole = figures_of(repository / "metrics/regdb/average.json")
     assert whole == average(models)
     assert whole["trained"]["visible_to_infrared"]["mAP"]["mean"] == pytest.approx(sum(means) / 2, abs=1e-6)
+    printed = again(repository, tmp_path, "regdb", "--trials", "1,4")
+    assert "Running stage" not in printed and "trial 1: metrics/regdb/trial-01.json is there" in printed
     assert load_params(repository / "params.yaml").data.trial == 4
 
 

@@ -39,11 +39,9 @@ def pairs(*rank1s, queries="100"):
 
 
 def test_the_weakest_pair_is_named_where_it_is_no_chance():
-    # Mean 25, standard error of 100 queries 4.3 points: 15 is 2.3 of them below, 17 is 1.9 with mean 25.7.
-    step = search_rules.weakest_pair(pairs(15.0, 30.0, 30.0))
-    assert said(
-        step
-    ) == "q0 → g has rank-1 15.0 % over 100 queries; the best, q1 → g, 30.0 %." or "q2" in said(step)
+    # Around a mean of 25 the standard error of 100 queries is 4.4 points: 15 is 2.4 of them below, 17 is 2.0.
+    step = search_rules.weakest_pair(pairs(15.0, 30.0, 31.0))
+    assert said(step) == "q0 → g has rank-1 15.0 % over 100 queries; the best, q2 → g, 31.0 %."
     assert search_rules.weakest_pair(pairs(17.0, 30.0, 30.0)) is None
     assert search_rules.weakest_pair(pairs(15.0, 30.0, 30.0, queries="10")) is None
     assert search_rules.weakest_pair(pairs(15.0)) is None

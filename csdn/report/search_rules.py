@@ -45,7 +45,10 @@ def small_gain(figures: Figures) -> Step | None:
 
 
 def weakest_pair(camera_pairs: Sequence[Mapping[str, str]]) -> Step | None:
-    """The pair of cameras with the lowest rank-1, when that is no chance of its number of queries."""
+    """The pair of cameras with the lowest rank-1, unless its number of queries alone explains it.
+
+    The lowest of many pairs is low by chance too: the step states the figures and calls nothing broken.
+    """
     pairs = pairs_by_rank1(camera_pairs, PAIR_QUERIES)
     if len(pairs) < 2:
         return None

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from csdn.state import Pace, StageState
+from csdn.pace import Pace
+from csdn.state import StageState
 
 # Images [B, 3, H, W] of one modality -> features [B, D].
 Embed = Callable[[Tensor, str], Tensor]

@@ -17,7 +17,7 @@ from workspace import STAGES
 
 from csdn.data.arrivals import examine
 from csdn.data.drops import write_ledger
-from csdn.state import REST
+from csdn.pace import REST
 
 OUTPUTS = ("data/shards", "data/index", "data/*.parquet", "models", "metrics", "evaluation", "report")
 # Written at once; shards and indexes grow drop by drop.
@@ -98,10 +98,10 @@ class Campaign:
 
 def save_often(project: Path) -> None:
     """A stage of seconds is saved some times too, as one of hours is."""
-    state = project / "csdn/state.py"
-    text = state.read_text(encoding="utf-8")
+    pace = project / "csdn/pace.py"
+    text = pace.read_text(encoding="utf-8")
     assert text.count(f"REST = {REST}\n") == 1
-    state.write_text(text.replace(f"REST = {REST}\n", "REST = 2.0\n"), encoding="utf-8")
+    pace.write_text(text.replace(f"REST = {REST}\n", "REST = 2.0\n"), encoding="utf-8")
 
 
 def add_drops(folder: Path, project: Path) -> None:

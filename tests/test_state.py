@@ -13,10 +13,11 @@ from make_images import Project, jpeg, make_drop, people_named
 from safetensors.torch import load_file, save_file
 from workspace import ROOT
 
+from csdn import pace as pace_module
 from csdn import state as state_module
 from csdn.errors import UserError
 from csdn.params import Params, load_params
-from csdn.state import KEPT, Pace, open_state, state_key
+from csdn.state import KEPT, open_state, state_key
 from csdn.training.inputs import training_inputs
 
 
@@ -203,8 +204,8 @@ def test_positions_alone_are_saved_without_torch(tmp_path):
 
 def test_saving_takes_half_a_percent_of_the_time(monkeypatch):
     now = 0.0
-    monkeypatch.setattr(state_module.time, "monotonic", lambda: now)
-    pace = Pace()
+    monkeypatch.setattr(pace_module.time, "monotonic", lambda: now)
+    pace = pace_module.Pace()
     spent = 0
     while now < 10_000:
         now += 1  # a step

@@ -9,7 +9,8 @@ import torch
 
 from csdn.data.plan import pair_plan, pooled_plan
 from csdn.model import CSDN, ModelConfig
-from csdn.state import Pace, open_state
+from csdn.pace import Pace
+from csdn.state import open_state
 from csdn.training.embedding_stage import EmbeddingSettings, build_optimizer, train_embedding
 from csdn.training.prompt_stage import IntegrationPhase, PhaseSettings, PromptPhase, train_phase
 

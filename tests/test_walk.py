@@ -8,7 +8,8 @@ import torch
 from feed_data import write_data
 
 from csdn.data.feed import each_image
-from csdn.state import Pace, open_state
+from csdn.pace import Pace
+from csdn.state import open_state
 from csdn.walk import embed_all
 
 CPU = torch.device("cpu")

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from csdn.model import CSDN
-from csdn.state import Pace, StageState
+from csdn.pace import Pace
+from csdn.state import StageState
 from csdn.training.checkpoint import optimizer_tensors, restore_optimizer
 from csdn.training.log import LossLog
 from csdn.training.losses import embedding_losses

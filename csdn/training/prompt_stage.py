@@ -16,8 +16,9 @@ from torch import Tensor
 
 from csdn.losses import supcon
 from csdn.model import CSDN
+from csdn.pace import Pace
 from csdn.randomness import Stream, generator
-from csdn.state import Pace, StageState
+from csdn.state import StageState
 from csdn.training.checkpoint import optimizer_tensors, restore_optimizer
 from csdn.training.log import LossLog
 from csdn.training.schedules import warmup_cosine

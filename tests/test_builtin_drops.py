@@ -82,17 +82,26 @@ def test_a_path_that_names_no_image_is_refused(path: str) -> None:
         image_at(path)
 
 
-@pytest.mark.parametrize("address", ["builtin:nobody", "demo", "builtin:"])
-def test_an_unknown_set_is_an_error_that_says_what_there_is(address: str) -> None:
-    with pytest.raises(UserError, match="demo"):
+@pytest.mark.parametrize(
+    "address, what",
+    [
+        ("builtin:nobody", "built-in people that there are not"),
+        ("demo", "built-in people without builtin: before their name"),
+        ("builtin:", "built-in people without a name"),
+    ],
+)
+def test_an_unknown_set_is_an_error_that_says_what_there_is(address: str, what: str, fault) -> None:
+    with pytest.raises(UserError, match="demo") as error:
         BuiltinSource(address)
+    fault("drops and images", what, error.value)
 
 
-def test_a_folder_that_holds_something_is_left_as_it_is(tmp_path: Path) -> None:
+def test_a_folder_that_holds_something_is_left_as_it_is(tmp_path: Path, fault) -> None:
     (tmp_path / "mine.txt").write_text("precious")
-    with pytest.raises(UserError, match="not an empty folder"):
+    with pytest.raises(UserError, match="not an empty folder") as error:
         write_images("tiny", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    fault("drops and images", "csdn demo-images into a folder that holds something", error.value)
 
 
 def test_an_interrupted_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

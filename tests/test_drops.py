@@ -81,22 +81,24 @@ def test_add_appends_and_keeps_the_order(project):
     assert {drop.status for drop in read_ledger()} == {Status.ACCEPTED}
 
 
-def test_adding_the_same_images_twice_is_an_error_and_changes_nothing(project):
+def test_adding_the_same_images_twice_is_an_error_and_changes_nothing(project, fault):
     make_drop(project / "a", ["Ana"])
     shutil.copytree(project / "a", project / "copy")
     csdn("add", "a")
     before = LEDGER.read_bytes()
-    with pytest.raises(UserError, match="already in the ledger"):
+    with pytest.raises(UserError, match="already in the ledger") as error:
         csdn("add", "copy")
     assert LEDGER.read_bytes() == before
+    fault("ledger", "a drop is added a second time", error.value)
 
 
-def test_an_incomplete_drop_is_not_added(project):
+def test_an_incomplete_drop_is_not_added(project, fault):
     make_drop(project / "a", ["Ana"])
     (project / "a/_SUCCESS").unlink()
-    with pytest.raises(UserError, match=r"not complete.*touch a/_SUCCESS"):
+    with pytest.raises(UserError, match=r"not complete.*touch a/_SUCCESS") as error:
         csdn("add", "a")
     assert read_ledger() == []
+    fault("drops and images", "a drop is added while it is still being written", error.value)
 
 
 def test_sync_takes_what_is_new_and_complete_and_skips_the_rest(project):
@@ -114,12 +116,14 @@ def test_sync_takes_what_is_new_and_complete_and_skips_the_rest(project):
     assert LEDGER.read_bytes() == before
 
 
-def test_sync_without_a_place_to_look_is_an_error(project):
-    with pytest.raises(UserError, match=r"ingest\.landing in params\.yaml is empty"):
+def test_sync_without_a_place_to_look_is_an_error(project, fault):
+    with pytest.raises(UserError, match=r"ingest\.landing in params\.yaml is empty") as error:
         csdn("sync")
+    fault("parameters", "csdn sync without a place to look", error.value)
     landing(project, "nowhere")
-    with pytest.raises(UserError, match="nowhere: no such folder"):
+    with pytest.raises(UserError, match="nowhere: no such folder") as error:
         csdn("sync")
+    fault("parameters", "csdn sync with a place that is not there", error.value)
 
 
 def test_drops_lists_the_ledger(project):
@@ -144,17 +148,24 @@ def test_a_decision_keeps_place_and_says_why(project):
 
 
 @pytest.mark.parametrize(
-    "name, complaint", [("c", "is no drop's id"), ("a", "names more than one"), ("", "is no drop's id")]
+    "name, complaint, what",
+    [
+        ("c", "is no drop's id", "csdn accept or reject with an id that is not in the ledger"),
+        ("a", "names more than one", "csdn accept or reject with the first digits of two ids"),
+        ("", "is no drop's id", "csdn accept or reject with an empty name"),
+    ],
 )
-def test_a_decision_needs_one_drop(name, complaint):
+def test_a_decision_needs_one_drop(name, complaint, what, fault):
     drops = [Drop("a" * 64, "x", "cameras"), Drop("a" * 63 + "b", "y", "cameras")]
-    with pytest.raises(UserError, match=complaint):
+    with pytest.raises(UserError, match=complaint) as error:
         find_drop(drops, name)
+    fault("ledger", what, error.value)
 
 
-def test_a_decision_needs_a_reason():
-    with pytest.raises(UserError, match="reason"):
+def test_a_decision_needs_a_reason(fault):
+    with pytest.raises(UserError, match="reason") as error:
         decide([Drop("a" * 64, "x", "cameras")], "a", Status.REJECTED, "  ")
+    fault("ledger", "csdn accept or reject without a reason", error.value)
 
 
 def test_the_ledger_comes_back_as_it_was_written(tmp_path):
@@ -166,35 +177,45 @@ def test_the_ledger_comes_back_as_it_was_written(tmp_path):
 GOOD = {"id": "a" * 64, "address": "x", "layout": "cameras", "status": "accepted", "reason": ""}
 
 
-@pytest.mark.parametrize(
-    "ledger, complaint",
-    [
-        ("{", "not valid JSON"),
-        ("[]", "expected"),
-        ({"version": 2, "drops": []}, "version 2; this program reads 1"),
-        ({"version": 1, "drops": ["x"]}, "entry 1: expected exactly the keys"),
-        ({"version": 1, "drops": [GOOD, {**GOOD, "extra": ""}]}, "entry 2: expected exactly the keys"),
-        (
-            {"version": 1, "drops": [{**GOOD, "status": "acepted"}]},
-            "status = 'acepted'; allowed: accepted, held",
-        ),
-        (
-            {"version": 1, "drops": [{**GOOD, "layout": "folder"}]},
-            "layout = 'folder'; allowed: builtin, cameras",
-        ),
-        ({"version": 1, "drops": [{**GOOD, "id": "../../etc"}]}, "not 64 hex digits"),
-        ({"version": 1, "drops": [{**GOOD, "address": ""}]}, "address is empty"),
-        ({"version": 1, "drops": [{**GOOD, "reason": None}]}, "reason = None is not a text"),
-        ({"version": 1, "drops": [GOOD, GOOD]}, "is there twice"),
-    ],
-)
-def test_a_ledger_edited_into_nonsense_is_an_error_that_names_the_entry(tmp_path, ledger, complaint):
+NONSENSE = [
+    ("{", "not valid JSON", "the ledger is cut"),
+    ("", "not valid JSON", "the ledger is an empty file"),
+    ("\xff", "not valid JSON", "the ledger is no text"),
+    ("<<<<<<< HEAD\n[]", "not valid JSON", "the ledger has the marks of a merge that was not finished"),
+    ("[]", "expected", "the ledger is a list"),
+    ({"version": 1}, "expected", "the ledger has no drops"),
+    ({"version": 2, "drops": []}, "version = 2; this program reads", "the ledger is of another version"),
+    ({"version": True, "drops": []}, "version = True", "the ledger's version is no number"),
+    (["x"], "entry 1: 'x' is not an entry", "an entry of the ledger is a text"),
+    ([GOOD, {**GOOD, "extra": ""}], "entry 2: unknown: extra", "an entry has a key that there is not"),
+    ([{"id": "a" * 64}], "entry 1: missing: address, layout", "an entry has no address"),
+    (
+        [{**GOOD, "status": "acepted"}],
+        "status = 'acepted'; ",
+        "an entry has a status that there is not",
+    ),
+    ([{**GOOD, "layout": "folder"}], "layout = 'folder'; allowed", "an entry has a layout that there is not"),
+    ([{**GOOD, "id": "../../etc"}], "not 64 hex digits", "an entry's id is a path"),
+    ([{**GOOD, "id": "Z" * 64}], "not 64 hex digits", "an entry's id has letters that are no digits"),
+    ([{**GOOD, "address": ""}], "address is empty", "an entry's address is empty"),
+    ([{**GOOD, "reason": None}], "reason = None is not a text", "an entry's reason is null"),
+    ([GOOD, GOOD], "is there twice", "an entry is there twice"),
+]
+
+
+@pytest.mark.parametrize("ledger, complaint, what", NONSENSE)
+def test_a_ledger_edited_into_nonsense_is_an_error_that_names_the_entry(
+    tmp_path, ledger, complaint, what, fault
+):
     path = tmp_path / "drops.json"
-    path.write_text(ledger if isinstance(ledger, str) else json.dumps(ledger))
-    with pytest.raises(UserError, match=complaint):
+    whole = {"version": 1, "drops": ledger} if isinstance(ledger, list) else ledger
+    path.write_bytes(ledger.encode("latin-1") if isinstance(ledger, str) else json.dumps(whole).encode())
+    with pytest.raises(UserError, match=complaint) as error:
         read_ledger(path)
+    fault("ledger", what, error.value)
 
 
-def test_a_missing_ledger_is_an_error_that_says_where_to_run(tmp_path):
-    with pytest.raises(UserError, match="project's root folder"):
+def test_a_missing_ledger_is_an_error_that_says_where_to_run(tmp_path, fault):
+    with pytest.raises(UserError, match="project's root folder") as error:
         read_ledger(tmp_path / "drops.json")
+    fault("ledger", "no ledger where the command is run", error.value)

@@ -142,8 +142,9 @@ def test_an_image_of_another_user(folder, fault):
     for path in (folder, *folder.rglob("*"), *folder.parents[:3]):
         path.chmod(0o777)
     body = ("as_nobody()", "Project(Path()).ingest(max_bad_fraction=0.1)")
-    imports = "import pandas, pyarrow.parquet\nfrom make_images import Project"
-    assert run_main(folder, *body, before=imports, stage="ingest").returncode == 0
+    imports = "import email.parser, pandas, pyarrow.parquet\nfrom make_images import Project"
+    run = run_main(folder, *body, before=imports, stage="ingest")
+    assert run.returncode == 0, run.stderr
     assert project.figures()["quarantined"] == {"no permission to read": 1}
     said = "Quarantined as `no permission to read`; the rest of the drop goes on."
     fault("drops and images", "an image that this user may not read", said)

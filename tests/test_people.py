@@ -59,19 +59,20 @@ def test_aliases_join_labels_whatever_their_case(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text, complaint",
+    "text, complaint, what",
     [
-        (None, "no such file"),
-        ("{", "not valid JSON"),
-        ('["a"]', "expected"),
-        ('{"a": 1}', "expected"),
-        ('{"a": " "}', "empty"),
-        ('{"a": "b", "b": "c"}', "alias itself"),
+        (None, "no such file", "aliases: the file is not there"),
+        ("{", "not valid JSON", "aliases: half a file"),
+        ('["a"]', "expected", "aliases: a list"),
+        ('{"a": 1}', "expected", "aliases: a number for a label"),
+        ('{"a": " "}', "empty", "aliases: an empty label"),
+        ('{"a": "b", "b": "c"}', "alias itself", "aliases: an alias of an alias"),
     ],
 )
-def test_an_aliases_file_that_makes_no_sense_is_an_error(tmp_path, text, complaint):
+def test_an_aliases_file_that_makes_no_sense_is_an_error(tmp_path, text, complaint, what, fault):
     path = tmp_path / "aliases.json"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(UserError, match=complaint):
+    with pytest.raises(UserError, match=complaint) as error:
         read_aliases(path)
+    fault("parameters", what, error.value)

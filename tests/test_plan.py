@@ -110,23 +110,25 @@ def test_every_pair_of_people_meets_equally_often():
 
 
 @pytest.mark.parametrize(
-    ("labels", "modalities", "message"),
+    ("labels", "modalities", "message", "what"),
     [
-        ([0, 0, 1], [0, 1, 0], r"1 of 2 people .* no infrared image \(labels 1\)"),
-        ([0, 0, 2, 2], [0, 1, 0, 1], r"1 of 3 people .* no visible image \(labels 1\)"),
-        ([0, 0, 1, 1], [0, 1, 0, 1], r"2 people to train on, .* embedding\.people = 3"),
-        ([], [], "no image to train on"),
+        ([0, 0, 1], [0, 1, 0], r"1 of 2 people .* no infrared", "a person to train on lacks a modality"),
+        ([0, 0, 2, 2], [0, 1, 0, 1], r"1 of 3 people .* no visible", "a person to train on has no image"),
+        ([0, 0, 1, 1], [0, 1, 0, 1], r"2 people to train on", "fewer people than a batch, in training"),
+        ([], [], "no image to train on", "no image, in training"),
     ],
 )
-def test_data_that_cannot_be_trained_on_is_refused_by_name(labels, modalities, message):
-    with pytest.raises(UserError, match=message):
+def test_data_that_cannot_be_trained_on_is_refused_by_name(labels, modalities, message, what, fault):
+    with pytest.raises(UserError, match=message) as error:
         epoch_plan(np.array(labels, np.int64), np.array(modalities, np.int8), 3, 2, 0, 0)
+    fault("training", what, error.value)
 
 
-def test_people_that_cannot_be_split_over_the_workers_are_refused():
+def test_people_that_cannot_be_split_over_the_workers_are_refused(fault):
     plan = epoch_plan(*samples([(2, 2)] * 8), 8, 2, 0, 0)
-    with pytest.raises(UserError, match=r"embedding\.people = 8 .* scaling\.workers = 3"):
+    with pytest.raises(UserError, match=r"embedding\.people = 8 .* scaling\.workers = 3") as error:
         plan.slice(0, 3)
+    fault("training", "the people of a batch cannot be split over the workers", error.value)
 
 
 @settings(max_examples=60, deadline=None)

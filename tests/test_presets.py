@@ -90,9 +90,10 @@ def test_comments_order_and_a_persons_own_values_stay(params_path):
     assert list(keys(yaml.safe_load(after))) == list(keys(yaml.safe_load(mine)))
 
 
-def test_an_unknown_preset_names_those_that_there_are(params_path):
-    with pytest.raises(UserError, match=r"'sysuu'.*cameras, demo"):
+def test_an_unknown_preset_names_those_that_there_are(params_path, fault):
+    with pytest.raises(UserError, match=r"'sysuu'.*cameras, demo") as error:
         presets.use("sysuu", params_path)
+    fault("parameters", "csdn use with a preset that there is not", error.value)
 
 
 def test_an_unusable_file_is_left_as_it_is(params_path):

@@ -53,8 +53,10 @@ def test_a_drop_in_a_bucket_is_the_same_as_in_a_folder(bucket, tmp_path, monkeyp
     assert tables[0] == tables[1]
 
 
-def test_a_prefix_without_anything_is_an_error_that_names_it(bucket, tmp_path):
-    with pytest.raises(UserError, match="s3://cameras/nothing: nothing there"):
+def test_a_prefix_without_anything_is_an_error_that_names_it(bucket, tmp_path, fault):
+    with pytest.raises(UserError, match="s3://cameras/nothing: nothing there") as error:
         Project(tmp_path).add("s3://cameras/nothing")
-    with pytest.raises(UserError, match="s3://no-such-bucket/x: "):
+    fault("drops and images", "an s3:// prefix without anything", error.value)
+    with pytest.raises(UserError, match="s3://no-such-bucket/x: ") as error:
         Project(tmp_path).add("s3://no-such-bucket/x")
+    fault("drops and images", "an s3:// bucket that there is not", error.value)

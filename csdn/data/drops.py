@@ -80,9 +80,15 @@ def read_ledger(path: Path = LEDGER) -> list[Drop]:
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}; `git diff {path}` shows what changed") from None
     if not isinstance(ledger, dict) or not isinstance(ledger.get("drops"), list):
-        raise UserError(f'{path}: expected {{"version": {LEDGER_VERSION}, "drops": [...]}}')
-    if ledger.get("version") != LEDGER_VERSION:
-        raise UserError(f"{path}: version {ledger.get('version')!r}; this program reads {LEDGER_VERSION}")
+        raise UserError(
+            f'{path}: expected {{"version": {LEDGER_VERSION}, "drops": [...]}}; '
+            f"`git diff {path}` shows what changed"
+        )
+    if repr(ledger.get("version")) != repr(LEDGER_VERSION):  # true equals 1
+        raise UserError(
+            f"{path}: version = {ledger.get('version')!r}; this program reads version {LEDGER_VERSION}: "
+            "another one wrote the file, or a hand"
+        )
     drops = [_drop(entry, f"{path}: entry {n}") for n, entry in enumerate(ledger["drops"], start=1)]
     for n, drop in enumerate(drops):
         if drop.id in {other.id for other in drops[:n]}:
@@ -92,8 +98,11 @@ def read_ledger(path: Path = LEDGER) -> list[Drop]:
 
 def _drop(entry: Any, where: str) -> Drop:
     names = {field.name for field in fields(Drop)}
-    if not isinstance(entry, dict) or set(entry) != names:
-        raise UserError(f"{where}: expected exactly the keys {', '.join(sorted(names))}")
+    if not isinstance(entry, dict):
+        raise UserError(f"{where}: {entry!r} is not an entry; `csdn add` makes entries")
+    for problem, keys in (("missing", names - set(entry)), ("unknown", set(entry) - names)):
+        if keys:
+            raise UserError(f"{where}: {problem}: {', '.join(sorted(keys))}; `csdn add` makes entries")
     for name, value in entry.items():
         if not isinstance(value, str):
             raise UserError(f"{where}: {name} = {value!r} is not a text")

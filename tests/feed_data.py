@@ -42,7 +42,7 @@ def write_data(
                 offset = shard.add(key, "jpg", data, {})
                 path = f"{modality}/c1/{person}/{number}.jpg"
                 place = (key, "jpg", name, offset, len(data))
-                rows.append((*place, person, "train", modality, "c1", path, "drop", []))
+                rows.append((*place, person, "train", modality, "c1", path, "drop", None))
     counts = [(row, f"p{row}", 0, "train", "train", visible, infrared) for row in range(people)]
     write_table(root / "samples.parquet", table_of(sorted(rows, key=lambda row: row[9]), SAMPLES_SCHEMA))
     write_table(root / "people.parquet", table_of(counts, PEOPLE_SCHEMA))

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import random
 
 import numpy as np
 import pytest
+from make_images import Project
 
+from csdn.builtin.mini import write_miniature
+from csdn.cli import app
+from csdn.data.dataset import load_dataset
 from csdn.evaluation import evaluate_features, protocol, rank_metrics, rule_cameras
 from csdn.evaluation.protocols import PROTOCOLS, options_of
 from csdn.evaluation.protocols.published import published_counts
@@ -319,3 +325,69 @@ def test_figures_of_own_features_are_those_of_the_protocol():
     features[index["path"].index("cam6/0010/0001.jpg")] = np.eye(3)[0]  # person 9's
     worse = evaluate_features(features, index, "sysu", trials=2)["features"]["infrared_to_visible"]
     assert worse["rank1"]["mean"] == pytest.approx(100 * 11 / 12, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """The miniature of SYSU-MM01, ingested."""
+    root = tmp_path_factory.mktemp("sysu")
+    write_miniature("sysu", root / "sysu")
+    project = Project(root)
+    project.add(root / "sysu", "sysu")
+    project.ingest()
+    return project
+
+
+def features_of(index, path):
+    """Features that tell people apart, as a file."""
+    people = np.unique(index["person"], return_inverse=True)[1]
+    np.save(path, np.eye(people.max() + 1, dtype=np.float32)[people])
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "gallery", "left_out"),
+    [
+        (("--protocol", "sysu"), 26, 0),
+        (("--protocol", "sysu_official", "--shots", "10"), 260, 0),
+        (("--protocol", "sysu_official", "--mode", "indoor"), 10, 24),
+    ],
+)
+def test_somebodys_features_are_evaluated_by_one_command(
+    project, tmp_path, capsys, options, gallery, left_out
+):
+    index = load_dataset(project.data).test_index()
+    features = features_of(index, tmp_path / "features.npy")
+    out = tmp_path / "figures.json"
+    command = ["evaluate-features", features, *options, "--index", str(project.data), "--out", str(out)]
+    app(command, standalone_mode=False)
+    printed = capsys.readouterr().out
+    figures = json.loads(out.read_text())
+    assert figures["features"]["infrared_to_visible"]["mAP"] == {"mean": 100.0, "std": 0.0}
+    assert figures["counts"]["infrared_to_visible"]["gallery"] == gallery
+    assert ("100.00" in printed) and (f"{left_out} of 60 queries" in printed) == bool(left_out)
+
+
+def test_a_csv_file_says_the_same_as_the_projects_own_index(project, tmp_path, capsys):
+    index = load_dataset(project.data).test_index()
+    features = features_of(index, tmp_path / "features.npy")
+    with (tmp_path / "index.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("path", "person", "camera", "modality", "remark"))
+        for row in zip(index["path"], index["person"], index["camera"], index["modality"], strict=True):
+            writer.writerow((*row, "x"))
+    printed = []
+    for place in (project.data, tmp_path / "index.csv"):
+        command = [
+            "evaluate-features",
+            features,
+            "--protocol",
+            "sysu",
+            "--index",
+            str(place),
+            "--trials",
+            "3",
+        ]
+        app(command, standalone_mode=False)
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]

@@ -222,7 +222,7 @@ def test_places_of_gallery_images_are_those_of_the_permutation_file(miniatures, 
             assert [int(orders[trial][place]) for trial, place in enumerate(places)] == [number] * 10
             seen += 1
         else:
-            assert places == []
+            assert places is None
     assert seen == project.figures()["images"]["test"]["visible"]
 
 

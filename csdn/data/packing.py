@@ -160,7 +160,7 @@ def _pack_image(
         if key not in offsets:  # a tar must not have two members of one name
             offsets[key] = writer.add(key, extension, data, _facts(record, len(data)))
         place = (offsets[key], len(data))
-        listed = (record.captured_at, record.sides, record.places)
+        listed = (record.captured_at, record.sides or None, record.places or None)
         packed.images.append((key, extension, *place, *about, record.path, width, height, *listed))
     packed.hashes.append(key)
 

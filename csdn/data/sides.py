@@ -23,7 +23,7 @@ def given_sides(index: pa.Table, trial: int) -> list[str | None]:
 
 def check_trial(drops: Sequence[tuple[Drop, pa.Table]], trial: int) -> None:
     """Raise UserError where a drop (with its index) has no split of that number, or no drop has any."""
-    counts = {drop: len(index["sides"][0]) for drop, index in drops if index.num_rows}
+    counts = {drop: len(index["sides"][0].as_py() or ()) for drop, index in drops if index.num_rows}
     for drop, count in counts.items():
         if 0 < count < trial:
             raise UserError(

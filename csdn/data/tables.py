@@ -24,7 +24,7 @@ def _schema(**types: pa.DataType) -> pa.Schema:
 
 # data/index/<drop id>.parquet: a row for each good image of a drop, sorted by path. `offset` and `size` are
 # the image's bytes in the shard; `person` is the label as given. A key that comes twice is the same image.
-# `sides` and `places` are empty but for benchmarks (csdn.data.records).
+# `sides` and `places` are null but for benchmarks (csdn.data.records).
 INDEX_SCHEMA = _schema(
     key=pa.string(),
     extension=pa.string(),

@@ -33,7 +33,7 @@ def number(name: Any) -> int:
 
 def camera_numbers(index: Index) -> np.ndarray:
     """int64 [n]"""
-    numbers = {name: number(name) for name in set(index["camera"])}
+    numbers = {name: number(name) for name in dict.fromkeys(index["camera"])}
     return np.array([numbers[name] for name in index["camera"]], dtype=np.int64)
 
 

@@ -42,8 +42,8 @@ def sysu_official(index: Index, mode: str = "all", shots: int = 1, trials: int =
     return _searches(index, mode, shots, trials, draw)
 
 
-def _first(rows: list[int], places: Sequence[Sequence[int]], trial: int, shots: int) -> list[int]:
-    if any(len(places[row]) <= trial for row in rows):
+def _first(rows: list[int], places: Sequence[Sequence[int] | None], trial: int, shots: int) -> list[int]:
+    if any(len(places[row] or ()) <= trial for row in rows):
         raise ValueError(
             "images of the gallery have no places in the authors' permutations: exp/rand_perm_cam.mat was "
             "not there when the data was added; protocol sysu works without it"

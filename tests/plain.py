@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -64,6 +66,32 @@ def attention_pool(pool: AttentionPool, features: Tensor, key_bias: Tensor | Non
     return answer[0]
 
 
+def query_metrics(
+    distances: Sequence[float],
+    person: int,
+    camera: int,
+    gallery_ids: Sequence[int],
+    gallery_cameras: Sequence[int],
+    rule: str,
+) -> tuple[int, float, float] | None:
+    """One query, as the protocols are written down: (first rank, AP, INP), or None."""
+    ranking = sorted(range(len(distances)), key=lambda place: (distances[place], place))
+    seen = []
+    for place in ranking:
+        same_camera = gallery_cameras[place] == camera
+        if rule == "sysu" and camera == 3 and gallery_cameras[place] == 2:
+            continue
+        if rule in ("llcm", "cameras") and gallery_ids[place] == person and same_camera:
+            continue
+        seen.append(gallery_ids[place])
+    if person not in seen:
+        return None
+    counted = list(dict.fromkeys(seen)) if rule in ("sysu", "llcm") else seen
+    places = [place for place, found in enumerate(seen, start=1) if found == person]
+    precisions = [hits / place for hits, place in enumerate(places, start=1)]
+    return counted.index(person) + 1, sum(precisions) / len(places), len(places) / places[-1]
+
+
 def rank_metrics(
     distances: np.ndarray,
     query_ids: np.ndarray,
@@ -71,7 +99,7 @@ def rank_metrics(
     query_cameras: np.ndarray,
     gallery_cameras: np.ndarray,
 ) -> tuple[np.ndarray, float, float]:
-    """(CMC [20], mAP, mINP) by rule "sysu", a query at a time."""
+    """(CMC [20], mAP, mINP) by rule "sysu": NumPy, a query at a time."""
     cmc, precisions, penalties = [], [], []
     for row, person, camera in zip(distances, query_ids, query_cameras, strict=True):
         order = np.argsort(row, kind="stable")

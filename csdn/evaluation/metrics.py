@@ -22,6 +22,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from csdn.evaluation.counting import People, count_places, distinct
+
 RANKS = 20
 # Queries ranked at a time: bounds the memory to a few matrices of [QUERIES_AT_A_TIME, gallery].
 QUERIES_AT_A_TIME = 256
@@ -129,13 +131,9 @@ def query_metrics(
 ) -> QueryMetrics:
     """Figures of each query; arguments and errors as for `rank_metrics`."""
     gallery_ids = as_numpy(gallery_ids)
-    people = _People(gallery_ids) if _rule(rule).cmc_of_people else None
-    parts = [
-        _ranked_metrics(order, seen, query_ids, gallery_ids, people)
-        for order, seen, query_ids in _rankings(
-            distances, query_ids, gallery_ids, query_cameras, gallery_cameras, rule
-        )
-    ]
+    people = People(gallery_ids) if _rule(rule).cmc_of_people else None
+    chunks = _chunks(distances, query_ids, gallery_ids, query_cameras, gallery_cameras, rule)
+    parts = [_chunk_metrics(chunk, people) for chunk in chunks]
     empty = QueryMetrics(np.zeros(0, np.int64), np.zeros(0), np.zeros(0), np.zeros(0, np.int64))
     return QueryMetrics(*map(np.concatenate, zip(empty, *parts, strict=True)))
 
@@ -151,10 +149,9 @@ def top_ranked(
 ) -> np.ndarray:
     """Gallery positions each query sees first, int64 [q, min(count, g)]; -1 behind a short ranking's end."""
     parts = [np.zeros((0, min(count, len(gallery_ids))), np.int64)]
-    for order, seen, _ in _rankings(distances, query_ids, gallery_ids, query_cameras, gallery_cameras, rule):
-        first = np.argsort(~seen, axis=1, kind="stable")[:, :count]
-        row = np.arange(len(order))[:, None]
-        parts.append(np.where(seen[row, first], order[row, first], -1))
+    for rows, seen, _ in _chunks(distances, query_ids, gallery_ids, query_cameras, gallery_cameras, rule):
+        first = np.argsort(np.where(seen, rows, np.inf), axis=1, kind="stable")[:, :count]
+        parts.append(np.where(np.take_along_axis(seen, first, axis=1), first, -1))
     return np.concatenate(parts)
 
 
@@ -162,15 +159,22 @@ def as_numpy(values: Array) -> np.ndarray:
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
-def _rankings(
+class _Chunk(NamedTuple):
+    """Some queries before the whole gallery."""
+
+    rows: np.ndarray  # distances [n, g]
+    seen: np.ndarray  # bool [n, g], what the rule lets them see
+    same_person: np.ndarray  # bool [n, g]
+
+
+def _chunks(
     distances: Array | DotDistances,
     query_ids: Array,
     gallery_ids: Array,
     query_cameras: Array,
     gallery_cameras: Array,
     rule: str,
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Chunk by chunk of queries: (gallery order [n, g], which of it they see [n, g], their ids [n])."""
+) -> Iterator[_Chunk]:
     excluded = _rule(rule).excluded
     query_ids, gallery_ids, query_cameras, gallery_cameras = map(
         as_numpy, (query_ids, gallery_ids, query_cameras, gallery_cameras)
@@ -182,55 +186,26 @@ def _rankings(
         if not np.isfinite(rows).all():
             raise ValueError("distances must be finite; a feature with NaN or infinity has no rank")
         same_person = query_ids[part, None] == gallery_ids
-        seen = ~excluded(query_cameras[part, None], gallery_cameras, same_person)
-        order = np.argsort(rows, axis=1, kind="stable")
-        yield order, np.take_along_axis(seen, order, axis=1), query_ids[part]
+        yield _Chunk(rows, ~excluded(query_cameras[part, None], gallery_cameras, same_person), same_person)
 
 
-def _ranked_metrics(
-    order: np.ndarray,
-    seen: np.ndarray,
-    query_ids: np.ndarray,
-    gallery_ids: np.ndarray,
-    people: _People | None,
-) -> QueryMetrics:
-    """Figures of a chunk: order, seen [n, g] as from `_rankings`; `people` where the CMC counts people."""
-    right = seen & (gallery_ids[order] == query_ids[:, None])
-    position = np.cumsum(seen, axis=1)
-    found = np.cumsum(right, axis=1)
-    matches = found[:, -1] if right.shape[1] else np.zeros(len(right), np.int64)
-    valid = matches > 0
-    first, ap, inp = np.zeros(len(right), np.int64), *np.full((2, len(right)), np.nan)
-    first_right = np.full(len(right), -1)
+def _chunk_metrics(chunk: _Chunk, people: People | None) -> QueryMetrics:
+    """Figures of a chunk; `people` where the CMC counts people."""
+    right = chunk.seen & chunk.same_person
+    valid = right.any(axis=1)
+    count = len(right)
+    first, first_right = np.zeros(count, np.int64), np.full(count, -1)
+    ap, inp = np.full((2, count), np.nan)
     if valid.any():
-        right, position, found, matches = right[valid], position[valid], found[valid], matches[valid]
-        row = np.arange(len(right))
-        first_place = right.argmax(axis=1)
-        first_right[valid] = order[valid][row, first_place]
-        last_place = right.shape[1] - 1 - right[:, ::-1].argmax(axis=1)
-        precision = np.divide(found, position, out=np.zeros(right.shape), where=right)
-        ap[valid] = precision.sum(axis=1) / matches
-        inp[valid] = matches / position[row, last_place]
-        first[valid] = (
-            people.ahead(order[valid], seen[valid], first_place) + 1 if people else position[row, first_place]
-        )
+        values, ordered = distinct(chunk.rows[valid], chunk.seen[valid])
+        places = count_places(values, ordered, right[valid])
+        found = np.arange(1, places.position.shape[1] + 1)
+        counted = found <= places.matches[:, None]
+        ap[valid] = np.where(counted, found / places.position, 0).sum(axis=1) / places.matches
+        inp[valid] = places.matches / places.position[np.arange(len(values)), places.matches - 1]
+        first_right[valid] = places.first_right
+        first[valid] = 1 + people.ahead(values, places.distance[:, 0]) if people else places.position[:, 0]
     return QueryMetrics(first, ap, inp, first_right)
-
-
-class _People:
-    """Counts people instead of images: gallery images grouped by person once, for all queries."""
-
-    def __init__(self, gallery_ids: np.ndarray) -> None:
-        self.by_person = np.argsort(gallery_ids, kind="stable")
-        _, self.starts = np.unique(gallery_ids[self.by_person], return_index=True)
-
-    def ahead(self, order: np.ndarray, seen: np.ndarray, place: np.ndarray) -> np.ndarray:
-        """How many people each query sees before `place` of its ranking, [n]."""
-        places = np.empty_like(order)
-        behind = order.shape[1]
-        np.put_along_axis(places, order, np.where(seen, np.arange(behind), behind), axis=1)
-        best_of_person = np.minimum.reduceat(places[:, self.by_person], self.starts, axis=1)
-        return (best_of_person < place[:, None]).sum(axis=1)
 
 
 def _rule(name: str) -> Rule:

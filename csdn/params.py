@@ -196,7 +196,7 @@ def parse_params(raw: Any, source: str = "parameters") -> Params:
 
 
 def _explain(error: Any) -> str:
-    key = ".".join(map(str, error["loc"])) or "(the file)"
+    key = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
         allowed = ", ".join(_fields_at(error["loc"][:-1]))
         return f"  {key}: unknown key; allowed here: {allowed}"
@@ -205,7 +205,14 @@ def _explain(error: Any) -> str:
     if error["type"] == "credentials":  # the value is what must not be shown
         return f"  {key}: {error['msg']}"
     message = error["msg"].removeprefix("Value error, ")
-    return f"  {key} = {error['input']!r}: {message}" if error["loc"] else f"  {key}: {message}"
+    if not error["loc"]:
+        return "  the file is no mapping; expected the sections " + ", ".join(Params.model_fields)
+    # What is wrong with a whole section names its values itself.
+    return (
+        f"  {key}: {message}"
+        if isinstance(error["input"], dict)
+        else f"  {key} = {error['input']!r}: {message}"
+    )
 
 
 def _fields_at(location: tuple[Any, ...]) -> list[str]:

@@ -137,11 +137,17 @@ def test_folders_of_another_user(folder, fault):
 
 
 def test_an_image_of_another_user(folder, fault):
-    project = project_with_drop(folder)
-    (folder.parent / "drop/visible/north/person 000/0.jpg").chmod(0)
+    project = Project(folder)
+    drop = make_drop(folder.parent / "drop", people_named(10))
+    (drop / "visible/north/person 000/0.jpg").chmod(0)
     for path in (folder, *folder.rglob("*"), *folder.parents[:3]):
         path.chmod(0o777)
-    body = ("as_nobody()", "Project(Path()).ingest(max_bad_fraction=0.1)")
+    body = (
+        "as_nobody()",
+        "project = Project(Path())",
+        "project.add('../drop')",
+        "project.ingest(max_bad_fraction=0.1)",
+    )
     imports = "import email.parser, pandas, pyarrow.parquet\nfrom make_images import Project"
     run = run_main(folder, *body, before=imports, stage="ingest")
     assert run.returncode == 0, run.stderr

@@ -115,7 +115,7 @@ def test_openai_resnets_use_quick_gelu_though_open_clips_plain_configuration_doe
     assert not _quick_gelu("tiny-resnet", CONFIG)
 
 
-def test_weights_of_another_architecture_are_named_with_their_shapes(folder, tmp_path):
+def test_weights_of_another_architecture_are_named_with_their_shapes(folder, tmp_path, fault):
     wider = {**CONFIG, "embed_dim": 20, "vision_cfg": {**VISION, "layers": [1, 1, 1, 1]}}
     save_file(open_clip.CLIP(**copy.deepcopy(wider)).state_dict(), tmp_path / "other.safetensors")
     with pytest.raises(UserError) as error:
@@ -123,19 +123,26 @@ def test_weights_of_another_architecture_are_named_with_their_shapes(folder, tmp
     assert "text_projection: [32, 20] found, [32, 24] needed" in str(error.value)
     assert "visual.layer1.1.conv1.weight: missing, [16, 64, 1, 1] needed" in str(error.value)
     assert str(error.value).count("\n") < 15
+    fault("weights and checkpoints", "CLIP's weights are of another architecture", error.value)
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("ViT-B-32", "only ResNet CLIPs have stems"), ("RN5", "not known")]
+    ("name", "reason", "what"),
+    [
+        ("ViT-B-32", "only ResNet CLIPs have stems", "model.clip is no ResNet"),
+        ("RN5", "not known", "model.clip is not known"),
+    ],
 )
-def test_a_clip_that_is_no_resnet_is_refused(folder, name, reason):
-    with pytest.raises(UserError, match=reason):
+def test_a_clip_that_is_no_resnet_is_refused(folder, name, reason, what, fault):
+    with pytest.raises(UserError, match=reason) as error:
         load_clip(name, folder / "tiny.safetensors")
+    fault("weights and checkpoints", what, error.value)
 
 
-def test_a_missing_file_says_how_to_get_it(folder):
-    with pytest.raises(UserError, match="csdn fetch-clip"):
+def test_a_missing_file_says_how_to_get_it(folder, fault):
+    with pytest.raises(UserError, match="csdn fetch-clip") as error:
         load_clip("tiny-resnet", folder / "none.safetensors")
+    fault("weights and checkpoints", "CLIP's weights are not there", error.value)
 
 
 class Trap:
@@ -167,7 +174,7 @@ def test_fetched_weights_load(folder, tmp_path, monkeypatch):
     assert len(loaded.sha256) == 64
 
 
-def test_an_unknown_tag_or_a_failed_download_is_explained(tmp_path, monkeypatch):
+def test_an_unknown_tag_or_a_failed_download_is_explained(tmp_path, monkeypatch, fault):
     with pytest.raises(UserError, match=r"no weights tagged 'laion'; open_clip knows: openai"):
         fetch_clip("RN50", "laion", tmp_path / "clip.safetensors")
 
@@ -175,5 +182,6 @@ def test_an_unknown_tag_or_a_failed_download_is_explained(tmp_path, monkeypatch)
         raise OSError("no route to host")
 
     monkeypatch.setattr(open_clip, "download_pretrained", unreachable)
-    with pytest.raises(UserError, match="the download failed: no route to host"):
+    with pytest.raises(UserError, match="the download failed: no route to host") as error:
         fetch_clip("RN50", "openai", tmp_path / "clip.safetensors")
+    fault("weights and checkpoints", "the download of CLIP's weights fails", error.value)

@@ -38,52 +38,63 @@ def test_config_is_plain_json_with_what_was_given_beside(tmp_path):
     assert ModelConfig.from_json(config["model"]) == network().config
 
 
-def test_a_folder_that_does_not_fit_its_config_is_refused(tmp_path):
+def test_a_folder_that_does_not_fit_its_config_is_refused(tmp_path, fault):
     save(network(), tmp_path / "model")
     path = tmp_path / "model" / "config.json"
     config = json.loads(path.read_text())
     config["model"]["identities"] = 99
     path.write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"gem_neck.classifier.weight: \[12, 512\] found, \[99, 512\] needed"):
+    with pytest.raises(
+        UserError, match=r"gem_neck.classifier.weight: \[12, 512\] found, \[99, 512\] needed"
+    ) as error:
         load(tmp_path / "model")
+    fault("weights and checkpoints", "config.json says another number of people", error.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"),
+    ("text", "reason", "what"),
     [
-        ("not json", "not valid JSON"),
-        ("[]", "not a network of format"),
-        ('{"format": 1, "model": {"depth": 3}}', "unknown keys depth"),
-        ('{"format": 1, "model": {"identities": 3}}', "incomplete"),
+        ("not json", "not valid JSON", "a saved network's config.json is no JSON"),
+        ("[]", "not a network of format", "a saved network's config.json is a list"),
+        ('{"format": 1, "model": {"depth": 3}}', "unknown keys depth", "config.json with a key unknown"),
+        ('{"format": 1, "model": {"identities": 3}}', "incomplete", "config.json without most keys"),
     ],
 )
-def test_a_broken_config_is_explained(tmp_path, text, reason):
+def test_a_broken_config_is_explained(tmp_path, text, reason, what, fault):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(UserError, match=reason):
+    with pytest.raises(UserError, match=reason) as error:
         load(tmp_path)
+    fault("weights and checkpoints", what, error.value)
 
 
-def test_a_missing_folder_or_broken_weights_are_explained(tmp_path):
-    with pytest.raises(UserError, match=r"no saved network"):
+def test_a_missing_folder_or_broken_weights_are_explained(tmp_path, fault):
+    with pytest.raises(UserError, match=r"no saved network") as error:
         load(tmp_path / "none")
+    fault("weights and checkpoints", "a folder without a saved network", error.value)
     save(network(), tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").write_bytes(b"half")
-    with pytest.raises(UserError, match="not readable as safetensors"):
+    with pytest.raises(UserError, match="not readable as safetensors") as error:
         load(tmp_path / "model")
+    fault("weights and checkpoints", "a saved network's weights are cut", error.value)
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("change", "reason", "what"),
     [
-        ({"image_size": (60, 32)}, "60x32: height and width must be multiples of 16"),
-        ({"stem": "new"}, "stem 'new': allowed are clip, published"),
-        ({"integration": "mean"}, "integration 'mean': allowed are attention"),
+        (
+            {"image_size": (60, 32)},
+            "60x32: height and width must be",
+            "an image size that is no multiple of 16",
+        ),
+        ({"stem": "new"}, "stem 'new': allowed are clip, published", "a network of an unknown stem"),
+        ({"integration": "mean"}, "'mean': allowed are attention", "a network of an unknown integration"),
     ],
 )
-def test_a_configuration_that_makes_no_network_is_refused(change, reason):
+def test_a_configuration_that_makes_no_network_is_refused(change, reason, what, fault):
     values = {**network().config.to_json(), **change}
-    with pytest.raises(UserError, match=reason):
+    with pytest.raises(UserError, match=reason) as error:
         ModelConfig.from_json(values)
+    fault("weights and checkpoints", what, error.value)
 
 
 def test_sizes_at_395_people_are_the_published_ones():

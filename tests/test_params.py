@@ -21,22 +21,22 @@ def test_the_committed_file_is_valid():
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "words"),
+    ("key", "value", "says", "what"),
     [
-        ("embedding.peple", 8, ["embedding.peple", "unknown key", "people"]),
-        ("colour", 1, ["colour", "unknown key", "evaluation"]),
-        ("embedding.people", "eight", ["embedding.people", "'eight'", "integer"]),
-        ("embedding.people", 1, ["embedding.people", "1", "greater than or equal to 2"]),
-        ("embedding.learning_rate", -1, ["embedding.learning_rate", "-1", "greater than 0"]),
-        ("model.stem", "resnet", ["model.stem", "'resnet'", "'clip' or 'published'"]),
-        ("model.image_size", [64], ["model.image_size", "at least 2 items"]),
-        ("data.test_percent", 100, ["data.test_percent", "100", "less than or equal to 99"]),
-        ("embedding.schedule.milestones", [70, 40], ["embedding.schedule", "must rise"]),
-        ("prompts.prompts.warmup_epochs", 99, ["prompts.prompts", "warmup_epochs 99", "epochs 6"]),
-        ("ingest.max_bad_fraction", 2, ["ingest.max_bad_fraction", "less than or equal to 1"]),
+        ("embedding.peple", 8, "unknown key; allowed here: epochs, people", "a misspelt parameter"),
+        ("colour", 1, "unknown key; allowed here: seed, data", "a section that there is not"),
+        ("embedding.people", "eight", "= 'eight': Input should be a valid integer", "a word for a number"),
+        ("embedding.people", 1, "= 1: Input should be greater than or equal to 2", "one person in a batch"),
+        ("embedding.learning_rate", -1, "= -1: Input should be greater than 0", "a negative learning rate"),
+        ("model.stem", "resnet", "= 'resnet': Input should be 'clip' or 'published'", "an unknown stem"),
+        ("model.image_size", [64], "at least 2 items", "a height without a width"),
+        ("data.test_percent", 100, "less than or equal to 99", "nobody left to train on"),
+        ("embedding.schedule.milestones", [70, 40], "must rise", "milestones that fall"),
+        ("prompts.prompts.warmup_epochs", 99, "99.0 is longer than epochs 6", "a warm-up without an end"),
+        ("ingest.max_bad_fraction", 2, "less than or equal to 1", "a fraction of 2"),
     ],
 )
-def test_a_mistake_is_named(raw, key, value, words):
+def test_a_mistake_is_named(raw, key, value, says, what, fault):
     *path, last = key.split(".")
     section = raw
     for name in path:
@@ -44,8 +44,8 @@ def test_a_mistake_is_named(raw, key, value, words):
     section[last] = value
     with pytest.raises(UserError) as error:
         parse_params(raw, source="params.yaml")
-    for word in words:
-        assert word in str(error.value)
+    assert says in str(error.value) and f"  {key.rpartition('.')[0]}" in str(error.value)
+    fault("parameters", what, error.value)
 
 
 def test_every_mistake_is_told_at_once(raw):
@@ -57,13 +57,22 @@ def test_every_mistake_is_told_at_once(raw):
     assert "report: missing" in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["a: [", "", "just text"])
-def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
+@pytest.mark.parametrize(
+    "text, what",
+    [
+        ("a: [", "params.yaml is cut"),
+        ("", "params.yaml is an empty file"),
+        ("just text", "params.yaml is a text"),
+    ],
+)
+def test_a_file_that_is_no_mapping_is_refused(tmp_path, text, what, fault):
     (tmp_path / "params.yaml").write_text(text)
-    with pytest.raises(UserError, match=r"not usable|not valid YAML"):
+    with pytest.raises(UserError, match=r"not usable|not valid YAML") as error:
         load_params(tmp_path / "params.yaml")
+    fault("parameters", what, error.value)
 
 
-def test_a_missing_file_says_where_to_run(tmp_path):
-    with pytest.raises(UserError, match="root folder"):
+def test_a_missing_file_says_where_to_run(tmp_path, fault):
+    with pytest.raises(UserError, match="root folder") as error:
         load_params(tmp_path / "params.yaml")
+    fault("parameters", "no params.yaml where the command is run", error.value)

@@ -74,13 +74,15 @@ def test_a_reader_travels_to_other_processes_and_keeps_few_files_open(tmp_path):
     assert pickle.loads(pickle.dumps(reader)).read("3.tar", 0, 1) == b"\3"
 
 
-def test_a_shard_that_is_missing_short_or_elsewhere_is_an_error_that_names_it(shard):
+def test_a_shard_that_is_missing_short_or_elsewhere_is_an_error_that_names_it(shard, fault):
     path, offsets = shard
     reader = ShardReader(path.parent)
-    with pytest.raises(UserError, match="no such shard"):
+    with pytest.raises(UserError, match="no such shard") as error:
         reader.read("none.tar", 0, 1)
-    with pytest.raises(UserError, match=r"a\.tar: ends before"):
+    fault("shards and index", "a shard is gone, and ingest did not run again", error.value)
+    with pytest.raises(UserError, match=r"a\.tar: ends before") as error:
         reader.read("a.tar", path.stat().st_size - 1, 2)
+    fault("shards and index", "a shard is cut, and ingest did not run again", error.value)
     (path.parent / "below").mkdir()
     with pytest.raises(UserError, match="is not a shard's name"):
         ShardReader(path.parent / "below").read("../a.tar", offsets[1], 1)

@@ -126,20 +126,29 @@ def test_a_parquet_manifest_says_the_same_and_may_have_numbers_for_people(tmp_pa
 
 
 @pytest.mark.parametrize("column", ["path", "person", "modality", "camera"])
-def test_a_manifest_without_a_column_is_an_error_that_names_it(tmp_path, column):
+def test_a_manifest_without_a_column_is_an_error_that_names_it(tmp_path, column, fault):
     columns = [name for name in ("path", "person", "modality", "camera") if name != column]
     write(tmp_path / "manifest.csv", (",".join(columns) + "\nx,x,x\n").encode())
-    with pytest.raises(UserError, match=f"manifest.csv: column {column} is missing"):
+    with pytest.raises(UserError, match=f"manifest.csv: column {column} is missing") as error:
         listed(tmp_path)
+    if column == "camera":
+        fault("drops and images", "a manifest without the column of the cameras", error.value)
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"path,person,modality,camera\na,b\n", b"\xff\xfe\x00", b"path,person,"]
+    "data, what",
+    [
+        (b"", "a manifest.csv without a byte"),
+        (b"path,person,modality,camera\na,b\n", "a manifest.csv with a line that is too short"),
+        (b"\xff\xfe\x00", "a manifest.csv that is no text"),
+        (b"path,person,", "a manifest.csv with half its heading"),
+    ],
 )
-def test_a_manifest_that_is_no_table_is_an_error_that_names_it(tmp_path, data):
+def test_a_manifest_that_is_no_table_is_an_error_that_names_it(tmp_path, data, what, fault):
     write(tmp_path / "manifest.csv", data)
-    with pytest.raises(UserError, match=r"manifest\.csv"):
+    with pytest.raises(UserError, match=r"manifest\.csv") as error:
         listed(tmp_path)
+    fault("drops and images", what, error.value)
     write(tmp_path / "manifest.parquet", data)
     (tmp_path / "manifest.csv").unlink()
     with pytest.raises(UserError, match=r"manifest\.parquet"):
@@ -192,18 +201,24 @@ def test_a_missing_root_is_an_error_that_names_it(tmp_path):
         listed(tmp_path / "nowhere")
 
 
-def test_an_empty_root_is_an_error_that_says_what_is_expected(tmp_path):
+def test_an_empty_root_is_an_error_that_says_what_is_expected(tmp_path, fault):
     write(tmp_path / "readme.txt", b"1")
-    with pytest.raises(UserError, match=r"no image; expected manifest\.csv"):
+    with pytest.raises(UserError, match=r"no image; expected manifest\.csv") as error:
         listed(tmp_path)
+    fault("drops and images", "a folder without an image is added", error.value)
 
 
 @pytest.mark.parametrize(
-    "address, layout", [("http://host/x", "cameras"), ("people", "sysy"), ("demo", "builtin")]
+    "address, layout, what",
+    [
+        ("http://host/x", "cameras", "an address that begins with http://"),
+        ("people", "sysy", "csdn add with a layout that there is not"),
+    ],
 )
-def test_an_address_or_layout_that_is_not_supported_is_an_error(address, layout):
-    with pytest.raises(UserError, match=r"not supported|is unknown|builtin:NAME"):
+def test_an_address_or_layout_that_is_not_supported_is_an_error(address, layout, what, fault):
+    with pytest.raises(UserError, match=r"not supported|is unknown") as error:
         open_source(address, layout)
+    fault("drops and images", what, error.value)
 
 
 def test_an_object_store_lists_the_same_as_a_folder(tmp_path):

@@ -141,6 +141,11 @@ class EvaluationParams(Section):
             raise ValueError(f"trials {self.trials}: the authors of SYSU-MM01 drew 10 galleries")
         return self
 
+    def described(self) -> str:
+        """The protocol with what makes it another experiment, as in "sysu, indoor, 10-shot"."""
+        shots = self.shots and f"{self.shots}-shot"
+        return ", ".join(filter(None, (self.protocol, self.mode, shots)))
+
     def options(self) -> dict[str, Any]:
         """What `csdn.evaluation.protocol` takes besides name and index."""
         given = {"trials": self.trials, "mode": self.mode, "shots": self.shots}

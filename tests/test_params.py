@@ -76,3 +76,9 @@ def test_a_missing_file_says_where_to_run(tmp_path, fault):
     with pytest.raises(UserError, match="root folder") as error:
         load_params(tmp_path / "params.yaml")
     fault("parameters", "no params.yaml where the command is run", error.value)
+
+
+def test_a_protocol_is_named_with_what_makes_it_another_experiment(raw):
+    assert parse_params(raw).evaluation.described() == "cameras"
+    raw["evaluation"] |= {"protocol": "sysu", "mode": "indoor", "shots": 10}
+    assert parse_params(raw).evaluation.described() == "sysu, indoor, 10-shot"

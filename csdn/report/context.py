@@ -59,7 +59,7 @@ def _head(params: Params, inputs: ReportInputs) -> dict[str, Any]:
         "directions": direction_results(figures),
         "trials": params.evaluation.trials,
         "notes": notes(figures["counts"]),
-        "protocol": params.evaluation.protocol,
+        "protocol": params.evaluation.described(),
         "clip": inputs.model["model"]["clip"],
         "test_people": inputs.ingest["people"]["test"],
     }

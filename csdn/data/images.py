@@ -1,9 +1,10 @@
-"""Bytes of an image file -> RGB pixels, by one rule for everything that cameras write.
+"""Bytes of an image file -> RGB pixels, by one rule for everything that cameras write (docs/images.md).
 
 * The extension says which decoder reads the file: `jpg` (also `jpeg`), `png`, `bmp`; other content is bad.
 * EXIF rotation is applied. Only the first frame of an animation is used.
 * 16 bits become 8 by keeping the high byte: the full range is kept, no contrast is stretched.
-* Grey and palette become three channels; what is transparent becomes black.
+* Grey and palette become three channels; what is transparent becomes black, in part as far as it is.
+* Colours stay as they are stored: no ICC profile, no gamma.
 * Whatever a strict decoder complains of (truncated, damaged) is bad: nothing is guessed.
 """
 
@@ -94,12 +95,19 @@ def _decode_with_pillow(data: bytes, extension: str) -> np.ndarray:
         opened.load()
         image = ImageOps.exif_transpose(opened)
     if image.mode.startswith("I;16"):
-        grey = (np.asarray(image) >> 8).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        return _high_bytes(np.asarray(image), image.info.get("transparency"))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
     return np.array(image.convert("RGB"))
+
+
+def _high_bytes(grey: np.ndarray, transparent: int | None) -> np.ndarray:
+    """uint16 [H, W] -> uint8 [H, W, 3]; the one value that the file calls transparent becomes black."""
+    kept = (grey >> 8).astype(np.uint8)
+    if transparent is not None:
+        kept[grey == transparent] = 0
+    return np.repeat(kept[:, :, None], 3, axis=2)
 
 
 def _open(data: bytes, extension: str) -> Image.Image:

@@ -141,16 +141,28 @@ def test_an_image_altered_after_ingest_is_named_and_never_trained_on(tmp_path, p
 
 
 @pytest.mark.slow  # death is looked for every five seconds
-def test_a_killed_process_is_an_error_that_says_so(data):
+def test_a_killed_process_is_an_error_that_says_so(data, fault):
     made = feed(data, processes=1)
     batches = made.epoch(0)
     next(batches)
     os.kill(made.executor.loader._iterator._workers[0].pid, signal.SIGKILL)
-    with pytest.raises(UserError, match="a process of the feed died: DataLoader worker"):
+    with pytest.raises(UserError, match="a process of the feed died: DataLoader worker") as error:
         list(batches)
+    fault("processes", "a process of the feed is killed (SIGKILL)", error.value)
 
 
-def test_people_without_a_modality_are_refused_before_any_work(data):
+@pytest.mark.parametrize("processes", [0, 1])
+def test_an_image_that_takes_more_memory_than_there_is_is_an_error_that_says_so(
+    data, processes, monkeypatch, fault
+):
+    monkeypatch.setattr("csdn.data.rows.decode", lambda *image: np.empty((2**40, 2**10)))
+    with pytest.raises(UserError, match="memory ran out") as error:
+        next(feed(data, processes).epoch(0))
+    fault("disk and memory", "memory runs out in a process of the feed", error.value)
+
+
+def test_people_without_a_modality_are_refused_before_any_work(data, fault):
     table, shards = data
-    with pytest.raises(UserError, match="6 people to train on"):
+    with pytest.raises(UserError, match="6 people to train on") as error:
         TrainFeed(table, shards, 7, 2, SIZE, "imagenet", 10, 0, 2).epoch(0)
+    fault("training", "a feed for more people than there are", error.value)

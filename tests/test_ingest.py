@@ -12,6 +12,7 @@ from csdn.data.drops import Status, decide, read_ledger, write_ledger
 from csdn.data.images import EXTENSIONS
 from csdn.data.people import Identity
 from csdn.data.records import Modality
+from csdn.data.summary import summary_lines
 from csdn.data.tables import PEOPLE_SCHEMA, QUARANTINE_SCHEMA, SAMPLES_SCHEMA, read_table
 
 PEOPLE = people_named(10)
@@ -81,20 +82,7 @@ def test_a_new_drop_adds_shards_and_index_and_rewrites_none(project, tmp_path):
     assert [row["row"] for row in people(project)] == list(range(15))
 
 
-def test_a_missing_or_short_shard_is_made_again(project, tmp_path):
-    project.add(make_drop(tmp_path / "drop", PEOPLE))
-    project.ingest()
-    before = project.outputs()
-    (shard,) = (project.data / "shards").iterdir()
-    shard.write_bytes(shard.read_bytes()[:-512])
-    project.ingest()
-    assert project.outputs() == before
-    shard.unlink()
-    project.ingest()
-    assert project.outputs() == before
-
-
-def test_leftovers_of_a_killed_run_are_swept(project, tmp_path):
+def test_leftovers_of_a_killed_run_are_swept(project, tmp_path, fault):
     project.add(make_drop(tmp_path / "drop", PEOPLE))
     project.ingest()
     before = project.outputs()
@@ -103,6 +91,7 @@ def test_leftovers_of_a_killed_run_are_swept(project, tmp_path):
     write(project.data / "index/.abc.parquet.partial", b"half")
     project.ingest()
     assert project.outputs() == before
+    fault("shards and index", "half-written files of a killed run", "The next run removes them.")
 
 
 def test_samples_are_in_the_ledgers_order_then_by_path(project, tmp_path):
@@ -184,7 +173,7 @@ def test_the_same_image_of_a_person_is_used_once(project, tmp_path):
     assert len(keys) == len(set(keys)) == 60 + 6
 
 
-def test_an_image_under_two_people_of_a_drop_is_quarantined_in_all_its_copies(project, tmp_path):
+def test_an_image_under_two_people_of_a_drop_is_quarantined_in_all_its_copies(project, tmp_path, fault):
     drop = make_drop(tmp_path / "drop", PEOPLE)
     write(drop / "visible/north/person 005/9.jpg", jpeg("visible/north/person 000/0.jpg"))
     write(drop / "infrared/north/person 001/9.jpg", jpeg("visible/north/person 001/0.jpg"))
@@ -200,9 +189,14 @@ def test_an_image_under_two_people_of_a_drop_is_quarantined_in_all_its_copies(pr
         )
     ]
     assert not {path for path, _ in quarantine(project)} & {row["path"] for row in samples(project)}
+    fault(
+        "drops and images",
+        "the same image under two people of one drop",
+        "All its copies are quarantined: nobody knows whose it is.",
+    )
 
 
-def test_an_image_under_another_person_than_before_stays_with_the_earlier_drop(project, tmp_path):
+def test_an_image_under_another_person_than_before_stays_with_the_earlier_drop(project, tmp_path, fault):
     first = project.add(make_drop(tmp_path / "one", PEOPLE))
     two = make_drop(tmp_path / "two", people_named(10, "guest"))
     write(two / "visible/north/guest 000/9.jpg", jpeg("visible/north/person 000/0.jpg"))
@@ -212,12 +206,17 @@ def test_an_image_under_another_person_than_before_stays_with_the_earlier_drop(p
     assert quarantine(project) == [("visible/north/guest 000/9.jpg", reason)]
     kept = [row for row in samples(project) if row["path"] == "visible/north/person 000/0.jpg"]
     assert [row["drop"] for row in kept] == [first.id]
+    fault(
+        "drops and images",
+        "an image of an earlier drop comes again under another person",
+        "It stays with the earlier drop; the later copy is quarantined.",
+    )
     # It counts as a bad image of the later drop: 1 of 61.
     held = project.ingest(max_bad_fraction=0.01)["drops"]["held"]
     assert [(one["id"], one["bad"], one["images"]) for one in held] == [(second.id, 1, 61)]
 
 
-def test_a_drop_with_too_many_bad_images_is_held_and_the_rest_goes_on(project, tmp_path):
+def test_a_drop_with_too_many_bad_images_is_held_and_the_rest_goes_on(project, tmp_path, fault):
     bad = make_drop(tmp_path / "bad", people_named(4, "guest"))
     write(bad / "visible/north/guest 000/broken.jpg", b"\xff\xd8broken")
     write(bad / "thermal/north/guest 000/0.jpg", jpeg("x"))
@@ -229,6 +228,9 @@ def test_a_drop_with_too_many_bad_images_is_held_and_the_rest_goes_on(project, t
     assert entry["id"] == held.id and (entry["bad"], entry["images"]) == (2, 26)
     assert entry["reasons"] == {"cannot be decoded": 1, "unknown modality": 1}
     assert {row["drop"] for row in samples(project)} == {read_ledger(project.ledger)[1].id}
+    lines = summary_lines(figures)
+    start = next(n for n, line in enumerate(lines) if line.startswith("HELD"))
+    fault("drops and images", "a drop with too many bad images", "\n".join(lines[start:]))
     # Its people keep their place for the day when it is accepted.
     assert [row["status"] for row in people(project)[:4]] == ["waiting"] * 4
     judge(project, held, Status.ACCEPTED)
@@ -256,13 +258,18 @@ def test_exactly_the_allowed_fraction_is_not_held(project, tmp_path):
     assert not project.ingest(max_bad_fraction=3 / 63)["drops"]["held"]
 
 
-def test_images_without_label_are_held_back_and_do_not_count_as_bad(project, tmp_path):
+def test_images_without_label_are_held_back_and_do_not_count_as_bad(project, tmp_path, fault):
     drop = make_drop(tmp_path / "drop", PEOPLE)
     write(drop / "visible/north/unlabelled.jpg", jpeg("somebody"))
     write(drop / "visible/north/ /0.jpg", jpeg("somebody else"))
     project.add(drop)
     figures = project.ingest(max_bad_fraction=0)
     assert figures["quarantined"] == {"no label": 2} and not figures["drops"]["held"]
+    fault(
+        "drops and images",
+        "an image without a person",
+        "Quarantined as `no label`, and not counted as bad; the rest of the drop goes on.",
+    )
 
 
 def test_the_figures_count_what_the_tables_hold(project, tmp_path):

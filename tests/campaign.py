@@ -25,9 +25,9 @@ FOLDERS = ("models/prompts", "models/embedding", "evaluation", "report")
 LEFTOVERS = (".state/*/lock", "data/**/.*.partial", "models/**/.*.partial", ".*.partial")
 # Some seconds of work in each stage, and processes of their own in each that reads images.
 PARAMETERS = {
-    "prompts.prompts.epochs": 24,
-    "prompts.integration.epochs": 36,
-    "embedding.epochs": 5,
+    "prompts.prompts.epochs": 60,
+    "prompts.integration.epochs": 120,
+    "embedding.epochs": 12,
     "evaluation.batch": 2,
     "scaling.feed_processes": 2,
 }
@@ -47,12 +47,13 @@ class Outcome:
 class Campaign:
     """An untouched run, kept as it was before each stage, and points that are tried on copies of it."""
 
-    def __init__(self, folder: Path, **changes: Any) -> None:
+    def __init__(self, folder: Path, images: int = 20, **changes: Any) -> None:
+        """images: of each camera and person in the large drop; changes: to PARAMETERS."""
         self.folder = folder
         self.seconds: dict[str, float] = {}
         self.expected: dict[str, dict[str, str]] = {}  # outputs after each stage
         project = make_repository(folder / "project", **PARAMETERS | changes)
-        add_drops(folder / "drops", project)
+        add_drops(folder / "drops", project, images)
         save_often(project)
         for stage in STAGES:
             shutil.copytree(project, folder / stage, symlinks=True)
@@ -104,13 +105,13 @@ def save_often(project: Path) -> None:
     pace.write_text(text.replace(f"REST = {REST}\n", "REST = 2.0\n"), encoding="utf-8")
 
 
-def add_drops(folder: Path, project: Path) -> None:
+def add_drops(folder: Path, project: Path, images: int) -> None:
     """Folders beside the built-in people, so that ingest can stop between drops, and between shards of one.
 
     The people of the large one have no infrared image yet: no other stage has more to do for them.
     """
     small = make_drop(folder / "small", people_named(24, "small"))
-    large = make_drop(folder / "large", people_named(60, "large"), modalities=["visible"], images=8)
+    large = make_drop(folder / "large", people_named(60, "large"), modalities=["visible"], images=images)
     drops = [examine("builtin:tiny", "builtin")[0]]
     drops += [examine(str(drop), "cameras")[0] for drop in (small, large)]
     write_ledger(drops, project / "data/drops.json")

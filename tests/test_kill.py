@@ -26,7 +26,7 @@ SECONDS = 3  # a DataLoader's own processes would notice after five
 
 @pytest.fixture(scope="module")
 def campaign(tmp_path_factory):
-    return Campaign(tmp_path_factory.mktemp("campaign"), **SHORT)
+    return Campaign(tmp_path_factory.mktemp("campaign"), images=4, **SHORT)
 
 
 @pytest.mark.parametrize("point", points(len(STAGES), seed=1), ids=lambda point: point.stage)

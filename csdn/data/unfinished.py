@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ def forget_others(state: StageState, wanted: Collection[StageState]) -> None:
 
 
 def save_shard(state: StageState, number: int, packed: PackedShard) -> None:
-    state.part(f"{number:06d}").save(asdict(packed))
+    state.part(f"{number:06d}").save(vars(packed))
 
 
 def saved_shards(state: StageState, tasks: Sequence[ShardTask], readers: int) -> list[PackedShard | None]:

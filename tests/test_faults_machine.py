@@ -226,3 +226,17 @@ def test_a_batch_that_takes_more_memory_than_there_is(folder, fault):
 
 def test_a_defect_is_not_taken_for_the_machine_s_fault(folder):
     assert "ZeroDivisionError" in run_main(folder, "1 / 0").stderr
+
+
+def test_ctrl_c_says_what_the_stage_had_saved(folder, fault):
+    saved = run_main(
+        folder,
+        "with open_state('embedding', 'key') as state:",
+        "    state.save({'step': 1})",
+        "    raise KeyboardInterrupt",
+    )
+    assert saved.returncode == 130
+    fault("processes", "Ctrl-C in a stage that has saved something", saved.stderr.strip())
+    nothing = run_main(folder, "raise KeyboardInterrupt", stage="ingest")
+    assert nothing.returncode == 130
+    fault("processes", "Ctrl-C in a stage before it has saved anything", nothing.stderr.strip())

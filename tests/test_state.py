@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from csdn import pace as pace_module
 from csdn import state as state_module
 from csdn.errors import UserError
 from csdn.params import Params, load_params
-from csdn.state import KEPT, open_state, state_key
+from csdn.state import KEPT, open_state, seconds_since_save, state_key
 from csdn.training.inputs import training_inputs
 
 
@@ -214,3 +215,17 @@ def test_saving_takes_half_a_percent_of_the_time(monkeypatch):
                 now += 5
                 spent += 5
     assert 0.004 < spent / now < 0.0055
+
+
+def test_how_long_ago_a_stage_saved_is_known(tmp_path):
+    assert seconds_since_save("stage", tmp_path) is None
+    now = time.time()
+    for key, minutes in (("before", 9), ("last", 2)):
+        with pytest.raises(OSError), open_state("stage", key, tmp_path) as state:
+            state.part("first").save({})
+            state.part("second").save({})
+            raise OSError
+        for name, ago in (("lock", 60), ("first/state.json", 50), ("second/state.json", 40)):
+            os.utime(tmp_path / key / name, (now - ago * minutes,) * 2)
+    assert seconds_since_save("stage", tmp_path) == pytest.approx(80, abs=20)
+    assert seconds_since_save("other stage", tmp_path) is None

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from hostile import CAMERAS
 from make_images import make_drop, people_named, write
-from test_bad_input_data import stage_project
 from test_drops import csdn
+from test_ingest_resume import stage_project
 from workspace import run
 
 import stages.ingest

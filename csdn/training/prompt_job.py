@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from csdn.data.feed import each_image
@@ -132,6 +132,7 @@ def write_prompts(inputs: TrainingInputs, out: Path, rows: list[dict[str, Any]])
     with torch.no_grad():
         tensors["fused_text"] = model.fused_text_features()
     with replace_folder(out) as folder:
-        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, folder / "prompts.safetensors")
+        data = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
+        (folder / "prompts.safetensors").write_bytes(data)
         write_json(folder / "config.json", {"people": inputs.people, **model.config.to_json()})
         write_log(folder / "log.csv", rows)

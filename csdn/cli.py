@@ -13,7 +13,7 @@ from csdn.cli_ablation import ablation, table
 from csdn.cli_benchmarks import average, benchmark, evaluate_features, mini_dataset
 from csdn.cli_drops import accept, add, drops, reject, sync
 from csdn.cli_published import import_published
-from csdn.errors import UserError
+from csdn.errors import UserError, machine_fault
 from csdn.params import load_params
 
 app = typer.Typer(
@@ -137,9 +137,16 @@ def doctor() -> None:
 
 
 def main() -> None:
-    """Entry point: a user's mistake is shown as text, not as a traceback."""
+    """Entry point: a user's mistake, or what the machine lacks, is shown as text, not as a traceback."""
     try:
         app()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    except (OSError, MemoryError) as error:
+        fault = machine_fault(error)
+        if fault is None:
+            raise
+        print(f"error: {fault}", file=sys.stderr)
+    else:
+        return
+    sys.exit(1)

@@ -26,6 +26,7 @@ no_mounts = pytest.mark.skipif(
     reason="this machine lets no process mount a file system of its own",
 )
 
+CLI = "from csdn import cli"
 BEGIN = """
 import errno, os, resource, sys
 from pathlib import Path
@@ -168,6 +169,19 @@ def test_too_many_open_files(folder, fault):
     project_with_drop(folder)
     error = error_of(ingest_in(folder, "limit('NOFILE', len(os.listdir('/proc/self/fd')) + 1)"))
     fault("disk and memory", "more files are open than the limit allows (RLIMIT_NOFILE)", error)
+
+
+def test_a_ledger_that_finds_no_room_is_not_half_written(folder, fault):
+    project = project_with_drop(folder)
+    before = project.ledger.read_bytes()
+    make_drop(folder.parent / "more", people_named(3, "guest"))
+    run = run_main(
+        folder, "sys.argv[1:] = ['add', '../more']", "limit('FSIZE', 100)", "cli.main()", before=CLI
+    )
+    assert run.returncode == 1 and "Traceback" not in run.stderr
+    assert project.ledger.read_bytes() == before
+    assert list(project.data.iterdir()) == [project.ledger]
+    fault("ledger", "no room for the ledger when a drop is added", run.stderr.strip().removeprefix("error: "))
 
 
 def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(folder, fault):

@@ -1,4 +1,4 @@
-"""Ingest that was stopped goes on behind its finished shards; what it ends with is the same, byte for byte."""
+"""Ingest that was stopped goes on behind its finished shards, and ends with the same, byte for byte."""
 
 from __future__ import annotations
 

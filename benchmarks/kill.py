@@ -52,7 +52,8 @@ def main() -> None:
     )
     print(ending)
     if options.out:
-        write(options.out, [f"{date.today()}, {machine()}. {ending}", "", *(f"| {line} |" for line in rows)])
+        lines = [f"{date.today()}, {machine()}.", ending, "", *(f"| {line} |" for line in rows)]
+        write(options.out, lines)
     sys.exit(different > 0)
 
 

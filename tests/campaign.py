@@ -143,5 +143,5 @@ def last_position(folder: Path) -> str:
     if not files:
         return "its start"
     position = json.loads(files[-1].read_text())["position"]
-    part = files[-1].relative_to(folder / ".state").parts[1:-1]
+    part = [name[:16] for name in files[-1].relative_to(folder / ".state").parts[1:-1]]
     return " ".join([*part, *(f"{name} {value}" for name, value in position.items() if type(value) is int)])

@@ -90,6 +90,16 @@ def test_a_demo_that_fails_shows_no_figures_and_fails(installed):
     assert done.returncode != 0
 
 
+def test_clean_keeps_the_figures_of_regdbs_trainings(project):
+    """Each of them is a model trained for hours, and no stage of DVC can bring it back."""
+    kept, gone = project / "metrics/regdb/trial-01.json", project / "metrics/evaluation.json"
+    for path in (kept, gone):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert make(project, "clean").returncode == 0
+    assert (kept.exists(), gone.exists()) == (True, False)
+
+
 def test_ci_runs_make_test():
     assert (ROOT / ".ci/run").read_text().splitlines()[-1] == "exec make test"
     assert os.access(ROOT / ".ci/run", os.X_OK)

@@ -88,6 +88,7 @@ def test_standard_error_is_over_people_not_queries():
 
 def test_the_rule_that_never_fires_is_told():
     assert search_rules.rule_never_fires(figures()) is None
+    assert search_rules.rule_never_fires(figures(excluded=None)) is None  # a rule that is not about cameras
     assert "0 pairs" in said(search_rules.rule_never_fires(figures(excluded=0)))
 
 

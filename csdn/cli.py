@@ -120,7 +120,7 @@ def fetch_clip(
     model = load_params().model
     out = Path(model.weights)
     if source is not None:
-        convert(source, out)
+        convert(source, model.clip, out)
     elif model.pretrained is None:
         raise UserError("params.yaml: model.pretrained is empty; name an open_clip tag, such as openai")
     else:

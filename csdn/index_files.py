@@ -35,7 +35,7 @@ def read_index(path: Path) -> dict[str, list[Any]]:
     if path.is_dir():
         return load_dataset(path).test_index()
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file, strict=True))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None

@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -158,8 +159,19 @@ def test_a_pickle_is_neither_loaded_nor_converted(tmp_path):
     with pytest.raises(UserError, match="no safetensors file"):
         load_clip("RN50", tmp_path / "weights.pt")
     with pytest.raises(UserError, match="not a state dict of plain tensors"):
-        convert(tmp_path / "weights.pt", tmp_path / "out.safetensors")
+        convert(tmp_path / "weights.pt", "RN50", tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("wrong", [{}, {"conv1.weight": torch.zeros(2)}])
+def test_a_wrong_file_does_not_replace_weights_that_work(folder, tmp_path, fault, wrong):
+    out = shutil.copy(folder / "tiny.safetensors", tmp_path)
+    torch.save(wrong, tmp_path / "wrong.pt")
+    with pytest.raises(UserError, match=r"wrong\.pt: not the weights of CLIP 'tiny-resnet'") as error:
+        convert(tmp_path / "wrong.pt", "tiny-resnet", out)
+    load_clip("tiny-resnet", out)
+    if wrong:
+        fault("weights and checkpoints", "csdn fetch-clip --from another network's weights", error.value)
 
 
 def test_fetched_weights_load(folder, tmp_path, monkeypatch):

@@ -50,7 +50,7 @@ def run_evaluation(
 ) -> Mapping[str, Any]:
     """Evaluate the model in folder `model` on the test people; writes folder `out` and returns `metrics`.
 
-    Raises UserError where no test person has an image of one modality.
+    Raises UserError where no test person has an image of one modality, or a gallery would be empty.
     """
     device = configure_torch(params.scaling.threads, params.scaling.device)
     dataset = load_dataset(data)
@@ -71,7 +71,7 @@ def run_evaluation(
 
 
 def prepare(dataset: Dataset, name: str, **options: Any) -> Experiment:
-    """The test images, with the protocol's queries and galleries drawn."""
+    """The test images, with the protocol's queries and galleries drawn. Raises UserError."""
     table = dataset.test_table()
     for modality in MODALITIES:
         if not len(table.of(modality)):
@@ -85,6 +85,13 @@ def prepare(dataset: Dataset, name: str, **options: Any) -> Experiment:
         labels = Labels(table.label, rule_cameras(name, index))
     except ValueError as error:
         raise UserError(f"evaluation.protocol = {name} does not fit the data: {error}") from error
+    for search in searches:
+        if not all(map(len, search.galleries)):
+            chosen = "".join(f", evaluation.{option} = {value}" for option, value in options.items())
+            raise UserError(
+                f"evaluation.protocol = {name}{chosen}: {search.name} has no gallery, as no test image is of "
+                "its cameras; add such images, or choose another protocol or mode"
+            )
     return Experiment(table, index, labels, searches, name, options)
 
 

@@ -6,7 +6,7 @@ open_clip takes seconds to import, so it is imported where it is used; a finishe
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,8 +90,7 @@ def load_clip(name: str, weights: str | Path) -> Clip:
     path = Path(weights)
     config = open_clip_config(name)
     found = _shapes_in_file(path, name)
-    needed = _needed_shapes(config)
-    refuse(str(path), misfits(needed, found), f"not the weights of CLIP {name!r}:")
+    check_shapes(str(path), name, found)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     vision, text = config["vision_cfg"], config["text_cfg"]
@@ -103,6 +102,14 @@ def load_clip(name: str, weights: str | Path) -> Clip:
         pool_heads=vision["width"] * 32 // vision.get("head_width", 64),
         text_heads=text["heads"],
         text_activation="quick_gelu" if _quick_gelu(name, config) else "gelu",
+    )
+
+
+def check_shapes(source: str, name: str, found: Mapping[str, Sequence[int]]) -> None:
+    """Raises UserError naming `source` where tensors of these names and shapes are not the CLIP `name`."""
+    given = {key: shape for key, shape in found.items() if key != "logit_scale"}  # it comes as [] or [1]
+    refuse(
+        source, misfits(_needed_shapes(open_clip_config(name)), given), f"not the weights of CLIP {name!r}:"
     )
 
 
@@ -132,15 +139,13 @@ def _quick_gelu(name: str, config: Mapping[str, Any]) -> bool:
 
 
 def _shapes_in_file(path: Path, name: str) -> dict[str, list[int]]:
-    """Names and shapes from the header alone, without logit_scale, which comes as [] or [1]."""
+    """Names and shapes from the header alone."""
     if not path.is_file():
         advice = "`csdn fetch-clip` downloads it" if name != BUILT_IN else "it belongs to the package"
         raise UserError(f"{path}: no such file of CLIP weights for {name!r}; {advice}")
     try:
         with safe_open(path, framework="pt") as file:
-            return {
-                key: file.get_slice(key).get_shape() for key in sorted(file.keys()) if key != "logit_scale"
-            }
+            return {key: file.get_slice(key).get_shape() for key in sorted(file.keys())}
     except SafetensorError:
         raise UserError(
             f"{path}: no safetensors file. Pickles (.pt, .pth, .bin) are not loaded; "

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from csdn.errors import UserError
 from csdn.files import replace_file
-from csdn.model.clip import open_clip_config
+from csdn.model.clip import check_shapes, open_clip_config
+from csdn.model.fit import shapes
 from csdn.model.tensor_files import read_state_dict
 
 # Sizes that OpenAI's own state dicts carry as tensors beside the weights.
@@ -29,17 +30,21 @@ def fetch_clip(name: str, tag: str, out: str | Path) -> None:
         downloaded = open_clip.download_pretrained(source)
     except Exception as error:  # whatever the network, the hub or the disk can do
         raise UserError(f"CLIP {name!r}, {tag!r}: the download failed: {error}") from error
-    convert(downloaded, out)
+    convert(downloaded, name, out)
 
 
-def convert(source: str | Path, out: str | Path) -> None:
-    """Write a state dict of CLIP (.safetensors, or .pt/.bin holding tensors only) as safetensors."""
+def convert(source: str | Path, name: str, out: str | Path) -> None:
+    """Write a state dict of the CLIP `name` (.safetensors, or .pt/.bin holding tensors only) as safetensors.
+
+    Raises UserError, and leaves `out` as it is, where the file holds anything else.
+    """
     values = read_state_dict(source)
     values = values.get("state_dict", values)  # of open_clip's own training
     plain = {
-        name.removeprefix("module."): value.contiguous()
-        for name, value in values.items()
-        if isinstance(value, Tensor) and name not in NOT_WEIGHTS
+        key.removeprefix("module."): value.contiguous()
+        for key, value in values.items()
+        if isinstance(value, Tensor) and key not in NOT_WEIGHTS
     }
+    check_shapes(str(source), name, shapes(plain))
     with replace_file(Path(out)) as temporary:
         temporary.write_bytes(serialize(plain, metadata={"format": "pt"}))

@@ -16,8 +16,9 @@ from typing import Any
 
 from csdn.data.arrivals import examine
 from csdn.data.drops import LEDGER, SHORT, Drop, Status, read_ledger, write_ledger
+from csdn.data.people import read_aliases
 from csdn.errors import UserError
-from csdn.evaluation.average import average
+from csdn.evaluation.average import average, shape
 from csdn.evaluation.summary import table_lines
 from csdn.files import write_json
 from csdn.params import load_params
@@ -43,8 +44,12 @@ def run_benchmark(name: str, address: str, small: bool, trials: str) -> None:
     weights = load_params(PARAMS).model.weights
     if not Path(weights).is_file():
         raise UserError(f"{weights} is not there: run `csdn fetch-clip`, then the same command again")
-    write_ledger(alone(read_ledger(), drop))
+    before = read_ledger()
+    after = alone(before, drop)
+    write_ledger(after)
     print(f"{LEDGER}: drop {drop.id[:SHORT]} alone, {address}, {images} images")
+    for line in left_out(before, after):
+        print(line)
     if name == "regdb":
         _each_trial(wanted, drop)
     else:
@@ -66,17 +71,38 @@ def parse_trials(text: str) -> list[int]:
 
 
 def alone(drops: Sequence[Drop], drop: Drop) -> list[Drop]:
-    """The ledger with this drop accepted and every other one rejected; places and earlier reasons stay."""
+    """The ledger with this drop accepted and every other one rejected; places stay.
+
+    The reason of a drop that this rejects says what it was before, and why.
+    """
 
     def decided(other: Drop) -> Drop:
         if other.id == drop.id:
             return replace(other, address=drop.address) if other.status == Status.ACCEPTED else drop
         if other.status == Status.REJECTED:
             return other
-        return replace(other, status=Status.REJECTED, reason=f"{drop.layout} is evaluated alone")
+        was = f"{other.status}: {other.reason}" if other.reason else str(other.status)
+        return replace(
+            other, status=Status.REJECTED, reason=f"{drop.layout} is evaluated alone; it was {was}"
+        )
 
     known = any(other.id == drop.id for other in drops)
     return [*map(decided, drops), *([] if known else [drop])]
+
+
+def left_out(before: Sequence[Drop], after: Sequence[Drop]) -> list[str]:
+    """What to tell of the drops that are rejected now, and how to take them back; nothing where none are."""
+    rejected = [
+        new.id[:SHORT]
+        for old, new in zip(before, after, strict=False)
+        if new.status == Status.REJECTED != old.status
+    ]
+    if not rejected:
+        return []
+    return [
+        f"Rejected for it: {', '.join(rejected)}. `csdn drops` says what each was; to undo, for each: "
+        "csdn accept DROP --reason WHY"
+    ]
 
 
 def _each_trial(trials: Sequence[int], drop: Drop) -> None:
@@ -89,7 +115,7 @@ def _each_trial(trials: Sequence[int], drop: Drop) -> None:
     kept = []
     for trial in trials:
         kept.append(folder / f"trial-{trial:02d}.json")
-        key, key_file = _key(trial, drop), kept[-1].with_suffix(".key")
+        key, key_file = trial_key(trial, drop), kept[-1].with_suffix(".key")
         if kept[-1].exists() and key_file.exists() and key_file.read_text() == key:
             print(f"RegDB, trial {trial}: {kept[-1]} is there already")
             continue
@@ -103,13 +129,14 @@ def _each_trial(trials: Sequence[int], drop: Drop) -> None:
     show_average(kept, folder / "average.json")
 
 
-def _key(trial: int, drop: Drop) -> str:
+def trial_key(trial: int, drop: Drop) -> str:
     """SHA-256 of what decides a trial's figures."""
     params = load_params(PARAMS)
     settings = params.model_dump(exclude={"scaling", "report"})
     settings["data"]["trial"] = trial
     weights = hashlib.sha256(Path(params.model.weights).read_bytes()).hexdigest()
-    return state_key(drop=drop.id, settings=settings, weights=weights)
+    aliases = read_aliases(params.data.aliases)
+    return state_key(drop=drop.id, settings=settings, weights=weights, aliases=aliases)
 
 
 def _repro() -> None:
@@ -122,11 +149,14 @@ def _repro() -> None:
 
 
 def show_average(files: Sequence[Path], out: Path | None = None) -> None:
-    """Print the mean of several models' figures, and write it to `out`. Raises UserError."""
-    try:
-        figures = average([_read_figures(path) for path in files])
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    """Print the mean of several models' figures, and write it to `out`. Raises UserError naming a file."""
+    models = [_read_figures(path) for path in files]
+    for path, model in zip(files, models, strict=True):
+        if shape(model) != shape(models[0]):
+            raise UserError(
+                f"{path}: of another protocol, method or size than {files[0]}; they have no common mean"
+            )
+    figures = average(models)
     if out is not None:
         write_json(out, figures)
     print(*table_lines(figures), sep="\n")
@@ -136,9 +166,10 @@ def show_average(files: Sequence[Path], out: Path | None = None) -> None:
 def _read_figures(path: Path) -> dict[str, Any]:
     try:
         figures = json.loads(path.read_text(encoding="utf-8"))
-        _ = figures["counts"], figures["trained"]
+        if not table_lines(average([figures])):
+            raise ValueError("no direction")
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} does not hold what metrics/evaluation.json holds") from None
     return figures

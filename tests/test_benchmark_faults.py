@@ -19,6 +19,7 @@ from csdn.data.sources.sysu import PERMUTATIONS
 from csdn.errors import UserError
 from csdn.evaluation.job import prepare
 from csdn.evaluation.scores import notes, spread, trial_metrics
+from csdn.index_files import read_index
 from csdn.params import parse_params
 
 ROOT = Path(__file__).parents[1]
@@ -249,6 +250,19 @@ def test_a_protocol_that_does_not_fit_the_data(project, tmp_path, fault):
     fault("parameters", "the protocol of a benchmark for own cameras", error.value)
 
 
+def test_a_gallery_without_images(project, tmp_path, fault):
+    """Indoors, the gallery is of cameras 1 and 2: here, the test people were outdoors only."""
+    root = with_pictures(make_sysu(tmp_path / "sysu"))
+    for folder in (f"cam{camera}/{person:04d}" for camera in (1, 2) for person in (5, 12)):
+        if (root / folder).is_dir():
+            remove(folder)(root)
+    project.add(root, "sysu")
+    project.ingest()
+    with pytest.raises(UserError) as error:
+        prepare(load_dataset(project.data), "sysu", trials=2, mode="indoor")
+    fault(AREA, "no test image of the cameras that the gallery is of", error.value)
+
+
 def test_the_authors_galleries_without_their_permutation_file(project, tmp_path, fault):
     project.add(with_pictures(make_sysu(tmp_path / "sysu")), "sysu")
     project.ingest()
@@ -312,8 +326,19 @@ def test_features_that_do_not_fit_are_refused(tmp_path, features, text, options,
     assert message in str(answer)
 
 
+def test_a_csv_file_as_excel_saves_it_is_read(tmp_path):
+    (tmp_path / "index.csv").write_text(CSV, encoding="utf-8-sig")  # with a byte-order mark
+    assert read_index(tmp_path / "index.csv")["person"] == ["1", "1"]
+
+
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "does not hold"), ("[]", "does not hold"), (None, "No such")]
+    ("text", "message"),
+    [
+        ("{", "does not hold"),
+        ("[]", "does not hold"),
+        ('{"trained": {"a_to_b": {}}, "counts": {}}', "a.json does not hold"),
+        (None, "No such"),
+    ],
 )
 def test_files_without_figures_have_no_average(tmp_path, text, message):
     if text:

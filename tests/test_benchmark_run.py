@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from benchmark_folders import make_regdb
 from repository import make_repository
-from workspace import run, set_params
+from workspace import ROOT, run, set_params
 
-from csdn.benchmark_run import alone, run_benchmark
+from csdn.benchmark_run import alone, left_out, run_benchmark, show_average, trial_key
 from csdn.builtin.mini import write_miniature
 from csdn.data.drops import Drop, Status, read_ledger
 from csdn.errors import UserError
 from csdn.evaluation.average import average
+from csdn.evaluation.summary import METHODS, SHOWN
 from csdn.params import load_params
 
 COMMAND = ("python", "-c", "from csdn.cli import main; main()")  # the workspace's own code
@@ -98,18 +99,52 @@ def test_models_of_different_experiments_have_no_mean():
         average([model(10.0), model(20.0, queries=11)])
 
 
+def test_a_file_whose_figures_differ_from_the_first_ones_is_named(tmp_path):
+    every_figure = {"a_to_b": {name: {"mean": 10.0, "std": None} for name in SHOWN}}
+    whole = model(10.0) | dict.fromkeys(METHODS, every_figure)
+    other_size = model(20.0, queries=11) | dict.fromkeys(METHODS, every_figure)
+    no_figures = whole | {"trained": {"a_to_b": {}}}
+    other_method = whole | {"mine": every_figure}
+    for number, other in enumerate((other_size, no_figures, other_method)):
+        paths = [tmp_path / f"{number}-{name}.json" for name in ("first", "second")]
+        for path, figures in zip(paths, (whole, other), strict=True):
+            path.write_text(json.dumps(figures))
+        with pytest.raises(UserError, match=rf"{number}-second\.json"):
+            show_average(paths)
+
+
+def test_a_trial_is_trained_again_when_the_aliases_change(tmp_path, monkeypatch):
+    """They decide who is whom, from a file that keeps its name."""
+    for name in ("params.yaml", "data/aliases.json", load_params(ROOT / "params.yaml").model.weights):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    drop = Drop("a" * 64, "/data/a", "regdb", Status.ACCEPTED, "")
+    before = trial_key(1, drop)
+    assert trial_key(1, drop) == before
+    (tmp_path / "data/aliases.json").write_text('{"7": "8"}')
+    assert trial_key(1, drop) != before
+
+
 def test_the_ledger_holds_a_benchmark_alone_and_keeps_what_people_decided():
     def drop(letter, status, reason=""):
         return Drop(letter * 64, f"/data/{letter}", "sysu", Status(status), reason)
 
-    ledger = [drop("a", "accepted"), drop("b", "rejected", "blurred"), drop("c", "held")]
+    ledger = [
+        drop("a", "accepted"),
+        drop("b", "rejected", "blurred"),
+        drop("c", "held", "half of it is dark"),
+    ]
     added = alone(ledger, drop("d", "accepted"))
     assert [(one.id[0], one.status, one.reason) for one in added] == [
-        ("a", "rejected", "sysu is evaluated alone"),
+        ("a", "rejected", "sysu is evaluated alone; it was accepted"),
         ("b", "rejected", "blurred"),
-        ("c", "rejected", "sysu is evaluated alone"),
+        ("c", "rejected", "sysu is evaluated alone; it was held: half of it is dark"),
         ("d", "accepted", ""),
     ]
+    (told,) = left_out(ledger, added)
+    assert f"Rejected for it: {'a' * 12}, {'c' * 12}." in told and "csdn accept" in told
+    assert left_out(added, added) == []
     assert [one.status for one in alone(added, drop("a", "accepted"))] == ["accepted", *["rejected"] * 3]
     judged = [drop("a", "accepted", "bad ones are known")]
     assert alone(judged, drop("a", "accepted")) == judged

@@ -14,8 +14,8 @@ def average(models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     `counts` are the first model's, with `models`, how many there are. Raises ValueError where the models
     were not evaluated in the same way.
     """
-    shapes = [_shape(model) for model in models]
-    if any(shape != shapes[0] for shape in shapes):
+    shapes = [shape(model) for model in models]
+    if any(other != shapes[0] for other in shapes):
         raise ValueError("the files hold figures of different protocols or sizes; they have no common mean")
     methods = {
         method: {
@@ -32,13 +32,19 @@ def average(models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {**methods, "counts": counts}
 
 
-def _shape(model: Mapping[str, Any]) -> Any:
-    """What must be the same: methods, directions, and how many queries and gallery images they have."""
+def shape(model: Mapping[str, Any]) -> Any:
+    """What must be the same: methods, directions, figures, and numbers of queries and gallery images."""
     counts = {
         name: tuple(count[what] for what in ("queries", "gallery", "trials"))
         for name, count in model["counts"].items()
     }
-    return sorted(model), counts
+    figures = {
+        (method, direction): sorted(found)
+        for method, directions in model.items()
+        if method != "counts"
+        for direction, found in directions.items()
+    }
+    return figures, counts
 
 
 def _spread(means: Sequence[float | None]) -> dict[str, float | None]:

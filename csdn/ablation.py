@@ -13,8 +13,10 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from csdn.errors import UserError
+from csdn.params import load_params
 
 NO_TEXT = {"embedding.losses.hse_visible": 0.0, "embedding.losses.hse_infrared": 0.0}
 
@@ -32,7 +34,13 @@ VARIANTS: Mapping[str, Mapping[str, object]] = {
     "hse-visible": {"embedding.losses.hse_infrared": 0.0},
     "hse-infrared": {"embedding.losses.hse_visible": 0.0},
 }
-FIGURES = ("ir_to_vis.rank1", "ir_to_vis.mAP", "vis_to_ir.rank1", "vis_to_ir.mAP")
+# Column of `dvc exp show` -> head of the table. Some protocols have one direction only.
+FIGURES: Mapping[str, str] = {
+    "ir_to_vis.rank1": "IR → VIS rank-1",
+    "ir_to_vis.mAP": "IR → VIS mAP",
+    "vis_to_ir.rank1": "VIS → IR rank-1",
+    "vis_to_ir.mAP": "VIS → IR mAP",
+}
 _NAME = re.compile(r"ablation-(.+)-seed-(\d+)")
 
 
@@ -49,19 +57,24 @@ def experiment_name(variant: str, seed: int) -> str:
     return f"ablation-{variant}-seed-{seed}"
 
 
-def command(variant: str, seed: int) -> list[str]:
-    """The command that queues one experiment; `dvc exp run --run-all` runs what is queued."""
+def command(variant: str, seed: int, copied: Sequence[str] = ()) -> list[str]:
+    """The command that queues one experiment; `dvc exp run --run-all` runs what is queued.
+
+    copied: files and folders outside Git that DVC takes into its copy of the project.
+    """
     changes = {"seed": seed, **VARIANTS[variant]}
     settings = [part for key, value in changes.items() for part in ("-S", f"{key}={value}")]
     name = ["--queue", "--force", "--name", experiment_name(variant, seed)]
-    return [sys.executable, "-m", "dvc", "exp", "run", *name, *settings]
+    copies = [part for path in copied for part in ("--copy-paths", path)]
+    return [sys.executable, "-m", "dvc", "exp", "run", *name, *copies, *settings]
 
 
 def queue(variants: Sequence[str], seeds: Iterable[int]) -> int:
     """Queue every variant with every seed; returns how many. Raises UserError."""
     if unknown := [name for name in variants if name not in VARIANTS]:
         raise UserError(f"no variant is called {', '.join(unknown)}; there are: {', '.join(VARIANTS)}")
-    runs = [command(variant, seed) for seed in seeds for variant in variants]
+    copied = outside_git(load_params().model.weights)
+    runs = [command(variant, seed, copied) for seed in seeds for variant in variants]
     for run in runs:
         done = subprocess.run(run, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -69,9 +82,28 @@ def queue(variants: Sequence[str], seeds: Iterable[int]) -> int:
     return len(runs)
 
 
+def outside_git(weights: str) -> list[str]:
+    """What of the weights a clone of the project lacks: nothing, their folder, or the file alone.
+
+    DVC copies a file only into a folder that is there, so a folder that Git does not have is copied whole.
+    """
+    if _in_git(weights):
+        return []
+    folder = str(Path(weights).parent)
+    return [weights if _in_git(folder) else folder]
+
+
+def _in_git(path: str) -> bool:
+    done = subprocess.run(["git", "ls-files", "--", path], capture_output=True, check=False)
+    return bool(done.stdout)
+
+
 def measured() -> list[Line]:
-    """Every variant that experiments of this repository have measured, in the order of VARIANTS."""
-    dvc = [sys.executable, "-m", "dvc", "exp", "show", "--all-commits", "--csv"]
+    """Every variant that experiments on this commit have measured, in the order of VARIANTS.
+
+    Those on other commits are left out: their code was another.
+    """
+    dvc = [sys.executable, "-m", "dvc", "exp", "show", "--csv"]
     done = subprocess.run(dvc, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"dvc could not show the experiments:\n{done.stderr.strip()}")
@@ -79,23 +111,27 @@ def measured() -> list[Line]:
 
 
 def lines(rows: Iterable[Mapping[str, str]]) -> list[Line]:
-    """Rows of `dvc exp show --csv` -> a line for each variant; experiments without figures are left out."""
-    found: dict[str, dict[int, list[float]]] = {}
+    """Rows of `dvc exp show --csv` -> a line for each variant, with the figures that all of them have.
+
+    Experiments without figures are left out; of several rows of a name the first counts, DVC's newest.
+    """
+    found: dict[str, dict[int, dict[str, float]]] = {}
     for row in rows:
         named = _NAME.fullmatch(row.get("Experiment") or "")
-        values = [row.get(figure) for figure in FIGURES]
-        if named and all(values):
-            found.setdefault(named[1], {})[int(named[2])] = [float(value) for value in values if value]
-    return [_line(name, found[name]) for name in VARIANTS if name in found]
+        values = {figure: float(row[figure]) for figure in FIGURES if row.get(figure)}
+        if named and named[1] in VARIANTS and values:
+            found.setdefault(named[1], {}).setdefault(int(named[2]), values)
+    measured_by_all = [
+        figure
+        for figure in FIGURES
+        if all(figure in values for by_seed in found.values() for values in by_seed.values())
+    ]
+    return [_line(name, found[name], measured_by_all) for name in VARIANTS if name in found]
 
 
-def _line(variant: str, by_seed: Mapping[int, Sequence[float]]) -> Line:
-    columns = zip(*by_seed.values(), strict=True)
-    return Line(
-        variant,
-        tuple(sorted(by_seed)),
-        {figure: _spread(values) for figure, values in zip(FIGURES, columns, strict=True)},
-    )
+def _line(variant: str, by_seed: Mapping[int, Mapping[str, float]], figures: Sequence[str]) -> Line:
+    spreads = {figure: _spread([values[figure] for values in by_seed.values()]) for figure in figures}
+    return Line(variant, tuple(sorted(by_seed)), spreads)
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float | None]:
@@ -103,8 +139,8 @@ def _spread(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def table(found: Sequence[Line]) -> list[str]:
-    """Markdown: mean and deviation over the seeds, in percent."""
-    head = ["variant", "seeds", "IR → VIS rank-1", "mAP", "VIS → IR rank-1", "mAP"]
+    """Markdown of one line or more: mean and deviation over the seeds, in percent."""
+    head = ["variant", "seeds", *(FIGURES[figure] for figure in found[0].figures)]
     rows = [[line.variant, str(len(line.seeds)), *map(_cell, line.figures.values())] for line in found]
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 

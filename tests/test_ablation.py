@@ -1,11 +1,13 @@
 """The ablation: variants are parameters that exist, and the table holds what was measured."""
 
 import shutil
+import subprocess
 
 import pytest
+from make_images import write
 from workspace import ROOT, set_params
 
-from csdn.ablation import FIGURES, VARIANTS, command, experiment_name, lines, table
+from csdn.ablation import FIGURES, VARIANTS, command, experiment_name, lines, outside_git, table
 from csdn.params import load_params
 
 
@@ -26,6 +28,20 @@ def test_an_experiment_has_its_seed_and_its_parameters():
         *("exp", "run", "--queue", "--force", "--name", "ablation-no-msel-seed-4"),
         *("-S", "seed=4", "-S", "embedding.losses.msel=0.0"),
     ]
+
+
+def test_an_experiment_takes_along_the_weights_that_git_does_not_have(tmp_path, monkeypatch):
+    """DVC runs what is queued in a copy of what Git has."""
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["git", "init", "--quiet"], check=True)
+    for name in ("weights/clip.safetensors", "models/known", "models/ignored"):
+        write(tmp_path / name, b"")
+    subprocess.run(["git", "add", "models/known"], check=True)
+    assert outside_git("models/known") == []
+    assert outside_git("models/ignored") == ["models/ignored"]
+    assert outside_git("weights/clip.safetensors") == ["weights"]
+    arguments = command("no-msel", 4, ["weights"])
+    assert arguments[arguments.index("--copy-paths") + 1] == "weights"
 
 
 def shown(variant, seed, *values):
@@ -49,3 +65,18 @@ def test_the_table_has_mean_and_sample_deviation_over_the_seeds():
         "| sum | 1 | 10.0 | 20.0 | 30.0 | 40.0 |",
         "| attention | 2 | 22.0 ± 2.8 | 2.0 ± 0.0 | 3.0 ± 0.0 | 4.0 ± 0.0 |",
     ]
+
+
+def test_a_protocol_of_one_direction_has_its_columns_alone():
+    rows = [shown("sum", 0, 10, 20), shown("sum", 1, 30, 20), shown("shared", 0, 1, 2, 3, 4)]
+    assert table(lines(rows)) == [
+        "| variant | seeds | IR → VIS rank-1 | IR → VIS mAP |",
+        "| --- | --- | --- | --- |",
+        "| shared | 1 | 1.0 | 2.0 |",
+        "| sum | 2 | 20.0 ± 14.1 | 20.0 ± 0.0 |",
+    ]
+
+
+def test_the_newest_experiment_of_a_name_counts():
+    newest, old = shown("sum", 0, 10, 10, 10, 10), shown("sum", 0, 90, 90, 90, 90)
+    assert table(lines([newest, old]))[2:] == ["| sum | 1 | 10.0 | 10.0 | 10.0 | 10.0 |"]

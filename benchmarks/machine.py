@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from pathlib import Path
 
+from csdn.process import available_cores
+
+CPUINFO = Path("/proc/cpuinfo")  # Linux
+
 
 def machine() -> str:
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    model = models[0].partition(": ")[2] if models else platform.machine()
-    return f"{model}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}"
+    lines = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
+    models = [line.partition(": ")[2] for line in lines if "model name" in line]
+    model = models[0] if models else platform.machine()
+    return f"{model}, {available_cores()} cores, Python {platform.python_version()}"

@@ -51,7 +51,7 @@ def machine_fault(error: Exception, lower: str = "") -> str | None:
     if number not in _MEANINGS:
         return None
     where = getattr(error, "filename", None)
-    text = f"{where}: {_MEANINGS[number]}" if where else _MEANINGS[number]
+    text = f"{printable(str(where))}: {_MEANINGS[number]}" if where else _MEANINGS[number]
     return f"{text} ({os.strerror(number)})"
 
 

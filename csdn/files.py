@@ -44,9 +44,12 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
     try:
         with naming(path):
             yield temporary
+            for file in temporary.rglob("*"):
+                flush(file)
             if path.exists():
                 shutil.rmtree(path)
             temporary.replace(path)
+            flush(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -63,9 +66,18 @@ def naming(path: Path) -> Iterator[None]:
 
 def rename_flushed(temporary: Path, path: Path) -> None:
     """Rename once the bytes are on disk, so that a power cut cannot leave an empty file under the name."""
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
+    flush(temporary)
     temporary.replace(path)
+    flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Have what was written to a file, or the names of a folder, on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: str | Path, value: Any) -> None:

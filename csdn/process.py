@@ -41,7 +41,9 @@ def _exit(code: int, text: str) -> NoReturn:
 
 def _kept(stage: str) -> str:
     """What a stage that ended early goes on from."""
-    saved = seconds_since_save(stage)
+    if stage == "ingest":
+        return "so are the drops and shards that ingest has finished: run the same command again to go on."
+    saved = seconds_since_save()
     if saved is None:
         return f"{stage} had saved nothing yet: run the same command again to begin it anew."
     return f"so is what {stage} saved {saved:.0f} s ago: run the same command again to continue from there."

@@ -35,6 +35,8 @@ METHOD_VERSION = 1
 LIBRARIES = ("numpy", "pillow", "simplejpeg", "torch")
 # Unfinished runs of a stage that are kept beside the present one, for a return to their parameters.
 KEPT = 3
+# What this process has opened: the state that its next run would continue.
+_opened: list[Path] = []
 
 
 def state_key(**parts: Any) -> str:
@@ -124,15 +126,14 @@ def open_state(stage: str, key: str, root: str | Path = ".state") -> Iterator[St
         lock.write(stage)  # this is also the time at which the run was last at work
         lock.flush()
         _forget_older(stage, folder)
+        _opened.append(folder)
         yield StageState(folder)
         _remove(folder)
 
 
-def seconds_since_save(stage: str, root: str | Path = ".state") -> float | None:
-    """How long ago the last run of a stage saved its state; None where it has none (for people to read)."""
-    runs = [lock for lock in Path(root).glob("*/lock") if lock.read_text() == stage]
-    last = max(runs, key=lambda lock: lock.stat().st_mtime, default=None)
-    saves = [file.stat().st_mtime for file in last.parent.rglob("state.json")] if last else []
+def seconds_since_save() -> float | None:
+    """How old the last save is in the state that this process opened; None where there is none."""
+    saves = [file.stat().st_mtime for folder in _opened for file in folder.rglob("state.json")]
     return max(0.0, time.time() - max(saves)) if saves else None
 
 

@@ -11,8 +11,7 @@ def main() -> None:
 
     with stage("evaluate") as progress:
         from csdn.evaluation.job import run_evaluation
-        from csdn.evaluation.summary import headline, one_line
-        from csdn.files import write_json
+        from csdn.evaluation.summary import one_line
         from csdn.params import load_params
 
         figures = run_evaluation(
@@ -23,7 +22,6 @@ def main() -> None:
             metrics=Path("metrics/evaluation.json"),
             progress=progress,
         )
-        write_json("metrics/headline.json", headline(figures))
         print(f"evaluate: {one_line(figures)}")
 
 

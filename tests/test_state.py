@@ -217,15 +217,19 @@ def test_saving_takes_half_a_percent_of_the_time(monkeypatch):
     assert 0.004 < spent / now < 0.0055
 
 
-def test_how_long_ago_a_stage_saved_is_known(tmp_path):
-    assert seconds_since_save("stage", tmp_path) is None
+def test_how_long_ago_this_process_saved_is_known_and_nothing_of_other_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(state_module, "_opened", [])
+    with pytest.raises(OSError), open_state("stage", "of other parameters", tmp_path) as state:
+        state.save({})
+        raise OSError
+    monkeypatch.setattr(state_module, "_opened", [])
+    assert seconds_since_save() is None
     now = time.time()
-    for key, minutes in (("before", 9), ("last", 2)):
-        with pytest.raises(OSError), open_state("stage", key, tmp_path) as state:
-            state.part("first").save({})
-            state.part("second").save({})
-            raise OSError
-        for name, ago in (("lock", 60), ("first/state.json", 50), ("second/state.json", 40)):
-            os.utime(tmp_path / key / name, (now - ago * minutes,) * 2)
-    assert seconds_since_save("stage", tmp_path) == pytest.approx(80, abs=20)
-    assert seconds_since_save("other stage", tmp_path) is None
+    with pytest.raises(OSError), open_state("stage", "present", tmp_path) as state:
+        assert seconds_since_save() is None
+        state.part("first").save({})
+        state.part("second").save({})
+        for part, ago in (("first", 200), ("second", 80)):
+            os.utime(tmp_path / "present" / part / "state.json", (now - ago,) * 2)
+        raise OSError
+    assert seconds_since_save() == pytest.approx(80, abs=20)

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 from csdn.console.lines import JsonLines, TextLines, json_line
@@ -32,7 +32,8 @@ def stage(name: str) -> Iterator[Callable]:
         _stage_event("end", name, seconds=time.monotonic() - began, error=type(error).__name__)
         raise
     _stage_event("end", name, seconds=time.monotonic() - began, error=None)
-    note_time(name, time.monotonic() - began)
+    with suppress(OSError):  # the stage has succeeded: no room for its time is no reason to fail it
+        note_time(name, time.monotonic() - began)
 
 
 @contextmanager

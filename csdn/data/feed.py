@@ -182,8 +182,10 @@ def _no_signal_for_children() -> Iterator[None]:
         yield  # a DataLoader sets its handler in the main thread only, and so does Python
         return
     handler = signal.getsignal(signal.SIGCHLD)
-    yield
-    signal.signal(signal.SIGCHLD, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 class _Sampler:

@@ -48,8 +48,13 @@ def saved_shards(state: StageState, tasks: Sequence[ShardTask], readers: int) ->
     found = [_load(state, number) for number in range(len(tasks))]
 
     def sound(number: int) -> bool:
-        packed = found[number]
-        return packed is not None and (not packed.size or place_of(packed, tasks[number].folder) is not None)
+        packed, folder = found[number], tasks[number].folder
+        if packed is None or not packed.size:
+            return packed is not None
+        place = place_of(packed, folder)
+        if place == folder / packed.name:  # a damaged one under the other name must not take its place
+            (folder / packed.temporary).unlink(missing_ok=True)
+        return place is not None
 
     with ThreadPoolExecutor(readers) as pool:
         right = pool.map(sound, range(len(tasks)))
@@ -66,7 +71,10 @@ def _load(state: StageState, number: int) -> PackedShard | None:
     saved = state.part(f"{number:06d}").load()
     if saved is None:
         return None
-    packed = PackedShard(**saved[0])
+    try:
+        packed = PackedShard(**saved[0])
+    except TypeError:  # another version of this program wrote it
+        return None
     packed.images = [tuple(row) for row in packed.images]
     packed.refused = [tuple(row) for row in packed.refused]
     return packed

@@ -5,6 +5,7 @@ Methods: `trained`, and the baselines `clip` (the same CLIP before any training)
 
     metrics/evaluation.json          <method>.<direction>.<figure>.{mean,std}, in percent (0..100) over the
                                      trials; figures rank1, rank5, rank10, rank20, mAP, mINP; and `counts`
+    metrics/headline.json            what experiments are compared by (csdn.evaluation.summary)
     evaluation/cmc.csv               rank, score (percent), method, direction
     evaluation/camera_pairs.csv      trained: queries, rank1, mAP (percent) by query and gallery camera
     evaluation/camera_pairs_plot.csv the same for dvc plots, names as no page takes them for HTML
@@ -35,6 +36,7 @@ from csdn.evaluation.people_maps import maps_of_people
 from csdn.evaluation.protocols import protocol, rule_cameras
 from csdn.evaluation.results import Experiment, evaluate, write_results
 from csdn.evaluation.scores import Labels, feature_distances
+from csdn.evaluation.summary import headline
 from csdn.files import write_json
 from csdn.model import CSDN, folded, load, load_clip
 from csdn.model.clip import Clip
@@ -48,8 +50,9 @@ Progress = Callable[[str, str], AbstractContextManager[Callable[..., None]]]
 def run_evaluation(
     params: Params, data: Path, model: Path, out: Path, metrics: Path, progress: Progress
 ) -> Mapping[str, Any]:
-    """Evaluate the model in folder `model` on the test people; writes folder `out` and returns `metrics`.
+    """Evaluate the model in folder `model` on the test people; returns what is written to `metrics`.
 
+    Writes folder `out` too, and headline.json beside `metrics`.
     Raises UserError where no test person has an image of one modality, or a gallery would be empty.
     """
     device = configure_torch(params.scaling.threads, params.scaling.device)
@@ -67,6 +70,7 @@ def run_evaluation(
         results = evaluate(experiment, methods, params.seed)
         write_results(results, features, maps_of_people(trained, dataset, params, data), out)
         write_json(metrics, results.figures)
+        write_json(metrics.with_name("headline.json"), headline(results.figures))
     return results.figures
 
 

@@ -29,7 +29,7 @@ from machine import machine
 
 from csdn.evaluation import embed_with_mirror, rank_metrics
 from csdn.model import CSDN, MODALITIES, ModelConfig, folded
-from csdn.training.losses import embedding_losses
+from csdn.training import embedding_losses
 from csdn.training.prompt_stage import contrast
 
 SIZE, IDENTITIES = (288, 144), 395

@@ -12,7 +12,7 @@ class Missing:
             raise ModuleNotFoundError(f"No module named {{name!r}} (blocked)")
 
 sys.meta_path.insert(0, Missing())
-import csdn.losses, csdn.model, csdn.training.losses
+import csdn.evaluation, csdn.losses, csdn.model, csdn.training
 assert "open_clip" not in sys.modules and "torchvision" not in sys.modules
 {more}
 """

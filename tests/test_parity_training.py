@@ -16,7 +16,7 @@ from golden_vectors import (
 )
 
 from csdn.losses import msel, weighted_triplet
-from csdn.training.losses import embedding_losses
+from csdn.training import embedding_losses
 from csdn.training.prompt_stage import IntegrationPhase, PromptPhase
 
 INPUTS = tensors("inputs")

@@ -44,7 +44,7 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
     try:
         with naming(path):
             yield temporary
-            for file in temporary.rglob("*"):
+            for file in (*temporary.rglob("*"), temporary):
                 flush(file)
             if path.exists():
                 shutil.rmtree(path)

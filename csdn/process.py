@@ -45,7 +45,7 @@ def _kept(stage: str) -> str:
         return "so are the drops and shards that ingest has finished: run the same command again to go on."
     saved = seconds_since_save()
     if saved is None:
-        return f"{stage} had saved nothing yet: run the same command again to begin it anew."
+        return f"{stage} had saved nothing in this run: run the same command again."
     return f"so is what {stage} saved {saved:.0f} s ago: run the same command again to continue from there."
 
 

@@ -23,6 +23,7 @@ def test_a_folder_is_on_disk_before_it_gets_its_name(tmp_path, monkeypatch):
     temporary = f"{tmp_path}/.out.partial"
     assert (f"{temporary}/inner/weights", False) in flushed
     assert (f"{temporary}/inner", False) in flushed
+    assert (temporary, False) in flushed
     assert flushed[-1] == (str(tmp_path), True)
 
 

@@ -52,6 +52,8 @@ def main() -> None:
             speed(data)
             if sys.platform == "linux":  # memory of a group of processes is read from /proc
                 alone("memory", str(data))
+            else:
+                print("\npeak memory: measured on Linux only")
         alone("plan")
     elif part[0] == "memory":
         memory(Path(part[1]))

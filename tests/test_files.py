@@ -29,14 +29,15 @@ def test_a_folder_is_on_disk_before_it_gets_its_name(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("replace", [replace_file, replace_folder])
 def test_an_output_that_fails_leaves_what_was_there(tmp_path, replace):
-    for text in ("old", "new"):
-        try:
-            with replace(tmp_path / "out") as place:
-                (place / "file" if place.is_dir() else place).write_text(text)
-                if text == "new":
-                    raise OSError
-        except OSError:
-            pass
-    left = tmp_path / "out"
-    assert (left / "file" if left.is_dir() else left).read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    out = tmp_path / "out"
+
+    def write(place, text):
+        (place / "file" if place.is_dir() else place).write_text(text)
+
+    with replace(out) as place:
+        write(place, "old")
+    with pytest.raises(OSError, match="no room"), replace(out) as place:
+        write(place, "new")
+        raise OSError("no room")
+    assert (out / "file" if out.is_dir() else out).read_text() == "old"
+    assert list(tmp_path.iterdir()) == [out]

@@ -7,6 +7,7 @@ nothing elsewhere, so a label begins with the layout's name: `sysu-0006` is not 
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 
 from csdn.data.images import extension_of
@@ -20,7 +21,7 @@ TRAIN, TEST = "train", "test"
 Found = ImageRecord | tuple[str, str]
 
 
-class BenchmarkSource:
+class BenchmarkSource(ABC):
     """A benchmark at a local folder or an `s3://` prefix; a subclass knows the layout."""
 
     layout: str
@@ -49,9 +50,9 @@ class BenchmarkSource:
         self.ignored = sum(not path.startswith(f"{self.lists}/") for path in set(files.entries) - spoken_of)
         return records
 
+    @abstractmethod
     def find(self, files: Files) -> Iterator[Found]:
         """Every image of the lists, in any order."""
-        raise NotImplementedError
 
     def read(self, record: ImageRecord) -> bytes:
         return self.tree.read(record.path)

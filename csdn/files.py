@@ -60,7 +60,8 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
+        if error.errno is not None:  # else Python would show the name in place of the text
+            error.filename = error.filename or str(path)
         raise
 
 

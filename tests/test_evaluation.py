@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from make_images import Project, make_drop, people_named
+from small_network import SMALL
 
 from csdn.data.dataset import load_dataset
 from csdn.errors import UserError
@@ -27,20 +28,8 @@ from csdn.evaluation.scores import (
     trial_metrics,
 )
 from csdn.evaluation.text_maps import TextMaps
-from csdn.model import CSDN, ModelConfig, load_clip, save
+from csdn.model import CSDN, load_clip, save
 from csdn.params import load_params
-
-SMALL = ModelConfig(
-    identities=3,
-    image_size=(64, 32),
-    depths=(1, 1, 1, 1),
-    width=8,
-    pool_heads=4,
-    embed_dim=16,
-    text_width=16,
-    text_heads=2,
-    text_layers=1,
-)
 
 
 def test_retrieval_feature_is_that_of_the_image_beside_that_of_its_mirror_image():

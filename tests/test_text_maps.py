@@ -3,22 +3,11 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
+from small_network import SMALL
 
 from csdn.evaluation.text_maps import cells_as_texts, examples, pool_attention, text_maps
-from csdn.model import CSDN, ModelConfig
+from csdn.model import CSDN
 from csdn.model.pooling import AttentionPool
-
-SMALL = ModelConfig(
-    identities=3,
-    image_size=(64, 32),
-    depths=(1, 1, 1, 1),
-    width=8,
-    pool_heads=4,
-    embed_dim=16,
-    text_width=16,
-    text_heads=2,
-    text_layers=1,
-)
 
 
 def test_with_one_head_the_pool_is_its_attention_over_cells_in_the_space_of_texts():

@@ -7,9 +7,10 @@ import os
 import secrets
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import ModuleType
 
+from csdn.cluster.guard import guarded
 from csdn.errors import UserError
 from csdn.safe import without_credentials
 
@@ -33,13 +34,14 @@ def ray_session(address: str | None, cpus: int) -> Iterator[bool]:
 
     if address is not None:
         _check_answer(address)
-    connected = ray.is_initialized()
-    if not connected:
-        _connect(ray, address, cpus)
-    try:
+    if ray.is_initialized():
         yield address is None
-    finally:
-        if not connected:
+        return
+    with guarded() if address is None else nullcontext():
+        _connect(ray, address, cpus)
+        try:
+            yield address is None
+        finally:
             ray.shutdown()
 
 

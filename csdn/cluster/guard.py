@@ -1,0 +1,64 @@
+"""Ends this machine's own Ray instance together with the run that started it, however that ended.
+
+Ray's servers notice such a death themselves, but some of them only after a minute. What a run started knows
+its mark: an entry of the environment that every process of the instance inherits. The run itself, which
+started without it, has none. Linux, as all of csdn.cluster.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+MARK = "CSDN_RAY_RUN"
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """While the block runs, a process that bears this run's mark ends, at the latest, with this process."""
+    os.environ[MARK] = str(uuid.uuid4())
+    command = [sys.executable, "-I", __file__, os.environ[MARK]]
+    # A group of its own: whoever kills this run's whole group leaves the guard to do its work.
+    guard = subprocess.Popen(command, stdin=subprocess.PIPE, env=_unmarked(), start_new_session=True)
+    try:
+        yield
+    finally:
+        guard.communicate()  # it hears the end of its input, and ends what is left
+        del os.environ[MARK]
+
+
+def _unmarked() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != MARK}
+
+
+def end_marked(value: str) -> None:
+    """Kill every process with this mark, those too that they start meanwhile."""
+    while handles := marked(value):
+        for handle in handles:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+            os.close(handle)
+        time.sleep(0.05)
+
+
+def marked(value: str, name: str = MARK) -> list[int]:
+    """Handles (pidfd) of the living processes in whose environment `name` has this value."""
+    entry = f"{name}={value}".encode()
+    handles = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            if entry in (folder / "environ").read_bytes().split(b"\0"):
+                handles.append(os.pidfd_open(int(folder.name)))
+    return handles
+
+
+if __name__ == "__main__":
+    sys.stdin.read()  # ends when the run does
+    end_marked(sys.argv[1])

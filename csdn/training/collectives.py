@@ -1,0 +1,65 @@
+"""What the workers of a training share: nothing here does anything where there is one process.
+
+The global batch is split by person. Of the losses only the triplet sees other people's images, so only its
+features are gathered; every other loss is a mean over images, and the mean over ranks of the ranks' means.
+With gradients averaged over the ranks (DistributedDataParallel) all workers take the step of the whole batch.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
+from torch.nn.parallel import DistributedDataParallel
+
+from csdn.training.batch_norm import synchronised
+
+
+def world() -> tuple[int, int]:
+    """(rank, number of workers): (0, 1) in a plain process."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
+
+
+def distributed(model: nn.Module) -> nn.Module:
+    """`model` as one of several workers' trains it, with synchronised batch norms; itself where it is alone.
+
+    Only parameters that require a gradient are averaged. The wrapper shares all tensors with `model`.
+    """
+    if world()[1] == 1:
+        return model
+    with warnings.catch_warnings():
+        # Every parameter is used. But only so do its buckets stay as they are after the first step, and a
+        # resumed run adds up in the order of one that was never interrupted.
+        warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified.*")
+        return DistributedDataParallel(
+            synchronised(model), broadcast_buffers=False, find_unused_parameters=True
+        )
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """The rows [n, ...] of every rank, in the order of ranks: [workers * n, ...], with gradient.
+
+    The gradient of a rank's rows is the sum of what all ranks' losses say of them.
+    """
+    if world()[1] == 1:
+        return rows
+    if rows.requires_grad:
+        return torch.cat(all_gather(rows.contiguous()))
+    parts = [torch.empty_like(rows) for _ in range(world()[1])]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
+
+
+def mean_over_ranks(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Scalars, each the mean over the ranks, without gradient."""
+    if world()[1] == 1:
+        return dict(values)
+    both = torch.stack([value.detach() for value in values.values()])
+    dist.all_reduce(both)
+    return dict(zip(values, both / world()[1], strict=True))

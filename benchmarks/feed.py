@@ -27,7 +27,7 @@ import simplejpeg
 import torch
 
 from csdn.data.dataset import SampleTable, load_dataset
-from csdn.data.feed import TrainFeed
+from csdn.data.feed import TrainFeed, TrainSource
 from csdn.data.plan import PlanRow, epoch_plan
 from csdn.data.rows import VIEWS
 from csdn.data.transforms import TrainTransform, draw_views, resize
@@ -92,7 +92,9 @@ def speed(data: Path) -> None:
 
 
 def feed_of(table: SampleTable, data: Path, processes: int) -> TrainFeed:
-    return TrainFeed(table, data / "shards", PEOPLE, IMAGES, SIZE, "imagenet", PADDING, 0, processes)
+    return TrainFeed(
+        TrainSource(table, data / "shards", PEOPLE, IMAGES, SIZE, "imagenet", PADDING, 0), processes
+    )
 
 
 class PlainLoop:
@@ -100,7 +102,7 @@ class PlainLoop:
 
     def __init__(self, table: SampleTable, data: Path) -> None:
         self.table = table
-        self.plan = feed_of(table, data, 0).plan
+        self.plan = feed_of(table, data, 0).source.plan
         self.shards = [os.open(data / "shards" / name, os.O_RDONLY) for name in table.shard_names]
         self.transform = TrainTransform(SIZE, "imagenet")
         self.out = np.empty((PEOPLE * IMAGES, 3, *SIZE), np.float32)

@@ -120,6 +120,12 @@ class EmbeddingParams(Section):
     losses: LossWeights
 
 
+class TrainingParams(Section):
+    """How stage 2 computes, on any machine."""
+
+    precision: Literal["float32", "tf32", "bf16"]
+
+
 class EvaluationParams(Section):
     protocol: Literal["cameras", "sysu", "sysu_official", "regdb", "llcm", "llcm_swapped"]
     trials: Count
@@ -161,11 +167,16 @@ class ReportParams(Section):
 class ScalingParams(Section):
     """How fast, never what: none of these is part of a state key, but threads change the last digits."""
 
-    workers: Annotated[int, Field(ge=0, le=1)]
+    workers: Annotated[int, Field(ge=0)]
     threads: Annotated[int, Field(ge=0)]
     feed_processes: Annotated[int, Field(ge=0)]
     device: Literal["auto", "cpu", "cuda"]
     address: Address | None = None
+    use_gpu: bool = False
+    cpus_per_worker: Count = 1
+    storage: Address | None = None
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    checkpoint_seconds: Annotated[int, Field(ge=0)] = 600
 
 
 class Params(Section):
@@ -175,9 +186,20 @@ class Params(Section):
     model: ModelParams
     prompts: PromptsParams
     embedding: EmbeddingParams
+    training: TrainingParams
     evaluation: EvaluationParams
     report: ReportParams
     scaling: ScalingParams
+
+    @model_validator(mode="after")
+    def _batches_can_be_split(self) -> Params:
+        people, workers = self.embedding.people, self.scaling.workers
+        if workers and people % workers:
+            raise ValueError(
+                f"embedding.people = {people} cannot be split over scaling.workers = {workers}: "
+                "choose a number of workers that divides it"
+            )
+        return self
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -51,8 +51,10 @@ def stage_key(section: str, params: Params, clip: str, inputs: Iterable[Path]) -
 
     samples.parquet among these stands for the images, whose hashes it names. `scaling` is no part of it.
     """
+    more = {"precision": params.training.precision} if section == "embedding" else {}
     return state_key(
         section=section,
+        **more,
         seed=params.seed,
         model=params.model.model_dump(exclude={"weights", "pretrained"}),
         settings=getattr(params, section).model_dump(),
@@ -83,28 +85,44 @@ class StageState:
 
         position: JSON values. Only tensors make this import torch.
         """
-        data = _to_bytes(tensors) if tensors else b""
-        digest = hashlib.sha256(data).hexdigest()
-        file = self.folder / f"{digest[:16]}.safetensors"
-        if data:
-            _write(file, data)
-        entry = {"tensors": file.name if data else None, "sha256": digest, "position": position}
-        _write(self.folder / "state.json", json.dumps(entry).encode())
+        files = as_files(position, tensors)
+        for name, data in files.items():  # in this order: what names the tensors is replaced last
+            _write(self.folder / name, data)
         for other in self.folder.glob("*.safetensors"):
-            if other != file:
+            if other.name not in files:
                 other.unlink()
 
     def load(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
         """The last saved (position, tensors), or None where nothing whole was saved."""
-        try:
-            entry = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
-            position, name, digest = entry["position"], entry["tensors"], entry["sha256"]
-            data = (self.folder / Path(name).name).read_bytes() if name else b""
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return None
-        if hashlib.sha256(data).hexdigest() != digest:
-            return None
-        return position, _from_bytes(data) if data else {}
+        return saved_files(lambda name: (self.folder / name).read_bytes())
+
+    def leaving(self) -> bool:
+        """Never: a process that is to end is told by a signal, and goes on from its last save."""
+        return False
+
+
+def as_files(
+    position: Mapping[str, Any], tensors: Mapping[str, torch.Tensor] | None = None
+) -> dict[str, bytes]:
+    """A saved state as the files of a folder: its tensors, then `state.json`, with their name and hash."""
+    data = _to_bytes(tensors) if tensors else b""
+    digest = hashlib.sha256(data).hexdigest()
+    name = f"{digest[:16]}.safetensors" if data else None
+    entry = json.dumps({"tensors": name, "sha256": digest, "position": position}).encode()
+    return ({name: data} if name else {}) | {"state.json": entry}
+
+
+def saved_files(read: Callable[[str], bytes]) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
+    """(position, tensors) out of files that `read` gives by name; None where they are not whole."""
+    try:
+        entry = json.loads(read("state.json"))
+        position, name, digest = entry["position"], entry["tensors"], entry["sha256"]
+        data = read(Path(name).name) if name else b""
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    if hashlib.sha256(data).hexdigest() != digest:
+        return None
+    return position, _from_bytes(data) if data else {}
 
 
 @contextmanager

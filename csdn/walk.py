@@ -2,51 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from csdn.data.feed import ImageWalk, walk_images
 from csdn.pace import Pace
+from csdn.params import ScalingParams
 from csdn.state import StageState
 
 # Images [B, 3, H, W] of one modality -> features [B, D].
 Embed = Callable[[Tensor, str], Tensor]
-# Of a walk without its first n images: the rows of a batch [B], its images [B, 3, H, W], their modality.
-BatchesFrom = Callable[[int], Iterable[tuple[np.ndarray, Tensor, str]]]
+# Of a batch: its rows [B], and their features [B, D] by each embed's name.
+Embedded = tuple[np.ndarray, Mapping[str, Tensor]]
+# Embeds by name, on the device that it is called with; it can travel to where that device is.
+MakeEmbeds = Callable[[torch.device], Mapping[str, Embed]]
+# embedder(walk, make_embeds)(n): the batches of a walk without its first n images, embedded.
+Embedder = Callable[[ImageWalk, MakeEmbeds], Callable[[int], Iterable[Embedded]]]
+
+
+def embedded_here(scaling: ScalingParams, device: torch.device) -> Embedder:
+    """An embedder that is this process, fed by `scaling.feed_processes` others."""
+
+    def embedder(walk: ImageWalk, make_embeds: MakeEmbeds) -> Callable[[int], Iterable[Embedded]]:
+        embeds = make_embeds(device)
+
+        def from_image(start: int) -> Iterator[Embedded]:
+            for ordinals, images, modality in walk_images(walk, scaling.feed_processes, start):
+                yield ordinals, embed_batch(embeds, images.to(device), modality)
+
+        return from_image
+
+    return embedder
+
+
+@torch.inference_mode()
+def embed_batch(embeds: Mapping[str, Embed], images: Tensor, modality: str) -> dict[str, Tensor]:
+    return {name: embed(images, modality) for name, embed in embeds.items()}
 
 
 def embed_all(
-    batches_from: BatchesFrom,
-    embeds: Mapping[str, Embed],
+    batches_from: Callable[[int], Iterable[Embedded]],
     count: int,
-    device: torch.device,
     state: StageState,
+    report: Callable[[int, int], None],
     pace: Pace | None = None,
 ) -> dict[str, np.ndarray]:
-    """Features float32 [count, D] of each entry of `embeds`, from one pass over the images.
+    """Features float32 [count, D] of each name, from one pass over the images.
 
     The rows of a batch say where its features belong; together they cover 0..count-1. What is new is saved
     now and then, each time as a part of its own, named by the images before it: one of a million images
     costs no more to save than one of the first.
     """
     features: dict[str, np.ndarray] = {}
-    done = _load(features, count, state)
+    seen = saved = _load(features, count, state)
     pace = pace or Pace()
     unsaved: list[np.ndarray] = []
-    for rows, images, modality in batches_from(done):
-        images = images.to(device)
-        with torch.inference_mode():
-            _put(features, count, rows, {name: embed(images, modality) for name, embed in embeds.items()})
+    for rows, found in batches_from(saved):
+        _put(features, count, rows, found)
         unsaved.append(rows)
+        seen += len(rows)
+        report(seen, count)
         if pace.due():
             with pace.saving():
-                done = _save(features, unsaved, done, state)
+                saved = _save(features, unsaved, saved, state)
             unsaved = []
     if unsaved:
-        _save(features, unsaved, done, state)
-    return {name: features[name] for name in embeds}  # a file has them in another order
+        _save(features, unsaved, saved, state)
+    return features
 
 
 def _put(features: dict[str, np.ndarray], count: int, rows: np.ndarray, found: Mapping[str, Tensor]) -> None:

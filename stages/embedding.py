@@ -11,21 +11,22 @@ def main() -> None:
 
     with stage("embedding") as progress:
         from csdn.params import load_params
-        from csdn.training.embedding_job import local_feed, run_embedding
+        from csdn.training.embedding_job import run_embedding, train_here
 
         params = load_params()
-        paths = {
-            "data": Path("data"),
-            "prompts": Path("models/prompts"),
-            "out": Path("models/embedding"),
-            "metrics": Path("metrics/embedding.json"),
-        }
         if params.scaling.workers:
-            from csdn.cluster.embedding import run_embedding_on_ray  # Ray takes seconds to import
-
-            run_embedding_on_ray(params, **paths, progress=progress)
+            from csdn.cluster.embedding import train_on_ray as train
         else:
-            run_embedding(params, **paths, make_feed=local_feed, progress=progress)
+            train = train_here
+        run_embedding(
+            params,
+            data=Path("data"),
+            prompts=Path("models/prompts"),
+            out=Path("models/embedding"),
+            metrics=Path("metrics/embedding.json"),
+            train=train,
+            progress=progress,
+        )
         print("embedding: model -> models/embedding; load it anywhere with csdn.load")
 
 

@@ -14,13 +14,19 @@ def main() -> None:
         from csdn.evaluation.summary import one_line
         from csdn.params import load_params
 
+        params = load_params()
+        if params.scaling.workers:
+            from csdn.cluster.walk import embedded_on_ray as make_embedder
+        else:
+            from csdn.walk import embedded_here as make_embedder
         figures = run_evaluation(
-            load_params(),
+            params,
             data=Path("data"),
             model=Path("models/embedding"),
             out=Path("evaluation"),
             metrics=Path("metrics/evaluation.json"),
             progress=progress,
+            make_embedder=make_embedder,
         )
         print(f"evaluate: {one_line(figures)}")
 

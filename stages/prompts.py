@@ -13,12 +13,18 @@ def main() -> None:
         from csdn.params import load_params
         from csdn.training.prompt_job import run_prompts
 
+        params = load_params()
+        if params.scaling.workers:
+            from csdn.cluster.walk import embedded_on_ray as make_embedder
+        else:
+            from csdn.walk import embedded_here as make_embedder
         figures = run_prompts(
-            load_params(),
+            params,
             data=Path("data"),
             out=Path("models/prompts"),
             metrics=Path("metrics/prompts.json"),
             progress=progress,
+            make_embedder=make_embedder,
         )
         visible, infrared = figures["fused_names_visible"], figures["fused_names_infrared"]
         print(

@@ -1,25 +1,28 @@
-"""Ray executes the same plan and runs the same loop; the results are those of the plain process."""
+"""Ray Data executes the same plan: the DataLoader's tensors, whole epochs, each part, bounded memory."""
 
 from __future__ import annotations
 
-import json
+import os
 import socket
-import sys
-from functools import partial
+import threading
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from feed_data import write_data
 
+from csdn.cluster.guard import MARK
 from csdn.cluster.session import ray_session
-from csdn.cluster.train import run
+from csdn.data.batches import train_batch
 from csdn.data.dataset import load_dataset
-from csdn.data.feed import TrainFeed
+from csdn.data.feed import TrainFeed, TrainSource
 from csdn.errors import UserError
 
 SIZE = (64, 32)
-EPOCHS = 2
+EPOCHS = 4
+VIEWS = ("visible_view1", "visible_view2", "infrared", "labels")
 
 
 @pytest.fixture(scope="module")
@@ -30,101 +33,128 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def cluster(data):
-    """One Ray instance for all tests here; the address at which `run` takes it for a user's cluster."""
+def ray_instance():
+    """One Ray instance for all tests here."""
     with ray_session(None, cpus=3):
-        import ray
-
-        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
-        yield ray.get_runtime_context().gcs_address
+        yield
 
 
-def feed(data):
-    return TrainFeed(load_dataset(data).train_table(), data / "shards", 2, 2, SIZE, "imagenet", 10, 0, 0)
+def source(data, people=2, size=SIZE):
+    return TrainSource(load_dataset(data).train_table(), data / "shards", people, 2, size, "imagenet", 10, 0)
 
 
-def train(data, out, over_ray):
-    """A small loop with weights, on the batches of two epochs; writes the loss of each step."""
-    torch.set_num_threads(1)
-    made = feed(data)
-    if over_ray:
-        from csdn.cluster.feed import RayFeed
-
-        made = RayFeed(made)
-    torch.manual_seed(0)
-    network = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3, stride=4), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
-    )
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
-    losses = []
-    for epoch in range(EPOCHS):
-        for batch in made.epoch(epoch):
-            images = torch.cat([batch.visible_view1, batch.visible_view2, batch.infrared])
-            loss = torch.nn.functional.cross_entropy(network(images), batch.labels.repeat(3))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-    out.write_text(json.dumps(losses))
-
-
-def refuse(message):
-    raise UserError(message)
+def assert_same(one, other):
+    assert (one.epoch, one.step, one.instances) == (other.epoch, other.step, other.instances)
+    for name in VIEWS:
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("epoch", "start"), [(0, 0), (3, 4)])
-def test_ray_data_gives_the_tensors_of_the_dataloader_bit_for_bit(cluster, data, epoch, start):
-    from csdn.cluster.feed import RayFeed
+@pytest.mark.parametrize("start", [(0, 0), (2, 4)])
+def test_ray_data_gives_the_tensors_of_the_dataloader_bit_for_bit(ray_instance, data, start, monkeypatch):
+    from csdn.cluster import feed
 
-    plain = feed(data)
-    over_ray = RayFeed(plain)
-    assert over_ray.steps_per_epoch == plain.steps_per_epoch
-    count = 0
-    for one, other in zip(plain.epoch(epoch, start), over_ray.epoch(epoch, start), strict=True):
-        assert (one.epoch, one.step, one.instances) == (other.epoch, other.step, other.instances)
-        for name in ("visible_view1", "visible_view2", "infrared", "labels"):
-            assert torch.equal(getattr(one, name), getattr(other, name)), name
-        count += 1
-    assert count == plain.steps_per_epoch - start
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("where", ["here", "in a worker"])
-def test_ray_train_gives_the_losses_of_the_plain_process(cluster, data, tmp_path, monkeypatch, where):
-    monkeypatch.chdir(tmp_path)
-    train(data, tmp_path / "plain.json", over_ray=False)
-    address = None if where == "here" else cluster
-    # A relative path: a worker stands in the folder that the run was started in.
-    run(partial(train, data, Path("ray.json"), over_ray=True), address, data_cores=2, gpu=False)
-    losses = json.loads((tmp_path / "plain.json").read_text())
-    assert len(losses) == EPOCHS * feed(data).steps_per_epoch
-    assert json.loads((tmp_path / "ray.json").read_text()) == losses
+    monkeypatch.setattr(feed, "TASKS_OF_STRETCH", 3)  # a data set ends in the middle of an epoch
+    monkeypatch.setattr(feed, "ROWS_OF_TASK", 3)
+    plain, over_ray = TrainFeed(source(data), 0), feed.RayFeed(source(data), EPOCHS)
+    assert over_ray.steps_per_epoch == plain.steps_per_epoch == 7
+    first, row = start
+    for epoch in range(first, EPOCHS):
+        batches = list(over_ray.epoch(epoch, row))
+        assert len(batches) == plain.steps_per_epoch - row
+        for one, other in zip(plain.epoch(epoch, row), batches, strict=True):
+            assert_same(one, other)
+        row = 0
 
 
 @pytest.mark.slow
-def test_a_user_s_mistake_comes_out_of_ray_as_it_went_in(cluster, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"^wrong weights$"):
-        run(partial(refuse, "wrong weights"), None, data_cores=1, gpu=False)
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_parts_of_the_workers_make_up_each_batch(ray_instance, data, size):
+    from csdn.cluster.feed import Stretch, stretch_dataset
+
+    made = source(data, people=6)
+    stretch = Stretch(made, 0, 2 * made.steps_per_epoch, size)
+    found = iterate_together(stretch_dataset(stretch, made.rows).streaming_split(size))
+    for rank, rows in enumerate(found):
+        assert [row["step"].item() for row in rows] == list(range(stretch.first, stretch.last))
+        assert {row["rank"].item() for row in rows} == {rank}
+    plain = TrainFeed(made, 0)
+    whole = [batch for epoch in (0, 1) for batch in plain.epoch(epoch)]
+    for step, batch in enumerate(whole):
+        parts = []
+        for rank in range(size):
+            row = stretch.row(step, rank)
+            filled = np.empty((3, len(row.positions), 3, *SIZE), np.float32)
+            made.rows.augment(row, *found[rank][step]["pixels"][0], filled)
+            parts.append(train_batch(row, filled))
+        for name in VIEWS:
+            assert torch.equal(getattr(batch, name), torch.cat([getattr(part, name) for part in parts])), name
+
+
+def iterate_together(parts):
+    """The rows of each part of a split data set, which waits for all of its readers."""
+    found = [[] for _ in parts]
+
+    def read(rank):
+        found[rank] += parts[rank].iter_batches(batch_size=1, batch_format="numpy")
+
+    readers = [threading.Thread(target=read, args=[rank]) for rank in range(len(parts))]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join(timeout=60)
+    return found
 
 
 @pytest.mark.slow
-def test_a_shard_damaged_after_ingest_is_named_by_ray_data_too(cluster, tmp_path):
+def test_the_object_store_holds_a_few_blocks_of_a_feed_many_times_larger(ray_instance, data):
+    from csdn.cluster.feed import BLOCKS_STORED, ROWS_OF_TASK, RayFeed, block_bytes
+
+    epochs = 160
+    made = source(data, people=6, size=(288, 144))
+    feed = RayFeed(made, epochs)
+    count = sum(1 for epoch in range(epochs) for _ in feed.epoch(epoch))
+    assert count == epochs * feed.steps_per_epoch
+    # What tasks are writing and the consumer reads ahead comes on top of Ray's limit.
+    bound = (BLOCKS_STORED + 6) * block_bytes(made.rows, 1)
+    assert count / ROWS_OF_TASK * block_bytes(made.rows, 1) > 5 * bound
+    assert 0 < most_stored() < bound
+
+
+def most_stored() -> int:
+    """Bytes of the object store's file that were ever used: what it allocated once it gives out again."""
+    for folder in Path("/proc").glob("[0-9]*/fd"):
+        with suppress(OSError):
+            for file in folder.iterdir():
+                if b"plasma" in os.fsencode(file.readlink()) and of_this_run(folder.parent):
+                    return file.stat().st_blocks * 512
+    raise AssertionError("no process has the object store's file open")
+
+
+def of_this_run(process: Path) -> bool:
+    entry = f"{MARK}={os.environ[MARK]}".encode()
+    return entry in (process / "environ").read_bytes().split(b"\0")
+
+
+@pytest.mark.slow
+def test_a_shard_damaged_after_ingest_is_named_by_ray_data_too(ray_instance, tmp_path):
     from csdn.cluster.feed import RayFeed
 
     write_data(tmp_path)
-    damaged = RayFeed(feed(tmp_path))
+    damaged = RayFeed(source(tmp_path), 1)
     for shard in (tmp_path / "shards").iterdir():
         shard.write_bytes(shard.read_bytes()[:2000])
     with pytest.raises(UserError, match=r"shards/.*\.tar: ends before byte"):
         list(damaged.epoch(0))
 
 
-def test_a_cluster_that_does_not_answer_is_a_clear_error(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_cluster_that_does_not_answer_is_a_clear_error(fault):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound and not listening: nobody answers there
         address = f"127.0.0.1:{unused.getsockname()[1]}"
-        with pytest.raises(UserError, match=f"{address} does not answer.*\n.*scaling.workers"):
-            run(partial(refuse, "never called"), address, data_cores=1, gpu=False)
+        with (
+            pytest.raises(UserError, match=f"{address} does not answer.*\n.*scaling.workers") as error,
+            ray_session(address, cpus=1),
+        ):
+            raise AssertionError
+    fault("processes", "a Ray cluster that does not answer", str(error.value).replace(address, "HOST:PORT"))

@@ -12,7 +12,7 @@ import simplejpeg
 import torch
 from feed_data import write_data
 
-from csdn.data.feed import TrainFeed, test_feed
+from csdn.data.feed import TrainFeed, TrainSource, test_feed
 from csdn.data.images import decode
 from csdn.data.shards import ShardReader
 from csdn.data.transforms import TestTransform, resize
@@ -30,7 +30,7 @@ def data(tmp_path_factory):
 
 def feed(data, processes=0, seed=0):
     table, shards = data
-    return TrainFeed(table, shards, 2, 2, SIZE, "imagenet", 10, seed, processes)
+    return TrainFeed(TrainSource(table, shards, 2, 2, SIZE, "imagenet", 10, seed), processes)
 
 
 def assert_same(one, other):
@@ -41,7 +41,7 @@ def assert_same(one, other):
 
 def test_an_epoch_is_the_plan_s_rows_in_their_order(data):
     made = feed(data)
-    plan = made.plan(1)
+    plan = made.source.plan(1)
     batches = list(made.epoch(1))
     assert [(batch.epoch, batch.step) for batch in batches] == [(1, step) for step in range(len(plan))]
     assert len(batches) == made.steps_per_epoch == 7  # floor(24 / (2 * 2)) + 1
@@ -133,7 +133,7 @@ def test_an_image_altered_after_ingest_is_named_and_never_trained_on(tmp_path, p
     decode(bytes(content[image]), "jpg")
     shard.write_bytes(content)
     made = feed((table, tmp_path / "shards"), processes)
-    first = next(epoch for epoch in range(9) if 0 in made.plan(epoch).infrared)
+    first = next(epoch for epoch in range(9) if 0 in made.source.plan(epoch).infrared)
     with pytest.raises(UserError, match="is not what ingest put there") as error:
         list(made.epoch(first))
     without_place = re.sub(r"byte \d+", "byte N", str(error.value))
@@ -164,5 +164,5 @@ def test_an_image_that_takes_more_memory_than_there_is_is_an_error_that_says_so(
 def test_people_without_a_modality_are_refused_before_any_work(data, fault):
     table, shards = data
     with pytest.raises(UserError, match="6 people to train on") as error:
-        TrainFeed(table, shards, 7, 2, SIZE, "imagenet", 10, 0, 2).epoch(0)
+        TrainFeed(TrainSource(table, shards, 7, 2, SIZE, "imagenet", 10, 0), 2).epoch(0)
     fault("training", "a feed for more people than there are", error.value)

@@ -29,6 +29,7 @@ CONFIG = ModelConfig(
 EMBEDDING = EmbeddingSettings(
     epochs=3,
     images=IMAGES,
+    precision="float32",
     learning_rate=1e-3,
     head_learning_rate=2e-3,
     weight_decay=5e-4,

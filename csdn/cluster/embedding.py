@@ -1,36 +1,79 @@
-"""Stage 2 on Ray: csdn.training.embedding_job, run by Ray Train and fed by Ray Data."""
+"""Stage 2 on Ray: csdn.training's loop in workers of Ray Train, fed by Ray Data."""
 
 from __future__ import annotations
 
-from functools import partial
-from pathlib import Path
+import secrets
+from collections.abc import Callable
+from typing import Any
 
-from csdn.cluster.train import run
-from csdn.data.dataset import SampleTable
-from csdn.params import Params
-from csdn.training.embedding_job import local_feed, run_embedding
-from csdn.training.embedding_stage import Feed
-from csdn.training.prompt_job import Progress
+from csdn.cluster.board import watched_board
+from csdn.cluster.session import ray_session
+from csdn.errors import UserError
+from csdn.params import Params, ScalingParams
+from csdn.state import StageState
+from csdn.training.attempts import attempts_of, furthest, remove_attempts
+from csdn.training.checkpoint import restore_model
+from csdn.training.embedding_job import EmbeddingWork
+
+# Checkpoints that an attempt keeps: the last one, and the one before until that is whole.
+KEPT = 2
 
 
-def run_embedding_on_ray(
-    params: Params, data: Path, prompts: Path, out: Path, metrics: Path, progress: Progress
-) -> None:
-    """`run_embedding` under Ray Train: the same losses and files as in the plain process.
+def train_on_ray(
+    params: Params, work: EmbeddingWork, state: StageState, report: Callable[..., None]
+) -> list[dict[str, Any]]:
+    """The loop in `scaling.workers` workers; the losses and the model are those of the plain process.
 
-    Of a cluster, a GPU is asked where scaling.device is "cuda", and Ray Data takes the cores that are left;
-    on this machine it takes as many as scaling.feed_processes says.
+    Only this process reads and writes the project's files. The workers, which may be elsewhere, need this
+    package, the shards, and `scaling.storage` for their checkpoints. Raises UserError.
     """
-    run(
-        partial(run_embedding, params, data, prompts, out, metrics, ray_feed, progress),
-        address=params.scaling.address,
-        data_cores=max(1, params.scaling.feed_processes),
-        gpu=params.scaling.device == "cuda",
+    scaling = params.scaling
+    filesystem, folder = attempts_of(state, scaling.storage)
+    cores = scaling.workers * scaling.cpus_per_worker + max(1, scaling.feed_processes)
+    with ray_session(scaling.address, cores):
+        import ray
+
+        job = ray.put((work, furthest(state, filesystem, folder)))
+        with watched_board(report) as board:
+            _fit(scaling, {"job": job, "board": board, "scaling": scaling}, filesystem, folder)
+    position, tensors = furthest(state, filesystem, folder)
+    restore_model(work.model, tensors)
+    if scaling.storage is not None:
+        remove_attempts(filesystem, folder)
+    return position["log"]
+
+
+def _fit(scaling: ScalingParams, config: dict[str, Any], filesystem: Any, folder: str) -> None:
+    import ray
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from csdn.cluster.loop import train_worker
+
+    filesystem.create_dir(folder, recursive=True)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=config,
+        torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=scaling.workers,
+            use_gpu=scaling.use_gpu,
+            resources_per_worker={"CPU": scaling.cpus_per_worker} | ({"GPU": 1} if scaling.use_gpu else {}),
+        ),
+        run_config=RunConfig(
+            name=secrets.token_hex(8),
+            storage_path=folder,
+            storage_filesystem=filesystem,
+            checkpoint_config=CheckpointConfig(num_to_keep=KEPT),
+            failure_config=FailureConfig(max_failures=scaling.max_failures),
+        ),
     )
-
-
-def ray_feed(params: Params, table: SampleTable, data: Path) -> Feed:
-    """The plan of the local feed, which starts no process until it is iterated over, executed by Ray Data."""
-    from csdn.cluster.feed import RayFeed  # imports ray, which is configured when the session begins
-
-    return RayFeed(local_feed(params, table, data))
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        raise UserError(
+            f"training on Ray failed after {scaling.max_failures} restarts; the last checkpoint is kept: "
+            f"run the same command again to go on from it\n{error}"
+        ) from error
+    if failure := ray.get(config["board"].failure.remote()):
+        raise UserError(failure)

@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,8 +42,8 @@ _NO_MEMORY = (
 )
 
 
-class TrainFeed:
-    """P x K batches of any epoch, made by `processes` processes (0: by the caller) that stay between epochs.
+class TrainSource:
+    """What batches are made of: the plan of any epoch, and the maker of a row's images. It can travel.
 
     Raises UserError where a person lacks a modality or there are fewer than P people.
     """
@@ -57,21 +58,31 @@ class TrainFeed:
         normalize: str,
         padding: int,
         seed: int,
-        processes: int,
     ) -> None:
         self.labels, self.modalities = table.label, table.modality
         self.people, self.images, self.seed = people, images, seed
         self.rows = TrainRows(Images(table, shards, image_size), normalize, padding, seed, people * images)
         infrared = int(np.count_nonzero(self.modalities))
         self.steps_per_epoch = epoch_batches(len(table) - infrared, infrared, people, images)
-        self.executor = Executor(self.rows, train_batch, processes)
 
     def plan(self, epoch: int) -> EpochPlan:
         return epoch_plan(self.labels, self.modalities, self.people, self.images, self.seed, epoch)
 
+
+class TrainFeed:
+    """The batches of any epoch of a source, made by `processes` processes that stay between epochs.
+
+    0 processes: they are made by the caller.
+    """
+
+    def __init__(self, source: TrainSource, processes: int) -> None:
+        self.source = source
+        self.steps_per_epoch = source.steps_per_epoch
+        self.executor = Executor(source.rows, train_batch, processes)
+
     def epoch(self, epoch: int, start: int = 0) -> Iterator[TrainBatch]:
         """The batches of `epoch` from row `start` on, in the plan's order."""
-        plan = self.plan(epoch)
+        plan = self.source.plan(epoch)
         return self.executor(plan[step] for step in range(start, len(plan)))
 
 
@@ -94,28 +105,37 @@ def test_feed(
 test_feed.__test__ = False  # not a test case
 
 
-def each_image(
-    table: SampleTable,
-    shards: str | Path,
-    image_size: Sequence[int],
-    normalize: str,
-    batch: int,
-    processes: int,
-    report: Callable[[int, int], None],
-    start: int = 0,
-) -> Iterator[tuple[np.ndarray, torch.Tensor, str]]:
-    """Every image of `table` once, visible first: (ordinals [b], images [b, 3, H, W], their modality).
+@dataclass(frozen=True)
+class ImageWalk:
+    """Every image of `table` once, visible ones first, in batches of up to `batch` of one modality."""
 
-    `start`: images to leave out, those of the first so many batches.
-    """
-    done = start
-    for modality in MODALITIES:
-        ordinals = table.of(modality)
-        ordinals, start = ordinals[start:], max(0, start - len(ordinals))
-        for found, images in test_feed(table, ordinals, shards, image_size, normalize, batch, processes):
-            yield found, images, modality.value
-            done += len(found)
-            report(done, len(table))
+    table: SampleTable
+    shards: str | Path
+    image_size: Sequence[int]
+    normalize: str
+    batch: int
+
+    def steps(self, start: int = 0) -> Iterator[tuple[np.ndarray, str]]:
+        """(ordinals [b], modality) of each batch, without the first `start` images."""
+        for modality in MODALITIES:
+            ordinals = self.table.of(modality)
+            ordinals, start = ordinals[start:], max(0, start - len(ordinals))
+            for step in sequential_plan(len(ordinals), self.batch):
+                yield ordinals[step], modality.value
+
+    def rows(self) -> TestRows:
+        """The maker of a batch's images."""
+        return TestRows(Images(self.table, self.shards, self.image_size), self.normalize, self.batch)
+
+
+def walk_images(
+    walk: ImageWalk, processes: int, start: int = 0
+) -> Iterator[tuple[np.ndarray, torch.Tensor, str]]:
+    """The batches of a walk: (ordinals [b], images float32 [b, 3, H, W], their modality)."""
+    steps = list(walk.steps(start))
+    made = Executor(walk.rows(), _test_batch, processes)(ordinals for ordinals, _ in steps)
+    for (_, modality), (ordinals, images) in zip(steps, made, strict=True):
+        yield ordinals, images, modality
 
 
 def _test_batch(ordinals: np.ndarray, filled: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:

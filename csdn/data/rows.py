@@ -74,7 +74,16 @@ class TrainRows:
 
     def fill(self, row: PlanRow, out: np.ndarray) -> None:
         """Write the row's images into `out`, float32 of `shape`."""
-        visible, infrared = self.images(row.visible.ravel()), self.images(row.infrared.ravel())
+        self.augment(row, *self.read(row), out)
+
+    def read(self, row: PlanRow) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """The row's visible and infrared images as they are, uint8 [height, width, 3]; raises UserError."""
+        return self.images(row.visible.ravel()), self.images(row.infrared.ravel())
+
+    def augment(
+        self, row: PlanRow, visible: Sequence[np.ndarray], infrared: Sequence[np.ndarray], out: np.ndarray
+    ) -> None:
+        """Write the views of what `read` gave into `out`, wherever that was read."""
         for stream, images, view in zip(VIEWS, (visible, visible, infrared), out, strict=True):
             rng = generator(self.seed, stream, row.epoch, row.step)
             draws = draw_views(stream, row.global_images, self.images.image_size, self.padding, rng)

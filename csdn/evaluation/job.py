@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from csdn.data.dataset import Dataset, SampleTable, load_dataset
-from csdn.data.feed import each_image
+from csdn.data.feed import ImageWalk
 from csdn.data.records import MODALITIES
 from csdn.device import configure_torch
 from csdn.errors import UserError
@@ -40,35 +40,43 @@ from csdn.evaluation.summary import headline
 from csdn.files import write_json
 from csdn.model import CSDN, folded, load, load_clip
 from csdn.model.clip import Clip
-from csdn.params import Params
+from csdn.params import Params, ScalingParams
 from csdn.state import open_state, stage_key
-from csdn.walk import BatchesFrom, Embed, embed_all
+from csdn.walk import Embed, Embedder, embed_all, embedded_here
+
+METHODS = ("trained", "clip", "hog")  # those that look at images
 
 Progress = Callable[[str, str], AbstractContextManager[Callable[..., None]]]
 
 
 def run_evaluation(
-    params: Params, data: Path, model: Path, out: Path, metrics: Path, progress: Progress
+    params: Params,
+    data: Path,
+    model: Path,
+    out: Path,
+    metrics: Path,
+    progress: Progress,
+    make_embedder: Callable[[ScalingParams, torch.device], Embedder] = embedded_here,
 ) -> Mapping[str, Any]:
     """Evaluate the model in folder `model` on the test people; returns what is written to `metrics`.
 
-    Writes folder `out` too, and headline.json beside `metrics`.
+    Writes folder `out` too, and headline.json beside `metrics`. make_embedder: this one, or csdn.cluster's.
     Raises UserError where no test person has an image of one modality, or a gallery would be empty.
     """
     device = configure_torch(params.scaling.threads, params.scaling.device)
     dataset = load_dataset(data)
     experiment = prepare(dataset, params.evaluation.protocol, **params.evaluation.options())
     clip = load_clip(params.model.clip, params.model.weights)
-    trained = folded(load(model)).to(device)
-    embeds = embedders(params, clip, trained, device)
+    trained = folded(load(model))
+    walk = test_walk(experiment.table, params, data)
+    embedded = make_embedder(params.scaling, device)(walk, partial(embedders, params, clip, trained))
     inputs = (data / "samples.parquet", data / "people.parquet", *sorted(model.iterdir()))
     with open_state("evaluate", stage_key("evaluation", params, clip.sha256, inputs)) as state:
         with progress("embed", "images") as report:
-            batches_from = image_batches(experiment.table, params, data, report)
-            features = embed_all(batches_from, embeds, len(experiment.table), device, state)
-        methods = {name: feature_distances(found) for name, found in features.items()}
+            features = embed_all(embedded, len(experiment.table), state, report)
+        methods = {name: feature_distances(features[name]) for name in METHODS}
         results = evaluate(experiment, methods, params.seed)
-        write_results(results, features, maps_of_people(trained, dataset, params, data), out)
+        write_results(results, features, maps_of_people(trained.to(device), dataset, params, data), out)
         write_json(metrics, results.figures)
         write_json(metrics.with_name("headline.json"), headline(results.figures))
     return results.figures
@@ -100,26 +108,21 @@ def prepare(dataset: Dataset, name: str, **options: Any) -> Experiment:
 
 
 def embedders(params: Params, clip: Clip, trained: CSDN, device: torch.device) -> dict[str, Embed]:
-    """What makes a test feature of an image, for each method that looks at images."""
+    """What makes a test feature of an image, for each of METHODS."""
     untrained = CSDN.from_clip(
         clip, identities=1, image_size=trained.config.image_size, stem=trained.config.stem
-    ).to(device)
-    embeds: dict[str, Embed] = {"trained": trained.embed, "clip": clip_embed(folded(untrained))}
+    )
+    embeds: dict[str, Embed] = {
+        "trained": trained.to(device).embed,
+        "clip": clip_embed(folded(untrained).to(device)),
+    }
     if params.evaluation.mirror:
         embeds = {name: mirrored(embed) for name, embed in embeds.items()}
     # An image and its mirror image have the same histograms, in mirrored order: a second one tells nothing.
     return embeds | {"hog": gradient_histograms}
 
 
-def image_batches(table: SampleTable, params: Params, data: Path, report: Callable[..., None]) -> BatchesFrom:
-    """Every test image once, from any on."""
-    return partial(
-        each_image,
-        table,
-        data / "shards",
-        params.model.image_size,
-        params.model.normalize,
-        params.evaluation.batch,
-        params.scaling.feed_processes,
-        report,
-    )
+def test_walk(table: SampleTable, params: Params, data: Path) -> ImageWalk:
+    """Every test image once."""
+    model = params.model
+    return ImageWalk(table, data / "shards", model.image_size, model.normalize, params.evaluation.batch)

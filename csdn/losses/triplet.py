@@ -15,15 +15,23 @@ def weighted_triplet(features: Tensor, labels: Tensor) -> Tensor:
     most (a softmax of +d and of -d over each set). A batch without negatives, or without rows, gives a finite
     value too; softplus does not overflow at large distances, where log(1 + exp(x)) does.
     """
-    distances = euclidean(features, features)
-    same = labels[:, None] == labels
+    return triplet_of(features, labels, features, labels)
+
+
+def triplet_of(anchors: Tensor, anchor_labels: Tensor, features: Tensor, labels: Tensor) -> Tensor:
+    """The part of `weighted_triplet(features, labels)` that some of its rows have: their mean.
+
+    anchors: [m, d] rows of features [n, d]; anchor_labels: [m]; labels: [n].
+    """
+    distances = euclidean(anchors, features)
+    same = anchor_labels[:, None] == labels
     positive = (_weights(distances, same) * distances).sum(1)
     negative = (_weights(-distances, ~same) * distances).sum(1)
-    return F.softplus(positive - negative).sum() / max(len(features), 1)
+    return F.softplus(positive - negative).sum() / max(len(anchors), 1)
 
 
 def _weights(scores: Tensor, mask: Tensor) -> Tensor:
-    """exp(score - max) / (sum + 1e-6) over the mask, zero outside it; scores, mask: [n, n].
+    """exp(score - max) / (sum + 1e-6) over the mask, zero outside it; scores, mask: [m, n].
 
     The maximum is taken over the masked matrix, zeros included: with the 1e-6 it decides the value, so this
     is not quite a softmax where all the scores are far below zero.

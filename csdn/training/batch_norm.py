@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def synchronised(model: nn.Module) -> nn.Module:
-    """`model`, whose batch norms are replaced by synchronised ones that hold the same parameters and buffers."""
+    """`model` with synchronised batch norms in place of its own, over the same parameters and buffers."""
     if next(model.parameters()).is_cuda:
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for module in list(model.modules()):

@@ -1,10 +1,21 @@
-"""An optimiser's state as named tensors, for the state of an unfinished stage (csdn.state)."""
+"""A network and its optimiser as named tensors, for the state of an unfinished stage (csdn.state)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import torch
+
+
+def model_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers as `model.<name>`."""
+    return {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+
+
+def restore_model(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """The inverse of `model_tensors`."""
+    own = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+    model.load_state_dict(own)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, torch.Tensor]:

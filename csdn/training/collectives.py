@@ -7,13 +7,12 @@ With gradients averaged over the ranks (DistributedDataParallel) all workers tak
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
 from torch.nn.parallel import DistributedDataParallel
 
 from csdn.training.batch_norm import synchronised
@@ -33,13 +32,9 @@ def distributed(model: nn.Module) -> nn.Module:
     """
     if world()[1] == 1:
         return model
-    with warnings.catch_warnings():
-        # Every parameter is used. But only so do its buckets stay as they are after the first step, and a
-        # resumed run adds up in the order of one that was never interrupted.
-        warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified.*")
-        return DistributedDataParallel(
-            synchronised(model), broadcast_buffers=False, find_unused_parameters=True
-        )
+    # Buckets that stay as they are after the first step, which find_unused_parameters brings along, make a
+    # resumed run add up in the order of one that was never interrupted.
+    return DistributedDataParallel(synchronised(model), broadcast_buffers=False, find_unused_parameters=True)
 
 
 def gather_rows(rows: Tensor) -> Tensor:
@@ -49,11 +44,24 @@ def gather_rows(rows: Tensor) -> Tensor:
     """
     if world()[1] == 1:
         return rows
-    if rows.requires_grad:
-        return torch.cat(all_gather(rows.contiguous()))
-    parts = [torch.empty_like(rows) for _ in range(world()[1])]
-    dist.all_gather(parts, rows.contiguous())
-    return torch.cat(parts)
+    return _Gather.apply(rows)
+
+
+class _Gather(torch.autograd.Function):
+    """All ranks' rows; backward, the sum over the ranks of the gradient of one's own."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(world()[1])]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, of_all: Tensor) -> Tensor:
+        rank, size = world()
+        total = of_all.contiguous()
+        dist.all_reduce(total)
+        return total.chunk(size)[rank]
 
 
 def mean_over_ranks(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -63,3 +71,12 @@ def mean_over_ranks(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     both = torch.stack([value.detach() for value in values.values()])
     dist.all_reduce(both)
     return dict(zip(values, both / world()[1], strict=True))
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag of any rank is true."""
+    if world()[1] == 1:
+        return flag
+    flags = torch.tensor(float(flag), device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return bool(flags)

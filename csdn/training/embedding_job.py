@@ -4,57 +4,77 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from csdn.data.dataset import SampleTable
-from csdn.data.feed import TrainFeed
+from csdn.data.feed import TrainFeed, TrainSource
 from csdn.data.rows import VIEWS
 from csdn.device import configure_torch
 from csdn.files import replace_folder, write_json
 from csdn.model import CSDN, save
 from csdn.model.tensor_files import read_safetensors
+from csdn.pace import Pace
 from csdn.params import EmbeddingParams, Params
-from csdn.state import open_state
-from csdn.training.embedding_stage import EmbeddingSettings, Feed, train_embedding
+from csdn.state import StageState, open_state
+from csdn.training.attempts import Resumed
+from csdn.training.embedding_stage import EmbeddingSettings, train_embedding
 from csdn.training.inputs import training_inputs
 from csdn.training.log import write_log
 from csdn.training.prompt_job import Progress
 
 
+@dataclass(frozen=True)
+class EmbeddingWork:
+    """What stage 2's loop is called with: everything but who runs it. `model` is trained in place."""
+
+    model: CSDN
+    text_table: Tensor
+    source: TrainSource
+    settings: EmbeddingSettings
+
+
+# train(params, work, state, report) runs the loop and returns its log's rows.
+Train = Callable[[Params, EmbeddingWork, StageState, Callable[..., None]], list[dict[str, Any]]]
+
+
 def run_embedding(
-    params: Params,
-    data: Path,
-    prompts: Path,
-    out: Path,
-    metrics: Path,
-    make_feed: Callable[[Params, SampleTable, Path], Feed],
-    progress: Progress,
+    params: Params, data: Path, prompts: Path, out: Path, metrics: Path, train: Train, progress: Progress
 ) -> None:
     """Run stage 2; writes `out` (model.safetensors, config.json, log.csv), enough for `csdn.load(out)`.
 
-    `metrics` gets the mean losses over the last epoch.
-    `make_feed(params, table, data)` gives what executes the plan: a DataLoader or Ray Data.
+    `metrics` gets the mean losses over the last epoch. `train`: `train_here`, or that of csdn.cluster.
     """
-    device = configure_torch(params.scaling.threads, params.scaling.device)
     weights = prompts / "prompts.safetensors"
     inputs = training_inputs(params, data, "embedding", weights)
     model = inputs.model
-    text_table = load_prompts(model, weights).to(device)
-    model.to(device).channels_last()
+    text_table = load_prompts(model, weights)
+    settings = embedding_settings(params.embedding, params.training.precision)
+    source = train_source(params, inputs.table, data)
+    work = EmbeddingWork(model.channels_last(), text_table, source, settings)
     with open_state("embedding", inputs.key) as state:
         step_images = len(VIEWS) * params.embedding.people * params.embedding.images
         with progress("embedding", "steps", images=step_images) as report:
-            feed = make_feed(params, inputs.table, data)
-            rows = train_embedding(
-                model, text_table, feed, embedding_settings(params.embedding), state, report
-            )
+            rows = train(params, work, state, report)
         with replace_folder(out) as folder:
             save(model.eval(), folder, people=inputs.people, normalize=params.model.normalize)
             write_log(folder / "log.csv", rows)
         write_json(metrics, last_losses(rows))
+
+
+def train_here(
+    params: Params, work: EmbeddingWork, state: StageState, report: Callable[..., None]
+) -> list[dict[str, Any]]:
+    """The loop in this process, fed by processes of this machine."""
+    device = configure_torch(params.scaling.threads, params.scaling.device, work.settings.precision)
+    feed = TrainFeed(work.source, params.scaling.feed_processes)
+    resumed = Resumed(state, params.scaling.storage)
+    model, text_table = work.model.to(device), work.text_table.to(device)
+    pace = Pace(most=params.scaling.checkpoint_seconds)
+    return train_embedding(model, text_table, feed, work.settings, resumed, report, pace)
 
 
 def last_losses(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -64,9 +84,9 @@ def last_losses(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {name: round(statistics.fmean(row[name] for row in last), 6) for name in names}
 
 
-def local_feed(params: Params, table: SampleTable, data: Path) -> Feed:
-    """The plan executed by this machine's processes."""
-    return TrainFeed(
+def train_source(params: Params, table: SampleTable, data: Path) -> TrainSource:
+    """The batches that params.yaml asks for, wherever they will be made."""
+    return TrainSource(
         table,
         data / "shards",
         people=params.embedding.people,
@@ -75,7 +95,6 @@ def local_feed(params: Params, table: SampleTable, data: Path) -> Feed:
         normalize=params.model.normalize,
         padding=params.embedding.padding,
         seed=params.seed,
-        processes=params.scaling.feed_processes,
     )
 
 
@@ -88,11 +107,12 @@ def load_prompts(model: CSDN, weights: Path) -> Tensor:
     return tensors["fused_text"]
 
 
-def embedding_settings(params: EmbeddingParams) -> EmbeddingSettings:
+def embedding_settings(params: EmbeddingParams, precision: str) -> EmbeddingSettings:
     """The section `embedding` of params.yaml as the loop takes it."""
     return EmbeddingSettings(
         epochs=params.epochs,
         images=params.images,
+        precision=precision,
         learning_rate=params.learning_rate,
         head_learning_rate=params.head_learning_rate,
         weight_decay=params.weight_decay,

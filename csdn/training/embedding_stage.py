@@ -1,7 +1,7 @@
 """Stage 2: the image encoder learns to tell people, tied to the fused text of each (docs/method.md).
 
 `train_embedding` is the loop; it knows tensors and batches, not where they come from. The same loop runs in
-the plain process and in a Ray Train worker.
+the plain process and in each of several workers, which then take one step together.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from csdn.model import CSDN
 from csdn.pace import Pace
-from csdn.state import StageState
-from csdn.training.checkpoint import optimizer_tensors, restore_optimizer
+from csdn.training.checkpoint import model_tensors, optimizer_tensors, restore_model, restore_optimizer
+from csdn.training.collectives import any_rank, distributed, world
 from csdn.training.log import LossLog
 from csdn.training.losses import embedding_losses
 from csdn.training.schedules import factor
@@ -40,12 +40,24 @@ class Feed(Protocol):
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]: ...
 
 
+class State(Protocol):
+    """Where the loop saves, so that another run of it goes on there; see csdn.state.StageState.
+
+    `leaving` is true where this machine is about to go: now is the time to save.
+    """
+
+    def save(self, position: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None: ...
+    def load(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None: ...
+    def leaving(self) -> bool: ...
+
+
 @dataclass(frozen=True)
 class EmbeddingSettings:
     """What decides the optimisation; `schedule` are the arguments of `factor`, `weights` of the losses."""
 
     epochs: int
     images: int
+    precision: str
     learning_rate: float
     head_learning_rate: float
     weight_decay: float
@@ -59,55 +71,69 @@ def train_embedding(
     text_table: Tensor,
     feed: Feed,
     settings: EmbeddingSettings,
-    state: StageState,
+    state: State,
     report: Callable[..., None],
     pace: Pace | None = None,
 ) -> list[dict[str, Any]]:
     """Train `model` in place, from the last checkpoint of `state` if there is one; returns the log's rows.
 
     text_table: [identities, d] fused text features, constants of this stage.
+    Each of several workers (torch.distributed) calls it with its part of every batch; all save together.
     """
-    device = text_table.device
+    only_images_train(model)
     optimizer = build_optimizer(model, settings)
     first, start, rows = restore(model, optimizer, state)
     log = LossLog(feed.steps_per_epoch, rows)
-    total = settings.epochs * feed.steps_per_epoch
+    trained = distributed(model.train())
     pace = pace or Pace()
-    model.train()
     for epoch in range(first, settings.epochs):
         for batch in feed.epoch(epoch, start):
             rate = set_learning_rates(optimizer, settings, epoch, batch.step / feed.steps_per_epoch)
-            losses = training_step(model, optimizer, batch, text_table, settings, device)
+            losses = training_step(trained, optimizer, batch, text_table, settings)
             done = batch.step + 1
             last = done == feed.steps_per_epoch
             if log.add(losses, due=last, epoch=epoch, step=epoch * feed.steps_per_epoch + done):
                 log.rows[-1]["learning_rate"] = rate
+                total = settings.epochs * feed.steps_per_epoch
                 report(log.rows[-1]["step"], total, {"loss": log.rows[-1]["total"]})
-                if pace.due():
+                if due_to_save(pace, state):
                     with pace.saving():
                         save(model, optimizer, state, epoch + last, 0 if last else done, log.rows)
         start = 0
     return log.rows
 
 
+def only_images_train(model: CSDN) -> None:
+    """The text is constant here; workers would wait for its gradients."""
+    model.requires_grad_(False)
+    for parameter in model.image_parameters():
+        parameter.requires_grad_(True)
+
+
+def due_to_save(pace: Pace, state: State) -> bool:
+    """Whether to save now; the same answer in all workers, whose clocks differ: the first one's counts."""
+    leaving = state.leaving()
+    return any_rank(leaving or (world()[0] == 0 and pace.due()))
+
+
 def training_step(
-    model: CSDN,
+    model: nn.Module,
     optimizer: torch.optim.Optimizer,
     batch: Batch,
     text_table: Tensor,
     settings: EmbeddingSettings,
-    device: torch.device,
 ) -> dict[str, Tensor]:
-    """One Adam step on one batch; returns its losses (scalars)."""
+    """One Adam step on one batch; returns its losses (scalars). `model`: a CSDN, or `distributed` of one."""
+    device = text_table.device
+    views = (batch.visible_view1, batch.visible_view2, batch.infrared)
     losses = embedding_losses(
         model,
-        batch.visible_view1.to(device, non_blocking=True),
-        batch.visible_view2.to(device, non_blocking=True),
-        batch.infrared.to(device, non_blocking=True),
+        *(view.to(device, non_blocking=True) for view in views),
         batch.labels.to(device, non_blocking=True),
         text_table,
         instances=settings.images,
         weights=settings.weights,
+        precision=settings.precision,
     )
     optimizer.zero_grad(set_to_none=True)
     losses["total"].backward()
@@ -141,25 +167,24 @@ def set_learning_rates(
 def save(
     model: CSDN,
     optimizer: torch.optim.Optimizer,
-    state: StageState,
+    state: State,
     epoch: int,
     step: int,
     rows: list[dict[str, Any]],
 ) -> None:
     """Checkpoint with the plan's position: the next batch is row `step` of `epoch`."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    tensors |= optimizer_tensors(optimizer, "optimizer.")
+    tensors = model_tensors(model) | optimizer_tensors(optimizer, "optimizer.")
     state.save({"epoch": epoch, "step": step, "log": rows}, tensors)
 
 
 def restore(
-    model: CSDN, optimizer: torch.optim.Optimizer, state: StageState
+    model: CSDN, optimizer: torch.optim.Optimizer, state: State
 ) -> tuple[int, int, list[dict[str, Any]]]:
     """(epoch, step, log) to go on from: the start, or the last checkpoint, then loaded into both."""
     saved = state.load()
     if saved is None:
         return 0, 0, []
     position, tensors = saved
-    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    restore_model(model, tensors)
     restore_optimizer(optimizer, tensors, "optimizer.")
     return position["epoch"], position["step"], position["log"]

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 
+from csdn.training.collectives import mean_over_ranks
+
 ROWS_PER_EPOCH = 20
 
 
 class LossLog:
-    """Collects losses step by step; `rows` holds the means over every `every` steps.
+    """Collects losses step by step; `rows` holds the means over every `every` steps and over the workers.
 
     Losses stay tensors until a row is due: reading one earlier would make a GPU wait at each step.
     """
@@ -29,13 +31,14 @@ class LossLog:
         if len(self._pending) < self.every and not due:
             return False
         means = {name: _mean([step[name] for step in self._pending]) for name in self._pending[0]}
-        self.rows.append({**position, **means})
+        means = mean_over_ranks(means)
+        self.rows.append({**position, **{name: float(mean) for name, mean in means.items()}})
         self._pending.clear()
         return True
 
 
-def _mean(losses: Sequence[torch.Tensor]) -> float:
-    return float(torch.stack(tuple(losses)).double().mean())
+def _mean(losses: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(tuple(losses)).double().mean()
 
 
 def write_log(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

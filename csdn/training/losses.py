@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from csdn.losses import msel, semantic, weighted_triplet
+from csdn.losses import msel, semantic
+from csdn.losses.triplet import triplet_of
 from csdn.model import CSDN, TrainingOutputs
+from csdn.training.collectives import gather_rows
 
 PUBLISHED_WEIGHTS = {"identity": 1.0, "msel": 1.0, "triplet": 0.15, "hse_visible": 0.05, "hse_infrared": 0.10}
 
@@ -23,6 +25,7 @@ def embedding_losses(
     text_table: Tensor,
     instances: int | None = None,
     weights: Mapping[str, float] = PUBLISHED_WEIGHTS,
+    precision: str = "float32",
 ) -> dict[str, Tensor]:
     """Losses of one batch, scalars: id_gem, id_pool, triplet_gem, triplet_pool, msel_gem, msel_pool,
     hse_visible, hse_infrared (all unweighted), and total, their weighted sum.
@@ -30,8 +33,12 @@ def embedding_losses(
     model: in training mode; visible_view1, visible_view2 (two augmentations of the same images), infrared:
     [n, 3, H, W]; labels: [n], the people of all three; text_table: [identities, d] fused text features;
     instances: images of a person in a batch and modality, by default what the labels say.
+    precision: of the network's products, "bf16" or what its weights have; losses are at least float32.
     """
-    outputs = model({"visible": torch.cat([visible_view1, visible_view2]), "infrared": infrared})
+    with torch.autocast(infrared.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        outputs = model({"visible": torch.cat([visible_view1, visible_view2]), "infrared": infrared})
+    if precision == "bf16":
+        outputs = TrainingOutputs(*(part.float() for part in outputs))
     instances = instances or images_of_each(labels)
     losses = batch_losses(outputs, labels, text_table, instances)
     return losses | {"total": weighted_sum(losses, weights)}
@@ -40,15 +47,19 @@ def embedding_losses(
 def batch_losses(
     outputs: TrainingOutputs, labels: Tensor, text_table: Tensor, instances: int
 ) -> dict[str, Tensor]:
-    """The eight losses of outputs of 3n rows in the order view 1, view 2, infrared; labels: [n]."""
+    """The eight losses of outputs of 3n rows in the order view 1, view 2, infrared; labels: [n].
+
+    With several workers these are of each one's part of the batch, and the batch's are their mean.
+    """
     everybody = labels.repeat(3)
+    in_batch = gather_rows(everybody)
     visible_f, _, infrared_f = outputs.gem.chunk(3)
     visible_g, _, infrared_g = outputs.pool.chunk(3)
     return {
         "id_gem": F.cross_entropy(outputs.gem_logits, everybody),
         "id_pool": F.cross_entropy(outputs.pool_logits, everybody),
-        "triplet_gem": weighted_triplet(outputs.gem, everybody),
-        "triplet_pool": weighted_triplet(outputs.pool, everybody),
+        "triplet_gem": triplet_of(outputs.gem, everybody, gather_rows(outputs.gem), in_batch),
+        "triplet_pool": triplet_of(outputs.pool, everybody, gather_rows(outputs.pool), in_batch),
         "msel_gem": msel(visible_f, infrared_f, labels, instances),
         "msel_pool": msel(visible_g, infrared_g, labels, instances),
         "hse_visible": semantic(visible_g, text_table, labels),

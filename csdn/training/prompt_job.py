@@ -13,35 +13,46 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from csdn.data.feed import each_image
+from csdn.data.feed import ImageWalk
 from csdn.data.plan import pair_plan, pooled_plan
 from csdn.data.records import MODALITIES
 from csdn.device import configure_torch
 from csdn.files import replace_folder, write_json
 from csdn.model import CSDN, folded
-from csdn.params import Params, PhaseParams
+from csdn.params import Params, PhaseParams, ScalingParams
 from csdn.state import StageState, open_state
 from csdn.training.inputs import TrainingInputs, training_inputs
 from csdn.training.log import write_log
 from csdn.training.prompt_stage import IntegrationPhase, Phase, PhaseSettings, PromptPhase, train_phase
-from csdn.walk import embed_all
+from csdn.walk import Embed, Embedder, embed_all, embedded_here
 
 # progress(phase, unit, images of a unit) gives a context: its value is called report(done, total, figures).
 EMBED_BATCH = 128  # images; a constant, since another one would change the last digits
 
-Progress = Callable[..., AbstractContextManager[Callable[..., None]]]
+Report = Callable[..., None]
+Progress = Callable[..., AbstractContextManager[Report]]
 
 
 def run_prompts(
-    params: Params, data: Path, out: Path, metrics: Path, progress: Progress
+    params: Params,
+    data: Path,
+    out: Path,
+    metrics: Path,
+    progress: Progress,
+    make_embedder: Callable[[ScalingParams, torch.device], Embedder] = embedded_here,
 ) -> Mapping[str, float]:
-    """Run stage 1; writes `out` (prompts.safetensors, config.json, log.csv) and the returned `metrics`."""
+    """Run stage 1; writes `out` (prompts.safetensors, config.json, log.csv) and the returned `metrics`.
+
+    make_embedder: this one, or csdn.cluster's.
+    """
     device = configure_torch(params.scaling.threads, params.scaling.device)
     inputs = training_inputs(params, data, "prompts")
     model = inputs.model.to(device).eval()
     with open_state("prompts", inputs.key) as state:
         with progress("embed", "images") as report:
-            embeddings = embed_once(inputs, params, data, device, state.part("embeddings"), report)
+            embedder = make_embedder(params.scaling, device)
+            embeddings = embed_once(inputs, params, data, embedder, state.part("embeddings"), report)
+        embeddings = embeddings.to(device)
         labels = torch.from_numpy(inputs.table.label).to(device)
         prompts = prompt_phase(inputs, params, embeddings, labels)
         rows = _train(prompts, params.prompts.prompts, params.seed, state, progress)
@@ -54,27 +65,17 @@ def run_prompts(
 
 
 def embed_once(
-    inputs: TrainingInputs,
-    params: Params,
-    data: Path,
-    device: torch.device,
-    state: StageState,
-    report: Callable[..., None],
+    inputs: TrainingInputs, params: Params, data: Path, embedder: Embedder, state: StageState, report: Report
 ) -> Tensor:
     """Raw image embeddings [images, d] of the frozen encoder (running statistics, test transforms)."""
-    batches_from = partial(
-        each_image,
-        inputs.table,
-        data / "shards",
-        params.model.image_size,
-        params.model.normalize,
-        EMBED_BATCH,
-        params.scaling.feed_processes,
-        report,
-    )
-    embeds = {"embeddings": folded(inputs.model).image_embeddings}
-    features = embed_all(batches_from, embeds, len(inputs.table), device, state)
-    return torch.from_numpy(features["embeddings"]).to(device)
+    model = params.model
+    walk = ImageWalk(inputs.table, data / "shards", model.image_size, model.normalize, EMBED_BATCH)
+    embedded = embedder(walk, partial(image_embeddings, folded(inputs.model)))
+    return torch.from_numpy(embed_all(embedded, len(inputs.table), state, report)["embeddings"])
+
+
+def image_embeddings(model: CSDN, device: torch.device) -> dict[str, Embed]:
+    return {"embeddings": model.to(device).image_embeddings}
 
 
 def prompt_phase(inputs: TrainingInputs, params: Params, embeddings: Tensor, labels: Tensor) -> PromptPhase:

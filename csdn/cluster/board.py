@@ -1,0 +1,66 @@
+"""What the workers tell the process that waits for them: how far they are, or what mistake ended them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+SECONDS = 0.5  # between two looks at the board
+
+
+class Board:
+    """Lives in a process of its own (a Ray actor), beside the one that waits."""
+
+    def __init__(self) -> None:
+        self._progress: tuple[Any, ...] | None = None
+        self._failure: str | None = None
+
+    def put(self, done: int, total: int, values: Mapping[str, float]) -> None:
+        self._progress = (done, total, dict(values))
+
+    def progress(self) -> tuple[Any, ...] | None:
+        """The latest (done, total, values), or None."""
+        return self._progress
+
+    def fail(self, message: str) -> None:
+        """Note the text of a UserError: another try would meet it again."""
+        self._failure = self._failure or message
+
+    def failure(self) -> str | None:
+        return self._failure
+
+
+@contextmanager
+def watched_board(report: Callable[..., None]) -> Iterator[Any]:
+    """The handle of a new board; while the block runs, `report` is called with what is put on it."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
+    ended = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(board, report, ended), daemon=True)
+    watcher.start()
+    try:
+        yield board
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def _watch(board: Any, report: Callable[..., None], ended: threading.Event) -> None:
+    import ray
+
+    shown = None
+    last = False
+    while not last:
+        last = ended.wait(SECONDS)  # once more after the end
+        try:
+            found = ray.get(board.progress.remote(), timeout=10)
+        except ray.exceptions.RayError:  # the cluster is busy or gone: `fit` says so
+            continue
+        if found != shown:
+            report(*found)
+            shown = found

@@ -1,0 +1,154 @@
+"""Stage 2 in workers of Ray Train: the plain process's model, whatever happens to the workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+import pytest
+from ray_work import (
+    difference,
+    make_params,
+    make_state,
+    make_work,
+    same_bytes,
+    train_plainly,
+    worker_pids,
+    write_images,
+)
+
+from csdn.errors import UserError
+from csdn.training.attempts import Resumed
+from csdn.training.embedding_job import train_here
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="csdn.cluster is for Linux"),
+]
+TOLERANCE = 1e-4
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def plain(images, tmp_path_factory):
+    """The plain process's (model, log)."""
+    work = make_work(images)
+    return work.model, train_plainly(work, make_state(tmp_path_factory.mktemp("plain") / "state"))
+
+
+@pytest.fixture(scope="module")
+def ray_instance():
+    """One Ray instance for all tests here."""
+    from csdn.cluster.session import ray_session
+
+    with ray_session(None, cpus=5):
+        yield
+
+
+def train(images, state, workers, report=lambda *_: None, **scaling):
+    from csdn.cluster.embedding import train_on_ray
+
+    work = make_work(images)
+    return work.model, train_on_ray(make_params(workers, **scaling), work, state, report)
+
+
+def test_one_worker_trains_the_plain_process_s_bytes(ray_instance, images, plain, tmp_path):
+    model, rows = train(images, make_state(tmp_path / "state"), 1)
+    assert same_bytes(model, plain[0])
+    assert rows == plain[1]
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_several_workers_train_the_same_model(ray_instance, images, plain, tmp_path, workers):
+    reports = []
+    state = make_state(tmp_path / "state")
+    model, rows = train(images, state, workers, lambda *report: reports.append(report))
+    assert 0 < difference(model, plain[0]) < TOLERANCE
+    assert [row["step"] for row in rows] == [row["step"] for row in plain[1]]
+    for row, expected in zip(rows, plain[1], strict=True):
+        assert row == pytest.approx(expected, rel=10 * TOLERANCE)
+    assert reports[-1][:2] == (15, 15)
+
+
+def test_a_killed_worker_is_replaced_and_the_bytes_are_those_of_an_untouched_run(
+    ray_instance, images, tmp_path, fault
+):
+    untouched, rows = train(images, make_state(tmp_path / "untouched"), 2)
+    killed = []
+
+    def kill_one(done, _total, _values):
+        if done >= 7 and not killed:
+            killed.extend(worker_pids())
+            os.kill(killed[-1], signal.SIGKILL)
+
+    model, rows_of_killed = train(images, make_state(tmp_path / "killed"), 2, kill_one)
+    assert len(killed) == 2
+    assert same_bytes(model, untouched)
+    assert rows_of_killed == rows
+    fault(
+        "processes",
+        "a training worker on Ray was killed (SIGKILL) in the middle of an epoch",
+        "Ray starts the workers again, from the last checkpoint; same bytes. scaling.max_failures times.",
+    )
+
+
+def test_too_many_kills_are_an_error_that_keeps_the_checkpoint(ray_instance, images, tmp_path, fault):
+    def kill_one(*_):
+        os.kill(worker_pids()[0], signal.SIGKILL)
+
+    state = make_state(tmp_path / "state")
+    with pytest.raises(UserError, match="failed after 0 restarts; the last checkpoint is kept") as error:
+        train(images, state, 2, kill_one, max_failures=0)
+    assert Resumed(state, None).load()[0]["step"]
+    fault("processes", "more training workers on Ray died than scaling.max_failures", str(error.value)[:120])
+
+
+@pytest.mark.parametrize("order", [(2, 3), (3, 0), (0, 2)])
+def test_another_number_of_workers_goes_on_where_the_run_was_stopped(
+    ray_instance, images, plain, tmp_path, order
+):
+    state = make_state(tmp_path / "state")
+    with pytest.raises((UserError, Killed)):
+        stopped_at(6, images, state, order[0])
+    saved = Resumed(state, None).load()[0]
+    assert saved["epoch"] == 1
+    begun = []
+    model, rows = go_on(images, state, order[1], lambda done, *_: begun.append(done))
+    assert begun[0] > len(saved["log"])
+    assert rows[: len(saved["log"])] == saved["log"]
+    assert len(rows) == 15
+    assert difference(model, plain[0]) < TOLERANCE
+
+
+def stopped_at(step, images, state, workers):
+    def stop(done, *_):
+        if done >= step:
+            if not workers:
+                raise Killed
+            os.kill(worker_pids()[0], signal.SIGKILL)
+
+    go_on(images, state, workers, stop, max_failures=0)
+
+
+def go_on(images, state, workers, report, **scaling):
+    if workers:
+        return train(images, state, workers, report, **scaling)
+    work = make_work(images)
+    return work.model, train_here(make_params(0), work, state, report)
+
+
+def test_a_user_s_mistake_is_not_tried_again(ray_instance, tmp_path):
+    root = write_images(tmp_path / "images")
+    for shard in (root / "shards").iterdir():
+        shard.write_bytes(shard.read_bytes()[:2000])
+    with pytest.raises(UserError, match=r"shards/.*\.tar: ends before byte"):
+        train(root, make_state(tmp_path / "state"), 2)

@@ -1,0 +1,57 @@
+"""Features that actors on Ray make are those of this process."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from ray_work import make_params, make_state, make_work, write_images
+
+from csdn.data.dataset import load_dataset
+from csdn.data.feed import ImageWalk
+from csdn.errors import UserError
+from csdn.training.prompt_job import image_embeddings
+from csdn.walk import embed_all, embedded_here
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="csdn.cluster is for Linux"),
+]
+CPU = torch.device("cpu")
+
+
+def walk_of(root):
+    return ImageWalk(load_dataset(root).train_table(), root / "shards", (64, 32), "imagenet", 8)
+
+
+def features(root, state, make_embedder, report=lambda *_: None):
+    walk = walk_of(root)
+    embedded = make_embedder(make_params(2).scaling, CPU)(
+        walk, partial(image_embeddings, make_work(root).model)
+    )
+    return embed_all(embedded, len(walk.table), state, report)
+
+
+def test_features_made_on_ray_are_those_of_this_process(tmp_path):
+    from csdn.cluster.walk import embedded_on_ray
+
+    root = write_images(tmp_path / "images")
+    here = features(root, make_state(tmp_path / "here"), embedded_here)["embeddings"]
+    reports = []
+    spread = features(root, make_state(tmp_path / "ray"), embedded_on_ray, lambda *at: reports.append(at))
+    assert here.shape[0] == 84
+    np.testing.assert_allclose(spread["embeddings"], here, rtol=1e-5, atol=1e-6)
+    assert reports[-1] == (84, 84)
+
+
+def test_a_damaged_shard_is_named_by_a_walk_on_ray_too(tmp_path):
+    from csdn.cluster.walk import embedded_on_ray
+
+    root = write_images(tmp_path / "images")
+    for shard in (root / "shards").iterdir():
+        shard.write_bytes(shard.read_bytes()[:2000])
+    with pytest.raises(UserError, match=r"shards/.*\.tar: ends before byte"):
+        features(root, make_state(tmp_path / "state"), embedded_on_ray)

@@ -89,5 +89,5 @@ def adam_step_bytes(floats: int) -> int:
 
 
 def table_operations(batch_rows: int, people: int, width: int, trained: bool) -> float:
-    """Operations of rows [n, width] times a table [people, width], and back; the table's gradient too if trained."""
+    """Operations of rows [n, width] times a table [people, width], and back (to the table too if trained)."""
     return 2.0 * batch_rows * people * width * (3 if trained else 2)

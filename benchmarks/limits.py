@@ -98,13 +98,13 @@ def known(network: Network, people: int) -> dict[str, float]:
     hse = table_operations(2 * batch // 3, people, network.embed, trained=False)
     return {
         "prompt tokens, GB": tokens * FLOAT / GB,
-        "the same with gradient and Adam's moments, GB": adam_bytes(tokens) / GB,
+        "tokens with gradient and Adam's moments, GB": adam_bytes(tokens) / GB,
         "moved by a dense Adam step on them, GB": adam_step_bytes(tokens) / GB,
         "fused texts T, GB": people * network.embed * FLOAT / GB,
         "HSE, GFLOP a step": hse / GB,
         "HSE's logits, GB": 2 * batch // 3 * people * FLOAT / GB,
         "classifiers, GB": heads * FLOAT / GB,
-        "the same with gradient and Adam's moments, GB": adam_bytes(heads) / GB,
+        "classifiers with gradient and Adam's moments, GB": adam_bytes(heads) / GB,
         "classifiers, GFLOP a step": table_operations(batch, people, network.features, trained=True) / GB,
         "network without them, GFLOP a step": network.operations / GB,
         "gradients of all, dense, GB": network.parameters_for(people) * FLOAT / GB,

@@ -1,6 +1,6 @@
 """What limits hundreds of GPUs and a hundred million images: measured sizes, and what follows from them.
 
-    python benchmarks/limits.py    about two minutes on one core, 5 GiB
+    python benchmarks/limits.py    some four minutes on one core, 6 GiB
 
 The upper part is measured on this machine (benchmarks/limits_measured.py), each part in a process of its own.
 The lower part is arithmetic (benchmarks/cost_model.py): no GPU and no network was measured for it.
@@ -40,7 +40,10 @@ from limits_measured import IMAGES, PEOPLE, SIZE
 from machine import machine
 
 MILLION, MB, GB = 10**6, 10**6, 10**9
-MEASURED = (("plan", 1), ("plan", 10), ("samples", 1), ("merged", 1), ("requests", 10))
+MEASURED = (
+    *(("plan", 1), ("plan", 10), ("plan", 100), ("samples", 1), ("samples", 4)),
+    *(("merged", 1), ("merged", 4), ("requests", 10)),
+)
 WORKERS, KNOWN = (8, 64, 512), (395, 10_000, MILLION)
 AIM = 4_500  # rows a second that one GPU of the H200's class is to train: the aim, not a measurement
 DECODED = 1_650  # images a second of one process of the feed (docs/benchmarks.md)

@@ -55,7 +55,7 @@ def main() -> None:
     if part:
         print(json.dumps(getattr(limits_measured, part[0])(int(part[1]) * MILLION)))
         return
-    print(f"{date.today()}  {machine()}, one thread")
+    print(f"{date.today()}  {machine()}, one thread; seconds are those of the core")
     for name, millions in MEASURED:
         lines(f"{name}, {millions} million images", alone(name, millions))
     network = limits_measured.network()

@@ -17,7 +17,7 @@ class Network:
 
     parameters: floats that train; features: c + d, floats of f and g of a row; embed: d; norms and
     norm_channels: batch norms and all their channels; operations: floating-point operations of a step of
-    `rows` rows, forward and backward.
+    `rows` rows, forward and backward; kept_matrices: matrices of pairs of rows that the losses keep between.
     """
 
     parameters: int
@@ -28,6 +28,7 @@ class Network:
     operations: float
     people: int
     rows: int
+    kept_matrices: float
 
     def parameters_for(self, people: int) -> int:
         """Floats that train where the two classifiers [people, c] and [people, d] have as many rows."""
@@ -68,9 +69,9 @@ def norm_traffic(channels: int, workers: int) -> float:
     return forward + 2 * (2 * channels * FLOAT) * (workers - 1) / workers
 
 
-def distance_bytes(batch_rows: int) -> int:
-    """Bytes of one matrix of distances of the global batch; autograd keeps several of them."""
-    return batch_rows**2 * FLOAT
+def pairs_bytes(batch_rows: int, matrices: float) -> float:
+    """Bytes of so many matrices of all pairs of the global batch."""
+    return batch_rows**2 * FLOAT * matrices
 
 
 def distance_operations(batch_rows: int, features: int) -> float:

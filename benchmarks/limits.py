@@ -26,20 +26,20 @@ from cost_model import (
     Network,
     adam_bytes,
     adam_step_bytes,
-    distance_bytes,
     distance_operations,
     gather_traffic,
     gathered_bytes,
     gradient_traffic,
     norm_traffic,
+    pairs_bytes,
     reads,
     rows,
     table_operations,
 )
-from limits_measured import IMAGES, PEOPLE, SIZE
+from limits_measured import IMAGES, JPEG, PEOPLE, SIZE
 from machine import machine
 
-MILLION, MB, GB = 10**6, 10**6, 10**9
+MILLION, MB, GB, GIB = 10**6, 10**6, 10**9, 2**30
 MEASURED = (
     *(("plan", 1), ("plan", 10), ("plan", 100), ("samples", 1), ("samples", 4)),
     *(("merged", 1), ("merged", 4), ("requests", 10)),
@@ -48,6 +48,8 @@ WORKERS, KNOWN = (8, 64, 512), (395, 10_000, MILLION)
 AIM = 4_500  # rows a second that one GPU of the H200's class is to train: the aim, not a measurement
 DECODED = 1_650  # images a second of one process of the feed (docs/benchmarks.md)
 TOKENS, TEXT_WIDTH = 4, 512  # of a person and modality
+EMBED, FEATURES = 1024, 3072  # of g, and of f and g
+IMAGES_IN_ALL = (MILLION, 10 * MILLION, 100 * MILLION)
 
 
 def main() -> None:
@@ -56,8 +58,11 @@ def main() -> None:
         print(json.dumps(getattr(limits_measured, part[0])(int(part[1]) * MILLION)))
         return
     print(f"{date.today()}  {machine()}, one thread; seconds are those of the core")
+    found = {}
     for name, millions in MEASURED:
-        lines(f"{name}, {millions} million images", alone(name, millions))
+        found[name] = alone(name, millions)
+        lines(f"{name}, {millions} million images", found[name])
+    columns("images, by the largest sizes above", {n: tables(found, n) for n in IMAGES_IN_ALL})
     network = limits_measured.network()
     lines("network of stage 2, RN50 at 288x144", asdict(network))
     for title, each in (("one person a GPU", 1), (f"{PEOPLE} people a GPU", PEOPLE)):
@@ -69,6 +74,22 @@ def alone(name: str, millions: int) -> dict[str, Any]:
     """A part in a process of its own, so that its peak of memory is its own."""
     command = [sys.executable, __file__, name, str(millions)]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+
+
+def tables(found: Mapping[str, Mapping[str, Any]], images: int) -> dict[str, float]:
+    """What so many images cost where they are as many bytes and seconds each as in what was measured."""
+    samples, merged = found["samples"], found["merged"]
+    read, laid = images / samples["rows"], images / merged["rows"]
+    return {
+        "samples.parquet, GB": images * samples["file bytes a row"] / GB,
+        "as the feed holds it, GB": images * samples["feed's bytes a row"] / GB,
+        "peak while it is loaded, GB": read * samples["load peak GiB"] * GIB / GB,
+        "merge after a new drop, minutes": laid * merged["seconds"] / 60,
+        "merge, peak GB": laid * merged["peak GiB"] * GIB / GB,
+        "shards of 20 kB images, TB": images * JPEG / GB / 1000,
+        "stage 1's embeddings, GB": images * EMBED * FLOAT / GB,
+        "features of a fifth as test images, GB": images / 5 * 2 * FEATURES * FLOAT / GB,
+    }
 
 
 def step(network: Network, people: int, workers: int) -> dict[str, float]:
@@ -84,7 +105,7 @@ def step(network: Network, people: int, workers: int) -> dict[str, float]:
         "f and g held by each GPU, MB": gathered_bytes(batch, network.features) / MB,
         "batch norms received, MB": norm_traffic(network.norm_channels, workers) / MB,
         "batch norms: messages one after another": 2 * network.norms,
-        "one matrix of distances, MB": distance_bytes(batch) / MB,
+        "pairs of rows kept by WRT on each GPU, MB": pairs_bytes(batch, network.kept_matrices) / MB,
         "distances of WRT on each GPU, GFLOP": distance_operations(batch, network.features) / GB,
         "network on each GPU, GFLOP": network.operations * batch / workers / network.rows / GB,
         "image reads of all GPUs, 1/s": reads(people, IMAGES) / compute,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from cost_model import Network
+from cost_model import FLOAT, Network
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -32,6 +32,7 @@ from csdn.data.tables import (
     table_of,
     write_table,
 )
+from csdn.losses import weighted_triplet
 from csdn.model import CSDN, ModelConfig
 from csdn.training.losses import embedding_losses
 
@@ -157,24 +158,51 @@ def digest(number: int) -> str:
 
 
 def requests(images: int) -> dict[str, Any]:
-    """Range reads of a batch, where images of one shard that lie close together are read by one request."""
+    """Range reads of a batch, where images of one shard that lie close together are read by one request.
+
+    In shards as ingest orders them, by path, and in shards ordered by person.
+    """
     labels, modalities = people_and_modalities(images)
     made = epoch_plan(labels, modalities, PEOPLE, IMAGES, seed=0, epoch=0)
+    by_person = np.empty(len(labels), dtype=np.int64)
+    by_person[np.lexsort((modalities, labels))] = np.arange(len(labels))
     found: dict[str, Any] = {"images": 2 * PEOPLE * IMAGES}
-    for gap in GAPS:
-        counts, over = zip(*(ranges(made[step], gap * 1024) for step in range(BATCHES)), strict=True)
-        found[f"gap {gap} KiB"] = f"{np.mean(counts):.1f} requests, {np.mean(over):.2f} x the bytes"
+    for name, places in (("path", np.arange(len(labels))), ("person", by_person)):
+        for gap in GAPS:
+            counts, over = zip(
+                *(ranges(made[step], places, gap * 1024) for step in range(BATCHES)), strict=True
+            )
+            shown = f"{np.mean(counts):.1f} requests, {np.mean(over):.2f} x the bytes"
+            found[f"by {name}, gap {gap} KiB"] = shown
     return found
 
 
-def ranges(row: PlanRow, gap: int) -> tuple[int, float]:
-    """(requests, bytes read over bytes needed) of one batch; images stand in shards in the order of paths."""
-    ordinals = np.unique(np.concatenate([row.visible.ravel(), row.infrared.ravel()]))
+def ranges(row: PlanRow, places: np.ndarray, gap: int) -> tuple[int, float]:
+    """(requests, bytes read over bytes needed) of one batch; places: where images stand in the shards."""
+    at = np.unique(places[np.concatenate([row.visible.ravel(), row.infrared.ravel()])])
     per_shard = SHARD // JPEG
-    between = (np.diff(ordinals) - 1) * JPEG
-    joined = (between <= gap) & (ordinals[1:] // per_shard == ordinals[:-1] // per_shard)
-    needed = len(ordinals) * JPEG
-    return len(ordinals) - int(joined.sum()), (needed + between[joined].sum()) / needed
+    between = (np.diff(at) - 1) * JPEG
+    joined = (between <= gap) & (at[1:] // per_shard == at[:-1] // per_shard)
+    needed = len(at) * JPEG
+    return len(at) - int(joined.sum()), (needed + between[joined].sum()) / needed
+
+
+def kept_matrices() -> float:
+    """Matrices [rows, rows] of floats that WRT of both branches keeps until the backward pass."""
+    rows = 3 * PEOPLE * IMAGES
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.shape == (rows, rows):
+            kept[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    labels = torch.arange(PEOPLE).repeat_interleave(IMAGES).repeat(3)
+    features = torch.randn(rows, 8, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = weighted_triplet(features, labels)
+    assert loss.requires_grad  # what it keeps is alive until here
+    return 2 * sum(kept.values()) / (rows * rows * FLOAT)
 
 
 def network(_: int = 0) -> Network:
@@ -199,4 +227,5 @@ def network(_: int = 0) -> Network:
         operations=counter.get_total_flops(),
         people=IDENTITIES,
         rows=3 * PEOPLE * IMAGES,
+        kept_matrices=kept_matrices(),
     )

@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import uuid
 from pathlib import Path
@@ -22,6 +23,7 @@ from csdn.cluster.guard import MARK, end_marked
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/clusters.md").read_text()
 CLUSTER = (ROOT / "deploy/ray/cluster/cluster.yaml").read_text()
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="clusters are for Linux")
 LIMIT = 120  # seconds that a command may take
 # `ray` as the page's commands find it here: no file, port or memory that others of the machine might use.
 RAY = """#!/bin/bash
@@ -150,6 +152,7 @@ def test_the_page_s_secrets_are_those_of_the_manifests():
     assert made == named == {"csdn-ray-auth", "csdn-store", "csdn-git", "csdn-run"}
 
 
+@LINUX
 @pytest.mark.slow
 def test_ray_status_shows_both_nodes_and_no_cores_of_the_head(cluster):
     shown = cluster.status()
@@ -158,6 +161,7 @@ def test_ray_status_shows_both_nodes_and_no_cores_of_the_head(cluster):
     assert float(cores[1]) == len(os.sched_getaffinity(0))
 
 
+@LINUX
 @pytest.mark.slow
 @pytest.mark.parametrize("token", ["", "wrong" * 8])
 def test_nobody_is_let_in_without_the_token(cluster, token, tmp_path):
@@ -166,6 +170,7 @@ def test_nobody_is_let_in_without_the_token(cluster, token, tmp_path):
     assert "Node status" not in refused.stdout
 
 
+@LINUX
 @pytest.mark.slow
 def test_a_node_that_is_told_to_stop_drains_and_leaves(cluster):
     """The page's pre-emption: SIGTERM to `ray start --block`, which is a pod's first process."""

@@ -53,11 +53,13 @@ def world(tmp_path, monkeypatch):
 
 def run(world, volume, commit=None, **environment):
     """The job on a volume, as in a pod; commit: by default the head of the repository."""
-    (world / volume / "lost+found").mkdir(parents=True, exist_ok=True)
+    (world / volume).mkdir(exist_ok=True)
+    if os.geteuid() == 0:
+        os.chown(world / volume, 1000, 1000)  # as in a pod, it is another user's than the job's
     pod = {
         "CSDN_REPOSITORY": str(world / "origin.git"),
         "CSDN_COMMIT": commit or git(world / "project", "rev-parse", "HEAD").strip(),
-        "CSDN_PROJECT": str(world / volume),
+        "CSDN_PROJECT": str(world / volume / "csdn"),
         "PYTHONPATH": str(ROOT),
     }
     return subprocess.run(
@@ -98,7 +100,7 @@ def test_a_run_that_failed_leaves_its_folder_to_the_next_one(world):
     failed = run(world, "volume")
     assert failed.returncode != 0
     assert "runs/" not in git(world / "origin.git", "branch", "--list", "--all")
-    state = world / "volume/.state/key"
+    state = world / "volume/csdn/.state/key"
     state.mkdir(parents=True)
     (world / "fail").unlink()
     assert run(world, "volume").returncode == 0
@@ -115,7 +117,7 @@ def test_another_commit_is_checked_out_over_the_results_of_the_last(world):
     git(world / "project", "push", "--quiet", str(world / "origin.git"), "main")
     done = run(world, "volume")
     assert done.returncode == 0, done.stderr
-    assert "seed: 1" in (world / "volume/models").read_text()
+    assert "seed: 1" in (world / "volume/csdn/models").read_text()
 
 
 def test_without_a_repository_it_says_so(world):

@@ -16,9 +16,14 @@ import uuid
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from repository import make_repository
+from safetensors.torch import load_file
+from workspace import environment
 
 from csdn.cluster.guard import MARK, end_marked
+from csdn.params import Params
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/clusters.md").read_text()
@@ -61,13 +66,14 @@ class Shell:
     def here(self, command):
         return command.replace("head:6379", self.address).replace("6379", self.port)
 
-    def run(self, command, **environment):
+    def run(self, command, folder=None, **environment):
         return subprocess.run(
             ["bash", "-c", self.here(command)],
+            cwd=folder,
             env=self.environment | environment,
             capture_output=True,
             text=True,
-            timeout=LIMIT,
+            timeout=3 * LIMIT,
             check=False,
         )
 
@@ -96,6 +102,9 @@ class Shell:
 
 
 TOKEN, START_HEAD, START_WORKER, STATUS = fences("sh run")
+REPRO, REPRO_ON_CLUSTER = fences("sh repro")
+(SETTINGS,) = map(yaml.safe_load, fences("yaml params"))
+KEYS = {f"{section}.{name}": value for section, keys in SETTINGS.items() for name, value in keys.items()}
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +179,41 @@ def test_nobody_is_let_in_without_the_token(cluster, token, tmp_path):
     refused = cluster.status(RAY_AUTH_TOKEN=token, HOME=str(tmp_path))
     assert refused.returncode != 0
     assert "Node status" not in refused.stdout
+
+
+@pytest.mark.parametrize("key", sorted({*KEYS, *re.findall(r"^\| `(\w+\.\w+)` \|", PAGE, re.MULTILINE)}))
+def test_settings_that_the_page_names_exist(key):
+    section, name = key.split(".")
+    assert name in Params.model_fields[section].annotation.model_fields
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A small project with the page's settings, in which `dvc repro` ran as the page has it."""
+    folder = make_repository(tmp_path_factory.mktemp("page") / "project", **KEYS)
+    shell = Shell(tmp_path_factory.mktemp("shell"))
+    done = shell.run(REPRO, folder, **environment())
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@LINUX
+@pytest.mark.slow
+def test_several_workers_of_this_machine_bring_a_report(project):
+    assert (project / "report/index.html").stat().st_size
+
+
+@LINUX
+@pytest.mark.slow
+def test_a_cluster_trains_the_weights_of_this_machine_s_workers(cluster, project):
+    weights = project / "models/embedding/model.safetensors"
+    before = load_file(weights)
+    done = cluster.run(f"{REPRO_ON_CLUSTER.strip()} --force --single-item embedding", project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    after = load_file(weights)
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 @LINUX

@@ -29,7 +29,7 @@ def ray_session(address: str | None, cpus: int) -> Iterator[bool]:
     address = address or os.environ.get("RAY_ADDRESS") or None
     os.environ.update(_QUIET)
     if address is None:
-        _lock_own_instance()
+        _configure_own_instance()
     import ray  # it reads the environment when it is imported
 
     if address is not None:
@@ -75,7 +75,11 @@ def _unusable(address: str | None, error: Exception) -> UserError:
     )
 
 
-def _lock_own_instance() -> None:
-    """A token for this run: Ray listens on every interface, and leaves its own in the home folder."""
+def _configure_own_instance() -> None:
+    """A token for this run: Ray listens on every interface, and leaves its own in the home folder.
+
+    And no lower priority than that of this process: the workers are what the machine is wanted for.
+    """
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ.setdefault("RAY_worker_niceness", "0")

@@ -20,6 +20,7 @@ from csdn.training.collectives import any_rank, distributed, world
 from csdn.training.log import LossLog
 from csdn.training.losses import embedding_losses
 from csdn.training.schedules import factor
+from csdn.training.waiting import Waiting
 
 
 class Batch(Protocol):
@@ -85,17 +86,18 @@ def train_embedding(
     first, start, rows = restore(model, optimizer, state)
     log = LossLog(feed.steps_per_epoch, rows)
     trained = distributed(model.train())
-    pace = pace or Pace()
+    pace, waiting = pace or Pace(), Waiting()
     for epoch in range(first, settings.epochs):
-        for batch in feed.epoch(epoch, start):
+        for batch in waiting.timed(feed.epoch(epoch, start)):
             rate = set_learning_rates(optimizer, settings, epoch, batch.step / feed.steps_per_epoch)
             losses = training_step(trained, optimizer, batch, text_table, settings)
             done = batch.step + 1
             last = done == feed.steps_per_epoch
-            if log.add(losses, due=last, epoch=epoch, step=epoch * feed.steps_per_epoch + done):
+            step = epoch * feed.steps_per_epoch + done
+            if log.add(losses, due=last, epoch=epoch, step=step):
                 log.rows[-1]["learning_rate"] = rate
                 total = settings.epochs * feed.steps_per_epoch
-                report(log.rows[-1]["step"], total, {"loss": log.rows[-1]["total"]})
+                report(step, total, {"loss": log.rows[-1]["total"], "waiting": waiting.share()})
                 if due_to_save(pace, state):
                     with pace.saving():
                         save(model, optimizer, state, epoch + last, 0 if last else done, log.rows)

@@ -1,0 +1,144 @@
+"""What a second worker brings, and what Ray's feed gives against the DataLoader's, in one run.
+
+    python benchmarks/scaling.py
+
+Workers have one thread each and a core each: CLIP RN50's sizes, 288x144 JPEGs out of shards, random weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+from csdn.cluster.embedding import train_on_ray
+from csdn.cluster.session import ray_session
+from csdn.data.dataset import SampleTable
+from csdn.data.feed import TrainFeed, TrainSource
+from csdn.model import CSDN, ModelConfig
+from csdn.params import load_params
+from csdn.state import StageState
+from csdn.training.embedding_job import EmbeddingWork, embedding_settings
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+from feed_data import write_data
+from machine import machine
+
+SIZE, PADDING = (288, 144), 10
+RN50 = ModelConfig(
+    identities=4,
+    image_size=SIZE,
+    depths=(3, 4, 6, 3),
+    width=64,
+    pool_heads=32,
+    embed_dim=1024,
+    text_width=512,
+    text_heads=8,
+    text_layers=1,  # the text is a table here
+)
+PEOPLE, IMAGES = 2, 2  # of a training batch: seconds a step on a core
+FED_PEOPLE, FED_IMAGES, ROUNDS = 8, 4, 4  # of the feed's batches
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--steps", type=int, default=8, help="of training, for each number of workers")
+    steps = options.parse_args().steps
+    print(f"{date.today()}  {machine()}\n")
+    with tempfile.TemporaryDirectory() as folder, ray_session(None, cpus=4):
+        root = Path(folder)
+        fed = write_data(root / "fed", people=24, visible=40, infrared=40, sizes=(SIZE,))
+        feeds(fed, root / "fed" / "shards")
+        trained = write_data(root / "trained", people=4, visible=steps, infrared=steps, sizes=(SIZE,))
+        workers(trained, root, steps)
+
+
+def feeds(table: SampleTable, shards: Path) -> None:
+    """Images a second, each feed with two processes; rounds take turns, the best of each counts."""
+    from csdn.cluster.feed import RayFeed
+
+    source = TrainSource(table, shards, FED_PEOPLE, FED_IMAGES, SIZE, "imagenet", PADDING, 0)
+    local = TrainFeed(source, 2)
+    best = {"DataLoader": 0.0, "Ray Data": 0.0}
+    firsts = []
+    for _ in range(ROUNDS):
+        best["DataLoader"] = max(best["DataLoader"], rate(local, ROUNDS)[0])
+        images, first = rate(RayFeed(source, ROUNDS), ROUNDS)
+        best["Ray Data"] = max(best["Ray Data"], images)
+        firsts.append(first)
+    print(f"{'feed, 2 processes':24}{'images/s':>10}{'ratio':>8}   aim")
+    for name, images in best.items():
+        aim = ">= 1" if name == "Ray Data" else ""
+        print(f"{name:24}{images:10.0f}{images / best['DataLoader']:8.2f}   {aim}")
+    print(f"Ray Data's first batch comes after {statistics.median(firsts):.1f} s   (aim < 3)\n")
+
+
+def rate(feed: object, epochs: int) -> tuple[float, float]:
+    """(images a second from the first batch on, seconds until it)."""
+    began = time.perf_counter()
+    first = images = 0.0
+    for epoch in range(epochs):
+        for batch in feed.epoch(epoch):
+            if not first:
+                first = time.perf_counter()
+            images += len(batch.visible_view1) + len(batch.infrared)
+    return images / (time.perf_counter() - first), first - began
+
+
+def workers(table: SampleTable, root: Path, steps: int) -> None:
+    """Steps a second of the same training in one worker and in two."""
+    print(f"{'training, RN50':24}{'s a step':>10}{'ratio':>8}{'efficiency':>12}{'waits for data':>16}   aim")
+    seconds = {}
+    for count in (1, 2):
+        seconds[count], waiting = train(table, root, steps, count)
+        ratio = seconds[1] / seconds[count]
+        aim = ">= 1.7" if count == 2 else ""
+        print(
+            f"{f'{count} workers, 1 thread':24}{seconds[count]:10.2f}{ratio:8.2f}{ratio / count:12.0%}"
+            f"{waiting:16.1%}   {aim}"
+        )
+
+
+def train(table: SampleTable, root: Path, steps: int, count: int) -> tuple[float, float]:
+    """(mean seconds of a step, median share of waiting) without the first three."""
+    params = load_params(ROOT / "params.yaml")
+    scaling = {"workers": count, "threads": 1, "cpus_per_worker": 1, "feed_processes": 1}
+    params = params.model_copy(update={"scaling": params.scaling.model_copy(update=scaling)})
+    seen: list[tuple[float, int, float]] = []
+    state = root / f"state-{count}"
+    state.mkdir()
+    train_on_ray(params, work(table, root, params), StageState(state), watch(seen))
+    (began, first, _), *rest = seen[2:]
+    ended, last, _ = rest[-1]
+    return (ended - began) / (last - first), statistics.median(share for _, _, share in rest)
+
+
+def watch(seen: list[tuple[float, int, float]]) -> Callable[..., None]:
+    def report(done: int, _total: int, values: dict[str, float]) -> None:
+        seen.append((time.perf_counter(), done, values["waiting"]))
+
+    return report
+
+
+def work(table: SampleTable, root: Path, params: object) -> EmbeddingWork:
+    """Stage 2 of CLIP RN50's sizes, one epoch."""
+    torch.manual_seed(0)
+    model = CSDN(RN50).channels_last()
+    settings = embedding_settings(params.embedding.model_copy(update={"epochs": 1}), "float32")
+    source = TrainSource(table, root / "trained" / "shards", PEOPLE, IMAGES, SIZE, "imagenet", PADDING, 0)
+    return EmbeddingWork(model, torch.randn(4, model.config.embed_dim), source, settings)
+
+
+if __name__ == "__main__":
+    main()

@@ -30,11 +30,11 @@ from csdn.params import load_params
 from csdn.state import StageState
 from csdn.training.embedding_job import EmbeddingWork, embedding_settings
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from feed_data import write_data
 from machine import machine
 
+ROOT = Path(__file__).parents[1]
 SIZE, PADDING = (288, 144), 10
 RN50 = ModelConfig(
     identities=4,

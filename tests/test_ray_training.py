@@ -152,3 +152,12 @@ def test_a_user_s_mistake_is_not_tried_again(ray_instance, tmp_path):
         shard.write_bytes(shard.read_bytes()[:2000])
     with pytest.raises(UserError, match=r"shards/.*\.tar: ends before byte"):
         train(root, make_state(tmp_path / "state"), 2)
+
+
+def test_a_cluster_without_a_core_for_the_feed_is_named(capsys):
+    from csdn.cluster.embedding import _note_missing_cores
+
+    _note_missing_cores(3, make_params(2).scaling)
+    assert not capsys.readouterr().err
+    _note_missing_cores(2, make_params(2).scaling)
+    assert "has 2 cores; 2 are for the workers" in capsys.readouterr().err

@@ -1,7 +1,7 @@
 """The training loops: same seed, same bytes, however often they were interrupted; and they do learn."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from csdn.data.plan import pair_plan, pooled_plan
 from csdn.model import CSDN, ModelConfig
 from csdn.pace import Pace
 from csdn.state import open_state
-from csdn.training.embedding_stage import EmbeddingSettings, build_optimizer, train_embedding
+from csdn.training.embedding_stage import EmbeddingSettings, build_optimizer, train_embedding, training_step
 from csdn.training.prompt_stage import IntegrationPhase, PhaseSettings, PromptPhase, train_phase
 
 PEOPLE, IMAGES, SIZE = 3, 2, (32, 16)
@@ -203,3 +203,18 @@ class _Calls:
 
     def append_all(self, *_):
         self.count += 1
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 0), ("tf32", 0), ("bf16", 0.05)])
+def test_a_lower_precision_gives_losses_near_those_of_float32(precision, tolerance):
+    batch = next(RandomFeed().epoch(0))
+    found = {}
+    for name in ("float32", precision):
+        model, settings = small_model().train(), replace(EMBEDDING, precision=name)
+        optimizer = build_optimizer(model, settings)
+        found[name] = training_step(model, optimizer, batch, torch.eye(PEOPLE, 16), settings)
+        assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    exact, lower = (torch.stack(list(found[name].values())) for name in ("float32", precision))
+    assert lower.dtype == torch.float32
+    assert torch.allclose(lower, exact, rtol=tolerance, atol=0)
+    assert torch.equal(lower, exact) == (precision != "bf16")

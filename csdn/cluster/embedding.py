@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,7 @@ def train_on_ray(
     with ray_session(scaling.address, cores):
         import ray
 
+        _note_missing_cores(ray.cluster_resources().get("CPU", 0), scaling)
         job = ray.put((work, furthest(state, filesystem, folder)))
         with watched_board(report) as board:
             _fit(scaling, {"job": job, "board": board, "scaling": scaling}, filesystem, folder)
@@ -41,6 +43,17 @@ def train_on_ray(
     if scaling.storage is not None:
         remove_attempts(filesystem, folder)
     return position["log"]
+
+
+def _note_missing_cores(there: float, scaling: ScalingParams) -> None:
+    """Say what Ray would wait for in silence; a cluster that grows by itself will have them."""
+    asked = scaling.workers * scaling.cpus_per_worker
+    if there <= asked:
+        print(
+            f"the Ray cluster has {there:.0f} cores; {asked} are for the workers (scaling.workers x "
+            "scaling.cpus_per_worker), and at least one is for making batches: waiting until it has grown",
+            file=sys.stderr,
+        )
 
 
 def _fit(scaling: ScalingParams, config: dict[str, Any], filesystem: Any, folder: str) -> None:

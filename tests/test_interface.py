@@ -247,6 +247,8 @@ def test_embedding_losses_need_training_mode_and_all_weights(model):
         training.embedding_losses(model, *batch(model))
     with pytest.raises(ValueError, match="weights identity; needed are identity, msel, triplet, hse_visible"):
         training.embedding_losses(model.train(), *batch(model), weights={"identity": 1.0})
+    with pytest.raises(ValueError, match="precision 'bfloat16'; allowed: float32, tf32, bf16"):
+        training.embedding_losses(model.train(), *batch(model), precision="bfloat16")
     with pytest.raises(ValueError, match="instances = 0"):
         training.embedding_losses(model.train(), *batch(model), instances=0)
 

@@ -24,9 +24,8 @@ def in_double():
 def test_the_fused_optimiser_takes_the_steps_of_the_plain_one():
     ours, plain = in_double().train(), in_double().train()
     rates = {"learning_rate": 3e-4, "head_learning_rate": 1e-3, "weight_decay": 5e-4}
-    fused = build_optimizer(
-        ours, EmbeddingSettings(epochs=1, images=4, **rates, schedule_update="epoch", schedule={}, weights={})
-    )
+    others = {"schedule_update": "epoch", "schedule": {}, "weights": {}, "precision": "float32"}
+    fused = build_optimizer(ours, EmbeddingSettings(epochs=1, images=4, **rates, **others))
     heads = list(plain.head_parameters())
     backbone = [p for p in plain.image_parameters() if not any(p is head for head in heads)]
     groups = [{"params": backbone}, {"params": heads, "lr": 1e-3}]

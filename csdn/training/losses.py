@@ -14,6 +14,7 @@ from csdn.losses.triplet import triplet_of
 from csdn.model import CSDN, TrainingOutputs
 from csdn.training.collectives import gather_rows
 
+PRECISIONS = ("float32", "tf32", "bf16")
 PUBLISHED_WEIGHTS = {"identity": 1.0, "msel": 1.0, "triplet": 0.15, "hse_visible": 0.05, "hse_infrared": 0.10}
 
 
@@ -35,13 +36,16 @@ def embedding_losses(
     normalised floats [n, 3, H, W]; labels: integers [n], the people of all three; text_table: floats
     [identities, d], the fused text features; instances: images of a person in a batch and modality, by
     default what the labels say; weights: of the sum, by the names of PUBLISHED_WEIGHTS; precision: of the
-    network's products, "bf16" or what its weights have; losses are at least float32.
+    network's products, "bf16" or (for "float32" and "tf32") what torch and its weights have; losses are at
+    least float32.
 
     Raises ValueError for a model in evaluation mode, tensors that do not fit one another, labels that are no
-    rows of the table (on the CPU), people with different numbers of images where instances is not given, and
-    weights that are missing or not known.
+    rows of the table (on the CPU), people with different numbers of images where instances is not given,
+    weights that are missing or not known, and an unknown precision.
     """
     _check(model, (visible_view1, visible_view2, infrared), labels, text_table, weights)
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision {precision!r}; allowed: {', '.join(PRECISIONS)}")
     with torch.autocast(infrared.device.type, torch.bfloat16, enabled=precision == "bf16"):
         outputs = model({"visible": torch.cat([visible_view1, visible_view2]), "infrared": infrared})
     if len(text_table) != outputs.gem_logits.shape[1]:

@@ -35,8 +35,8 @@ lint: $(INSTALLED) ## Check style and format
 bench: $(INSTALLED) ## Measure the speed of ingest, feed and method (ten minutes on an idle machine)
 	@for name in ingest feed speed; do echo "== $$name"; $(BIN)/python "benchmarks/$$name.py" || exit 1; done
 
-clean: ## Remove what stages and tools made; .venv, data, DVC's cache and metrics/regdb stay
-	rm -rf models evaluation report $(filter-out metrics/regdb,$(wildcard metrics/*)) .state build .pytest_cache .ruff_cache .hypothesis
+clean: ## Remove what stages and tools made; .venv, data, DVC's cache, RegDB's and the ablation's figures stay
+	rm -rf models evaluation report $(filter-out metrics/regdb metrics/ablation.json,$(wildcard metrics/*)) .state build .pytest_cache .ruff_cache .hypothesis
 
 # One installation, until pyproject.toml or constraints.txt changes.
 $(INSTALLED): pyproject.toml constraints.txt

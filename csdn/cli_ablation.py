@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from csdn.ablation import VARIANTS, measured, queue
+from csdn.ablation import VARIANTS
 from csdn.ablation import table as as_table
+from csdn.ablation_file import measured_table, write_table
+from csdn.ablation_runs import finished, queue
 from csdn.errors import UserError
 
 
@@ -20,9 +23,18 @@ def ablation(
     print(f"{count} experiments are queued. Run them: dvc exp run --run-all   Then: csdn table")
 
 
-def table() -> None:
+def table(
+    out: Annotated[
+        Path | None,
+        typer.Option(help="A file for the table too; metrics/ablation.json is what the report shows."),
+    ] = None,
+) -> None:
     """The ablation's experiments as a table: mean and deviation over the seeds, in percent."""
-    found = measured()
-    if not found:
+    commit, experiments = finished()
+    if not experiments:
         raise UserError("no experiment of the ablation has figures yet: csdn ablation, dvc exp run --run-all")
-    print(*as_table(found), sep="\n")
+    measured = measured_table(commit, experiments)
+    print(*as_table(measured.lines), sep="\n")
+    if out is not None:
+        write_table(out, measured)
+        print(f"{out}: written")

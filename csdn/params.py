@@ -6,6 +6,7 @@ before anything runs, with the key, the value and what is allowed.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -220,6 +221,15 @@ def parse_params(raw: Any, source: str = "parameters") -> Params:
         return Params.model_validate(raw)
     except ValidationError as error:
         raise UserError("\n".join([f"{source}: not usable", *map(_explain, error.errors())])) from None
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of what nested mappings hold in the end."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _explain(error: Any) -> str:

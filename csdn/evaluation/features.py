@@ -18,8 +18,11 @@ def embed_with_mirror(model: CSDN, images: Tensor, modality: str) -> Tensor:
     """Retrieval feature [B, 2D]: the test feature of each image and of its mirror image, side by side.
 
     images: normalised floats [B, 3, H, W] of one modality, "visible" or "infrared"; model in evaluation
-    mode. Two images are compared by the dot product of their features. D is 3072 at RN50.
+    mode. Two images are compared by the dot product of their features, -4 to 4. D is 3072 at RN50. Raises
+    ValueError as `model.embed` does.
     """
+    if not isinstance(images, Tensor):
+        raise ValueError(f"images are a {type(images).__name__}; a tensor is needed (torch.from_numpy)")
     return with_mirror(model.embed, images, modality)
 
 

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from csdn.evaluation.checks import check_names, check_shapes
 from csdn.evaluation.counting import People, count_places, distinct
 
 RANKS = 20
@@ -99,14 +100,18 @@ def rank_metrics(
     gallery_cameras: Array,
     rule: str,
 ) -> RankMetrics:
-    """CMC, mAP and mINP of a distance matrix [q, g] (smaller = more alike), NumPy arrays or tensors.
+    """CMC, mAP and mINP, as fractions 0..1, of a distance matrix [q, g] (smaller = more alike).
 
-    Raises ValueError for an unknown rule, shapes that do not fit, or distances that are not finite.
+    NumPy arrays, tensors or lists; ids [q], [g] and cameras [q], [g] are numbers or names, for rule "sysu"
+    the cameras are the benchmark's numbers. Raises ValueError for an unknown rule, shapes that do not fit, no
+    gallery images, distances that are not finite, and ids or cameras that cannot be compared.
 
     >>> rank_metrics(np.array([[0.1, 0.3, 0.2]]), np.array([7]), np.array([5, 7, 7]),
     ...              np.array([0]), np.array([1, 1, 2]), "cameras").mean_ap
     0.5833333333333333
     """
+    if not len(gallery_ids):
+        raise ValueError("the gallery has no images: nothing can be found in it")
     return summary(query_metrics(distances, query_ids, gallery_ids, query_cameras, gallery_cameras, rule))
 
 
@@ -130,9 +135,8 @@ def query_metrics(
     rule: str,
 ) -> QueryMetrics:
     """Figures of each query; arguments and errors as for `rank_metrics`."""
-    gallery_ids = as_numpy(gallery_ids)
-    people = People(gallery_ids) if _rule(rule).cmc_of_people else None
     chunks = _chunks(distances, query_ids, gallery_ids, query_cameras, gallery_cameras, rule)
+    people = People(as_numpy(gallery_ids)) if _rule(rule).cmc_of_people else None
     parts = [_chunk_metrics(chunk, people) for chunk in chunks]
     empty = QueryMetrics(np.zeros(0, np.int64), np.zeros(0), np.zeros(0), np.zeros(0, np.int64))
     return QueryMetrics(*map(np.concatenate, zip(empty, *parts, strict=True)))
@@ -156,7 +160,10 @@ def top_ranked(
 
 
 def as_numpy(values: Array) -> np.ndarray:
-    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    if not isinstance(values, torch.Tensor):
+        return np.asarray(values)
+    values = values.detach().cpu()
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
 
 
 class _Chunk(NamedTuple):
@@ -179,7 +186,10 @@ def _chunks(
     query_ids, gallery_ids, query_cameras, gallery_cameras = map(
         as_numpy, (query_ids, gallery_ids, query_cameras, gallery_cameras)
     )
-    _check_shapes(tuple(distances.shape), query_ids, gallery_ids, query_cameras, gallery_cameras)
+    if not isinstance(distances, DotDistances | torch.Tensor):
+        distances = np.asarray(distances)
+    check_shapes(tuple(distances.shape), query_ids, gallery_ids, query_cameras, gallery_cameras)
+    check_names(rule, query_ids, gallery_ids, query_cameras, gallery_cameras)
     for start in range(0, len(query_ids), QUERIES_AT_A_TIME):
         part = slice(start, start + QUERIES_AT_A_TIME)
         rows = as_numpy(distances[part])
@@ -212,17 +222,3 @@ def _rule(name: str) -> Rule:
     if name not in RULES:
         raise ValueError(f"unknown rule {name!r}; allowed: {', '.join(RULES)}")
     return RULES[name]
-
-
-def _check_shapes(
-    shape: tuple[int, ...],
-    query_ids: np.ndarray,
-    gallery_ids: np.ndarray,
-    query_cameras: np.ndarray,
-    gallery_cameras: np.ndarray,
-) -> None:
-    expected = (len(query_ids), len(gallery_ids))
-    if shape != expected:
-        raise ValueError(f"distances are {shape}; {expected[0]} queries, {expected[1]} gallery images")
-    if len(query_cameras) != expected[0] or len(gallery_cameras) != expected[1]:
-        raise ValueError("each query and each gallery image needs one camera")

@@ -5,16 +5,19 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from csdn.losses.checks import check_rows
 from csdn.losses.distance import euclidean
 
 
 def weighted_triplet(features: Tensor, labels: Tensor) -> Tensor:
     """Mean over i of softplus(P_i - N_i), the weighted distances of i to its own person and to the others.
 
-    features: [n, d], not normalised; labels: [n]. Returns a scalar. Far positives and near negatives weigh
-    most (a softmax of +d and of -d over each set). A batch without negatives, or without rows, gives a finite
-    value too; softplus does not overflow at large distances, where log(1 + exp(x)) does.
+    features: floats [n, d], not normalised; labels: integers [n]. Returns a scalar, at least float32. Raises
+    ValueError for shapes that do not fit, and for anything but tensors. Far positives and near negatives
+    weigh most (a softmax of +d and of -d over each set). A batch without negatives, or without rows, gives a
+    finite value too; softplus does not overflow at large distances, where log(1 + exp(x)) does.
     """
+    check_rows("features", features, "labels", labels)
     return triplet_of(features, labels, features, labels)
 
 

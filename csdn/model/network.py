@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from csdn.model.checks import check_images, check_modality, check_people
 from csdn.model.config import MODALITIES, ModelConfig
 from csdn.model.integration import build_integration
 from csdn.model.pooling import AttentionPool, GeM
@@ -108,8 +109,10 @@ class CSDN(nn.Module):
         """[n, 3, H, W] of each modality -> [sum of n, c, H/16, W/16], visible ones first.
 
         Each modality passes its own stem; then all are one batch, so that in training mode the batch norms of
-        the shared layers take their statistics over both modalities together.
+        the shared layers take their statistics over both modalities together. Raises ValueError for no
+        images, an unknown modality, and images of another size, shape or type.
         """
+        check_images(images, self.config, self.gem.p.dtype)
         stems = [self.stems[modality](images[modality]) for modality in MODALITIES if modality in images]
         return self.layers(torch.cat(stems))
 
@@ -125,10 +128,14 @@ class CSDN(nn.Module):
 
     @torch.no_grad()
     def embed(self, images: Tensor, modality: str) -> Tensor:
-        """Test feature [n, c + d] = [l2(BN(f)), l2(g)] of images of one modality (model in evaluation mode).
+        """Test feature [n, c + d] = [l2(BN(f)), l2(g)] of images of one modality, without gradient.
 
-        Two features are compared by their dot product; see csdn.evaluation for the mirrored image.
+        images: normalised floats [n, 3, H, W]; modality: "visible" or "infrared". Two features are compared
+        by their dot product, -2 to 2; see csdn.evaluation for the mirrored image. Raises ValueError in
+        training mode, where a feature would depend on its batch, and as `feature_map` does.
         """
+        if self.training:
+            raise ValueError("the network is in training mode; call model.eval() before embed")
         f, g = self.features({modality: images})
         return torch.cat([F.normalize(self.gem_neck.norm(f)), F.normalize(g)], dim=1)
 
@@ -140,11 +147,21 @@ class CSDN(nn.Module):
     # Text
 
     def text_features(self, modality: str, people: Tensor | None = None) -> Tensor:
-        """Text features [n, d] of `people` [n] (rows; everybody if None), not normalised."""
+        """Text features, floats [n, d], of `people` (integers [n], rows; everybody if None), not normalised.
+
+        modality: "visible" or "infrared". Raises ValueError for another one, and for people that are not rows
+        (on the CPU, where it costs nothing to look).
+        """
+        check_modality(modality)
+        if people is not None:
+            check_people(people, self.config.identities)
         return self.text_encoder(self.prompts(modality, people))
 
     def fused_text_features(self) -> Tensor:
-        """SII of everybody's visible and infrared text, [identities, d], without dropout."""
+        """SII of everybody's visible and infrared text, floats [identities, d], without dropout.
+
+        Not normalised: stage 2 compares them with images by their dot product.
+        """
         return self.integration(*(self.text_features(modality) for modality in MODALITIES))
 
     # What stage 2 trains

@@ -39,12 +39,15 @@ class ImportReport:
 
 
 def load_published(
-    source: Mapping[str, Tensor] | str | Path,
+    state_dict_or_path: Mapping[str, Tensor] | str | Path,
     image_size: tuple[int, int] = (288, 144),
     text_heads: int | None = None,
 ) -> CSDN:
-    """A published checkpoint as a CSDN in evaluation mode; see `import_published`."""
-    return import_published(source, image_size, text_heads)[0]
+    """A published checkpoint as a CSDN in evaluation mode, on the CPU.
+
+    Arguments and errors as for `import_published`, which also says what was taken and dropped.
+    """
+    return import_published(state_dict_or_path, image_size, text_heads)[0]
 
 
 def import_published(
@@ -54,9 +57,10 @@ def import_published(
 ) -> tuple[CSDN, ImportReport]:
     """(network in evaluation mode, what was taken and dropped) from a state dict or a file of one.
 
-    Names may begin with "module.". image_size: (height, width) it was trained at. text_heads: heads of the
-    text encoder, which no shape tells; by default one for each 64 channels, and at least 2. Raises UserError
-    where a tensor is missing, not known or of another shape, or the file holds anything but tensors.
+    Names may begin with "module.". image_size: (height, width) in pixels that it was trained at. text_heads:
+    heads of the text encoder, which no shape tells; by default one for each 64 channels, and at least 2.
+    Raises UserError where a tensor is missing, not known or of another shape, the file is not there or holds
+    anything but tensors, or the size is not of multiples of 16.
     """
     label = "checkpoint" if isinstance(source, Mapping) else str(source)
     tensors = _tensors(source if isinstance(source, Mapping) else read_state_dict(source), label)

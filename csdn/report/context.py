@@ -7,6 +7,7 @@ from typing import Any
 from csdn.evaluation.scores import notes
 from csdn.params import Params
 from csdn.report import facts, words
+from csdn.report.ablation import ablation_shown
 from csdn.report.cameras import camera_grids
 from csdn.report.confusions import confusions
 from csdn.report.distances import distance_panels
@@ -46,6 +47,7 @@ def context(params: Params, inputs: ReportInputs, drawn: Drawn) -> dict[str, Any
         **_retrieval(params, inputs, drawn),
         **_features(drawn),
         **_training(inputs, drawn),
+        "ablation": ablation_shown(inputs.ablation, params, inputs.data_md5),
         **_data(params, inputs),
         "steps": next_steps(_evidence(params, inputs)),
     }

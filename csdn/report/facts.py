@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import pyarrow as pa
 
-from csdn.params import Params
+from csdn.params import Params, leaves
 
 QUARANTINE_ROWS = 50
 PACKAGES = ("csdn", "torch", "open_clip_torch", "numpy", "pyarrow", "simplejpeg", "pillow")
@@ -60,7 +60,7 @@ def quarantine(table: pa.Table) -> dict[str, Any]:
 def parameter_groups(params: Params) -> list[tuple[str, list[tuple[str, str]]]]:
     """(section, [(key, value)]) of what decides the result in params.yaml, nested keys joined by dots."""
     groups: dict[str, list[tuple[str, str]]] = {}
-    for key, value in _leaves(params.model_dump(exclude={"scaling"})):
+    for key, value in leaves(params.model_dump(exclude={"scaling"})):
         section, _, rest = key.partition(".")
         groups.setdefault(section, []).append((rest or section, "" if value is None else str(value)))
     return list(groups.items())
@@ -75,11 +75,3 @@ def versions() -> list[tuple[str, str]]:
         except PackageNotFoundError:
             found.append((package, "not installed as a package"))
     return found
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
+from csdn.ablation_file import Table, data_hash
+from csdn.ablation_file import read_table as read_ablation
 from csdn.data.dataset import Dataset, load_dataset
 from csdn.data.tables import QUARANTINE_SCHEMA, read_table
 from csdn.errors import UserError
@@ -28,6 +30,7 @@ class ReportInputs:
     dataset: Dataset
     shards: Path
     data_hash: str  # SHA-256 of samples.parquet
+    data_md5: str  # by which DVC knows the same file
     quarantine: pa.Table
     ingest: Mapping[str, Any]  # metrics/ingest.json
     naming: Mapping[str, float]  # metrics/prompts.json
@@ -40,6 +43,7 @@ class ReportInputs:
     text_maps: Mapping[str, np.ndarray]
     prompts_log: list[dict[str, str]]
     embedding_log: list[dict[str, str]]
+    ablation: Table | None  # metrics/ablation.json
     model: Mapping[str, Any]  # models/embedding/config.json
 
 
@@ -51,6 +55,7 @@ def read_inputs(root: Path) -> ReportInputs:
             dataset=load_dataset(data),
             shards=data / "shards",
             data_hash=hashlib.sha256((data / "samples.parquet").read_bytes()).hexdigest(),
+            data_md5=data_hash(data / "samples.parquet"),
             quarantine=read_table(data / "quarantine.parquet", QUARANTINE_SCHEMA),
             ingest=_json(metrics / "ingest.json"),
             naming=_json(metrics / "prompts.json"),
@@ -63,6 +68,7 @@ def read_inputs(root: Path) -> ReportInputs:
             text_maps=load_tensors((evaluation / "text_maps.safetensors").read_bytes()),
             prompts_log=_rows(models / "prompts" / "log.csv"),
             embedding_log=_rows(models / "embedding" / "log.csv"),
+            ablation=read_ablation(metrics / "ablation.json"),
             model=_json(models / "embedding" / "config.json"),
         )
     except FileNotFoundError as error:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from csdn.losses import msel, semantic
+from csdn.losses.checks import check_table
 from csdn.losses.triplet import triplet_of
 from csdn.model import CSDN, TrainingOutputs
 from csdn.training.collectives import gather_rows
 
+PRECISIONS = ("float32", "tf32", "bf16")
 PUBLISHED_WEIGHTS = {"identity": 1.0, "msel": 1.0, "triplet": 0.15, "hse_visible": 0.05, "hse_infrared": 0.10}
 
 
@@ -31,15 +33,27 @@ def embedding_losses(
     hse_visible, hse_infrared (all unweighted), and total, their weighted sum.
 
     model: in training mode; visible_view1, visible_view2 (two augmentations of the same images), infrared:
-    [n, 3, H, W]; labels: [n], the people of all three; text_table: [identities, d] fused text features;
-    instances: images of a person in a batch and modality, by default what the labels say.
-    precision: of the network's products, "bf16" or what its weights have; losses are at least float32.
+    normalised floats [n, 3, H, W]; labels: integers [n], the people of all three; text_table: floats
+    [identities, d], the fused text features; instances: images of a person in a batch and modality, by
+    default what the labels say; weights: of the sum, by the names of PUBLISHED_WEIGHTS; precision: of the
+    network's products, "bf16" or (for "float32" and "tf32") what torch and its weights have; losses are at
+    least float32.
+
+    Raises ValueError for a model in evaluation mode, tensors that do not fit one another, labels that are no
+    rows of the table (on the CPU), people with different numbers of images where instances is not given,
+    weights that are missing or not known, and an unknown precision.
     """
+    _check(model, (visible_view1, visible_view2, infrared), labels, text_table, weights)
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision {precision!r}; allowed: {', '.join(PRECISIONS)}")
     with torch.autocast(infrared.device.type, torch.bfloat16, enabled=precision == "bf16"):
         outputs = model({"visible": torch.cat([visible_view1, visible_view2]), "infrared": infrared})
+    if len(text_table) != outputs.gem_logits.shape[1]:
+        people = outputs.gem_logits.shape[1]
+        raise ValueError(f"text_table has {len(text_table)} rows, the network {people} people")
     if precision == "bf16":
         outputs = TrainingOutputs(*(part.float() for part in outputs))
-    instances = instances or images_of_each(labels)
+    instances = images_of_each(labels) if instances is None else instances
     losses = batch_losses(outputs, labels, text_table, instances)
     return losses | {"total": weighted_sum(losses, weights)}
 
@@ -65,6 +79,26 @@ def batch_losses(
         "hse_visible": semantic(visible_g, text_table, labels),
         "hse_infrared": semantic(infrared_g, text_table, labels),
     }
+
+
+def _check(
+    model: CSDN,
+    images: Sequence[Tensor],
+    labels: Tensor,
+    text_table: Tensor,
+    weights: Mapping[str, float],
+) -> None:
+    """Raise ValueError for what would give other numbers than a training step's, or an obscure error."""
+    if not model.training:
+        raise ValueError("the network is in evaluation mode; call model.train() before embedding_losses")
+    if not all(isinstance(batch, Tensor) for batch in (*images, labels, text_table)):
+        raise ValueError("images, labels and text_table must be tensors (torch.from_numpy)")
+    if len({batch.shape for batch in images}) > 1 or len(images[0]) != len(labels):
+        found = ", ".join(str(list(batch.shape)) for batch in images)
+        raise ValueError(f"two views and infrared are {found}, labels {list(labels.shape)}: they do not fit")
+    check_table(labels, text_table)
+    if set(weights) != set(PUBLISHED_WEIGHTS):
+        raise ValueError(f"weights {', '.join(weights)}; needed are {', '.join(PUBLISHED_WEIGHTS)}")
 
 
 def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

@@ -42,7 +42,8 @@ def protocol(name: str, index: Index, **options: Any) -> list[Search]:
     camera; for the protocol cameras also key, for the others path: draws depend on sorted file names. People
     and cameras of the benchmarks are numbers, or names that end in one. options: those of the function of
     that name. Raises ValueError for an unknown name, option or modality, and for a missing column or columns
-    of different lengths.
+    of different lengths. Returns one search for each direction: rows of the index, int64, and the rule of
+    `rank_metrics`.
     """
     if name not in PROTOCOLS:
         raise ValueError(f"unknown protocol {name!r}; allowed: {', '.join(PROTOCOLS)}")
@@ -51,16 +52,24 @@ def protocol(name: str, index: Index, **options: Any) -> list[Search]:
         raise ValueError(
             f"protocol {name} has no option {', '.join(unknown)}; it has: {', '.join(known) or 'none'}"
         )
-    if options.get("trials", 1) < 1:
-        raise ValueError(f"trials = {options['trials']}: at least 1")
+    trials = options.get("trials", 1)
+    if not isinstance(trials, int | np.integer) or trials < 1:
+        raise ValueError(f"trials = {trials!r}: a whole number, at least 1")
     columns = (*_COLUMNS, "key" if name == "cameras" else "path")
     if missing := [column for column in columns if column not in index]:
         raise ValueError(f"the index has no column {', '.join(missing)}")
+    columns += ("places",) if name == "sysu_official" and "places" in index else ()
+    # By place alone: a column may be an array, a tensor, or a pandas Series with labels of its own.
+    index = {column: _as_list(index[column]) for column in columns}
     if len({len(index[column]) for column in columns}) > 1:
         raise ValueError("the index's columns have different lengths")
     if strange := set(index["modality"]) - set(_MODALITIES):
         raise ValueError(f"modality {min(map(repr, strange))}; allowed: {', '.join(_MODALITIES)}")
     return PROTOCOLS[name](index, **options)
+
+
+def _as_list(column: Any) -> list[Any]:
+    return column.tolist() if hasattr(column, "tolist") else list(column)
 
 
 def options_of(name: str) -> list[str]:

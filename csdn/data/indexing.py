@@ -61,7 +61,7 @@ def index_new_drops(
     sweep(places.shards, keep={shard.temporary for entry in new for shard in entry.packed if shard})
     _make(new, settings, places, verified, processes, progress)
     return [
-        f"{places.shards / name}: was missing or damaged, and is made again from {drop}"
+        f"{places.where(name)}: was missing or damaged, and is made again from {drop}"
         for drop, names in damaged.items()
         for name in names
     ]
@@ -114,7 +114,7 @@ def _keep(entry: NewDrop, settings: IngestParams, places: Places, verified: Veri
         _forget(entry, places)  # or it would be taken again when the drop is as it was
         raise
     for shard in packed:
-        if shard.size:
+        if shard.size and not places.store:
             if (places.shards / shard.temporary).exists():
                 (places.shards / shard.temporary).replace(places.shards / shard.name)
             verified.note(places.shards / shard.name)
@@ -151,10 +151,13 @@ def load_index(drop: Drop, places: Places) -> IndexedDrop:
 
 
 def remove_unnamed_shards(places: Places) -> None:
-    """Remove shards that no index names: a run was killed between a drop's shards and its index."""
+    """Remove files that no index names: a run was killed between a drop's shards and its index.
+
+    With a store all shards are objects, and none stays here.
+    """
     indexes = set((places.root / "index").glob("*.parquet"))
     indexes -= set((places.root / "index").glob("*.quarantine.parquet"))
-    named = {name for path in indexes for name in read_facts(path)["shards"]}
+    named = {name for path in indexes if not places.store for name in read_facts(path)["shards"]}
     for path in places.shards.glob("*.tar"):
         if path.name not in named:
             path.unlink()

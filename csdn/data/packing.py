@@ -35,7 +35,8 @@ NO_LABEL = "no label"
 class ShardTask:
     """One shard to make of a drop: `stem` begins its name, in `folder`.
 
-    `run` stands in the temporary name: what another run left never meets what this one writes.
+    `run` stands in the temporary name: what another run left never meets what this one writes. `store`: the
+    `s3://` prefix that the finished shard goes to; None: it stays under its temporary name.
     """
 
     address: str
@@ -45,6 +46,7 @@ class ShardTask:
     stem: str
     max_pixels: int
     run: str = ""
+    store: str | None = None
 
     @property
     def temporary(self) -> Path:
@@ -110,14 +112,18 @@ def pack(task: ShardTask) -> PackedShard:
     packed = PackedShard(name="", temporary=task.temporary.name)
     try:
         writer = _write(task, packed)
+        if not packed.images:
+            task.temporary.unlink()
+            return packed
+        packed.size = writer.size
+        packed.name = f"{task.stem}-{writer.hexdigest()[:16]}.tar"
+        if task.store:
+            from csdn.data.stored import put_shard  # it brings a client, which few need
+
+            put_shard(task.store, packed.name, task.temporary, packed.size)
     except BaseException:
         task.temporary.unlink(missing_ok=True)
         raise
-    if not packed.images:
-        task.temporary.unlink()
-        return packed
-    packed.size = writer.size
-    packed.name = f"{task.stem}-{writer.hexdigest()[:16]}.tar"
     # The tar's name is known only now that its last byte is.
     packed.images = [(*row[:2], packed.name, *row[2:]) for row in packed.images]
     return packed

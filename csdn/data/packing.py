@@ -121,6 +121,7 @@ def pack(task: ShardTask) -> PackedShard:
             from csdn.data.stored import put_shard  # it brings a client, which few need
 
             put_shard(task.store, packed.name, task.temporary, packed.size)
+            task.temporary.unlink()
     except BaseException:
         task.temporary.unlink(missing_ok=True)
         raise

@@ -22,17 +22,16 @@ def sizes(address: str) -> dict[str, int]:
 
 
 def put_shard(address: str, name: str, path: Path, size: int) -> None:
-    """Store a finished shard, which then is no file any more; one that is there is not sent again."""
+    """Store a finished shard of `size` bytes; one that is there is not sent again."""
     store = _store(address)
     if store.size(name) != size:
         store.put(name, path, "application/x-tar")
-    path.unlink()
 
 
 def missing_shards(address: str, wanted: Mapping[str, int], folder: Path) -> list[str]:
     """The names in `wanted` (name -> bytes) that the store has not whole, and cannot get from `folder`.
 
-    A shard that still lies there, of the time before there was a store, is put where it belongs.
+    A shard that still lies there, of the time before there was a store, is put into it; the file stays.
     """
     there = sizes(address)
     lacking = [name for name, size in wanted.items() if there.get(name) != size]

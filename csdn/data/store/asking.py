@@ -41,7 +41,8 @@ _MEANINGS = {
 _OF_STATUS = {"301": "PermanentRedirect", "403": "AccessDenied"}
 _BUSY = {"RequestTimeout", "SlowDown", "InternalError", "ServiceUnavailable", "Throttling", "TooManyRequests"}
 _UNREACHED = (
-    exceptions.HTTPClientError,  # refused, timed out, closed in the middle
+    exceptions.ConnectionError,
+    exceptions.HTTPClientError,
     exceptions.IncompleteReadError,
     exceptions.ResponseStreamingError,
 )

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from csdn.data.sources.tree import RemoteTree
+from csdn.data.store.bucket import _Connection
 
 PAGE = 3
 
@@ -43,5 +44,5 @@ class MemoryClient:
 def memory_tree(address: str, objects: dict[str, bytes]) -> RemoteTree:
     """The tree at an `s3://` address of a store that holds `objects`."""
     tree = RemoteTree(address)
-    tree.store._client = os.getpid(), MemoryClient(objects)
+    tree.store._connected = _Connection(os.getpid(), MemoryClient(objects), None)
     return tree

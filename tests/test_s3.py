@@ -14,6 +14,7 @@ from make_images import Project, make_drop, people_named, write
 from csdn.data import packing
 from csdn.data.arrivals import sub_folders
 from csdn.data.dataset import load_dataset
+from csdn.data.drops import Status, decide, read_ledger, write_ledger
 from csdn.data.feed import TrainFeed
 from csdn.data.reading import open_shards
 from csdn.data.store import Store, arrow_filesystem
@@ -208,6 +209,19 @@ def test_a_shard_that_was_altered_on_this_machine_does_not_move(s3_server, local
     assert local.outputs() == before
 
 
+def test_a_shard_of_a_rejected_drop_stays_where_it_is(s3_server, local, tmp_path, place):
+    """It may be accepted again when its images are gone."""
+    before = local_shards(local)
+    write_ledger(
+        decide(read_ledger(local.ledger), read_ledger(local.ledger)[0].id, Status.REJECTED, "bad light"),
+        local.ledger,
+    )
+    local.add(make_drop(tmp_path / "second", people_named(10, "other")))
+    local.ingest(store=place)
+    assert local_shards(local) == before
+    assert len(contents(place)) == 6
+
+
 def test_objects_of_others_stay(s3_server, remote, place):
     """Another clone, or an older commit, may name them."""
     s3_server.bucket.Object(f"{place.removeprefix('s3://cameras/')}/of-another-{'0' * 16}.tar").put(Body=b"x")
@@ -215,13 +229,16 @@ def test_objects_of_others_stay(s3_server, remote, place):
     assert len(contents(place)) == 7
 
 
-def test_a_store_gives_back_what_it_was_given(s3_server, tmp_path, place):
+def test_a_store_gives_back_what_it_was_given(s3_server, tmp_path, place, monkeypatch):
     store, data = Store(place), np.random.default_rng(0).bytes(3_000_000)
     store.put("a", write(tmp_path / "a", data))
     assert store.size("a") == len(data) and store.size("b") is None
     assert store.read("a", 1000, 10) == data[1000:1010]
     assert store.read("a", len(data) - 5, 10) == data[-5:]
     assert store.read("a", len(data), 10) == b"" == store.read("a", 7, 0)
+    with monkeypatch.context() as patch:  # without the detour by the whole client
+        patch.setattr(store.client(), "get_object", lambda **_: pytest.fail("it was asked"), raising=False)
+        assert store.read("a", 2_999_000, 500) == data[2_999_000:2_999_500]
     with pytest.raises(FileNotFoundError, match=f"{place}/b"):
         store.read("b", 0, 10)
     assert [(one.name, one.size) for one in store.objects()] == [("a", len(data))]

@@ -6,10 +6,12 @@ import shutil
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from make_images import Project, encoded, make_drop, people_named, pixels, write
+from pyarrow.fs import FileType
 from s3_server import S3Server, s3_environment
 from test_ingest_resume import stage_command, stage_project
 from workspace import set_params
@@ -44,6 +46,10 @@ WRONG = {
     "an object store: the bucket is not there": (
         {"place": "s3://no-such-bucket/shards"},
         "there is no such bucket; correct the address",
+    ),
+    "an object store: a key without its secret": (
+        {"AWS_SECRET_ACCESS_KEY": ""},
+        "the settings of the object store are not usable: Partial credentials found in env",
     ),
     "an object store: nobody listens at its endpoint": (
         {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"},
@@ -103,8 +109,8 @@ def test_a_key_that_may_only_read_is_an_error_that_leaves_nothing(s3_server, tmp
     project = Project(tmp_path / "project")
     project.add(make_drop(tmp_path / "drop", people_named(4)))
     before = files_of(project)
-    with pytest.raises(UserError, match=f"{PLACE}/.*: this key may not do that") as error:
-        project.ingest(store=PLACE)
+    with pytest.raises(UserError, match=f"{PLACE}/read-only/.*: this key may not do that") as error:
+        project.ingest(store=f"{PLACE}/read-only")
     assert {name for name in files_of(project) - before if not name.startswith(".state/")} == set()
     fault("object stores", "an object store: the key may read and not write", error.value)
 
@@ -178,13 +184,16 @@ def test_a_store_that_is_restarted_is_found_again(tmp_path):
     with s3_environment(server):
         server.bucket.put_object(Key="a", Body=b"abc")
         store = Store("s3://cameras")
-        assert store.read("a") == b"abc"
+        filesystem, path = arrow_filesystem("s3://cameras")
+        assert store.read("a") == b"abc" and filesystem.get_file_info(f"{path}/a").size == 3
         server.stop()
         back = threading.Timer(3, server.start)
         back.start()
         try:
             began = time.monotonic()
-            assert store.size("a") is None  # it kept its objects in memory
+            with ThreadPoolExecutor() as threads:  # it kept its objects in memory
+                asked = threads.submit(filesystem.get_file_info, f"{path}/a")
+                assert store.size("a") is None and asked.result().type == FileType.NotFound
             assert time.monotonic() - began > 2
         finally:
             back.join()

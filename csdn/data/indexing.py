@@ -8,7 +8,7 @@ that the ledger names; the index comes last and vouches for them.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from csdn.data.drops import Drop, Status
@@ -151,13 +151,16 @@ def load_index(drop: Drop, places: Places) -> IndexedDrop:
 
 
 def remove_unnamed_shards(places: Places) -> None:
-    """Remove files that no index names: a run was killed between a drop's shards and its index.
-
-    With a store all shards are objects, and none stays here.
-    """
+    """Remove shards that no index names (the run that wrote them was killed), or that are in the store."""
     indexes = set((places.root / "index").glob("*.parquet"))
     indexes -= set((places.root / "index").glob("*.quarantine.parquet"))
-    named = {name for path in indexes if not places.store for name in read_facts(path)["shards"]}
-    for path in places.shards.glob("*.tar"):
-        if path.name not in named:
+    named = {name: size for path in indexes for name, size in read_facts(path)["shards"].items()}
+    files = list(places.shards.glob("*.tar"))
+    stored: Mapping[str, int] = {}
+    if places.store and files:
+        from csdn.data.stored import sizes  # it brings a client, which few need
+
+        stored = sizes(places.store)
+    for path in files:
+        if path.name not in named or stored.get(path.name) == named[path.name]:
             path.unlink()

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from csdn.data.ahead import Taken, read_ahead
 from csdn.data.images import BadImage, extension_of, probe
 from csdn.data.people import canonical_label
 from csdn.data.records import ImageRecord
@@ -28,6 +29,7 @@ from csdn.process import die_with_parent
 
 # A shard also ends after so many images, so that small ones are spread over all cores.
 SHARD_IMAGES = 1000
+STORE_READERS = 8  # of each process: an object store takes its time to answer
 NO_LABEL = "no label"
 
 
@@ -136,8 +138,9 @@ def _write(task: ShardTask, packed: PackedShard) -> ShardWriter:
     with naming(task.folder / task.stem), task.temporary.open("wb") as file:
         with ShardWriter(file) as writer:
             offsets: dict[str, int] = {}
-            for record in task.records:
-                _pack_image(record, source, task.max_pixels, writer, offsets, packed)
+            threads = STORE_READERS if task.address.startswith("s3://") else 0
+            for record, taken in read_ahead(source.read, task.records, threads):
+                _pack_image(record, taken, task.max_pixels, writer, offsets, packed)
         file.flush()
         os.fsync(file.fileno())
     return writer
@@ -145,7 +148,7 @@ def _write(task: ShardTask, packed: PackedShard) -> ShardWriter:
 
 def _pack_image(
     record: ImageRecord,
-    source: Source,
+    taken: Taken,
     max_pixels: int,
     writer: ShardWriter,
     offsets: dict[str, int],
@@ -155,7 +158,7 @@ def _pack_image(
     about = (record.person, record.modality, record.camera)
     key = None
     try:
-        data = _read(source, record)
+        data = _read(taken, record)
         key = hashlib.sha256(data).hexdigest()
         extension = extension_of(record.path)
         if not canonical_label(record.person):
@@ -183,9 +186,9 @@ def _facts(record: ImageRecord, size: int) -> dict[str, Any]:
     }
 
 
-def _read(source: Source, record: ImageRecord) -> bytes:
+def _read(taken: Taken, record: ImageRecord) -> bytes:
     try:
-        return source.read(record)
+        return taken()
     except OSError as error:
         raise UserError(
             f"{record.path}: cannot be read: {machine_fault(error) or error or type(error).__name__}. "

@@ -18,12 +18,12 @@ _UPLOADS = 4  # at a time
 
 def sizes(address: str) -> dict[str, int]:
     """Name -> bytes of every object below an `s3://` prefix, by one listing. Raises UserError."""
-    return {found.name: found.size for found in _store(address).objects()}
+    return {found.name: found.size for found in store_at(address).objects()}
 
 
 def put_shard(address: str, name: str, path: Path, size: int) -> None:
     """Store a finished shard of `size` bytes; one that is there is not sent again."""
-    store = _store(address)
+    store = store_at(address)
     if store.size(name) != size:
         store.put(name, path, "application/x-tar")
 
@@ -47,6 +47,6 @@ def _put_all(address: str, names: Sequence[str], folder: Path, wanted: Mapping[s
 
 
 @cache
-def _store(address: str) -> Store:
+def store_at(address: str) -> Store:
     """One store for all shards of a process: it holds connections."""
     return Store(address)

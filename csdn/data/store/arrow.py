@@ -10,8 +10,8 @@ from csdn.data.store.bucket import Store
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
-# Each wait is twice the one before, from 25 ms on: 25 seconds in all.
-ATTEMPTS = 10
+# Each wait is twice the one before, from 25 ms on: 51 seconds in all.
+ATTEMPTS = 11
 
 
 def arrow_filesystem(address: str) -> tuple[FileSystem, str]:

@@ -17,6 +17,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from csdn.data.store.asking import CONNECT_SECONDS, FIRST_PATIENCE, PATIENCE, READ_SECONDS, ask, code_of
+from csdn.data.store.ranges import RangeRequests
 from csdn.errors import UserError
 from csdn.safe import has_credentials, without_credentials
 
@@ -44,7 +45,7 @@ class Store:
         self.address = address.rstrip("/")
         self.bucket, _, self.prefix = self.address.removeprefix("s3://").partition("/")
         self.answered = False  # it is there: a silence later on is an outage
-        self._client: tuple[int, BaseClient] | None = None
+        self._connected: _Connection | None = None
 
     def address_of(self, name: str) -> str:
         return f"{self.address}/{name}"
@@ -81,15 +82,18 @@ class Store:
 
         Raises FileNotFoundError where there is no such object.
         """
-        wanted: dict[str, Any] = {"Bucket": self.bucket, "Key": self._key(name)}
+        key = self._key(name)
+        wanted = {"Bucket": self.bucket, "Key": key}
+        if size is None:
+            return self._ask(lambda s3: s3.get_object(**wanted)["Body"].read(), name)
         if size == 0:
             return b""
-        if size is not None:
-            wanted["Range"] = f"bytes={offset}-{offset + size - 1}"
+        wanted["Range"] = f"bytes={offset}-{offset + size - 1}"
 
         def request(s3: BaseClient) -> bytes:
             try:
-                return s3.get_object(**wanted)["Body"].read()
+                data = self._connection().ranges.read(key, offset, size)
+                return s3.get_object(**wanted)["Body"].read() if data is None else data
             except ClientError as error:
                 if code_of(error) in ("InvalidRange", "416"):  # it ends before the range begins
                     return b""
@@ -113,10 +117,14 @@ class Store:
         self._ask(request, name)
 
     def client(self) -> BaseClient:
-        """This process's client: a connection must not be shared with the process that was forked from."""
-        if self._client is None or self._client[0] != os.getpid():
-            self._client = os.getpid(), _new_client(self.address)
-        return self._client[1]
+        """This process's client of S3."""
+        return self._connection().client
+
+    def _connection(self) -> _Connection:
+        """This process's own: it must not be shared with the process that was forked from."""
+        if self._connected is None or self._connected.process != os.getpid():
+            self._connected = _connect(self.address, self.bucket)
+        return self._connected
 
     def endpoint(self) -> str:
         """Whom the environment names, as it may be shown."""
@@ -144,7 +152,7 @@ class Store:
         return answer
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_client": None}  # an open connection does not travel to another process
+        return {**self.__dict__, "_connected": None}  # it does not travel to another process
 
 
 def _md5() -> Any:
@@ -162,17 +170,27 @@ def _check(address: str) -> None:
         raise UserError(f"{address}: not an address of an object store; it is s3://bucket/prefix")
 
 
-def _new_client(address: str) -> BaseClient:
+@dataclass(frozen=True)
+class _Connection:
+    process: int
+    client: BaseClient
+    ranges: RangeRequests
+
+
+def _connect(address: str, bucket: str) -> _Connection:
     config = Config(
         connect_timeout=CONNECT_SECONDS,
         read_timeout=READ_SECONDS,
         retries={"total_max_attempts": 1},  # csdn.data.store.asking repeats
         max_pool_connections=CONNECTIONS,
+        signature_version="s3v4",
         # Stores that are not Amazon's often lack the newer checksums; every one has MD5.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
+    session = botocore.session.get_session()
     try:
-        return botocore.session.get_session().create_client("s3", config=config)
+        client = session.create_client("s3", config=config)
+        return _Connection(os.getpid(), client, RangeRequests(session, client, bucket, CONNECTIONS))
     except (BotoCoreError, ValueError) as error:  # such as an endpoint that is no URL
         raise UserError(f"{address}: the settings of the object store are not usable: {error}") from error

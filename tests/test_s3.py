@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from make_images import Project, make_drop, people_named, write
+from workspace import ROOT, set_params
 
+from csdn import doctor
 from csdn.data import packing
 from csdn.data.arrivals import sub_folders
 from csdn.data.dataset import load_dataset
@@ -253,6 +256,14 @@ def test_a_report_s_copy_is_named_by_its_content(s3_server, tmp_path, place):
     assert contents(folder) == {"index.html": page.read_bytes(), "figures/cmc.png": b"\x89PNG"}
     kind = s3_server.bucket.Object(address.removeprefix("s3://cameras/")).content_type
     assert kind == "text/html"
+
+
+def test_the_doctor_asks_the_stores_of_the_parameters(s3_server, tmp_path):
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    set_params(tmp_path, {"ingest.store": "s3://cameras/in", "report.store": "s3://no-such-bucket/out"})
+    first, second = (check for check in doctor.report(tmp_path) if check.name == "object store")
+    assert (first.state, first.found) == ("ok", "s3://cameras/in answers")
+    assert second.state == "problem" and "s3://no-such-bucket/out: there is no such bucket" in second.found
 
 
 def test_arrow_reads_and_writes_the_same_store(s3_server, tmp_path, place):

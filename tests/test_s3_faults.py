@@ -16,7 +16,7 @@ from s3_server import S3Server, s3_environment
 from test_ingest_resume import stage_command, stage_project
 from workspace import set_params
 
-from csdn.data.arrivals import examine, sub_folders
+from csdn.data.arrivals import sub_folders
 from csdn.data.dataset import load_dataset
 from csdn.data.feed import TrainFeed
 from csdn.data.reading import open_shards
@@ -94,7 +94,7 @@ def test_ingest_says_what_is_wrong_and_leaves_nothing(wrong, s3_server, tmp_path
 
 def test_whoever_else_uses_a_store_says_the_same(wrong):
     _, place, says = wrong
-    for use in (open_shards, sub_folders, arrow_filesystem, lambda address: examine(address, "cameras")):
+    for use in (open_shards, sub_folders, arrow_filesystem):
         began = time.monotonic()
         with pytest.raises(UserError) as error:
             use(place)

@@ -1,8 +1,8 @@
 """Reading a byte range with less than half of the work that botocore's client does for it.
 
 A feed reads thousands of images a second. The request has the client's URL, signature, time limits and way of
-connecting; what the client asks itself at each request of any kind is left out. An answer that is not the range
-is the client's to explain.
+connecting; what the client asks itself at each request of any kind is left out. An answer that is not the
+range is the client's to explain.
 """
 
 from __future__ import annotations

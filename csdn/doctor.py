@@ -49,6 +49,7 @@ def report(root: Path = Path()) -> list[Check]:
     checks = [_python(), _packages(), _interpreter_on_path(), _git(root), _dvc(root), params_check]
     if params is not None:
         checks += [_device(params), _threads(params), _clip_weights(root, params)]
+        checks += [_store(address) for address in (params.ingest.store, params.report.store) if address]
     return [*checks, _ledger(root), _disk(root), _credentials()]
 
 
@@ -157,6 +158,16 @@ def _ledger(root: Path) -> Check:
     return Check("ok", "ledger", f"drops of images: {counts}")
 
 
+def _store(address: str) -> Check:
+    from csdn.data.store import Store
+
+    try:
+        Store(address).check()
+    except UserError as error:
+        return Check("problem", "object store", _one_line(error))
+    return Check("ok", "object store", f"{address} answers")
+
+
 def _disk(root: Path) -> Check:
     free = shutil.disk_usage(root).free
     found = f"{free / 2**30:.0f} GiB free"
@@ -171,4 +182,4 @@ def _credentials(environment: Callable[[str], str | None] = os.environ.get) -> C
     file = Path(environment("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials").expanduser()
     if file.is_file():
         present.append(str(file))
-    return Check("ok", "object store", ", ".join(present) or "no credentials (only s3:// needs them)")
+    return Check("ok", "credentials", ", ".join(present) or "no credentials (only s3:// needs them)")

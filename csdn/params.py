@@ -6,6 +6,7 @@ before anything runs, with the key, the value and what is allowed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,7 +25,14 @@ def _no_credentials(address: str) -> str:
     return address
 
 
+def _in_a_store(address: str) -> str:
+    if not re.fullmatch(r"s3://[^/]+(/.*)?", address):
+        raise ValueError("not an address of an object store; it is s3://bucket/prefix")
+    return address
+
+
 Address = Annotated[str, AfterValidator(_no_credentials)]
+StoreAddress = Annotated[str, AfterValidator(_no_credentials), AfterValidator(_in_a_store)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -45,6 +53,7 @@ class DataParams(Section):
 
 class IngestParams(Section):
     landing: list[Address] = []
+    store: StoreAddress | None = None
     max_bad_fraction: Fraction
     max_pixels: Count
     shard_megabytes: Count
@@ -163,6 +172,7 @@ class EvaluationParams(Section):
 
 class ReportParams(Section):
     queries: Count
+    store: StoreAddress | None = None
 
 
 class ScalingParams(Section):

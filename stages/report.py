@@ -14,8 +14,13 @@ def main() -> None:
         from csdn.params import load_params
         from csdn.report.page import write_report
 
-        page = write_report(load_params(), root=Path(), out=Path("report"))
+        params = load_params()
+        page = write_report(params, root=Path(), out=Path("report"))
         print(f"report: {page} (one file, opens offline)")
+        if params.report.store:
+            from csdn.report.publish import publish  # it brings a client, which few need
+
+            print(f"report: a copy is at {publish(page, params.report.store)}")
     show_unless_asked_later()
 
 

@@ -20,6 +20,7 @@ ROOT = TESTS.parent
 TABLE = ROOT / "docs" / "faults.md"
 AREAS = (
     "drops and images",
+    "object stores",
     "ledger",
     "parameters",
     "shards and index",

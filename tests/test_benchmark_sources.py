@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import fsspec
 import numpy as np
 import pytest
 from benchmark_folders import MAKERS, make_llcm, make_regdb, make_sysu, regdb_path, write_text
 from make_images import Project, jpeg, write
+from memory_store import memory_tree
 
 from csdn.builtin.mini import write_miniature
 from csdn.data.dataset import load_dataset
 from csdn.data.drops import drop_id
 from csdn.data.published import unlike_published
 from csdn.data.sources import open_source
-from csdn.data.sources.tree import RemoteTree
 from csdn.data.tables import PEOPLE_SCHEMA, SAMPLES_SCHEMA, read_table, table_of
 
 
@@ -90,15 +89,12 @@ def test_llcm_trains_on_its_lists_and_tests_with_folders(tmp_path):
 
 @pytest.mark.parametrize("layout", MAKERS)
 def test_an_object_store_lists_the_same_as_a_folder(tmp_path, layout):
-    """fsspec's memory store stands for s3://, which goes through the same code."""
     root = MAKERS[layout](tmp_path)
-    store = fsspec.filesystem("memory")
-    for path in root.rglob("*"):
-        if path.is_file():
-            store.pipe(f"/{layout}/{path.relative_to(root)}", path.read_bytes())
+    files = [path for path in root.rglob("*") if path.is_file()]
+    objects = {f"{layout}/{path.relative_to(root)}": path.read_bytes() for path in files}
     source = open_source(str(root), layout)
     expected = source.listing()
-    source.tree = RemoteTree(f"memory://{layout}")
+    source.tree = memory_tree(f"s3://bucket/{layout}", objects)
     assert source.listing() == expected
 
 

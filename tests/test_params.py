@@ -33,6 +33,7 @@ def test_the_committed_file_is_valid():
         ("data.test_percent", 100, "less than or equal to 99", "nobody left to train on"),
         ("embedding.schedule.milestones", [70, 40], "must rise", "milestones that fall"),
         ("prompts.prompts.warmup_epochs", 99, "99.0 is longer than epochs 6", "a warm-up without an end"),
+        ("ingest.store", "data/shards", "= 'data/shards': not an address of", "a folder for ingest.store"),
         ("ingest.max_bad_fraction", 2, "less than or equal to 1", "a fraction of 2"),
     ],
 )

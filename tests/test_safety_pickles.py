@@ -220,11 +220,11 @@ def test_as_what_the_report_reads(hostile, ingested):
         write(ingested.root / "evaluation" / name, b"")
     write(ingested.root / "evaluation" / "queries.parquet", hostile[1])
     with pytest.raises(UserError, match="is damaged"):
-        read_inputs(ingested.root)
+        read_inputs(ingested.root, ingested.data / "shards")
     pq.write_table(pa.table({"a": [1]}), ingested.root / "evaluation" / "queries.parquet")
     write(ingested.root / "evaluation" / "features.safetensors", hostile[1])
     with pytest.raises(UserError, match="is damaged"):
-        read_inputs(ingested.root)
+        read_inputs(ingested.root, ingested.data / "shards")
 
 
 # What loads a pickle, runs a text as code, or unpacks an archive.

@@ -103,6 +103,8 @@ def test_no_drop_is_added_by_an_address_with_a_key(address, project, fault):
     ("key", "what"),
     [
         ("ingest.landing", "a place of ingest.landing has a key in it"),
+        ("ingest.store", "ingest.store has a key in it"),
+        ("report.store", "report.store has a key in it"),
         ("scaling.address", "scaling.address has a password in it"),
     ],
 )

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from make_images import jpeg, make_drop, write
+from memory_store import memory_tree
 
 from csdn.data.records import ImageRecord
 from csdn.data.sources import open_source
 from csdn.data.sources.cameras import CameraSource
-from csdn.data.sources.tree import RemoteTree
 from csdn.errors import UserError
 
 
@@ -222,19 +222,20 @@ def test_an_address_or_layout_that_is_not_supported_is_an_error(address, layout,
 
 
 def test_an_object_store_lists_the_same_as_a_folder(tmp_path):
-    """fsspec's memory store stands for s3://, which goes through the same code."""
-    import fsspec
-
-    store = fsspec.filesystem("memory")
-    for name in ("infrared/gate/Ana/1.jpg", "visible/gate/Ana/2.jpg"):
+    names = [f"{modality}/gate/Ana/{n}.jpg" for modality in ("infrared", "visible") for n in range(4)]
+    for name in names:
         write(tmp_path / name, jpeg(name))
-        store.pipe(f"/bucket/drop/{name}", jpeg(name))
+    objects = {f"drop/{name}": jpeg(name) for name in names} | {
+        "drop/visible/": b"",
+        "drops": b"",
+        "a/b": b"",
+    }
     source = CameraSource(str(tmp_path))
     expected = source.listing()
-    source.tree = RemoteTree("memory://bucket/drop/")
+    source.tree = memory_tree("s3://bucket/drop/", objects)
     assert source.listing() == expected
     assert source.read(expected[0]) == jpeg(expected[0].path)
-    assert RemoteTree("memory://bucket").sub_folders() == ["memory:///bucket/drop"]
-    assert pickle.loads(pickle.dumps(source.tree)).read(expected[0].path) == jpeg(expected[0].path)
-    with pytest.raises(UserError, match=r"nothing there|cannot be listed"):
-        RemoteTree("memory://bucket/none").files()
+    assert memory_tree("s3://bucket", objects).sub_folders() == ["s3://bucket/a", "s3://bucket/drop"]
+    assert pickle.loads(pickle.dumps(source.tree)).store.address == "s3://bucket/drop"
+    with pytest.raises(UserError, match="s3://bucket/none: nothing there"):
+        memory_tree("s3://bucket/none", objects).files()

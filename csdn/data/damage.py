@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-AGAIN = "Delete the file and run `dvc repro` again: it is made anew from its drop"
+if TYPE_CHECKING:
+    from csdn.data.reading import Shards
 
 
-def damaged_image(shards: Path, shard: str, offset: int) -> str:
-    """The message for the image at byte `offset` of a shard in the folder `shards`."""
+def damaged_image(shards: Shards, shard: str, offset: int) -> str:
+    """The message for the image at byte `offset` of a shard."""
     return (
-        f"{shards / shard}: the image at byte {offset}{_whose(shards.parent, shard, offset)} is not what "
-        f"ingest put there: the file was damaged or altered since. {AGAIN}"
+        f"{shards.where(shard)}: the image at byte {offset}{_whose(shards, shard, offset)} is not what "
+        f"ingest put there: the file was damaged or altered since. {shards.again}"
     )
 
 
-def _whose(data: Path, shard: str, offset: int) -> str:
-    """Which image it is, by the tables beside the shards; nothing where they cannot say."""
+def _whose(shards: Shards, shard: str, offset: int) -> str:
+    """Which image it is, by the tables beside a folder of shards; nothing where they cannot say."""
+    data = Path(shards.where(shard)).parent.parent
     columns = ["path", "person_row", "modality", "camera"]
     try:
         place = [("shard", "=", shard), ("offset", "=", offset)]

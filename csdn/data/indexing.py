@@ -8,7 +8,7 @@ that the ledger names; the index comes last and vouches for them.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from csdn.data.drops import Drop, Status
@@ -61,7 +61,7 @@ def index_new_drops(
     sweep(places.shards, keep={shard.temporary for entry in new for shard in entry.packed if shard})
     _make(new, settings, places, verified, processes, progress)
     return [
-        f"{places.shards / name}: was missing or damaged, and is made again from {drop}"
+        f"{places.where(name)}: was missing or damaged, and is made again from {drop}"
         for drop, names in damaged.items()
         for name in names
     ]
@@ -114,7 +114,7 @@ def _keep(entry: NewDrop, settings: IngestParams, places: Places, verified: Veri
         _forget(entry, places)  # or it would be taken again when the drop is as it was
         raise
     for shard in packed:
-        if shard.size:
+        if shard.size and not places.store:
             if (places.shards / shard.temporary).exists():
                 (places.shards / shard.temporary).replace(places.shards / shard.name)
             verified.note(places.shards / shard.name)
@@ -151,10 +151,16 @@ def load_index(drop: Drop, places: Places) -> IndexedDrop:
 
 
 def remove_unnamed_shards(places: Places) -> None:
-    """Remove shards that no index names: a run was killed between a drop's shards and its index."""
+    """Remove shards that no index names (the run that wrote them was killed), or that are in the store."""
     indexes = set((places.root / "index").glob("*.parquet"))
     indexes -= set((places.root / "index").glob("*.quarantine.parquet"))
-    named = {name for path in indexes for name in read_facts(path)["shards"]}
-    for path in places.shards.glob("*.tar"):
-        if path.name not in named:
+    named = {name: size for path in indexes for name, size in read_facts(path)["shards"].items()}
+    files = list(places.shards.glob("*.tar"))
+    stored: Mapping[str, int] = {}
+    if places.store and files:
+        from csdn.data.stored import sizes  # it brings a client, which few need
+
+        stored = sizes(places.store)
+    for path in files:
+        if path.name not in named or stored.get(path.name) == named[path.name]:
             path.unlink()

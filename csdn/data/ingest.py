@@ -49,7 +49,7 @@ def ingest(
     there is nothing to train on, before people, samples and metrics are replaced; shards and indexes of good
     drops stay, for the next attempt, and finished shards of the drop that failed.
     """
-    places = Places(root)
+    places = Places(root, settings.store)
     for folder in (places.shards, root / "index"):
         folder.mkdir(parents=True, exist_ok=True)
     identity = Identity(data.salt, data.test_percent, read_aliases(data.aliases), data.trial)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,14 +24,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Places:
-    """Where the shards and the index of each drop are; `run` is in the temporary names of this run."""
+    """Where the shards and the index of each drop are; `run` is in the temporary names of this run.
+
+    store: the `s3://` prefix of finished shards; None: they stay in the folder `shards`.
+    """
 
     root: Path
+    store: str | None = None
     run: str = field(default_factory=lambda: secrets.token_hex(4))
 
     @property
     def shards(self) -> Path:
         return self.root / "shards"
+
+    def where(self, shard: str) -> str:
+        """A finished shard's place, for a message."""
+        return f"{self.store or self.shards}/{shard}"
 
     def index(self, drop: Drop) -> Path:
         return self.root / "index" / f"{drop.id}.parquet"
@@ -57,16 +65,20 @@ def damaged_shards(
     drops: Sequence[Drop], settings: IngestParams, places: Places, verified: Verified
 ) -> dict[Drop, list[str]]:
     """The shards that are missing, or have not the bytes that they had, of each drop that was read before."""
-    shards = {
-        places.shards / name: drop
-        for drop in drops
-        if is_indexed(drop, settings, places)
-        for name in read_facts(places.index(drop))["shards"]
-    }
-    damaged: dict[Drop, list[str]] = {}
-    for path in verified.damaged(list(shards)):
-        damaged.setdefault(shards[path], []).append(path.name)
-    return damaged
+    indexed = [drop for drop in drops if is_indexed(drop, settings, places)]
+    shards = {drop: read_facts(places.index(drop))["shards"] for drop in indexed}
+    sizes = {name: size for named in shards.values() for name, size in named.items()}
+    bad = _damaged(sizes, places, verified)
+    found = {drop: [name for name in named if name in bad] for drop, named in shards.items()}
+    return {drop: names for drop, names in found.items() if names}
+
+
+def _damaged(sizes: Mapping[str, int], places: Places, verified: Verified) -> set[str]:
+    if places.store is None:
+        return {path.name for path in verified.damaged([places.shards / name for name in sizes])}
+    from csdn.data.stored import missing_shards  # it brings a client, which few need
+
+    return set(missing_shards(places.store, sizes, places.shards))
 
 
 def is_indexed(drop: Drop, settings: IngestParams, places: Places) -> bool:
@@ -107,6 +119,7 @@ def list_drop(
             stem=f"{drop.id[:16]}-{number:06d}",
             max_pixels=settings.max_pixels,
             run=places.run,
+            store=places.store,
         )
         for number, part in enumerate(parts)
     ]
@@ -117,10 +130,11 @@ def list_drop(
 
 def _unlisted(drop: Drop, damaged: Sequence[str], places: Places, error: UserError) -> UserError:
     if damaged:
+        kept = "" if places.store else f" (`dvc checkout --force {places.shards}`)"
         return UserError(
-            f"{places.shards / damaged[0]}: missing or damaged ({len(damaged)} in all), and cannot be made "
-            f"again from {drop}: {error}\nBring the drop back, or the shards (`dvc checkout --force "
-            f"{places.shards}`); if both are gone for good: csdn reject {drop.id[:SHORT]} --reason '...'"
+            f"{places.where(damaged[0])}: missing or damaged ({len(damaged)} in all), and cannot be made "
+            f"again from {drop}: {error}\nBring the drop back, or the shards{kept}; "
+            f"if both are gone for good: csdn reject {drop.id[:SHORT]} --reason '...'"
         )
     return UserError(
         f"{drop}: {error}\nIf it has moved, correct its address in {LEDGER}; "

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from csdn.data.ahead import Taken, read_ahead
 from csdn.data.images import BadImage, extension_of, probe
 from csdn.data.people import canonical_label
 from csdn.data.records import ImageRecord
@@ -28,6 +29,7 @@ from csdn.process import die_with_parent
 
 # A shard also ends after so many images, so that small ones are spread over all cores.
 SHARD_IMAGES = 1000
+STORE_READERS = 8  # of each process: an object store takes its time to answer
 NO_LABEL = "no label"
 
 
@@ -35,7 +37,8 @@ NO_LABEL = "no label"
 class ShardTask:
     """One shard to make of a drop: `stem` begins its name, in `folder`.
 
-    `run` stands in the temporary name: what another run left never meets what this one writes.
+    `run` stands in the temporary name: what another run left never meets what this one writes. `store`: the
+    `s3://` prefix that the finished shard goes to; None: it stays under its temporary name.
     """
 
     address: str
@@ -45,6 +48,7 @@ class ShardTask:
     stem: str
     max_pixels: int
     run: str = ""
+    store: str | None = None
 
     @property
     def temporary(self) -> Path:
@@ -110,14 +114,19 @@ def pack(task: ShardTask) -> PackedShard:
     packed = PackedShard(name="", temporary=task.temporary.name)
     try:
         writer = _write(task, packed)
+        if not packed.images:
+            task.temporary.unlink()
+            return packed
+        packed.size = writer.size
+        packed.name = f"{task.stem}-{writer.hexdigest()[:16]}.tar"
+        if task.store:
+            from csdn.data.stored import put_shard  # it brings a client, which few need
+
+            put_shard(task.store, packed.name, task.temporary, packed.size)
+            task.temporary.unlink()
     except BaseException:
         task.temporary.unlink(missing_ok=True)
         raise
-    if not packed.images:
-        task.temporary.unlink()
-        return packed
-    packed.size = writer.size
-    packed.name = f"{task.stem}-{writer.hexdigest()[:16]}.tar"
     # The tar's name is known only now that its last byte is.
     packed.images = [(*row[:2], packed.name, *row[2:]) for row in packed.images]
     return packed
@@ -129,8 +138,9 @@ def _write(task: ShardTask, packed: PackedShard) -> ShardWriter:
     with naming(task.folder / task.stem), task.temporary.open("wb") as file:
         with ShardWriter(file) as writer:
             offsets: dict[str, int] = {}
-            for record in task.records:
-                _pack_image(record, source, task.max_pixels, writer, offsets, packed)
+            threads = STORE_READERS if task.address.startswith("s3://") else 0
+            for record, taken in read_ahead(source.read, task.records, threads):
+                _pack_image(record, taken, task.max_pixels, writer, offsets, packed)
         file.flush()
         os.fsync(file.fileno())
     return writer
@@ -138,7 +148,7 @@ def _write(task: ShardTask, packed: PackedShard) -> ShardWriter:
 
 def _pack_image(
     record: ImageRecord,
-    source: Source,
+    taken: Taken,
     max_pixels: int,
     writer: ShardWriter,
     offsets: dict[str, int],
@@ -148,7 +158,7 @@ def _pack_image(
     about = (record.person, record.modality, record.camera)
     key = None
     try:
-        data = _read(source, record)
+        data = _read(taken, record)
         key = hashlib.sha256(data).hexdigest()
         extension = extension_of(record.path)
         if not canonical_label(record.person):
@@ -176,9 +186,9 @@ def _facts(record: ImageRecord, size: int) -> dict[str, Any]:
     }
 
 
-def _read(source: Source, record: ImageRecord) -> bytes:
+def _read(taken: Taken, record: ImageRecord) -> bytes:
     try:
-        return source.read(record)
+        return taken()
     except OSError as error:
         raise UserError(
             f"{record.path}: cannot be read: {machine_fault(error) or error or type(error).__name__}. "

@@ -17,7 +17,7 @@ import numpy as np
 
 from csdn.data.images import EXTENSIONS, BadImage, decode
 from csdn.data.plan import PlanRow
-from csdn.data.shards import ShardReader
+from csdn.data.reading import open_shards
 from csdn.data.transforms import TestTransform, TrainTransform, draw_views, resize
 from csdn.errors import UserError
 from csdn.randomness import Stream, generator
@@ -35,26 +35,29 @@ class Images:
         self.shard, self.shard_names = table.shard, table.shard_names
         self.offset, self.size, self.extension = table.offset, table.size, table.extension
         self.digest = table.digest
-        # Absolute: a process elsewhere may stand in another folder.
-        self.reader = ShardReader(Path(shards).absolute())
+        self.shards = open_shards(shards)
         self.image_size = tuple(image_size)
 
     def __call__(self, ordinals: np.ndarray) -> list[np.ndarray]:
         """uint8 images [height, width, 3]; raises UserError where one is not, byte for byte, what it was."""
-        return [self._image(ordinal) for ordinal in ordinals]
+        found = self.shards.read_all((*self._place(one), int(self.size[one])) for one in ordinals)
+        return [self._image(one, data) for one, data in zip(ordinals, found, strict=True)]
 
-    def _image(self, ordinal: int) -> np.ndarray:
-        shard, offset = self.shard_names[self.shard[ordinal]], int(self.offset[ordinal])
-        data = self.reader.read(shard, offset, int(self.size[ordinal]))
+    def _place(self, ordinal: int) -> tuple[str, int]:
+        """(shard, offset)"""
+        return self.shard_names[self.shard[ordinal]], int(self.offset[ordinal])
+
+    def _image(self, ordinal: int, data: bytes) -> np.ndarray:
+        shard, offset = self._place(ordinal)
         if hashlib.sha256(data).digest() != self.digest[ordinal].tobytes():
             from csdn.data.damage import damaged_image  # it needs the tables, and no other row does
 
-            raise UserError(damaged_image(self.reader.folder, shard, offset))
+            raise UserError(damaged_image(self.shards, shard, offset))
         try:
             return resize(decode(data, EXTENSIONS[self.extension[ordinal]]), self.image_size)
         except BadImage as error:
             raise UserError(
-                f"{self.reader.folder / shard}: the image at byte {offset} is what it was, but cannot be "
+                f"{self.shards.where(shard)}: the image at byte {offset} is what it was, but cannot be "
                 f"decoded any more ({error.reason}); install the versions of constraints.txt, or delete "
                 "data/index and run `dvc repro` again"
             ) from None

@@ -10,7 +10,7 @@ import json
 import os
 import tarfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -75,6 +75,8 @@ class ShardReader:
     their position with them); one thread at a time.
     """
 
+    again = "Delete the file and run `dvc repro` again: it is made anew from its drop"
+
     def __init__(self, folder: str | Path, open_files: int = 128) -> None:
         self.folder = Path(folder)
         self.open_files = open_files
@@ -89,9 +91,17 @@ class ShardReader:
         if len(data) != size:
             raise UserError(
                 f"{self.folder / shard}: ends before byte {offset + size}, where ingest put an image. "
-                "Delete the file and run `dvc repro` again: it is made anew from its drop"
+                f"{self.again}"
             )
         return data
+
+    def read_all(self, ranges: Iterable[tuple[str, int, int]]) -> Iterator[bytes]:
+        """The bytes of each (shard, offset, size), in order; raises UserError as `read` does."""
+        return (self.read(*place) for place in ranges)
+
+    def where(self, shard: str) -> str:
+        """The shard's place, for a message."""
+        return str(self.folder / shard)
 
     def close(self) -> None:
         while self._descriptors:

@@ -1,7 +1,8 @@
 """Shards of a drop that is not finished yet: ingest that was killed goes on behind them.
 
-A finished shard stays under its temporary name beside the others; the stage's state has its rows and vouches
-for it. It is taken again only with the very bytes that it had.
+A finished shard stays under its temporary name beside the others, or is in the object store; the stage's
+state has its rows and vouches for it. It is taken again only with the very bytes that it had (of an object:
+the size).
 """
 
 from __future__ import annotations
@@ -46,6 +47,11 @@ def save_shard(state: StageState, number: int, packed: PackedShard) -> None:
 def saved_shards(state: StageState, tasks: Sequence[ShardTask], readers: int) -> list[PackedShard | None]:
     """For each task its shard of an earlier run; None where there is none, or not with the bytes it had."""
     found = [_load(state, number) for number in range(len(tasks))]
+    if tasks and tasks[0].store and any(found):
+        from csdn.data.stored import sizes
+
+        there = sizes(tasks[0].store)
+        return [shard if shard and there.get(shard.name, 0) == shard.size else None for shard in found]
 
     def sound(number: int) -> bool:
         packed, folder = found[number], tasks[number].folder

@@ -27,6 +27,7 @@ import torch
 
 from csdn.data.dataset import Dataset, SampleTable, load_dataset
 from csdn.data.feed import ImageWalk
+from csdn.data.reading import shards_at
 from csdn.data.records import MODALITIES
 from csdn.device import configure_torch
 from csdn.errors import UserError
@@ -125,4 +126,6 @@ def embedders(params: Params, clip: Clip, trained: CSDN, device: torch.device) -
 def test_walk(table: SampleTable, params: Params, data: Path) -> ImageWalk:
     """Every test image once."""
     model = params.model
-    return ImageWalk(table, data / "shards", model.image_size, model.normalize, params.evaluation.batch)
+    return ImageWalk(
+        table, shards_at(params, data), model.image_size, model.normalize, params.evaluation.batch
+    )

@@ -8,6 +8,7 @@ import torch
 
 from csdn.data.dataset import Dataset
 from csdn.data.feed import test_feed
+from csdn.data.reading import shards_at
 from csdn.data.records import MODALITIES
 from csdn.evaluation.results import PeopleMaps
 from csdn.evaluation.text_maps import TextMaps, examples, text_maps
@@ -24,7 +25,7 @@ def maps_of_people(model: CSDN, dataset: Dataset, params: Params, data: Path) ->
     images, maps = [], []
     for code, modality in enumerate(MODALITIES):
         of = rows[table.modality[rows] == code]
-        for found, pixels in test_feed(table, of, data / "shards", size, normalize, len(of), 0):
+        for found, pixels in test_feed(table, of, shards_at(params, data), size, normalize, len(of), 0):
             labels = torch.from_numpy(table.label[found]).to(texts.device)
             maps.append(text_maps(model, pixels.to(texts.device), modality.value, texts, labels))
         images += [

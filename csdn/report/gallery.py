@@ -26,7 +26,7 @@ class Gallery:
     """Images of `table`; `features` [n, D] of its rows may be left out where no distance is asked for."""
 
     def __init__(
-        self, table: SampleTable, dataset: Dataset, shards: Path, features: np.ndarray | None = None
+        self, table: SampleTable, dataset: Dataset, shards: str | Path, features: np.ndarray | None = None
     ) -> None:
         self.table = table
         self.rows = {str(key): row for row, key in enumerate(table.key)}

@@ -28,7 +28,7 @@ class ReportInputs:
     """The outputs of the stages before, as they are."""
 
     dataset: Dataset
-    shards: Path
+    shards: str | Path  # where they are
     data_hash: str  # SHA-256 of samples.parquet
     data_md5: str  # by which DVC knows the same file
     quarantine: pa.Table
@@ -47,13 +47,16 @@ class ReportInputs:
     model: Mapping[str, Any]  # models/embedding/config.json
 
 
-def read_inputs(root: Path) -> ReportInputs:
-    """Read everything below the project's root; raises UserError naming the first file that is missing."""
+def read_inputs(root: Path, shards: str | Path) -> ReportInputs:
+    """Read everything below the project's root; raises UserError naming the first file that is missing.
+
+    shards: where they are (csdn.data.reading.shards_at).
+    """
     data, metrics, evaluation, models = (root / name for name in ("data", "metrics", "evaluation", "models"))
     try:
         return ReportInputs(
             dataset=load_dataset(data),
-            shards=data / "shards",
+            shards=shards,
             data_hash=hashlib.sha256((data / "samples.parquet").read_bytes()).hexdigest(),
             data_md5=data_hash(data / "samples.parquet"),
             quarantine=read_table(data / "quarantine.parquet", QUARANTINE_SCHEMA),

@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from csdn.data.reading import shards_at
 from csdn.files import replace_folder
 from csdn.params import Params
 from csdn.report.context import context, drawn_figures
@@ -21,7 +22,7 @@ def write_report(params: Params, root: Path, out: Path) -> Path:
 
     Raises UserError where a file of an earlier stage is missing.
     """
-    inputs = read_inputs(root)
+    inputs = read_inputs(root, shards_at(params, root / "data"))
     drawn = drawn_figures(inputs)
     with replace_folder(out) as folder:
         names = write_pngs(drawn, folder / FIGURES)

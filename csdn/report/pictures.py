@@ -10,7 +10,7 @@ from PIL import Image
 
 from csdn.data.dataset import SampleTable
 from csdn.data.images import EXTENSIONS, decode
-from csdn.data.shards import ShardReader
+from csdn.data.reading import open_shards
 
 HEIGHT = 144  # pixels; larger images are reduced to it
 QUALITY = 85  # of JPEG
@@ -19,8 +19,8 @@ QUALITY = 85  # of JPEG
 class Pictures:
     """Reads images of a table out of its shards, each once."""
 
-    def __init__(self, table: SampleTable, shards: Path) -> None:
-        self.table, self.reader = table, ShardReader(shards)
+    def __init__(self, table: SampleTable, shards: str | Path) -> None:
+        self.table, self.shards = table, open_shards(shards)
         self.uris: dict[int, str] = {}
 
     def uri(self, row: int) -> str:
@@ -28,7 +28,7 @@ class Pictures:
         if row not in self.uris:
             table = self.table
             shard = table.shard_names[table.shard[row]]
-            data = self.reader.read(shard, int(table.offset[row]), int(table.size[row]))
+            data = self.shards.read(shard, int(table.offset[row]), int(table.size[row]))
             self.uris[row] = data_uri(data, EXTENSIONS[table.extension[row]])
         return self.uris[row]
 

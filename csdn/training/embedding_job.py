@@ -12,6 +12,7 @@ from torch import Tensor
 
 from csdn.data.dataset import SampleTable
 from csdn.data.feed import TrainFeed, TrainSource
+from csdn.data.reading import shards_at
 from csdn.data.rows import VIEWS
 from csdn.device import configure_torch
 from csdn.files import replace_folder, write_json
@@ -88,7 +89,7 @@ def train_source(params: Params, table: SampleTable, data: Path) -> TrainSource:
     """The batches that params.yaml asks for, wherever they will be made."""
     return TrainSource(
         table,
-        data / "shards",
+        shards_at(params, data),
         people=params.embedding.people,
         images=params.embedding.images,
         image_size=params.model.image_size,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from csdn.data.feed import ImageWalk
 from csdn.data.plan import pair_plan, pooled_plan
+from csdn.data.reading import shards_at
 from csdn.data.records import MODALITIES
 from csdn.device import configure_torch
 from csdn.files import replace_folder, write_json
@@ -69,7 +70,7 @@ def embed_once(
 ) -> Tensor:
     """Raw image embeddings [images, d] of the frozen encoder (running statistics, test transforms)."""
     model = params.model
-    walk = ImageWalk(inputs.table, data / "shards", model.image_size, model.normalize, EMBED_BATCH)
+    walk = ImageWalk(inputs.table, shards_at(params, data), model.image_size, model.normalize, EMBED_BATCH)
     embedded = embedder(walk, partial(image_embeddings, folded(inputs.model)))
     return torch.from_numpy(embed_all(embedded, len(inputs.table), state, report)["embeddings"])
 

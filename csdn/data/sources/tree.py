@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
-
-import fsspec
+from typing import Protocol
 
 from csdn.data.images import BadImage
 from csdn.errors import UserError
@@ -115,46 +112,26 @@ def _printable(path: str) -> str:
 
 
 class RemoteTree:
-    """A prefix of an object store, through fsspec; keys and endpoints come from its usual environment."""
+    """A prefix of an object store."""
 
     def __init__(self, address: str) -> None:
-        self.address = address.rstrip("/")
+        # Imported here: processes that read folders start faster without a client.
+        from csdn.data.store import Store
 
-    @cached_property
-    def _place(self) -> tuple[Any, str]:
-        return fsspec.core.url_to_fs(self.address)
+        self.store = Store(address)
 
     def files(self) -> Files:
-        store, root = self._place
-        found = self._ask(store.find, root, detail=True)
-        entries = {}
-        for name, about in found.items():
-            path = name[len(root) :].lstrip("/")
-            if about["type"] == "file" and path:
-                etag = about.get("ETag")
-                entries[path] = FileEntry(path, about["size"], etag.strip('"') if etag else None)
-        if not entries:
-            raise UserError(f"{self.address}: nothing there; is the prefix right?")
-        return Files(entries, {})
+        found = {one.name: FileEntry(one.name, one.size, one.etag) for one in self.store.objects()}
+        if not found:
+            raise UserError(f"{self.store.address}: nothing there; is the prefix right?")
+        return Files(found, {})
 
     def read(self, path: str) -> bytes:
-        store, root = self._place
-        return store.cat_file(f"{root}/{path}")
+        try:
+            return self.store.read(path)
+        except FileNotFoundError as error:
+            raise UserError(f"{error}: it was listed, and is not there any more") from None
 
     def sub_folders(self) -> list[str]:
         """Addresses of the prefixes directly below this one, sorted."""
-        store, root = self._place
-        found = self._ask(store.ls, root, detail=True)
-        scheme = self.address.partition("://")[0]
-        return sorted(f"{scheme}://{about['name']}" for about in found if about["type"] == "directory")
-
-    def _ask(self, listing: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        store, _ = self._place
-        store.invalidate_cache()  # others write here: an old listing would hide their files
-        try:
-            return listing(*arguments, **options)
-        except Exception as error:  # the stores' clients share no base class of errors
-            raise UserError(f"{self.address}: cannot be listed: {error or type(error).__name__}") from error
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"address": self.address}  # an open connection does not travel to another process
+        return self.store.folders()

@@ -15,6 +15,12 @@ def main() -> None:
         from csdn.safe import printable
 
         params = load_params()
+        if params.scaling.workers:
+            from csdn.cluster.packing import packed_on_ray
+
+            packer = packed_on_ray(params.scaling)
+        else:
+            from csdn.data.packing import packed_shards as packer
         notes: list[str] = []
         with progress("ingest", "images") as report:
             figures = ingest(
@@ -22,6 +28,7 @@ def main() -> None:
                 data=params.data,
                 settings=params.ingest,
                 minimum_people=params.embedding.people,
+                packer=packer,
                 progress=report,
                 note=notes.append,
             )

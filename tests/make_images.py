@@ -16,6 +16,7 @@ from PIL import Image
 from csdn.data.arrivals import examine
 from csdn.data.drops import Drop, read_ledger, write_ledger
 from csdn.data.ingest import ingest
+from csdn.data.packing import Packer, packed_shards
 from csdn.params import DataParams, IngestParams
 
 CAMERAS = {"visible": ("north", "south"), "infrared": ("north",)}
@@ -98,6 +99,7 @@ class Project:
         aliases: str | None = None,
         trial: int = 1,
         note: Callable[[str], None] = print,
+        packer: Packer = packed_shards,
         **settings,
     ):
         who = DataParams(
@@ -108,6 +110,7 @@ class Project:
             who,
             IngestParams(**{"max_bad_fraction": 0.01, "max_pixels": 10**6, "shard_megabytes": 64} | settings),
             minimum_people=minimum_people,
+            packer=packer,
             root=self.data,
             metrics=self.metrics,
             state=self.root / ".state",

@@ -1,4 +1,4 @@
-"""Features that actors on Ray make are those of this process."""
+"""Features and shards that are made on Ray are those of this machine's processes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from make_images import Project, make_drop, people_named
 from ray_work import make_params, make_state, make_work, write_images
 
+from csdn.data import packing
 from csdn.data.dataset import load_dataset
 from csdn.data.feed import ImageWalk
 from csdn.errors import UserError
@@ -55,3 +57,18 @@ def test_a_damaged_shard_is_named_by_a_walk_on_ray_too(tmp_path):
         shard.write_bytes(shard.read_bytes()[:2000])
     with pytest.raises(UserError, match=r"shards/.*\.tar: ends before byte"):
         features(root, make_state(tmp_path / "state"), embedded_on_ray)
+
+
+def test_shards_that_tasks_on_ray_make_are_those_of_this_machine_s_processes(tmp_path, monkeypatch):
+    from csdn.cluster.packing import packed_on_ray
+
+    monkeypatch.setattr(packing, "SHARD_IMAGES", 25)
+    drop = make_drop(tmp_path / "drop", people_named(10))
+    found = []
+    for name, packer in (("here", packing.packed_shards), ("ray", packed_on_ray(make_params(2).scaling))):
+        project = Project(tmp_path / name, processes=2)
+        project.add(str(drop))
+        project.ingest(packer=packer)
+        found.append({file.name: file.read_bytes() for file in (project.data / "shards").iterdir()})
+    assert len(found[0]) > 2
+    assert found[0] == found[1]

@@ -23,7 +23,7 @@ from csdn.data.listing import (
     list_drop,
 )
 from csdn.data.merge import IndexedDrop
-from csdn.data.packing import PackedShard, packed_shards
+from csdn.data.packing import PackedShard, Packer
 from csdn.data.tables import INDEX_SCHEMA, REFUSED_SCHEMA, read_facts, read_table, table_of, write_table
 from csdn.data.unfinished import forget_others, save_shard
 from csdn.errors import UserError
@@ -43,6 +43,7 @@ def index_new_drops(
     state: StageState,
     verified: Verified,
     processes: int,
+    packer: Packer,
     progress: Progress,
 ) -> list[str]:
     """Make shards and index of each drop that has none, or not the shards it had; a rejected one is not read.
@@ -59,7 +60,7 @@ def index_new_drops(
     ]
     forget_others(state, [entry.state for entry in new])
     sweep(places.shards, keep={shard.temporary for entry in new for shard in entry.packed if shard})
-    _make(new, settings, places, verified, processes, progress)
+    _make(new, settings, places, verified, processes, packer, progress)
     return [
         f"{places.where(name)}: was missing or damaged, and is made again from {drop}"
         for drop, names in damaged.items()
@@ -73,6 +74,7 @@ def _make(
     places: Places,
     verified: Verified,
     processes: int,
+    packer: Packer,
     progress: Progress,
 ) -> None:
     total, done = sum(len(entry.records) for entry in new), 0
@@ -82,7 +84,7 @@ def _make(
         for task, packed in zip(entry.tasks, entry.packed, strict=True)
         if packed is None
     ]
-    shards = packed_shards(tasks, processes)
+    shards = packer(tasks, processes)
     try:
         for entry in new:
             for number in range(len(entry.tasks)):

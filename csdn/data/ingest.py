@@ -15,6 +15,7 @@ from csdn.data.indexing import Progress, index_new_drops, load_index, remove_unn
 from csdn.data.integrity import Verified
 from csdn.data.listing import Places
 from csdn.data.merge import merge
+from csdn.data.packing import Packer, packed_shards
 from csdn.data.people import Identity, read_aliases
 from csdn.data.summary import summary
 from csdn.data.tables import write_table
@@ -39,15 +40,17 @@ def ingest(
     metrics: Path = Path("metrics/ingest.json"),
     state: Path = Path(".state"),
     processes: int | None = None,
+    packer: Packer = packed_shards,
     progress: Progress = lambda done, total: None,
     note: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Ingest the ledger's drops; returns what is written to `metrics`.
 
     `minimum_people`: training people that a batch needs (P). `processes`: None takes one per core; the
-    outputs do not depend on it. `note` is told of shards that had to be made again. Raises UserError where
-    there is nothing to train on, before people, samples and metrics are replaced; shards and indexes of good
-    drops stay, for the next attempt, and finished shards of the drop that failed.
+    outputs do not depend on it, nor on `packer`, which makes the shards. `note` is told of shards that had to
+    be made again. Raises UserError where there is nothing to train on, before people, samples and metrics are
+    replaced; shards and indexes of good drops stay, for the next attempt, and finished shards of the drop
+    that failed.
     """
     places = Places(root, settings.store)
     for folder in (places.shards, root / "index"):
@@ -58,7 +61,7 @@ def ingest(
         sweep(root / "index")
         cores = processes or available_cores()
         verified = Verified(state / VERIFIED, cores)
-        for line in index_new_drops(drops, settings, places, unfinished, verified, cores, progress):
+        for line in index_new_drops(drops, settings, places, unfinished, verified, cores, packer, progress):
             note(line)
         verified.save()
         remove_unnamed_shards(places)

@@ -9,7 +9,7 @@ import hashlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -79,6 +79,10 @@ def cut_shards(records: Sequence[ImageRecord], shard_bytes: int) -> list[Sequenc
             taken = 0
         taken += record.size
     return [records[start:end] for start, end in zip(starts, [*starts[1:], len(records)], strict=True)]
+
+
+# Makes the shards of tasks, in order, with as many processes where they are this machine's.
+Packer = Callable[[Sequence[ShardTask], int], Iterator[PackedShard]]
 
 
 def packed_shards(tasks: Sequence[ShardTask], processes: int) -> Iterator[PackedShard]:

@@ -14,6 +14,7 @@ from typing import Any
 from pyarrow import fs
 from torch import Tensor
 
+from csdn.data.store import arrow_filesystem
 from csdn.state import StageState, saved_files
 
 Saved = tuple[dict[str, Any], dict[str, Tensor]]
@@ -36,11 +37,11 @@ class Resumed:
 
 
 def attempts_of(state: StageState, storage: str | None) -> tuple[fs.FileSystem, str]:
-    """The file system, and the folder in it, of the attempts of one state."""
+    """(file system, folder in it) of the attempts of a state; UserError where the storage is not there."""
     if storage is None:
         return fs.LocalFileSystem(), str((state.folder / "attempts").absolute())
     if "://" in storage:
-        filesystem, path = fs.FileSystem.from_uri(storage)
+        filesystem, path = arrow_filesystem(storage)
     else:
         filesystem, path = fs.LocalFileSystem(), str(Path(storage).absolute())
     return filesystem, f"{path}/{state.folder.name[:16]}"

@@ -160,7 +160,7 @@ def mirror_image(model: CSDN, device: torch.device) -> Part:
     def together() -> torch.Tensor:
         return embed_with_mirror(fast, images, "visible")
 
-    return Part("  of it the mirror image in one batch", None, one_after_the_other, together, rounds=3)
+    return Part("  of it: mirror image in same batch", None, one_after_the_other, together, rounds=3)
 
 
 def metrics() -> list[Part]:

@@ -48,7 +48,13 @@ def ray_session(address: str | None, cpus: int) -> Iterator[bool]:
 def _connect(ray: ModuleType, address: str | None, cpus: int) -> None:
     try:
         if address is None:
-            ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(
+                address="local",  # not one that somebody else has started here
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
         else:
             ray.init(address=address, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:

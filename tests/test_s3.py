@@ -16,9 +16,9 @@ from workspace import ROOT, set_params
 from csdn import doctor
 from csdn.data import packing
 from csdn.data.arrivals import sub_folders
-from csdn.data.dataset import load_dataset
+from csdn.data.dataset import SampleTable, load_dataset
 from csdn.data.drops import Status, decide, read_ledger, write_ledger
-from csdn.data.feed import TrainFeed
+from csdn.data.feed import TrainFeed, TrainSource
 from csdn.data.reading import open_shards
 from csdn.data.store import Store, arrow_filesystem
 from csdn.data.tables import SAMPLES_SCHEMA, read_table
@@ -67,6 +67,10 @@ def local_shards(project: Project) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (project.data / "shards").iterdir()}
 
 
+def feed_of(table: SampleTable, at: str | Path, processes: int) -> TrainFeed:
+    return TrainFeed(TrainSource(table, at, 2, 2, (64, 32), "imagenet", 10, 0), processes)
+
+
 def samples(project: Project) -> list[dict]:
     rows = read_table(project.data / "samples.parquet", SAMPLES_SCHEMA).to_pylist()
     return [{k: v for k, v in row.items() if k not in ("drop", "shard")} for row in rows]
@@ -103,7 +107,7 @@ def test_shards_in_a_store_are_those_of_a_folder(s3_server, tmp_path, drop, loca
 @pytest.mark.parametrize("processes", [0, 2])
 def test_the_feed_from_a_store_gives_the_same_bits(local, remote, place, processes):
     feeds = [
-        TrainFeed(load_dataset(root).train_table(), at, 2, 2, (64, 32), "imagenet", 10, 0, processes)
+        feed_of(load_dataset(root).train_table(), at, processes)
         for root, at in ((local.data, local.data / "shards"), (remote.data, place))
     ]
     for epoch in (0, 1):
@@ -183,7 +187,7 @@ def test_an_altered_object_is_never_trained_on(s3_server, remote, place, fault):
     content = bytearray(contents(place)[name])
     content[first + 200] ^= 1
     s3_server.bucket.Object(f"{place.removeprefix('s3://cameras/')}/{name}").put(Body=bytes(content))
-    feed = TrainFeed(table, place, 2, 2, (64, 32), "imagenet", 10, 0, 0)
+    feed = feed_of(table, place, 0)
     with pytest.raises(
         UserError, match=f"{name}: the image at byte .* is not what ingest put there"
     ) as error:

@@ -18,7 +18,7 @@ from workspace import set_params
 
 from csdn.data.arrivals import sub_folders
 from csdn.data.dataset import load_dataset
-from csdn.data.feed import TrainFeed
+from csdn.data.feed import TrainFeed, TrainSource
 from csdn.data.reading import open_shards
 from csdn.data.store import Store, arrow_filesystem
 from csdn.errors import UserError
@@ -159,7 +159,7 @@ def test_the_feed_goes_on_behind_an_outage(s3_server, tmp_path, fault):
     shutil.copytree(project.data / "shards", folder)
     project.ingest(store=place)
     expected, made = (
-        TrainFeed(table, at, 2, 2, (64, 32), "imagenet", 10, 0, number)
+        TrainFeed(TrainSource(table, at, 2, 2, (64, 32), "imagenet", 10, 0), number)
         for at, number in ((folder, 0), (place, 1))
     )
     rest = made.epoch(0)

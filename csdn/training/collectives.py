@@ -52,16 +52,15 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows) for _ in range(world()[1])]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
+        gathered = rows.new_empty(world()[1] * len(rows), *rows.shape[1:])
+        dist.all_gather_into_tensor(gathered, rows.contiguous())
+        return gathered
 
     @staticmethod
     def backward(ctx: Any, of_all: Tensor) -> Tensor:
-        rank, size = world()
-        total = of_all.contiguous()
-        dist.all_reduce(total)
-        return total.chunk(size)[rank]
+        own = of_all.new_empty(len(of_all) // world()[1], *of_all.shape[1:])
+        dist.reduce_scatter_tensor(own, of_all.contiguous())
+        return own
 
 
 def mean_over_ranks(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,7 +5,8 @@
     python benchmarks/text.py --out /tmp/text --first 40001        other people, to choose a setting
 
 A run is one seed with one table. Each is a line of runs.csv under --out as it ends; a second call runs what
-is missing and prints the tables of the setting. Everything is computed by one thread of one process.
+is missing and prints the tables of the setting. Everything is computed by one thread of one process. Take a
+new folder when the code has changed.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from text_run import TABLES, ingested, run
 from text_tables import paired
 
 from csdn.ablation import FIGURES, Line, table
+from csdn.files import replace_file
 
 RUNS = Path("runs.csv")
 Columns = Mapping[str, Sequence[float]]  # figure -> its value with each seed
@@ -31,10 +33,11 @@ SETTING = ("first", "people", "images", "epochs", "strength")
 INSIDE = {  # column -> (head, digits)
     "f.mAP": ("mAP of f", 1),
     "g.mAP": ("mAP of g", 1),
-    "id_gem": ("id_gem, epoch 1", 2),
-    "id_pool": ("id_pool, epoch 1", 2),
-    "same": ("cosine", 2),
-    "separation": ("separation", 2),
+    "id_pool": ("id_pool, first epoch", 2),
+    "id_pool_last": ("id_pool, last epoch", 2),
+    "hse": ("HSE, first epoch", 2),
+    "separation": ("separation by g", 2),
+    "kept": ("kept of CLIP", 2),
 }
 
 
@@ -57,39 +60,42 @@ def main() -> None:
         people = ingested(setting)
         for seed in args.seeds:
             for name in args.tables:
-                if (name, seed) not in read_runs(setting):
+                if (name, seed) not in finished(setting):
                     append(setting | {"seed": seed, "table": name} | run(people, setting, seed, name))
         print(*report(setting, args.seeds, args.tables), sep="\n")
 
 
-def read_runs(setting: Mapping[str, Any]) -> dict[tuple[str, int], dict[str, float]]:
-    """The finished runs of a setting: (table, seed) -> figures."""
-    if not RUNS.exists():
-        return {}
-    with RUNS.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+def finished(setting: Mapping[str, Any]) -> dict[tuple[str, int], dict[str, float]]:
+    """The runs of a setting in runs.csv: (table, seed) -> figures."""
+    about = (*SETTING, "table", "seed")
     return {
         (row["table"], int(row["seed"])): {
-            name: float(value) for name, value in row.items() if name not in (*SETTING, "table", "seed")
+            name: float(value) for name, value in row.items() if name not in about
         }
-        for row in rows
+        for row in rows()
         if all(float(row[name]) == setting[name] for name in SETTING)
     }
 
 
+def rows() -> list[dict[str, str]]:
+    if not RUNS.exists():
+        return []
+    with RUNS.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def append(row: Mapping[str, Any]) -> None:
-    """One line of runs.csv, on disk when this returns."""
-    new = not RUNS.exists()
-    with RUNS.open("a", newline="", encoding="utf-8") as file:
+    """One more line of runs.csv; a kill leaves the old file or the new one, whole."""
+    everything = [*rows(), row]
+    with replace_file(RUNS) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(row), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+        writer.writeheader()
+        writer.writerows(everything)
 
 
 def report(setting: Mapping[str, Any], seeds: Sequence[int], tables: Sequence[str]) -> Iterator[str]:
     """Lines: figures of each table, what they differ by from no text and from the text, and the insides."""
-    runs = read_runs(setting)
+    runs = finished(setting)
     columns = {name: columns_of([runs[name, seed] for seed in seeds]) for name in tables}
     yield f"{machine()}, one thread, {date.today():%d %B %Y}"
     yield f"{', '.join(f'{name} {value:g}' for name, value in setting.items())}, seeds {seeds}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,11 @@ from csdn.data.arrivals import examine
 from csdn.data.dataset import load_dataset
 from csdn.data.ingest import ingest
 from csdn.device import configure_torch
-from csdn.evaluation.features import mirrored
-from csdn.evaluation.job import image_batches, prepare
+from csdn.evaluation.job import embedders, image_batches, prepare
 from csdn.evaluation.results import Experiment
 from csdn.evaluation.scores import feature_distances, headline, trial_metrics
 from csdn.files import replace_folder
-from csdn.model import folded
+from csdn.model import folded, load_clip
 from csdn.params import Params, parse_params
 from csdn.state import StageState
 from csdn.training.embedding_job import embedding_settings, load_prompts, local_feed
@@ -35,7 +34,8 @@ from csdn.training.prompt_job import embed_once, run_prompts
 from csdn.walk import embed_all
 
 ROOT = Path(__file__).parents[1]
-TABLES = ("none", "text", "permuted", "gaussian", "prototypes")
+TABLES = ("none", "text", "permuted", "gaussian", "prototypes", "classifier")
+WITHOUT_HSE = ("none", "classifier")
 DIRECTIONS = {"infrared_to_visible": "ir_to_vis", "visible_to_infrared": "vis_to_ir"}
 METRICS = ("rank1", "mAP")
 CPU = torch.device("cpu")
@@ -77,54 +77,69 @@ def parameters(setting: Mapping[str, Any], seed: int) -> Params:
 
 def run(people: Path, setting: Mapping[str, Any], seed: int, name: str) -> dict[str, float]:
     """Stage 2 of one seed with one table, and its figures on the people who were not trained on."""
-    params = parameters(setting | ({"strength": 0.0} if name == "none" else {}), seed)
+    params = parameters(setting | ({"strength": 0.0} if name in WITHOUT_HSE else {}), seed)
     configure_torch(params.scaling.threads, params.scaling.device)
-    stage1 = people / f"prompts-{seed}"
+    data, stage1 = people / "data", people / f"prompts-{seed}"
     if not stage1.exists():
-        run_prompts(params, people / "data", stage1, people / f"prompts-{seed}.json", silent)
-    inputs = training_inputs(params, people / "data", "embedding", stage1 / "prompts.safetensors")
-    text = load_prompts(inputs.model, stage1 / "prompts.safetensors")
-    given = text_table(name, text, inputs, params, people / "data")
-    feed = local_feed(params, inputs.table, people / "data")
-    settings = embedding_settings(params.embedding)
+        run_prompts(params, data, stage1, people / f"prompts-{seed}.json", silent)
+    inputs = training_inputs(params, data, "embedding", stage1 / "prompts.safetensors")
+    given = prepared(name, inputs, load_prompts(inputs.model, stage1 / "prompts.safetensors"), params, data)
+    feed, settings = local_feed(params, inputs.table, data), embedding_settings(params.embedding)
     inputs.model.channels_last()
     with unsaved() as state:
         rows = train_embedding(inputs.model, given, feed, settings, state, quiet)
     inputs.model.eval()
-    early = [row for row in rows if row["epoch"] == 0]
-    losses = {loss: statistics.fmean(row[loss] for row in early) for loss in ("id_pool", "id_gem")}
-    return losses | tested(inputs, params, people / "data")
+    return losses(rows) | tested(inputs, params, data)
 
 
-def text_table(name: str, text: Tensor, inputs: TrainingInputs, params: Params, data: Path) -> Tensor:
-    """What HSE is given for `name`; without a weight ("none") it does not matter."""
+def prepared(name: str, inputs: TrainingInputs, text: Tensor, params: Params, data: Path) -> Tensor:
+    """What HSE is given for `name`; without a weight it does not matter. "classifier" changes the network."""
     if name == "permuted":
         return text[derangement(len(text), params.seed)]
     if name == "gaussian":
         return gaussian(text, params.seed)
-    if name == "prototypes":
-        with unsaved() as state:
-            images = embed_once(inputs, params, data, CPU, state, quiet)
-        return prototypes(images, torch.from_numpy(inputs.table.label), text)
-    return text
+    if name not in ("prototypes", "classifier"):
+        return text
+    with unsaved() as state:
+        images = embed_once(inputs, params, data, CPU, state, quiet)
+    means = prototypes(images, torch.from_numpy(inputs.table.label), text)
+    if name == "classifier":
+        with torch.no_grad():  # behind the batch norm: its logits are those of HSE, but for a constant
+            inputs.model.pool_neck.classifier.weight.copy_(means * images.std(0))
+    return means
+
+
+def losses(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means over the first epoch, and of id_pool over the last."""
+    first, last = ([row for row in rows if row["epoch"] == rows[n]["epoch"]] for n in (0, -1))
+    found = {name: statistics.fmean(row[name] for row in first) for name in ("id_gem", "id_pool")}
+    found["hse"] = statistics.fmean((row["hse_visible"] + row["hse_infrared"]) / 2 for row in first)
+    return found | {"id_pool_last": statistics.fmean(row["id_pool"] for row in last)}
 
 
 def tested(inputs: TrainingInputs, params: Params, data: Path) -> dict[str, float]:
     """Figures in percent on the people who were not trained on; mAP also of each branch alone."""
     evaluation = params.evaluation
     experiment = prepare(load_dataset(data), evaluation.protocol, **evaluation.options())
-    embeds = {"both": mirrored(folded(inputs.model).embed)}
+    clip = load_clip(params.model.clip, params.model.weights)
+    embeds = embedders(params, clip, folded(inputs.model), CPU)
     with unsaved() as state:
         walk = image_batches(experiment.table, params, data, quiet)
-        both = embed_all(walk, embeds, len(experiment.table), CPU, state)["both"]
-    c = inputs.model.config.map_channels
-    branches = both.reshape(len(both), 2, -1)  # image and mirror image
-    f, g = branches[:, :, :c].reshape(len(both), -1), branches[:, :, c:].reshape(len(both), -1)
-    figures = {f"{name}.{metric}": value for name, metric, value in searched(experiment, both, METRICS)}
-    for branch, features in (("f", f), ("g", g)):
-        found = [value for *_, value in searched(experiment, features, ("mAP",))]
-        figures[f"{branch}.mAP"] = statistics.fmean(found)
-    return figures | cosines(branches[:, 0, c:], experiment.table.label, experiment.table.modality)
+        found = embed_all(walk, embeds, len(experiment.table), CPU, state)
+    figures = {f"{name}.{metric}": of for name, metric, of in searched(experiment, found["trained"], METRICS)}
+    f, g = branches(found["trained"], inputs.model.config.map_channels)
+    for name, features in (("f", f), ("g", g)):
+        figures[f"{name}.mAP"] = statistics.fmean(of for *_, of in searched(experiment, features, ("mAP",)))
+    return figures | cosines(g, found["clip"], experiment.table.label, experiment.table.modality)
+
+
+def branches(features: np.ndarray, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """f [n, 2c] and g [n, 2d] of an image and its mirror image, out of their features [n, 2(c + d)]."""
+    image, mirror = np.split(features, 2, axis=1)
+    return (
+        np.concatenate([image[:, :channels], mirror[:, :channels]], axis=1),
+        np.concatenate([image[:, channels:], mirror[:, channels:]], axis=1),
+    )
 
 
 def searched(
@@ -137,17 +152,21 @@ def searched(
             yield DIRECTIONS[search.name], metric, found[metric]["mean"]
 
 
-def cosines(g: np.ndarray, people: np.ndarray, modality: np.ndarray) -> dict[str, float]:
-    """Mean cosine of a visible and an infrared image of one person, and how it stands out.
+def cosines(g: np.ndarray, clip: np.ndarray, people: np.ndarray, modality: np.ndarray) -> dict[str, float]:
+    """How the similarities g . g of visible with infrared images tell people, and what is left of CLIP's.
 
-    g: [n, d], normalised. separation: the mean's distance from that of two people, in standard deviations of
-    the latter.
+    g, clip: [n, d] of the trained network and of CLIP, of the same images. separation: mean similarity of one
+    person's images less that of two people's, in standard deviations of the latter. kept: correlation of the
+    similarities of two people's images, trained with CLIP's.
     """
     visible, infrared = modality == 0, modality == 1
-    cosine = g[visible] @ g[infrared].T
+    trained, before = (features[visible] @ features[infrared].T for features in (g, clip))
     same = people[visible][:, None] == people[infrared]
-    own, others = cosine[same], cosine[~same]
-    return {"same": float(own.mean()), "separation": float((own.mean() - others.mean()) / others.std())}
+    others = trained[~same]
+    return {
+        "separation": float((trained[same].mean() - others.mean()) / others.std()),
+        "kept": float(np.corrcoef(others, before[~same])[0, 1]),
+    }
 
 
 @contextmanager

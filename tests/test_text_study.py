@@ -2,12 +2,14 @@
 
 import sys
 
+import numpy as np
 import pytest
 import torch
 from workspace import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from text_run import cosines
+from text import FIGURES, INSIDE, append, finished, report
+from text_run import branches, cosines
 from text_tables import derangement, gaussian, paired, prototypes, spread
 
 
@@ -52,7 +54,46 @@ def test_differences_are_taken_seed_by_seed():
     assert error == pytest.approx((14 / 3) ** 0.5 / 2)
 
 
-def test_cosines_are_of_visible_and_infrared_images():
-    g = torch.eye(3)[[0, 1, 0, 0]].numpy()  # a visible image of two people each, then an infrared one
-    people, modality = torch.tensor([0, 1, 0, 1]).numpy(), torch.tensor([0, 0, 1, 1]).numpy()
-    assert cosines(g, people, modality) == {"same": 0.5, "separation": 0.0}  # others: 1 and 0 too
+def test_similarities_are_those_of_visible_with_infrared_images():
+    """Two people with a visible image each, then an infrared one each."""
+    people, modality = np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1])
+    g = np.eye(3)[[0, 1, 0, 0]]  # similarity 1 and 0 of one person's images, 1 and 0 of two people's
+    assert cosines(g, g, people, modality) == pytest.approx({"separation": 0.0, "kept": 1.0})
+    told_apart = np.array([[1.0, 0.0], [0.0, 1.0], [0.9, 0.1], [0.2, 0.8]])
+    figures = cosines(told_apart, g, people, modality)
+    assert figures["separation"] == pytest.approx((0.85 - 0.15) / 0.05)
+    assert figures["kept"] == pytest.approx(1.0)  # 0.2 and 0.1 rise as 1 and 0 do
+
+
+def test_a_feature_is_split_into_its_branches():
+    features = np.array([[1, 2, 30, 1.5, 2.5, 35]])  # f f g of the image, then of its mirror image
+    f, g = branches(features, channels=2)
+    assert f.tolist() == [[1, 2, 1.5, 2.5]]
+    assert g.tolist() == [[30, 35]]
+
+
+SEEN = {"first": 1, "people": 8, "images": 4, "epochs": 2, "strength": 1.0}
+
+
+def kept(folder, monkeypatch, setting, **figures):
+    """A finished run for each table and seed: table -> IR -> VIS rank-1 with seeds 0 and 1."""
+    monkeypatch.chdir(folder)
+    for name, values in figures.items():
+        for seed, value in enumerate(values):
+            append(setting | {"seed": seed, "table": name} | dict.fromkeys((*FIGURES, *INSIDE), value))
+
+
+def test_a_finished_run_is_found_under_its_own_setting_alone(tmp_path, monkeypatch):
+    kept(tmp_path, monkeypatch, SEEN, text=[20.5])
+    kept(tmp_path, monkeypatch, SEEN | {"epochs": 10}, text=[30.0, 31.0])
+    assert finished(SEEN) == {("text", 0): dict.fromkeys((*FIGURES, *INSIDE), 20.5)}
+    assert set(finished(SEEN | {"epochs": 10})) == {("text", 0), ("text", 1)}
+    assert finished(SEEN | {"strength": 4.0}) == {}
+
+
+def test_the_report_has_figures_and_differences_seed_by_seed(tmp_path, monkeypatch):
+    kept(tmp_path, monkeypatch, SEEN, none=[10, 20], text=[13, 21])
+    lines = list(report(SEEN, [0, 1], ["none", "text"]))
+    assert "| none | 2 | 15.0 ± 7.1 | 15.0 ± 7.1 | 15.0 ± 7.1 | 15.0 ± 7.1 |" in lines
+    assert "| text | 2 | 2.0 ± 1.0 | 2.0 ± 1.0 | 2.0 ± 1.0 | 2.0 ± 1.0 |" in lines
+    assert "| none | 2 | -2.0 ± 1.0 | -2.0 ± 1.0 | -2.0 ± 1.0 | -2.0 ± 1.0 |" in lines

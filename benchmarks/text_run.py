@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from text_tables import derangement, gaussian, prototypes
+from text_tables import derangement, gaussian, prototypes, rotated
 from torch import Tensor
 
 from csdn.builtin.drops import MARKER, PeopleSet, images_of, png
@@ -34,7 +34,7 @@ from csdn.training.prompt_job import embed_once, run_prompts
 from csdn.walk import embed_all
 
 ROOT = Path(__file__).parents[1]
-TABLES = ("none", "text", "permuted", "gaussian", "prototypes", "classifier")
+TABLES = ("none", "text", "permuted", "rotated", "gaussian", "prototypes", "classifier")
 WITHOUT_HSE = ("none", "classifier")
 DIRECTIONS = {"infrared_to_visible": "ir_to_vis", "visible_to_infrared": "vis_to_ir"}
 METRICS = ("rank1", "mAP")
@@ -98,6 +98,8 @@ def prepared(name: str, inputs: TrainingInputs, text: Tensor, params: Params, da
         return text[derangement(len(text), params.seed)]
     if name == "gaussian":
         return gaussian(text, params.seed)
+    if name == "rotated":
+        return rotated(text, params.seed)
     if name not in ("prototypes", "classifier"):
         return text
     with unsaved() as state:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from csdn.randomness import generator
 
-DERANGEMENT, GAUSSIAN = 1001, 1002  # streams of draws, apart from those of the product
+DERANGEMENT, GAUSSIAN, ROTATION = 1001, 1002, 1003  # streams of draws, apart from those of the product
 
 
 def derangement(count: int, seed: int) -> list[int]:
@@ -36,6 +36,13 @@ def gaussian(like: Tensor, seed: int) -> Tensor:
     """Independent normal numbers in the shape and with the spread of `like`."""
     draws = generator(seed, GAUSSIAN).standard_normal(like.shape)
     return with_spread(torch.from_numpy(draws).to(like), spread(like))
+
+
+def rotated(table: Tensor, seed: int) -> Tensor:
+    """The rows turned together by a random rotation: who is how far from whom stays, where they are does not."""
+    draws = generator(seed, ROTATION).standard_normal((table.shape[1],) * 2)
+    turn, _ = torch.linalg.qr(torch.from_numpy(draws))
+    return (table.double() @ turn).to(table)
 
 
 def prototypes(embeddings: Tensor, labels: Tensor, like: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from workspace import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from text import FIGURES, INSIDE, append, finished, report
 from text_run import branches, cosines
-from text_tables import derangement, gaussian, paired, prototypes, spread
+from text_tables import derangement, gaussian, paired, prototypes, rotated, spread
 
 
 @pytest.mark.parametrize("count", [2, 3, 120])
@@ -37,6 +37,13 @@ def test_a_random_table_differs_as_much_as_the_texts_and_no_more():
     assert table.dtype == texts.dtype
     assert spread(table) == pytest.approx(spread(texts), rel=1e-5)
     assert not torch.equal(table, gaussian(texts, seed=1))
+
+
+def test_a_rotation_keeps_who_is_near_whom_and_moves_everybody():
+    texts = torch.randn(20, 16, generator=torch.Generator().manual_seed(0))
+    table = rotated(texts, seed=0)
+    torch.testing.assert_close(table @ table.T, texts @ texts.T, rtol=0, atol=1e-4)
+    assert torch.cosine_similarity(table, texts).abs().mean() < 0.5
 
 
 def test_a_prototype_is_the_mean_of_the_persons_images():

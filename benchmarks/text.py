@@ -6,7 +6,7 @@
 
 A run is one seed with one table. Each is a line of runs.csv under --out as it ends; a second call runs what
 is missing and prints the tables of the setting. Everything is computed by one thread of one process. Take a
-new folder when the code has changed.
+new folder when the code or params.yaml has changed.
 """
 
 from __future__ import annotations
@@ -52,17 +52,18 @@ def main() -> None:
     parser.add_argument("--people", type=int, default=200, help="in all; 40 %% of them are tested on")
     parser.add_argument("--images", type=int, default=8, help="of a person and modality; a multiple of 4")
     args = parser.parse_args()
-    if len(set(args.seeds)) < 2:
+    seeds = sorted(set(args.seeds))
+    if len(seeds) < 2:
         parser.error("--seeds: two or more, or there is no deviation to report")
     setting = {name: getattr(args, name) for name in SETTING}
     args.out.mkdir(parents=True, exist_ok=True)
     with contextlib.chdir(args.out):
         people = ingested(setting)
-        for seed in args.seeds:
+        for seed in seeds:
             for name in args.tables:
                 if (name, seed) not in finished(setting):
                     append(setting | {"seed": seed, "table": name} | run(people, setting, seed, name))
-        print(*report(setting, args.seeds, args.tables), sep="\n")
+        print(*report(setting, seeds, args.tables), sep="\n")
 
 
 def finished(setting: Mapping[str, Any]) -> dict[tuple[str, int], dict[str, float]]:

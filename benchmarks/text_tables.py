@@ -39,7 +39,7 @@ def gaussian(like: Tensor, seed: int) -> Tensor:
 
 
 def rotated(table: Tensor, seed: int) -> Tensor:
-    """The rows turned together by a random rotation: who is how far from whom stays, where they are does not."""
+    """The rows of `table` turned together at random: they move, and stay as far from each other."""
     draws = generator(seed, ROTATION).standard_normal((table.shape[1],) * 2)
     turn, _ = torch.linalg.qr(torch.from_numpy(draws))
     return (table.double() @ turn).to(table)

@@ -6,6 +6,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,21 @@ from torch import Tensor
 from csdn.builtin.drops import MARKER, PeopleSet, images_of, png
 from csdn.data.arrivals import examine
 from csdn.data.dataset import load_dataset
+from csdn.data.feed import TrainFeed
 from csdn.data.ingest import ingest
 from csdn.device import configure_torch
-from csdn.evaluation.job import embedders, image_batches, prepare
+from csdn.evaluation.job import embedders, prepare, test_walk
 from csdn.evaluation.results import Experiment
 from csdn.evaluation.scores import feature_distances, headline, trial_metrics
 from csdn.files import replace_folder
 from csdn.model import folded, load_clip
 from csdn.params import Params, parse_params
 from csdn.state import StageState
-from csdn.training.embedding_job import embedding_settings, load_prompts, local_feed
+from csdn.training.embedding_job import embedding_settings, load_prompts, train_source
 from csdn.training.embedding_stage import train_embedding
 from csdn.training.inputs import TrainingInputs, training_inputs
 from csdn.training.prompt_job import embed_once, run_prompts
-from csdn.walk import embed_all
+from csdn.walk import embed_all, embedded_here
 
 ROOT = Path(__file__).parents[1]
 TABLES = ("none", "text", "permuted", "rotated", "gaussian", "prototypes", "classifier")
@@ -71,6 +73,7 @@ def parameters(setting: Mapping[str, Any], seed: int) -> Params:
     raw["embedding"]["epochs"] = setting["epochs"]
     for name in ("hse_visible", "hse_infrared"):
         raw["embedding"]["losses"][name] *= setting["strength"]
+    raw["ingest"]["store"] = None  # shards lie under --out
     raw["scaling"] |= {"workers": 0, "threads": 1, "feed_processes": 0, "device": "cpu"}
     return parse_params(raw)
 
@@ -84,7 +87,8 @@ def run(people: Path, setting: Mapping[str, Any], seed: int, name: str) -> dict[
         run_prompts(params, data, stage1, people / f"prompts-{seed}.json", silent)
     inputs = training_inputs(params, data, "embedding", stage1 / "prompts.safetensors")
     given = prepared(name, inputs, load_prompts(inputs.model, stage1 / "prompts.safetensors"), params, data)
-    feed, settings = local_feed(params, inputs.table, data), embedding_settings(params.embedding)
+    feed = TrainFeed(train_source(params, inputs.table, data), params.scaling.feed_processes)
+    settings = embedding_settings(params.embedding, params.training.precision)
     inputs.model.channels_last()
     with unsaved() as state:
         rows = train_embedding(inputs.model, given, feed, settings, state, quiet)
@@ -103,7 +107,7 @@ def prepared(name: str, inputs: TrainingInputs, text: Tensor, params: Params, da
     if name not in ("prototypes", "classifier"):
         return text
     with unsaved() as state:
-        images = embed_once(inputs, params, data, CPU, state, quiet)
+        images = embed_once(inputs, params, data, embedded_here(params.scaling, CPU), state, quiet)
     means = prototypes(images, torch.from_numpy(inputs.table.label), text)
     if name == "classifier":
         with torch.no_grad():  # behind the batch norm: its logits are those of HSE, but for a constant
@@ -124,10 +128,10 @@ def tested(inputs: TrainingInputs, params: Params, data: Path) -> dict[str, floa
     evaluation = params.evaluation
     experiment = prepare(load_dataset(data), evaluation.protocol, **evaluation.options())
     clip = load_clip(params.model.clip, params.model.weights)
-    embeds = embedders(params, clip, folded(inputs.model), CPU)
+    embeds = partial(embedders, params, clip, folded(inputs.model))
+    embedded = embedded_here(params.scaling, CPU)(test_walk(experiment.table, params, data), embeds)
     with unsaved() as state:
-        walk = image_batches(experiment.table, params, data, quiet)
-        found = embed_all(walk, embeds, len(experiment.table), CPU, state)
+        found = embed_all(embedded, len(experiment.table), state, quiet)
     figures = {f"{name}.{metric}": of for name, metric, of in searched(experiment, found["trained"], METRICS)}
     f, g = branches(found["trained"], inputs.model.config.map_channels)
     for name, features in (("f", f), ("g", g)):

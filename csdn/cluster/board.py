@@ -38,7 +38,8 @@ def watched_board(report: Callable[..., None]) -> Iterator[Any]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    # Not soft: from a head without cores Ray would then take any node, and lose the board with it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
     ended = threading.Event()
     watcher = threading.Thread(target=_watch, args=(board, report, ended), daemon=True)

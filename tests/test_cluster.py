@@ -158,3 +158,10 @@ def test_a_cluster_that_does_not_answer_is_a_clear_error(fault):
         ):
             raise AssertionError
     fault("processes", "a Ray cluster that does not answer", str(error.value).replace(address, "HOST:PORT"))
+
+
+def test_a_loss_is_told_with_each_worker_and_its_error():
+    from csdn.cluster.losses import loss_note
+
+    note = loss_note({2: RuntimeError("x"), 0: OSError()})
+    assert note == "lost worker 0 (OSError), 2 (RuntimeError): back to the last checkpoint"

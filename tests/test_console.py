@@ -1,5 +1,6 @@
 """Progress: a log shows the first and the last state and few lines between; a terminal one line a phase."""
 
+import io
 import json
 import os
 import pty
@@ -70,6 +71,38 @@ def test_rate_and_time_left_do_not_count_what_a_resumed_run_found_done(monkeypat
         work.update(done, 1000)
     assert (work.rate, work.images_per_second, work.seconds_left) == (2, 96, 248)
     assert (work.speed(), work.left()) == ("96 images/s", "4:08 left")
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_note_is_shown_at_once_even_before_anything_is_done(capsys, monkeypatch, form):
+    if form == "json":
+        monkeypatch.setenv("CSDN_LOG", "json")
+    with console.progress("embedding", "training", "steps") as report:
+        report(0, None, None, "lost worker 1")
+        first = capsys.readouterr().err.splitlines()[-1]
+        report(3, 10)
+        report(0, None, None, "lost worker 0")
+        report(2, 10)
+        second = capsys.readouterr().err.splitlines()
+    if form == "json":
+        note = json.loads(first)
+        assert (note["event"], note["phase"], note["text"]) == ("note", "training", "lost worker 1")
+    else:
+        assert first == "training: lost worker 1"
+    assert ["lost worker 0" in line for line in second] == [False, True, False]
+    assert re.search(r'2/10 steps|"done": 2,', second[2]), "where it is after a loss is not held back"
+
+
+def test_a_note_in_a_terminal_stays_above_the_live_line():
+    shown = io.StringIO()
+    view = terminal.Terminal()
+    view.console = Console(file=shown, force_terminal=True, width=60, highlight=False)
+    work = Work("embedding", "training", "steps", done=3, total=10)
+    view.start(work)
+    view.note(work, "lost worker 1: back to the last checkpoint")
+    view.end(work, None)
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue()).replace("\r", "\n").splitlines()
+    assert "  training     lost worker 1: back to the last checkpoint" in [line.rstrip() for line in lines]
 
 
 def json_lines(text):

@@ -94,7 +94,7 @@ def test_a_killed_worker_is_replaced_and_the_bytes_are_those_of_an_untouched_run
 ):
     killed = []
 
-    def kill_one(done, _total, _values):
+    def kill_one(done, *_):
         if done >= 7 and not killed:
             killed.extend(worker_pids())
             os.kill(killed[-1], signal.SIGKILL)
@@ -135,7 +135,8 @@ def stopped_at(step, images, state, workers):
         if done >= step:
             if not workers:
                 raise Killed
-            os.kill(worker_pids()[0], signal.SIGKILL)
+            for pid in worker_pids()[:1]:
+                os.kill(pid, signal.SIGKILL)
 
     go_on(images, state, workers, stop, max_failures=0)
 

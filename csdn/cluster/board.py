@@ -1,4 +1,4 @@
-"""What the workers tell the process that waits for them: how far they are, or what mistake ended them."""
+"""What the process that waits for the workers is told: how far they are, what was lost, what ended them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,20 @@ class Board:
 
     def __init__(self) -> None:
         self._progress: tuple[Any, ...] | None = None
+        self._losses: list[str] = []
         self._failure: str | None = None
 
     def put(self, done: int, total: int, values: Mapping[str, float]) -> None:
         self._progress = (done, total, dict(values))
 
-    def progress(self) -> tuple[Any, ...] | None:
-        """The latest (done, total, values), or None."""
-        return self._progress
+    def lose(self, what: str) -> None:
+        """Note that workers ended early; those that a noted mistake ends are no loss."""
+        if not self._failure:
+            self._losses.append(what)
+
+    def seen(self) -> tuple[tuple[Any, ...] | None, list[str]]:
+        """The latest (done, total, values), or None; all losses so far."""
+        return self._progress, self._losses
 
     def fail(self, message: str) -> None:
         """Note the text of a UserError: another try would meet it again."""
@@ -54,14 +60,16 @@ def watched_board(report: Callable[..., None]) -> Iterator[Any]:
 def _watch(board: Any, report: Callable[..., None], ended: threading.Event) -> None:
     import ray
 
-    shown = None
+    shown, told = None, 0
     last = False
     while not last:
         last = ended.wait(SECONDS)  # once more after the end
         try:
-            found = ray.get(board.progress.remote(), timeout=10)
+            found, losses = ray.get(board.seen.remote(), timeout=10)
         except ray.exceptions.RayError:  # the cluster is busy or gone: `fit` says so
             continue
+        for loss in losses[told:]:
+            report(*(shown or (0, None, None)), loss)
         if found != shown:
             report(*found)
-            shown = found
+        shown, told = found, len(losses)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any
 
 from csdn.cluster.board import watched_board
@@ -62,6 +65,7 @@ def _fit(scaling: ScalingParams, config: dict[str, Any], filesystem: Any, folder
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from csdn.cluster.loop import train_worker
+    from csdn.cluster.losses import LossNotes
 
     filesystem.create_dir(folder, recursive=True)
     trainer = TorchTrainer(
@@ -79,10 +83,13 @@ def _fit(scaling: ScalingParams, config: dict[str, Any], filesystem: Any, folder
             storage_filesystem=filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=KEPT),
             failure_config=FailureConfig(max_failures=scaling.max_failures),
+            callbacks=[LossNotes(config["board"])],
         ),
     )
     try:
-        trainer.fit()
+        # There Ray prints the last twenty lines that a lost node had logged.
+        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+            trainer.fit()
     except TrainingFailedError as error:
         raise UserError(
             f"training on Ray failed after {scaling.max_failures} restarts; the last checkpoint is kept: "

@@ -5,7 +5,6 @@ The nodes need the drops and the place of the shards: folders that all of them s
 
 from __future__ import annotations
 
-import logging
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -29,7 +28,6 @@ def packed_on_ray(scaling: ScalingParams) -> Packer:
         with ray_session(scaling.address, processes):
             import ray
 
-            logging.getLogger("ray.data").setLevel(logging.ERROR)
             numbers = ray.data.range(len(tasks), override_num_blocks=len(tasks))
             dataset = numbers.map_batches(_Pack(tasks), batch_size=1)
             dataset.context.execution_options.preserve_order = True

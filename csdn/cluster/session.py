@@ -15,7 +15,11 @@ from csdn.errors import UserError
 from csdn.safe import without_credentials
 
 CONNECT_SECONDS = 5.0
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_DATA_LOG_LEVEL": "ERROR",  # below that it reports each data set
+}
 
 
 @contextmanager
@@ -27,7 +31,8 @@ def ray_session(address: str | None, cpus: int) -> Iterator[bool]:
     Raises UserError where the cluster does not answer.
     """
     address = address or os.environ.get("RAY_ADDRESS") or None
-    os.environ.update(_QUIET)
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
     if address is None:
         _configure_own_instance()
     import ray  # it reads the environment when it is imported
@@ -47,16 +52,13 @@ def ray_session(address: str | None, cpus: int) -> Iterator[bool]:
 
 def _connect(ray: ModuleType, address: str | None, cpus: int) -> None:
     try:
+        # What workers print stays in Ray's logs: a lost node is a hundred lines. What ends a run is raised.
+        quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
         if address is None:
-            ray.init(
-                address="local",  # not one that somebody else has started here
-                num_cpus=cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            # "local": not one that somebody else has started here.
+            ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
         else:
-            ray.init(address=address, logging_level=logging.ERROR)
+            ray.init(address=address, **quiet)
     except (OSError, ValueError, RuntimeError) as error:
         raise _unusable(address, error) from error
 

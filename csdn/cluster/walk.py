@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +45,6 @@ def _dataset(
     """A block for each batch, in order: a column [1, B, D] for each embed, or `failure`."""
     import ray
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     numbers = ray.data.range(len(steps), override_num_blocks=max(1, len(steps)))
     dataset = numbers.map_batches(_Read(rows, steps), batch_size=1).map_batches(
         _Embed,

@@ -17,7 +17,8 @@ from csdn.console.lines import JsonLines, TextLines, json_line
 from csdn.console.times import note_time
 from csdn.console.work import View, Work
 
-# Called as report(units done, units in all, figures to show); safe to call very often.
+# Called as report(units done, units in all, figures to show); safe to call very often. With a note as well,
+# a sentence, that alone is shown, at once, and stays: units in all may then be None.
 Report = Callable[..., None]
 
 
@@ -44,9 +45,14 @@ def progress(stage: str, phase: str, unit: str, images: float = 1) -> Iterator[R
     """
     work, view = Work(stage, phase, unit, images), _view()
 
-    def report(done: int, total: int, values: Mapping[str, float] | None = None) -> None:
-        work.update(done, total, values)
-        view.update(work)
+    def report(
+        done: int, total: int | None, values: Mapping[str, float] | None = None, note: str | None = None
+    ) -> None:
+        if note:
+            view.note(work, note)
+        else:
+            work.update(done, total, values)
+            view.update(work)
 
     view.start(work)
     try:

@@ -6,9 +6,10 @@
      "unit": "steps", "done": 120, "total": 1000, "rate": 17.604, "images_per_second": 845.01,
      "seconds": 6.8, "seconds_left": 50.0, "values": {"loss": 7.042}}
 
-`event` is start, progress (at the first unit, then every ten seconds) or end, which has `error`: null, or
-the name of what ended it early. `phase` is null in the start and end of a whole stage. `rate` is in units a
-second; what nobody knows yet is null. The lines go to standard error, where the text of an error goes too.
+`event` is start, progress (at the first unit, then every ten seconds), note, which has a `text`, or end,
+which has `error`: null, or the name of what ended it early. `phase` is null in the start and end of a whole
+stage. `rate` is in units a second; what nobody knows yet is null. The lines go to standard error, where the
+text of an error goes too.
 """
 
 from __future__ import annotations
@@ -52,6 +53,10 @@ class TextLines:
         if work.done != work.total and self.now():
             _print(work, work.count(), work.speed(), work.left())
 
+    def note(self, work: Work, text: str) -> None:
+        print(f"{work.phase}: {text}", file=sys.stderr, flush=True)
+        self.now = _Now()  # what comes next is shown too
+
     def end(self, work: Work, failure: str | None) -> None:
         if failure:
             _print(work, f"stopped at {work.count()}" if work.total else "stopped")
@@ -76,6 +81,10 @@ class JsonLines:
     def update(self, work: Work) -> None:
         if self.now():
             json_line("progress", **_state(work))
+
+    def note(self, work: Work, text: str) -> None:
+        json_line("note", stage=work.stage, phase=work.phase, text=text)
+        self.now = _Now()
 
     def end(self, work: Work, failure: str | None) -> None:
         json_line("end", **_state(work), error=failure)

@@ -35,6 +35,9 @@ class Terminal:
     def update(self, work: Work) -> None:
         """Nothing to do: the line looks at `work` when it is drawn."""
 
+    def note(self, work: Work, text: str) -> None:
+        self.console.print(Text(f"  {work.phase:{TITLE}} {text}"))
+
     def end(self, work: Work, failure: str | None) -> None:
         self.live.stop()
         line = Text("✗ " if failure else "✓ ", style="red" if failure else "green")

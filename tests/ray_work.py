@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,6 +65,12 @@ def difference(one: CSDN, other: CSDN) -> float:
 def same_bytes(one: CSDN, other: CSDN) -> bool:
     pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
+
+
+def ask_for_token() -> str:
+    """Let clusters that this process starts ask for a token, for good: Ray reads it once a process."""
+    os.environ["RAY_AUTH_MODE"] = "token"
+    return os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def worker_pids() -> list[int]:

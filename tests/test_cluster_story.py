@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from killed_run import children
+from ray_work import ask_for_token
 from repository import make_repository
 from workspace import environment, run
 
@@ -84,8 +84,7 @@ class Repro:
 def cluster(s3_server):
     """It asks for a token; its nodes have the environment of this process, and so the store's keys."""
     with pytest.MonkeyPatch.context() as surroundings:
-        surroundings.setenv("RAY_AUTH_MODE", "token")
-        surroundings.setenv("RAY_AUTH_TOKEN", token := secrets.token_hex(32))
+        token = ask_for_token()
         # A step with a checkpoint waits for Ray Train's next look at the workers.
         surroundings.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
         from ray.cluster_utils import Cluster

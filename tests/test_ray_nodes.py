@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 from killed_run import children
-from ray_work import difference, make_params, make_state, make_work, train_plainly, write_images
+from ray_work import (
+    ask_for_token,
+    difference,
+    make_params,
+    make_state,
+    make_work,
+    train_plainly,
+    write_images,
+)
 
 pytestmark = [
     pytest.mark.slow,
@@ -21,7 +29,7 @@ SECONDS = 10  # from the announcement to the node's end
 @pytest.fixture
 def cluster(monkeypatch):
     """A head that computes nothing, and two nodes, of which one has room for the workers and the feed."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    ask_for_token()
     monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
     from ray.cluster_utils import Cluster
 

@@ -53,7 +53,7 @@ def test_a_killed_dvc_takes_everything_with_it_that_it_started(campaign, tmp_pat
         stderr=subprocess.DEVNULL,
     )
     try:
-        while not list(project.glob(".state/*/state.json")):
+        while not list(project.glob(".state/*/**/state.json")):
             assert dvc.poll() is None, "it ended before its first checkpoint"
             time.sleep(0.05)
         started = marked(value, name)

@@ -51,6 +51,7 @@ def same_everywhere(text: str, temporary: Path) -> str:
     text = re.sub(rf"{re.escape(str(temporary))}/[^/\s:]+", "FOLDER", text)
     text = text.replace(f"{ROOT}/", "")
     text = re.sub(r"\b\d+ s ago\b", "N s ago", text)
+    text = re.sub(r"\btried for \d+ s\b", "tried for N s", text)
     text = re.sub(r"(?<![0-9a-zA-Z])[0-9a-f]{12,64}(?![0-9a-zA-Z])", "HASH", text)
     return re.sub(r"(?i)(\bpid(?:\(s\))?:? ?|\bprocess )\d+", r"\1PID", text)
 

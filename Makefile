@@ -32,7 +32,7 @@ lint: $(INSTALLED) ## Check style and format
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 
-bench: $(INSTALLED) ## Measure the speed of ingest, feed, method and workers (15 minutes on an idle machine)
+bench: $(INSTALLED) ## Measure the speed of ingest, feed, method and workers, on an idle machine
 	@for name in ingest feed speed scaling; do echo "== $$name"; $(BIN)/python "benchmarks/$$name.py" || exit 1; done
 
 clean: ## Remove what stages and tools made; .venv, data, DVC's cache, RegDB's and the ablation's figures stay

@@ -28,6 +28,7 @@ from csdn.data.feed import TrainFeed, TrainSource
 from csdn.model import CSDN, ModelConfig
 from csdn.params import load_params
 from csdn.state import StageState
+from csdn.training.attempts import Attempts
 from csdn.training.embedding_job import EmbeddingWork, embedding_settings
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -118,7 +119,7 @@ def train(table: SampleTable, root: Path, steps: int, count: int) -> tuple[float
     seen: list[tuple[float, int, float]] = []
     state = root / f"state-{count}"
     state.mkdir()
-    train_on_ray(params, work(table, root, params), StageState(state), watch(seen))
+    train_on_ray(params, work(table, root, params), Attempts(StageState(state), None), watch(seen))
     (began, first, _), *rest = seen[2:]
     ended, last, _ = rest[-1]
     return (ended - began) / (last - first), statistics.median(share for _, _, share in rest)

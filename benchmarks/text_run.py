@@ -19,7 +19,7 @@ from torch import Tensor
 from csdn.builtin.drops import MARKER, PeopleSet, images_of, png
 from csdn.data.arrivals import examine
 from csdn.data.dataset import load_dataset
-from csdn.data.feed import TrainFeed
+from csdn.data.feed import ImageWalk, TrainFeed
 from csdn.data.ingest import ingest
 from csdn.device import configure_torch
 from csdn.evaluation.job import embedders, prepare, test_walk
@@ -32,8 +32,8 @@ from csdn.state import StageState
 from csdn.training.embedding_job import embedding_settings, load_prompts, train_source
 from csdn.training.embedding_stage import train_embedding
 from csdn.training.inputs import TrainingInputs, training_inputs
-from csdn.training.prompt_job import embed_once, run_prompts
-from csdn.walk import embed_all, embedded_here
+from csdn.training.prompt_job import image_walk, run_prompts
+from csdn.walk import MakeEmbeds, embed_all, embedded_here
 
 ROOT = Path(__file__).parents[1]
 TABLES = ("none", "text", "permuted", "rotated", "gaussian", "prototypes", "classifier")
@@ -106,8 +106,7 @@ def prepared(name: str, inputs: TrainingInputs, text: Tensor, params: Params, da
         return rotated(text, params.seed)
     if name not in ("prototypes", "classifier"):
         return text
-    with unsaved() as state:
-        images = embed_once(inputs, params, data, embedded_here(params.scaling, CPU), state, quiet)
+    images = torch.from_numpy(embedded(*image_walk(inputs, params, data), params)["embeddings"])
     means = prototypes(images, torch.from_numpy(inputs.table.label), text)
     if name == "classifier":
         with torch.no_grad():  # behind the batch norm: its logits are those of HSE, but for a constant
@@ -129,14 +128,19 @@ def tested(inputs: TrainingInputs, params: Params, data: Path) -> dict[str, floa
     experiment = prepare(load_dataset(data), evaluation.protocol, **evaluation.options())
     clip = load_clip(params.model.clip, params.model.weights)
     embeds = partial(embedders, params, clip, folded(inputs.model))
-    embedded = embedded_here(params.scaling, CPU)(test_walk(experiment.table, params, data), embeds)
-    with unsaved() as state:
-        found = embed_all(embedded, len(experiment.table), state, quiet)
+    found = embedded(test_walk(experiment.table, params, data), embeds, params)
     figures = {f"{name}.{metric}": of for name, metric, of in searched(experiment, found["trained"], METRICS)}
     f, g = branches(found["trained"], inputs.model.config.map_channels)
     for name, features in (("f", f), ("g", g)):
         figures[f"{name}.mAP"] = statistics.fmean(of for *_, of in searched(experiment, features, ("mAP",)))
     return figures | cosines(g, found["clip"], experiment.table.label, experiment.table.modality)
+
+
+def embedded(walk: ImageWalk, make_embeds: MakeEmbeds, params: Params) -> dict[str, np.ndarray]:
+    """Features [n, D] of each embed."""
+    with unsaved() as state:
+        batches = partial(embedded_here, walk, make_embeds, params.scaling, CPU)
+        return embed_all(batches, len(walk.table), state, quiet)
 
 
 def branches(features: np.ndarray, channels: int) -> tuple[np.ndarray, np.ndarray]:

@@ -35,6 +35,7 @@ METHOD_VERSION = 1
 LIBRARIES = ("numpy", "pillow", "simplejpeg", "torch")
 # Unfinished runs of a stage that are kept beside the present one, for a return to their parameters.
 KEPT = 3
+_NOT_WHOLE = (FileNotFoundError, ValueError, KeyError, TypeError)
 # What this process has opened: the state that its next run would continue.
 _opened: list[Path] = []
 
@@ -118,11 +119,19 @@ def saved_files(read: Callable[[str], bytes]) -> tuple[dict[str, Any], dict[str,
         entry = json.loads(read("state.json"))
         position, name, digest = entry["position"], entry["tensors"], entry["sha256"]
         data = read(Path(name).name) if name else b""
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except _NOT_WHOLE:
         return None
     if hashlib.sha256(data).hexdigest() != digest:
         return None
     return position, _from_bytes(data) if data else {}
+
+
+def saved_position(read: Callable[[str], bytes]) -> dict[str, Any] | None:
+    """The position alone, without a look at the tensors; None where there is none."""
+    try:
+        return json.loads(read("state.json"))["position"]
+    except _NOT_WHOLE:
+        return None
 
 
 @contextmanager

@@ -19,23 +19,17 @@ Embed = Callable[[Tensor, str], Tensor]
 Embedded = tuple[np.ndarray, Mapping[str, Tensor]]
 # Embeds by name, on the device that it is called with; it can travel to where that device is.
 MakeEmbeds = Callable[[torch.device], Mapping[str, Embed]]
-# embedder(walk, make_embeds)(n): the batches of a walk without its first n images, embedded.
-Embedder = Callable[[ImageWalk, MakeEmbeds], Callable[[int], Iterable[Embedded]]]
+# embedder(walk, make_embeds, scaling, device, n): the batches of a walk without its first n images, embedded.
+Embedder = Callable[[ImageWalk, MakeEmbeds, ScalingParams, torch.device, int], Iterable[Embedded]]
 
 
-def embedded_here(scaling: ScalingParams, device: torch.device) -> Embedder:
-    """An embedder that is this process, fed by `scaling.feed_processes` others."""
-
-    def embedder(walk: ImageWalk, make_embeds: MakeEmbeds) -> Callable[[int], Iterable[Embedded]]:
-        embeds = make_embeds(device)
-
-        def from_image(start: int) -> Iterator[Embedded]:
-            for ordinals, images, modality in walk_images(walk, scaling.feed_processes, start):
-                yield ordinals, embed_batch(embeds, images.to(device), modality)
-
-        return from_image
-
-    return embedder
+def embedded_here(
+    walk: ImageWalk, make_embeds: MakeEmbeds, scaling: ScalingParams, device: torch.device, start: int
+) -> Iterator[Embedded]:
+    """Embedded by this process, which `scaling.feed_processes` others feed."""
+    embeds = make_embeds(device)
+    for ordinals, images, modality in walk_images(walk, scaling.feed_processes, start):
+        yield ordinals, embed_batch(embeds, images.to(device), modality)
 
 
 @torch.inference_mode()

@@ -16,9 +16,9 @@ def main() -> None:
 
         params = load_params()
         if params.scaling.workers:
-            from csdn.cluster.walk import embedded_on_ray as make_embedder
+            from csdn.cluster.walk import embedded_on_ray as embedder
         else:
-            from csdn.walk import embedded_here as make_embedder
+            from csdn.walk import embedded_here as embedder
         figures = run_evaluation(
             params,
             data=Path("data"),
@@ -26,7 +26,7 @@ def main() -> None:
             out=Path("evaluation"),
             metrics=Path("metrics/evaluation.json"),
             progress=progress,
-            make_embedder=make_embedder,
+            embedder=embedder,
         )
         print(f"evaluate: {one_line(figures)}")
 

@@ -15,16 +15,16 @@ def main() -> None:
 
         params = load_params()
         if params.scaling.workers:
-            from csdn.cluster.walk import embedded_on_ray as make_embedder
+            from csdn.cluster.walk import embedded_on_ray as embedder
         else:
-            from csdn.walk import embedded_here as make_embedder
+            from csdn.walk import embedded_here as embedder
         figures = run_prompts(
             params,
             data=Path("data"),
             out=Path("models/prompts"),
             metrics=Path("metrics/prompts.json"),
             progress=progress,
-            make_embedder=make_embedder,
+            embedder=embedder,
         )
         visible, infrared = figures["fused_names_visible"], figures["fused_names_infrared"]
         print(

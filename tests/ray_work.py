@@ -18,6 +18,7 @@ from csdn.data.feed import TrainFeed, TrainSource
 from csdn.model import CSDN
 from csdn.params import Params, load_params
 from csdn.state import StageState
+from csdn.training.attempts import Attempts
 from csdn.training.embedding_job import EmbeddingWork
 from csdn.training.embedding_stage import train_embedding
 
@@ -40,9 +41,9 @@ def make_work(root: Path, epochs: int = 3) -> EmbeddingWork:
     return EmbeddingWork(model, text, source, replace(settings(torch.float32), epochs=epochs))
 
 
-def make_state(folder: Path) -> StageState:
+def make_state(folder: Path, storage: str | None = None) -> Attempts:
     folder.mkdir()
-    return StageState(folder)
+    return Attempts(StageState(folder), storage)
 
 
 def make_params(workers: int, **scaling: object) -> Params:
@@ -51,7 +52,7 @@ def make_params(workers: int, **scaling: object) -> Params:
     return params.model_copy(update={"scaling": params.scaling.model_copy(update=changed)})
 
 
-def train_plainly(work: EmbeddingWork, state: StageState) -> list[dict]:
+def train_plainly(work: EmbeddingWork, state: Attempts) -> list[dict]:
     feed = TrainFeed(work.source, 0)
     return train_embedding(work.model, work.text_table, feed, work.settings, state, lambda *_: None)
 

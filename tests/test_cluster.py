@@ -161,7 +161,7 @@ def test_a_cluster_that_does_not_answer_is_a_clear_error(fault):
 
 
 def test_a_loss_is_told_with_each_worker_and_its_error():
-    from csdn.cluster.losses import loss_note
+    from csdn.cluster.lost_workers import sentence
 
-    note = loss_note({2: RuntimeError("x"), 0: OSError()})
+    note = sentence({2: RuntimeError("x"), 0: OSError()})
     assert note == "lost worker 0 (OSError), 2 (RuntimeError): back to the last checkpoint"

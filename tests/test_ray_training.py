@@ -19,7 +19,6 @@ from ray_work import (
 )
 
 from csdn.errors import UserError
-from csdn.training.attempts import Resumed
 from csdn.training.embedding_job import train_here
 
 pytestmark = [
@@ -117,7 +116,7 @@ def test_another_number_of_workers_goes_on_where_the_run_was_stopped(
     state = make_state(tmp_path / "state")
     with pytest.raises((UserError, Killed)) as stopped:
         stopped_at(6, images, state, order[0])
-    saved = Resumed(state, None).load()[0]
+    saved = state.load()[0]
     assert saved["epoch"] == 1
     begun = []
     model, rows = go_on(images, state, order[1], lambda done, *_: begun.append(done))

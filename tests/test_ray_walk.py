@@ -29,11 +29,10 @@ def walk_of(root):
     return ImageWalk(load_dataset(root).train_table(), root / "shards", (64, 32), "imagenet", 8)
 
 
-def features(root, state, make_embedder, report=lambda *_: None):
+def features(root, state, embedder, report=lambda *_: None):
     walk = walk_of(root)
-    embedded = make_embedder(make_params(2).scaling, CPU)(
-        walk, partial(image_embeddings, make_work(root).model)
-    )
+    make_embeds = partial(image_embeddings, make_work(root).model)
+    embedded = partial(embedder, walk, make_embeds, make_params(2).scaling, CPU)
     return embed_all(embedded, len(walk.table), state, report)
 
 
@@ -41,9 +40,10 @@ def test_features_made_on_ray_are_those_of_this_process(tmp_path):
     from csdn.cluster.walk import embedded_on_ray
 
     root = write_images(tmp_path / "images")
-    here = features(root, make_state(tmp_path / "here"), embedded_here)["embeddings"]
+    here = features(root, make_state(tmp_path / "here").state, embedded_here)["embeddings"]
     reports = []
-    spread = features(root, make_state(tmp_path / "ray"), embedded_on_ray, lambda *at: reports.append(at))
+    state = make_state(tmp_path / "ray").state
+    spread = features(root, state, embedded_on_ray, lambda *at: reports.append(at))
     assert here.shape[0] == 84
     np.testing.assert_allclose(spread["embeddings"], here, rtol=1e-5, atol=1e-6)
     assert reports[-1] == (84, 84)
@@ -56,7 +56,7 @@ def test_a_damaged_shard_is_named_by_a_walk_on_ray_too(tmp_path):
     for shard in (root / "shards").iterdir():
         shard.write_bytes(shard.read_bytes()[:2000])
     with pytest.raises(UserError, match=r"shards/.*\.tar: ends before byte"):
-        features(root, make_state(tmp_path / "state"), embedded_on_ray)
+        features(root, make_state(tmp_path / "state").state, embedded_on_ray)
 
 
 def test_shards_that_tasks_on_ray_make_are_those_of_this_machine_s_processes(tmp_path, monkeypatch):

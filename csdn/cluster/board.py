@@ -15,20 +15,20 @@ class Board:
 
     def __init__(self) -> None:
         self._progress: tuple[Any, ...] | None = None
-        self._losses: list[str] = []
+        self._lost: list[str] = []
         self._failure: str | None = None
 
     def put(self, done: int, total: int, values: Mapping[str, float]) -> None:
         self._progress = (done, total, dict(values))
 
     def lose(self, what: str) -> None:
-        """Note that workers ended early; those that a noted mistake ends are no loss."""
+        """Note that workers ended early; those that a noted mistake ends are not lost."""
         if not self._failure:
-            self._losses.append(what)
+            self._lost.append(what)
 
     def seen(self) -> tuple[tuple[Any, ...] | None, list[str]]:
-        """The latest (done, total, values), or None; all losses so far."""
-        return self._progress, self._losses
+        """The latest (done, total, values), or None; all that was lost so far."""
+        return self._progress, self._lost
 
     def fail(self, message: str) -> None:
         """Note the text of a UserError: another try would meet it again."""
@@ -65,11 +65,11 @@ def _watch(board: Any, report: Callable[..., None], ended: threading.Event) -> N
     while not last:
         last = ended.wait(SECONDS)  # once more after the end
         try:
-            found, losses = ray.get(board.seen.remote(), timeout=10)
+            found, lost = ray.get(board.seen.remote(), timeout=10)
         except ray.exceptions.RayError:  # the cluster is busy or gone: `fit` says so
             continue
-        for loss in losses[told:]:
-            report(*(shown or (0, None, None)), loss)
+        for sentence in lost[told:]:
+            report(*(shown or (0, None, None)), sentence)
         if found != shown:
             report(*found)
-        shown, told = found, len(losses)
+        shown, told = found, len(lost)

@@ -14,8 +14,7 @@ from csdn.cluster.board import watched_board
 from csdn.cluster.session import ray_session
 from csdn.errors import UserError
 from csdn.params import Params, ScalingParams
-from csdn.state import StageState
-from csdn.training.attempts import attempts_of, furthest, remove_attempts
+from csdn.training.attempts import Attempts
 from csdn.training.checkpoint import restore_model
 from csdn.training.embedding_job import EmbeddingWork
 
@@ -24,7 +23,7 @@ KEPT = 2
 
 
 def train_on_ray(
-    params: Params, work: EmbeddingWork, state: StageState, report: Callable[..., None]
+    params: Params, work: EmbeddingWork, attempts: Attempts, report: Callable[..., None]
 ) -> list[dict[str, Any]]:
     """The loop in `scaling.workers` workers; the losses and the model are those of the plain process.
 
@@ -32,19 +31,17 @@ def train_on_ray(
     package, the shards, and `scaling.storage` for their checkpoints. Raises UserError.
     """
     scaling = params.scaling
-    filesystem, folder = attempts_of(state, scaling.storage)
     cores = scaling.workers * scaling.cpus_per_worker + max(1, scaling.feed_processes)
     with ray_session(scaling.address, cores):
         import ray
 
         _note_missing_cores(ray.cluster_resources().get("CPU", 0), scaling)
-        job = ray.put((work, furthest(state, filesystem, folder)))
+        job = ray.put((work, attempts.load()))
+        attempts.forget_others()
         with watched_board(report) as board:
-            _fit(scaling, {"job": job, "board": board, "scaling": scaling}, filesystem, folder)
-    position, tensors = furthest(state, filesystem, folder)
+            _fit(scaling, {"job": job, "board": board, "scaling": scaling}, attempts)
+    position, tensors = attempts.load()
     restore_model(work.model, tensors)
-    if scaling.storage is not None:
-        remove_attempts(filesystem, folder)
     return position["log"]
 
 
@@ -59,15 +56,15 @@ def _note_missing_cores(there: float, scaling: ScalingParams) -> None:
         )
 
 
-def _fit(scaling: ScalingParams, config: dict[str, Any], filesystem: Any, folder: str) -> None:
+def _fit(scaling: ScalingParams, config: dict[str, Any], attempts: Attempts) -> None:
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from csdn.cluster.loop import train_worker
-    from csdn.cluster.losses import LossNotes
+    from csdn.cluster.lost_workers import LostWorkers
 
-    filesystem.create_dir(folder, recursive=True)
+    attempts.filesystem.create_dir(attempts.folder, recursive=True)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=config,
@@ -79,11 +76,11 @@ def _fit(scaling: ScalingParams, config: dict[str, Any], filesystem: Any, folder
         ),
         run_config=RunConfig(
             name=secrets.token_hex(8),
-            storage_path=folder,
-            storage_filesystem=filesystem,
+            storage_path=attempts.folder,
+            storage_filesystem=attempts.filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=KEPT),
             failure_config=FailureConfig(max_failures=scaling.max_failures),
-            callbacks=[LossNotes(config["board"])],
+            callbacks=[LostWorkers(config["board"])],
         ),
     )
     try:

@@ -8,7 +8,6 @@ a static one would repeat its rows each epoch, and begin at row 0 after a failur
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,20 +18,17 @@ import ray.train.collective
 import torch
 from ray.data.collate_fn import NumpyBatchCollateFn
 
+from csdn.cluster.tasks import Block, checked, in_order
 from csdn.data.batches import TrainBatch, train_batch
 from csdn.data.feed import BATCHES_AHEAD, TrainSource
 from csdn.data.plan import EpochPlan, PlanRow
 from csdn.data.rows import TrainRows
-from csdn.errors import UserError
 
 # Starting a data set costs a second, a task some 30 ms, whose shares these make small.
 TASKS_OF_STRETCH = 2_000
 ROWS_OF_TASK = 8
 # Blocks, a task's output, of each worker that may lie in the object store: the feed's memory.
 BLOCKS_STORED = 4
-
-# Below that it reports each data set.
-logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 class RayFeed:
@@ -104,17 +100,14 @@ class Stretch:
 def stretch_dataset(stretch: Stretch, rows: TrainRows) -> ray.data.Dataset:
     """Blocks of up to ROWS_OF_TASK rows of the plan, each of one worker, the workers in turn.
 
-    Columns `step`, `rank`, `pixels` uint8 [2 modalities, n, H, W, 3]; or `failure`, a UserError's text.
+    Columns `step`, `rank`, `pixels` uint8 [2 modalities, n, H, W, 3].
     """
     tasks = -(-(stretch.last - stretch.first) // stretch.rows_of_task) * stretch.size
-    numbers = ray.data.range(tasks, override_num_blocks=tasks)
-    dataset = numbers.map_batches(_Read(stretch, rows), batch_size=1)
+    dataset = in_order(tasks, _Read(stretch, rows))
     options = dataset.context.execution_options
-    options.preserve_order = True
     options.resource_limits = options.resource_limits.copy(
         object_store_memory=BLOCKS_STORED * stretch.size * block_bytes(rows, stretch.size)
     )
-    dataset.context.enable_progress_bars = False
     return dataset
 
 
@@ -130,14 +123,11 @@ class _Read:
     def __init__(self, stretch: Stretch, rows: TrainRows) -> None:
         self.stretch, self.rows = stretch, rows
 
-    def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        part, rank = divmod(int(block["id"][0]), self.stretch.size)
+    def __call__(self, number: int) -> Block:
+        part, rank = divmod(number, self.stretch.size)
         first = self.stretch.first + part * self.stretch.rows_of_task
         steps = range(first, min(first + self.stretch.rows_of_task, self.stretch.last))
-        try:
-            pixels = np.array([self.rows.read(self.stretch.row(step, rank)) for step in steps])
-        except UserError as error:
-            return {"failure": np.array([str(error)])}
+        pixels = np.array([self.rows.read(self.stretch.row(step, rank)) for step in steps])
         return {"step": np.array(steps), "rank": np.full(len(steps), rank), "pixels": pixels}
 
 
@@ -147,9 +137,8 @@ class _Augment(NumpyBatchCollateFn):
     def __init__(self, stretch: Stretch, rows: TrainRows, rank: int) -> None:
         self.stretch, self.rows, self.rank = stretch, rows, rank
 
-    def __call__(self, block: dict[str, np.ndarray]) -> list[torch.Tensor]:
-        if "failure" in block:
-            raise UserError(str(block["failure"][0]))
+    def __call__(self, block: Block) -> list[torch.Tensor]:
+        checked(block)
         step, rank = int(block["step"].item()), int(block["rank"].item())
         if rank != self.rank:
             raise RuntimeError(f"Ray Data gave row {step} of worker {rank} to worker {self.rank}")

@@ -15,7 +15,6 @@ import numpy as np
 
 from csdn.cluster.session import ray_session
 from csdn.data.packing import PackedShard, Packer, ShardTask, pack
-from csdn.errors import UserError
 from csdn.params import ScalingParams
 
 
@@ -26,33 +25,24 @@ def packed_on_ray(scaling: ScalingParams) -> Packer:
         if not tasks:
             return
         with ray_session(scaling.address, processes):
-            import ray
+            from csdn.cluster.tasks import checked, in_order
 
-            numbers = ray.data.range(len(tasks), override_num_blocks=len(tasks))
-            dataset = numbers.map_batches(_Pack(tasks), batch_size=1)
-            dataset.context.execution_options.preserve_order = True
-            dataset.context.enable_progress_bars = False
-            blocks = dataset.iter_batches(batch_size=None, batch_format="numpy")
+            blocks = in_order(len(tasks), _Pack(tasks)).iter_batches(batch_size=None, batch_format="numpy")
             for _, block in zip(tasks, blocks, strict=True):
-                yield _packed(block)
+                yield checked(block)["packed"][0]
 
     return packer
 
 
 class _Pack:
-    """What a task does: its shard; where that fails by the user's data, column `failure` says why."""
+    """What a task does: its shard, made as a process of this machine makes it."""
 
     def __init__(self, tasks: Sequence[ShardTask]) -> None:
         self.tasks, self.folder = tasks, Path.cwd()
 
-    def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        task = self.tasks[int(block["id"][0])]
-        try:
-            packed = self._pack(task)
-        except UserError as error:
-            return {"failure": np.array([str(error)])}
+    def __call__(self, number: int) -> dict[str, np.ndarray]:
         column = np.empty(1, object)
-        column[0] = packed
+        column[0] = self._pack(self.tasks[number])
         return {"packed": column}
 
     def _pack(self, task: ShardTask) -> PackedShard:
@@ -62,9 +52,3 @@ class _Pack:
             return pack(replace(task, folder=self.folder / task.folder))
         with tempfile.TemporaryDirectory() as folder:
             return pack(replace(task, folder=Path(folder)))
-
-
-def _packed(block: dict[str, np.ndarray]) -> PackedShard:
-    if "failure" in block:
-        raise UserError(str(block["failure"][0]))
-    return block["packed"][0]

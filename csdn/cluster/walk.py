@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,41 +12,39 @@ from csdn.cluster.session import ray_session
 from csdn.data.feed import BATCHES_AHEAD, ImageWalk
 from csdn.data.rows import TestRows
 from csdn.device import configure_torch
-from csdn.errors import UserError
 from csdn.params import ScalingParams
-from csdn.walk import Embedded, Embedder, MakeEmbeds, embed_batch
+from csdn.walk import Embedded, MakeEmbeds, embed_batch
 
 if TYPE_CHECKING:
     import ray.data
 
 
-def embedded_on_ray(scaling: ScalingParams, _device: torch.device) -> Embedder:
-    """An embedder of `scaling.workers` actors; each has a GPU where scaling.use_gpu says so."""
+def embedded_on_ray(
+    walk: ImageWalk, make_embeds: MakeEmbeds, scaling: ScalingParams, _device: torch.device, start: int
+) -> Iterator[Embedded]:
+    """Embedded by `scaling.workers` actors; each has a GPU where scaling.use_gpu says so."""
+    steps = list(walk.steps(start))
+    cores = scaling.workers * scaling.cpus_per_worker + max(1, scaling.feed_processes)
+    with ray_session(scaling.address, cores):
+        from csdn.cluster.tasks import checked
 
-    def embedder(walk: ImageWalk, make_embeds: MakeEmbeds) -> Callable[[int], Iterable[Embedded]]:
-        def from_image(start: int) -> Iterator[Embedded]:
-            steps = list(walk.steps(start))
-            cores = scaling.workers * scaling.cpus_per_worker + max(1, scaling.feed_processes)
-            with ray_session(scaling.address, cores):
-                blocks = _dataset(walk.rows(), steps, make_embeds, scaling).iter_batches(
-                    batch_size=None, batch_format="numpy", prefetch_batches=BATCHES_AHEAD
-                )
-                for (ordinals, _), block in zip(steps, blocks, strict=True):
-                    yield ordinals, _features(block)
-
-        return from_image
-
-    return embedder
+        blocks = _dataset(walk.rows(), steps, make_embeds, scaling).iter_batches(
+            batch_size=None, batch_format="numpy", prefetch_batches=BATCHES_AHEAD
+        )
+        for (ordinals, _), block in zip(steps, blocks, strict=True):
+            found = checked(block).items()
+            yield ordinals, {name: torch.tensor(features[0]) for name, features in found}
 
 
 def _dataset(
     rows: TestRows, steps: list[tuple[np.ndarray, str]], make_embeds: MakeEmbeds, scaling: ScalingParams
 ) -> ray.data.Dataset:
-    """A block for each batch, in order: a column [1, B, D] for each embed, or `failure`."""
+    """A block for each batch, in order: a column [1, B, D] for each embed."""
     import ray
 
-    numbers = ray.data.range(len(steps), override_num_blocks=max(1, len(steps)))
-    dataset = numbers.map_batches(_Read(rows, steps), batch_size=1).map_batches(
+    from csdn.cluster.tasks import in_order
+
+    return in_order(len(steps), _Read(rows, steps)).map_batches(
         _Embed,
         fn_constructor_args=(ray.put(make_embeds), scaling),
         batch_size=1,
@@ -54,24 +52,18 @@ def _dataset(
         num_cpus=scaling.cpus_per_worker,
         num_gpus=1 if scaling.use_gpu else 0,
     )
-    dataset.context.execution_options.preserve_order = True
-    dataset.context.enable_progress_bars = False
-    return dataset
 
 
 class _Read:
-    """Makes the images of a batch; where that fails by the user's data, column `failure` says why."""
+    """Makes the images of a batch."""
 
     def __init__(self, rows: TestRows, steps: list[tuple[np.ndarray, str]]) -> None:
         self.rows, self.steps = rows, steps
 
-    def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        ordinals, modality = self.steps[int(block["id"][0])]
+    def __call__(self, number: int) -> dict[str, np.ndarray]:
+        ordinals, modality = self.steps[number]
         images = np.empty((len(ordinals), *self.rows.shape[1:]), np.float32)
-        try:
-            self.rows.fill(ordinals, images)
-        except UserError as error:
-            return {"failure": np.array([str(error)])}
+        self.rows.fill(ordinals, images)
         return {"images": images[None], "modality": np.array([modality])}
 
 
@@ -87,14 +79,10 @@ class _Embed:
         self.device, self.embeds = device, ray.get(make_embeds)(device)
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        if "failure" in block:
+        from csdn.cluster.tasks import failed
+
+        if failed(block):
             return block
         images = torch.tensor(block["images"][0]).to(self.device)
         found = embed_batch(self.embeds, images, str(block["modality"][0]))
         return {name: features.cpu().numpy()[None] for name, features in found.items()}
-
-
-def _features(block: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    if "failure" in block:
-        raise UserError(str(block["failure"][0]))
-    return {name: torch.tensor(features[0]) for name, features in block.items()}

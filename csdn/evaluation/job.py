@@ -41,7 +41,7 @@ from csdn.evaluation.summary import headline
 from csdn.files import write_json
 from csdn.model import CSDN, folded, load, load_clip
 from csdn.model.clip import Clip
-from csdn.params import Params, ScalingParams
+from csdn.params import Params
 from csdn.state import open_state, stage_key
 from csdn.walk import Embed, Embedder, embed_all, embedded_here
 
@@ -57,11 +57,11 @@ def run_evaluation(
     out: Path,
     metrics: Path,
     progress: Progress,
-    make_embedder: Callable[[ScalingParams, torch.device], Embedder] = embedded_here,
+    embedder: Embedder = embedded_here,
 ) -> Mapping[str, Any]:
     """Evaluate the model in folder `model` on the test people; returns what is written to `metrics`.
 
-    Writes folder `out` too, and headline.json beside `metrics`. make_embedder: this one, or csdn.cluster's.
+    Writes folder `out` too, and headline.json beside `metrics`. embedder: this one, or csdn.cluster's.
     Raises UserError where no test person has an image of one modality, or a gallery would be empty.
     """
     device = configure_torch(params.scaling.threads, params.scaling.device)
@@ -70,7 +70,8 @@ def run_evaluation(
     clip = load_clip(params.model.clip, params.model.weights)
     trained = folded(load(model))
     walk = test_walk(experiment.table, params, data)
-    embedded = make_embedder(params.scaling, device)(walk, partial(embedders, params, clip, trained))
+    make_embeds = partial(embedders, params, clip, trained)
+    embedded = partial(embedder, walk, make_embeds, params.scaling, device)
     inputs = (data / "samples.parquet", data / "people.parquet", *sorted(model.iterdir()))
     with open_state("evaluate", stage_key("evaluation", params, clip.sha256, inputs)) as state:
         with progress("embed", "images") as report:

@@ -7,7 +7,8 @@ saved state (csdn.state).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,34 @@ from pyarrow import fs
 from torch import Tensor
 
 from csdn.data.store import arrow_filesystem
-from csdn.state import StageState, saved_files
+from csdn.state import StageState, saved_files, saved_position
 
 Saved = tuple[dict[str, Any], dict[str, Tensor]]
 
 
-class Resumed:
-    """A stage's state that begins where the furthest attempt is, and saves as before."""
+class Attempts:
+    """A stage's state, and the attempts that stand beside it in `folder` of `filesystem`.
+
+    It saves as the state does. Raises UserError where the storage does not answer, or refuses.
+    """
 
     def __init__(self, state: StageState, storage: str | None) -> None:
-        self.state, self.storage = state, storage
+        self.state = state
+        self.filesystem, root = _place(storage or str(state.folder / "attempts"))
+        self.folder = f"{root}/{state.folder.name[:16]}" if storage else root
+        self._furthest = ""  # the folder that was loaded
 
     def load(self) -> Saved | None:
-        return furthest(self.state, *attempts_of(self.state, self.storage))
+        """The saved (position, tensors) furthest into the training; what is not whole does not count."""
+        readers = {folder: partial(self._read, folder) for folder in self._checkpoints()}
+        readers[""] = lambda name: (self.state.folder / name).read_bytes()
+        positions = {folder: saved_position(read) for folder, read in readers.items()}
+        found = [folder for folder, position in positions.items() if position]
+        for folder in sorted(found, key=lambda one: _steps(positions[one]), reverse=True):
+            if saved := saved_files(readers[folder]):
+                self._furthest = folder
+                return saved
+        return None
 
     def save(self, position: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
         self.state.save(position, tensors)
@@ -35,37 +51,33 @@ class Resumed:
     def leaving(self) -> bool:
         return self.state.leaving()
 
+    def forget_others(self) -> None:
+        """Remove every attempt but the one that was loaded: they must not fill the storage."""
+        for entry in self.filesystem.get_file_info(fs.FileSelector(self.folder, allow_not_found=True)):
+            if not self._furthest.startswith(f"{entry.path}/"):
+                self.filesystem.delete_dir(entry.path)
 
-def attempts_of(state: StageState, storage: str | None) -> tuple[fs.FileSystem, str]:
-    """(file system, folder in it) of the attempts of a state; UserError where the storage is not there."""
-    if storage is None:
-        return fs.LocalFileSystem(), str((state.folder / "attempts").absolute())
-    if "://" in storage:
-        filesystem, path = arrow_filesystem(storage)
-    else:
-        filesystem, path = fs.LocalFileSystem(), str(Path(storage).absolute())
-    return filesystem, f"{path}/{state.folder.name[:16]}"
+    def remove(self) -> None:
+        """Remove all attempts, once what they were for is written."""
+        if self.filesystem.get_file_info(self.folder).type == fs.FileType.Directory:
+            self.filesystem.delete_dir(self.folder)
 
+    def _checkpoints(self) -> Iterator[str]:
+        selector = fs.FileSelector(self.folder, recursive=True, allow_not_found=True)
+        for file in self.filesystem.get_file_info(selector):
+            if file.base_name == "state.json":
+                yield file.path.rpartition("/")[0]
 
-def furthest(state: StageState, filesystem: fs.FileSystem, folder: str) -> Saved | None:
-    """The saved (position, tensors) furthest into the training, or None; what is not whole does not count."""
-    files = filesystem.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
-    found = [state.load()]
-    for file in files:
-        if file.base_name == "state.json":
-            found.append(_read(filesystem, file.path.rpartition("/")[0]))
-    return max(filter(None, found), key=lambda saved: (saved[0]["epoch"], saved[0]["step"]), default=None)
-
-
-def remove_attempts(filesystem: fs.FileSystem, folder: str) -> None:
-    """Remove the attempts of a state that has ended."""
-    if filesystem.get_file_info(folder).type == fs.FileType.Directory:
-        filesystem.delete_dir(folder)
-
-
-def _read(filesystem: fs.FileSystem, folder: str) -> Saved | None:
-    def read(name: str) -> bytes:
-        with filesystem.open_input_stream(f"{folder}/{name}") as file:
+    def _read(self, folder: str, name: str) -> bytes:
+        with self.filesystem.open_input_stream(f"{folder}/{name}") as file:
             return file.read()
 
-    return saved_files(read)
+
+def _place(storage: str) -> tuple[fs.FileSystem, str]:
+    if "://" in storage:
+        return arrow_filesystem(storage)
+    return fs.LocalFileSystem(), str(Path(storage).absolute())
+
+
+def _steps(position: Mapping[str, Any]) -> tuple[int, int]:
+    return position["epoch"], position["step"]

@@ -20,8 +20,8 @@ from csdn.model import CSDN, save
 from csdn.model.tensor_files import read_safetensors
 from csdn.pace import Pace
 from csdn.params import EmbeddingParams, Params
-from csdn.state import StageState, open_state
-from csdn.training.attempts import Resumed
+from csdn.state import open_state
+from csdn.training.attempts import Attempts
 from csdn.training.embedding_stage import EmbeddingSettings, train_embedding
 from csdn.training.inputs import training_inputs
 from csdn.training.log import write_log
@@ -38,8 +38,8 @@ class EmbeddingWork:
     settings: EmbeddingSettings
 
 
-# train(params, work, state, report) runs the loop and returns its log's rows.
-Train = Callable[[Params, EmbeddingWork, StageState, Callable[..., None]], list[dict[str, Any]]]
+# train(params, work, attempts, report) runs the loop and returns its log's rows.
+Train = Callable[[Params, EmbeddingWork, Attempts, Callable[..., None]], list[dict[str, Any]]]
 
 
 def run_embedding(
@@ -59,23 +59,24 @@ def run_embedding(
     with open_state("embedding", inputs.key) as state:
         step_images = len(VIEWS) * params.embedding.people * params.embedding.images
         with progress("embedding", "steps", images=step_images) as report:
-            rows = train(params, work, state, report)
+            attempts = Attempts(state, params.scaling.storage)
+            rows = train(params, work, attempts, report)
         with replace_folder(out) as folder:
             save(model.eval(), folder, people=inputs.people, normalize=params.model.normalize)
             write_log(folder / "log.csv", rows)
         write_json(metrics, last_losses(rows))
+        attempts.remove()
 
 
 def train_here(
-    params: Params, work: EmbeddingWork, state: StageState, report: Callable[..., None]
+    params: Params, work: EmbeddingWork, attempts: Attempts, report: Callable[..., None]
 ) -> list[dict[str, Any]]:
     """The loop in this process, fed by processes of this machine."""
     device = configure_torch(params.scaling.threads, params.scaling.device, work.settings.precision)
     feed = TrainFeed(work.source, params.scaling.feed_processes)
-    resumed = Resumed(state, params.scaling.storage)
     model, text_table = work.model.to(device), work.text_table.to(device)
     pace = Pace(most=params.scaling.checkpoint_seconds)
-    return train_embedding(model, text_table, feed, work.settings, resumed, report, pace)
+    return train_embedding(model, text_table, feed, work.settings, attempts, report, pace)
 
 
 def last_losses(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

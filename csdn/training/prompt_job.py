@@ -20,12 +20,12 @@ from csdn.data.records import MODALITIES
 from csdn.device import configure_torch
 from csdn.files import replace_folder, write_json
 from csdn.model import CSDN, folded
-from csdn.params import Params, PhaseParams, ScalingParams
+from csdn.params import Params, PhaseParams
 from csdn.state import StageState, open_state
 from csdn.training.inputs import TrainingInputs, training_inputs
 from csdn.training.log import write_log
 from csdn.training.prompt_stage import IntegrationPhase, Phase, PhaseSettings, PromptPhase, train_phase
-from csdn.walk import Embed, Embedder, embed_all, embedded_here
+from csdn.walk import Embed, Embedder, MakeEmbeds, embed_all, embedded_here
 
 # progress(phase, unit, images of a unit) gives a context: its value is called report(done, total, figures).
 EMBED_BATCH = 128  # images; a constant, since another one would change the last digits
@@ -40,20 +40,20 @@ def run_prompts(
     out: Path,
     metrics: Path,
     progress: Progress,
-    make_embedder: Callable[[ScalingParams, torch.device], Embedder] = embedded_here,
+    embedder: Embedder = embedded_here,
 ) -> Mapping[str, float]:
     """Run stage 1; writes `out` (prompts.safetensors, config.json, log.csv) and the returned `metrics`.
 
-    make_embedder: this one, or csdn.cluster's.
+    embedder: this one, or csdn.cluster's.
     """
     device = configure_torch(params.scaling.threads, params.scaling.device)
     inputs = training_inputs(params, data, "prompts")
     model = inputs.model.to(device).eval()
     with open_state("prompts", inputs.key) as state:
         with progress("embed", "images") as report:
-            embedder = make_embedder(params.scaling, device)
-            embeddings = embed_once(inputs, params, data, embedder, state.part("embeddings"), report)
-        embeddings = embeddings.to(device)
+            embedded = partial(embedder, *image_walk(inputs, params, data), params.scaling, device)
+            features = embed_all(embedded, len(inputs.table), state.part("embeddings"), report)
+        embeddings = torch.from_numpy(features["embeddings"]).to(device)
         labels = torch.from_numpy(inputs.table.label).to(device)
         prompts = prompt_phase(inputs, params, embeddings, labels)
         rows = _train(prompts, params.prompts.prompts, params.seed, state, progress)
@@ -65,14 +65,11 @@ def run_prompts(
     return figures
 
 
-def embed_once(
-    inputs: TrainingInputs, params: Params, data: Path, embedder: Embedder, state: StageState, report: Report
-) -> Tensor:
-    """Raw image embeddings [images, d] of the frozen encoder (running statistics, test transforms)."""
+def image_walk(inputs: TrainingInputs, params: Params, data: Path) -> tuple[ImageWalk, MakeEmbeds]:
+    """Every training image once, and what makes its raw embedding [d]: the frozen encoder, in evaluation."""
     model = params.model
     walk = ImageWalk(inputs.table, shards_at(params, data), model.image_size, model.normalize, EMBED_BATCH)
-    embedded = embedder(walk, partial(image_embeddings, folded(inputs.model)))
-    return torch.from_numpy(embed_all(embedded, len(inputs.table), state, report)["embeddings"])
+    return walk, partial(image_embeddings, folded(inputs.model))
 
 
 def image_embeddings(model: CSDN, device: torch.device) -> dict[str, Embed]:

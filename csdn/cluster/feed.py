@@ -12,23 +12,25 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import ray
 import ray.data
 import ray.train.collective
-import torch
-from ray.data.collate_fn import NumpyBatchCollateFn
 
-from csdn.cluster.tasks import Block, checked, in_order
+from csdn.cluster.tasks import Block, checked, in_order, own_memory
+from csdn.data.ahead import read_ahead
 from csdn.data.batches import TrainBatch, train_batch
-from csdn.data.feed import BATCHES_AHEAD, TrainSource
+from csdn.data.feed import BATCHES_AHEAD, BATCHES_HELD, TrainSource
 from csdn.data.plan import EpochPlan, PlanRow
 from csdn.data.rows import TrainRows
+from csdn.data.slots import Slots
 
+COLUMNS = ("step", "rank", "pixels")
 # Starting a data set costs a second, a task some 30 ms, whose shares these make small.
 TASKS_OF_STRETCH = 2_000
 ROWS_OF_TASK = 8
 # Blocks, a task's output, of each worker that may lie in the object store: the feed's memory.
 BLOCKS_STORED = 4
+# Of a worker, that make views of pixels while it trains; numpy leaves Python's lock to others meanwhile.
+AUGMENTING_THREADS = 2
 
 
 class RayFeed:
@@ -42,6 +44,9 @@ class RayFeed:
         self.steps_per_epoch = source.steps_per_epoch
         self.steps = epochs * self.steps_per_epoch
         self._batches: Iterator[TrainBatch] = iter(())
+        views, images, *image = source.rows.shape
+        under_way = 2 * AUGMENTING_THREADS + 1
+        self._slots = Slots(under_way + BATCHES_HELD, BATCHES_HELD, (views, images // size, *image))
         self._next: int | None = None  # the row, counted over all epochs, that _batches gives next
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[TrainBatch]:
@@ -60,17 +65,30 @@ class RayFeed:
             yield from self._batches_of(stretch)
 
     def _batches_of(self, stretch: Stretch) -> Iterator[TrainBatch]:
-        batches = self._part(stretch).iter_torch_batches(
-            batch_size=1,
-            prefetch_batches=BATCHES_AHEAD,
-            collate_fn=_Augment(stretch, self.source.rows, self.rank),
+        self._slots.reclaim()
+        for (row, slot, _), made in read_ahead(self._augment, self._tasks(stretch), AUGMENTING_THREADS):
+            made()
+            yield train_batch(row, self._slots.lend(slot))
+
+    def _tasks(self, stretch: Stretch) -> Iterator[tuple[PlanRow, int, np.ndarray]]:
+        """Rows in the plan's order, each with a free slot for its views and the pixels they are made of."""
+        for due, (step, rank, pixels) in zip(
+            range(stretch.first, stretch.last), self._rows_of_blocks(stretch), strict=True
+        ):
+            if (step, rank) != (due, self.rank):
+                raise RuntimeError(f"Ray Data gave row {step}, worker {rank}; row {due}, {self.rank} is due")
+            yield stretch.row(due, self.rank), self._slots.take(), pixels
+
+    def _rows_of_blocks(self, stretch: Stretch) -> Iterator[tuple[int, int, np.ndarray]]:
+        blocks = self._part(stretch).iter_batches(
+            batch_size=None, batch_format="numpy", prefetch_batches=BATCHES_AHEAD
         )
-        for step, batch in zip(range(stretch.first, stretch.last), batches, strict=True):
-            *tensors, found = batch
-            if int(found) != step:
-                raise RuntimeError(f"Ray Data gave row {int(found)} of the plan where {step} was due")
-            row = stretch.row(step, self.rank)
-            yield TrainBatch(*tensors, row.epoch, row.step, row.visible.shape[1])
+        for block in map(checked, blocks):
+            yield from zip(*map(block.get, COLUMNS), strict=True)
+
+    def _augment(self, one: tuple[PlanRow, int, np.ndarray]) -> None:
+        row, slot, pixels = one
+        self.source.rows.augment(row, *pixels, self._slots.array(slot))
 
     def _part(self, stretch: Stretch) -> Any:
         """This worker's share of the data set, which all of them iterate over together."""
@@ -127,24 +145,10 @@ class _Read:
         part, rank = divmod(number, self.stretch.size)
         first = self.stretch.first + part * self.stretch.rows_of_task
         steps = range(first, min(first + self.stretch.rows_of_task, self.stretch.last))
-        pixels = np.array([self.rows.read(self.stretch.row(step, rank)) for step in steps])
-        return {"step": np.array(steps), "rank": np.full(len(steps), rank), "pixels": pixels}
-
-
-class _Augment(NumpyBatchCollateFn):
-    """What a worker makes of a block, in threads of its own, ahead of the loop: the views, and the labels."""
-
-    def __init__(self, stretch: Stretch, rows: TrainRows, rank: int) -> None:
-        self.stretch, self.rows, self.rank = stretch, rows, rank
-
-    def __call__(self, block: Block) -> list[torch.Tensor]:
-        checked(block)
-        step, rank = int(block["step"].item()), int(block["rank"].item())
-        if rank != self.rank:
-            raise RuntimeError(f"Ray Data gave row {step} of worker {rank} to worker {self.rank}")
-        row = self.stretch.row(step, rank)
-        views, _, *image = self.rows.shape
-        filled = np.empty((views, len(row.positions), *image), np.float32)
-        self.rows.augment(row, *block["pixels"][0], filled)
-        batch = train_batch(row, filled)
-        return [batch.visible_view1, batch.visible_view2, batch.infrared, batch.labels, torch.tensor(step)]
+        _, count, channels, *image = self.rows.shape
+        shape = (self.stretch.rows_of_task, 2, count // self.stretch.size, *image, channels)
+        pixels = own_memory(shape, np.uint8)[: len(steps)]
+        for step, images in zip(steps, pixels, strict=True):
+            for read, out in zip(self.rows.read(self.stretch.row(step, rank)), images, strict=True):
+                np.stack(read, out=out)
+        return dict(zip(COLUMNS, (np.array(steps), np.full(len(steps), rank), pixels), strict=True))

@@ -61,8 +61,10 @@ class _Read:
         self.rows, self.steps = rows, steps
 
     def __call__(self, number: int) -> dict[str, np.ndarray]:
+        from csdn.cluster.tasks import own_memory
+
         ordinals, modality = self.steps[number]
-        images = np.empty((len(ordinals), *self.rows.shape[1:]), np.float32)
+        images = own_memory(self.rows.shape, np.float32)[: len(ordinals)]
         self.rows.fill(ordinals, images)
         return {"images": images[None], "modality": np.array([modality])}
 

@@ -99,3 +99,5 @@ def _unpack(root: Path, commit: str, folder: Path) -> None:
         raise UserError(f"{root}: git archive failed:\n{words(done.stderr)}")
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
         archive.extractall(folder, filter="data")
+    # Where the cache and the remotes are, the workspace knows: they may have moved since that commit.
+    (folder / ".dvc" / "config").write_text("")

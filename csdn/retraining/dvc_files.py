@@ -7,17 +7,18 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from csdn.errors import UserError
 from csdn.retraining.git import RemoteError, words
 from csdn.safe import without_credentials
 
+if TYPE_CHECKING:
+    from dvc.config import Config
+
 LINKS = "reflink,hardlink,symlink,copy"
 _LAST_LINES = 6
-_ABSENT = re.compile(
-    "do not exist neither locally nor on remote|Missing cache files|cache files? .*missing", re.I
-)
+_ABSENT = re.compile("do not exist neither locally nor on remote")
 
 
 class Missing(UserError):
@@ -40,7 +41,7 @@ def share(workspace: Path, folder: Path, links: str | None = None, **core: Any) 
     """
     from dvc.config import Config, merge
 
-    config = Config(dvc_dir=workspace / ".dvc")
+    config = _config(workspace)
     cache = config["cache"].get("dir") or workspace / ".dvc" / "cache"
     kind = links or ",".join(config["cache"].get("type") or [LINKS])
     local = folder / ".dvc" / "config.local"
@@ -53,19 +54,30 @@ def share(workspace: Path, folder: Path, links: str | None = None, **core: Any) 
 
 def remote(folder: Path) -> tuple[str, str] | None:
     """(name, address as it may be shown) of the project's default remote; None where none is set."""
-    from dvc.config import Config
-
-    config = Config(dvc_dir=folder / ".dvc")
+    config = _config(folder)
     name = config["core"].get("remote")
     if name is None:
         return None
     return name, without_credentials(str(config["remote"].get(name, {}).get("url", "no address")))
 
 
+def _config(folder: Path) -> Config:
+    from dvc.config import Config, ConfigError
+
+    if not (folder / ".dvc").is_dir():
+        raise UserError(f"{folder}: no DVC project (there is no .dvc folder)")
+    try:
+        return Config(dvc_dir=folder / ".dvc")
+    except ConfigError as error:
+        raise UserError(
+            f"{folder}/.dvc: {error}; `dvc config --list --show-origin` shows the settings"
+        ) from None
+
+
 def checkout(folder: Path) -> None:
     """Bring what dvc.lock names out of the cache. Raises UserError; nothing unsaved is overwritten."""
     if (folder / "dvc.lock").exists():
-        done = dvc(folder, "checkout", "--quiet", "--allow-missing")
+        done = dvc(folder, "checkout", "--allow-missing")
         if done.returncode:
             raise UserError(f"{folder}: dvc checkout failed:\n{_last(done)}")
 
@@ -78,7 +90,7 @@ def bring_all(folder: Path) -> None:
     asked = remote(folder)
     if asked is None or not (folder / "dvc.lock").exists():
         return checkout(folder)
-    done = dvc(folder, "pull", "--quiet", "--allow-missing")
+    done = dvc(folder, "pull", "--allow-missing")
     if done.returncode and not _ABSENT.search(done.stderr.decode(errors="replace")):
         raise RemoteError(f"{folder}: dvc pull from {asked[0]} ({asked[1]}) failed:\n{_last(done)}")
 
@@ -96,11 +108,12 @@ def pull(folder: Path, paths: list[str], what: str) -> None:
             f"{what}: not in DVC's cache, and no DVC remote is set. Name the remote that has it "
             "(`dvc remote add --default NAME ADDRESS`), or the cache (`dvc cache dir FOLDER`)"
         )
-    done = dvc(folder, "pull", "--quiet", *paths)
+    done = dvc(folder, "pull", *paths)
     if done.returncode and _ABSENT.search(done.stderr.decode(errors="replace")):
         raise Missing(
             f"{what}: neither in DVC's cache nor in the DVC remote {asked[0]} ({asked[1]}). "
-            "Run `dvc push` where it was made, or `csdn rollback` to a version that is there"
+            "See that this is the right remote and that it answers; run `dvc push` where the files were "
+            "made, or go back to a version that is there (`csdn rollback`)"
         )
     if done.returncode:
         raise RemoteError(
@@ -113,7 +126,7 @@ def push(folder: Path) -> None:
     asked = remote(folder)
     if asked is None:
         return
-    done = dvc(folder, "push", "--quiet")
+    done = dvc(folder, "push")
     if done.returncode:
         raise RemoteError(f"{folder}: dvc push to the remote {asked[0]} ({asked[1]}) failed:\n{_last(done)}")
 

@@ -141,10 +141,11 @@ def push(folder: Path, updates: Mapping[str, str]) -> None:
     done = answer(folder, "push", "--atomic", "--porcelain", ORIGIN, *pairs)
     if not done.returncode:
         return
-    refusals = [line for line in words(done.stdout).splitlines() if line.startswith("!")]
+    refusals = [line.split("\t") for line in words(done.stdout).splitlines() if line.startswith("!")]
     if refusals:
-        said = [line for line in words(done.stderr).splitlines() if line.startswith("remote:")]
-        raise Refused(f"{folder}: the Git remote {ORIGIN} refused:\n" + "\n".join([*refusals, *said]))
+        refs = [f"{pair.rpartition(':')[2]} {why}" for _, pair, why in refusals]
+        said = [line.rstrip() for line in words(done.stderr).splitlines() if line.startswith("remote:")]
+        raise Refused("\n".join([f"{folder}: the Git remote {ORIGIN} refused:", *refs, *said]))
     raise RemoteError(f"{folder}: the Git remote {ORIGIN} did not answer:\n{words(done.stderr)}")
 
 

@@ -77,12 +77,11 @@ def newest_commit(workspace: Path, branch: str) -> str:
 
 
 def _own_commits(workspace: Path, branch: str, here: str, newest: str) -> str:
-    own = git(workspace, "rev-list", "--count", f"{newest}..{here}")
     if contains(workspace, here, newest):
         advice = f"`git push {ORIGIN} {branch}`"
     else:
         advice = f"the branches have parted: `git pull --rebase {ORIGIN} {branch}`, then `git push`"
-    return f"{workspace}: branch {branch} has {own} commits that {ORIGIN}/{branch} has not; {advice}"
+    return f"{workspace}: branch {branch} has commits that {ORIGIN}/{branch} has not; {advice}"
 
 
 def champion_at(workspace: Path, commit: str) -> Champion | None:

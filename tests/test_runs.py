@@ -13,9 +13,10 @@ from csdn.errors import UserError
 from csdn.params import load_params
 from csdn.retraining import dvc_files
 from csdn.retraining import runs as runs_module
+from csdn.retraining.branches import adopted
 from csdn.retraining.git import RemoteError
 from csdn.retraining.registry import refuse
-from csdn.retraining.runs import Decided, adopted, begin, open_run
+from csdn.retraining.runs import Decided, begin, open_run
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from csdn.retraining.branches import PROMOTE, READY, REFUSE, ROLLBACK, decision_of, run_tips, trailer
 from csdn.retraining.git import ORIGIN, commit_of, contains, file_at, git, has_origin
 from csdn.retraining.mainline import branch_of, champion_at
-from csdn.retraining.runs import PROMOTE, READY, REFUSE, ROLLBACK, decision_of, run_tips, trailer
 
 _OUTCOMES = {PROMOTE: "promoted", ROLLBACK: "rolled back", REFUSE: "refused", READY: "ready"}
 _FORM = f"%H%x1f%ct%x1f{trailer('Run')}%x1f{trailer('Decision')}%x1f%b"

@@ -17,12 +17,13 @@ from csdn.champion import Champion, ChampionFile, read_champion, write_champion
 from csdn.data.drops import LEDGER, Drop, Status, read_ledger, write_ledger
 from csdn.errors import UserError
 from csdn.retraining import dvc_files, git
+from csdn.retraining.branches import PROMOTE, READY, REFUSE, as_message, decision_of
 from csdn.retraining.champions import fetch_champion, sha256
 from csdn.retraining.git import Refused, RemoteError
 from csdn.retraining.history import history
 from csdn.retraining.mainline import branch_of, champion_at, complete_tags, newest_commit, obstacles, take
 from csdn.retraining.rollback import rollback
-from csdn.retraining.runs import PROMOTE, READY, REFUSE, Run, as_message, decision_of, open_run
+from csdn.retraining.runs import Run, open_run
 from csdn.retraining.tags import known_tags, next_version, tags_for
 
 __all__ = ["Promotion", "fetch_champion", "history", "promote", "promote_ready", "refuse", "rollback"]

@@ -10,10 +10,10 @@ from csdn.champion import CHAMPION, Champion, ChampionFile, write_champion
 from csdn.errors import UserError
 from csdn.files import replace_folder
 from csdn.retraining import git
+from csdn.retraining.branches import ROLLBACK, as_message
 from csdn.retraining.champions import fetch_champion
 from csdn.retraining.lock import RUNS
 from csdn.retraining.mainline import branch_of, champion_at, champion_file_at, check_clean, take, up_to_date
-from csdn.retraining.runs import ROLLBACK, as_message
 from csdn.retraining.tags import commit_of_version, known_tags, tags_for, versions
 
 

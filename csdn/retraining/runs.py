@@ -19,19 +19,30 @@ from pathlib import Path
 from typing import Any
 
 from csdn.champion import CHAMPION, read_champion, write_champion
-from csdn.data.drops import LEDGER, Drop, Status, parse_ledger, write_ledger
+from csdn.data.drops import LEDGER, Drop, Status, write_ledger
 from csdn.errors import UserError
 from csdn.presets import set_value
 from csdn.retraining import dvc_files
+from csdn.retraining.branches import (
+    BEGIN,
+    READY,
+    REFUSE,
+    adopted,
+    as_message,
+    branch_name,
+    decision_of,
+    first_commit,
+    ledger_at,
+    refused_ledgers,
+    run_tips,
+)
 from csdn.retraining.champions import fetch_champion
-from csdn.retraining.git import ORIGIN, commit, commit_of, contains, file_at, git
+from csdn.retraining.git import commit, commit_of, file_at, git
 from csdn.retraining.lock import RUNS
 from csdn.retraining.mainline import branch_of, check_clean, up_to_date
 from csdn.retraining.overrides import allowed, check_overrides
 
 RESULTS = ("dvc.lock", "metrics", "params.yaml", str(LEDGER), CHAMPION)
-BEGIN, READY, REFUSE, PROMOTE = "begin", "ready", "refuse", "promote"
-ROLLBACK = "rollback"
 
 
 class Decided(UserError):
@@ -77,27 +88,6 @@ class Run:
         _remove_tree(self)
 
 
-def branch_name(identifier: str) -> str:
-    return f"run/{identifier}"
-
-
-def as_message(subject: str, run: str = "", decision: str = "", body: str = "") -> str:
-    """A commit's message; its last lines say which run it is of and what was decided."""
-    lines = {"Csdn-Run": run, "Csdn-Decision": decision}
-    trailers = "\n".join(f"{key}: {value}" for key, value in lines.items() if value)
-    return "\n\n".join(part for part in (subject, body, trailers) if part)
-
-
-def trailer(name: str) -> str:
-    """What makes git print the value of one of `as_message`'s last lines."""
-    return f"%(trailers:key=Csdn-{name},valueonly,separator=)"
-
-
-def decision_of(folder: Path, revision: str) -> str:
-    """What a commit of a run decided; empty for any other."""
-    return git(folder, "show", "--no-patch", f"--format={trailer('Decision')}", revision)
-
-
 def begin(
     workspace: str | Path,
     ledger_change: Callable[[list[Drop]], list[Drop]],
@@ -116,10 +106,10 @@ def begin(
     check_clean(workspace, branch)
     base = up_to_date(workspace, branch)
     values = check_overrides(overrides or {}, file_at(workspace, base, "params.yaml") or "")
-    drops = ledger_change(adopted(_ledger_at(workspace, base), refused_ledgers(workspace)))
+    drops = ledger_change(adopted(ledger_at(workspace, base), refused_ledgers(workspace)))
     digits = _digits(base, drops, values)
     known = next((name for name in run_tips(workspace) if name.endswith(digits)), None)
-    if known is None or not _begun(workspace, known):
+    if known is None or not first_commit(workspace, known):
         run = Run(known or f"{datetime.now(UTC):%Y%m%d}-{digits}", workspace, base)
         _make(run, drops, values)
         return open_run(workspace, run.id)
@@ -131,74 +121,30 @@ def open_run(workspace: str | Path, identifier: str) -> Run:
     """A run that has begun, with its working tree, which is made again where it is gone. Raises UserError."""
     workspace = Path(workspace).resolve()
     tip = run_tips(workspace).get(identifier)
-    first = _begun(workspace, identifier) if tip else None
+    first = first_commit(workspace, identifier) if tip else None
     if first is None:
         raise UserError(f"no run is called {identifier!r}; `csdn history` lists them")
     base = git(workspace, "rev-parse", f"{first}^")
-    before = {drop.id for drop in _ledger_at(workspace, base)}
-    new = [drop for drop in _ledger_at(workspace, first) if drop.id not in before]
+    before = {drop.id for drop in ledger_at(workspace, base)}
+    new = [drop for drop in ledger_at(workspace, first) if drop.id not in before]
     run = Run(identifier, workspace, base, tuple(drop for drop in new if drop.status is Status.ACCEPTED))
     if commit_of(workspace, f"refs/heads/{run.branch}") is None:
         git(workspace, "branch", "--no-track", run.branch, tip)
-    if not (run.folder / ".git").exists():
+    gone = not (run.folder / ".git").exists()
+    if gone:
         _remove_tree(run)
         git(workspace, "worktree", "add", "--quiet", str(run.folder), run.branch)
-        dvc_files.share(workspace, run.folder)
-        dvc_files.bring_all(run.folder)
     dvc_files.share(workspace, run.folder)
+    if gone:
+        dvc_files.bring_all(run.folder)
     _bring_champion(run)
     return run
-
-
-def adopted(ledger: Sequence[Drop], refused: Sequence[Sequence[Drop]]) -> list[Drop]:
-    """main's ledger, then what the ledgers of refused runs have held beyond it, each drop once.
-
-    A drop that main's ledger has stays as it is there: a person may have accepted it since.
-    """
-    drops = {drop.id: drop for drop in ledger}
-    for drop in (drop for other in refused for drop in other):
-        if drop.status is Status.HELD:
-            drops.setdefault(drop.id, drop)
-    return list(drops.values())
-
-
-def refused_ledgers(workspace: Path) -> list[list[Drop]]:
-    """Ledgers of the runs that the gate refused, oldest run first."""
-    tips = sorted(run_tips(workspace).items())
-    return [_ledger_at(workspace, tip) for _, tip in tips if decision_of(workspace, tip) == REFUSE]
-
-
-def run_tips(workspace: Path) -> dict[str, str]:
-    """{run's id: newest commit} of the runs' branches, here and at `origin`."""
-    tips: dict[str, str] = {}
-    for place in ("refs/heads", f"refs/remotes/{ORIGIN}"):
-        listed = git(workspace, "for-each-ref", "--format=%(objectname) %(refname)", f"{place}/run/")
-        for line in listed.splitlines():
-            tip, _, name = line.partition(" ")
-            here = tips.setdefault(name.rpartition("/")[2], tip)
-            if contains(workspace, tip, here):
-                tips[name.rpartition("/")[2]] = tip
-    return tips
 
 
 def _digits(base: str, drops: Sequence[Drop], values: Mapping[str, Any]) -> str:
     ledger = [asdict(drop) for drop in drops]
     text = json.dumps({"base": base, "ledger": ledger, "overrides": dict(values)}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def _ledger_at(workspace: Path, revision: str) -> list[Drop]:
-    return parse_ledger(
-        file_at(workspace, revision, str(LEDGER)) or b"", f"{LEDGER} in commit {revision[:12]}"
-    )
-
-
-def _begun(workspace: Path, identifier: str) -> str | None:
-    """The commit with which a run began; None where a kill came before it."""
-    form = f"--format=%H {trailer('Run')} {trailer('Decision')}"
-    log = git(workspace, "log", form, run_tips(workspace)[identifier]).splitlines()
-    found = (line.split(" ") for line in log)
-    return next((first for first, *said in found if said == [identifier, BEGIN]), None)
 
 
 def _check_undecided(workspace: Path, identifier: str) -> None:

@@ -190,6 +190,12 @@ class ScalingParams(Section):
     checkpoint_seconds: Annotated[int, Field(ge=0)] = 600
 
 
+class RegistryParams(Section):
+    """Where promoted models are (csdn.retraining)."""
+
+    branch: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$")]
+
+
 class Params(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     data: DataParams
@@ -201,6 +207,7 @@ class Params(Section):
     evaluation: EvaluationParams
     report: ReportParams
     scaling: ScalingParams
+    registry: RegistryParams
 
     @model_validator(mode="after")
     def _batches_can_be_split(self) -> Params:

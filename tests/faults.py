@@ -29,6 +29,7 @@ AREAS = (
     "processes",
     "weights and checkpoints",
     "report",
+    "registry",
 )
 INTRODUCTION = """# Bad input and faults, and what each gives
 

@@ -18,7 +18,7 @@ from csdn.data.drops import write_ledger
 ROOT = Path(__file__).parents[1]
 FILES = (
     *("csdn", "flows", "stages", "params.yaml", "dvc.yaml", "prefect.yaml"),
-    *(".dvcignore", ".dvc/config", "data/aliases.json", "metrics/ablation.json"),
+    *(".dvcignore", ".dvc/config", "data/aliases.json", "metrics/ablation.json", "champion.json"),
 )
 STAGES = ("ingest", "prompts", "embedding", "evaluate", "report")
 

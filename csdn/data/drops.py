@@ -74,9 +74,16 @@ def content_name(source: Source, record: ImageRecord) -> str | None:
 def read_ledger(path: Path = LEDGER) -> list[Drop]:
     """The drops in order; raises UserError naming the entry, its value and what is allowed."""
     try:
-        ledger = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run the command in the project's root folder") from None
+    return parse_ledger(text, str(path))
+
+
+def parse_ledger(text: bytes, path: str) -> list[Drop]:
+    """The drops of a ledger's text, in order; `path` names it in the UserError."""
+    try:
+        ledger = json.loads(text)
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}; `git diff {path}` shows what changed") from None
     if not isinstance(ledger, dict) or not isinstance(ledger.get("drops"), list):

@@ -1,0 +1,84 @@
+"""`champion.json`: which version of the model is the champion, and from which one the present model started.
+
+A promotion changes `champion` alone. The stages of training depend on `start` alone, so that a promotion
+makes no stage run again.
+"""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from csdn.errors import UserError
+from csdn.files import write_json
+
+CHAMPION = "champion.json"
+MENDED = "`git diff champion.json` shows what changed, `git checkout champion.json` brings it back"
+
+Version = Annotated[str, Field(pattern=r"^v[1-9][0-9]*$")]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Start(_Entry):
+    """The version that training starts from; the hashes are those of its two files of weights."""
+
+    version: Version
+    prompts: Sha256  # of models/prompts/prompts.safetensors
+    embedding: Sha256  # of models/embedding/model.safetensors
+
+
+class Champion(Start):
+    """The version that is in use: the run that made it, what it was trained on, and its headline figures."""
+
+    run: Annotated[str, Field(pattern="^[0-9]{8}-[0-9a-f]{8}$")]
+    people: Count
+    images: Count
+    date: datetime.date
+    figures: dict[str, JsonValue]
+
+    def as_start(self) -> Start:
+        """This champion as what the next model starts from."""
+        return Start(version=self.version, prompts=self.prompts, embedding=self.embedding)
+
+
+class ChampionFile(_Entry):
+    """Both are None in a project that has promoted nothing yet."""
+
+    champion: Champion | None
+    start: Start | None
+
+
+def read_champion(root: str | Path = ".") -> ChampionFile:
+    """The file below `root`; raises UserError naming each wrong key, its value and what is allowed."""
+    path = Path(root) / CHAMPION
+    try:
+        return ChampionFile.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run the command in the project's root folder") from None
+    except ValidationError as error:
+        problems = [_explain(one) for one in error.errors()]
+        raise UserError("\n".join([f"{path}: not usable; {MENDED}", *problems])) from None
+
+
+def write_champion(file: ChampionFile, root: str | Path = ".") -> None:
+    """Replace the file below `root`, whole or not at all."""
+    write_json(Path(root) / CHAMPION, file.model_dump(mode="json"))
+
+
+def _explain(error: Any) -> str:
+    key = ".".join(map(str, error["loc"]))
+    if not key:
+        return f"  the file: {error['msg']}"
+    if error["type"] == "missing":
+        return f"  {key}: missing"
+    if error["type"] == "extra_forbidden":
+        return f"  {key}: unknown key"
+    return f"  {key} = {error['input']!r}: {error['msg']}"

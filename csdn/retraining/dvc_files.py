@@ -1,0 +1,135 @@
+"""DVC as a process in a second working tree of a workspace, with the workspace's cache and remotes."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from csdn.errors import UserError
+from csdn.retraining.git import RemoteError, words
+from csdn.safe import without_credentials
+
+if TYPE_CHECKING:
+    from dvc.config import Config
+
+LINKS = "reflink,hardlink,symlink,copy"
+_LAST_LINES = 6
+_ABSENT = re.compile("do not exist neither locally nor on remote")
+
+
+class Missing(UserError):
+    """Files that neither the cache nor the remote has: a second try does not find them either."""
+
+
+def dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """Run dvc in `folder`; its exit code is the caller's business."""
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
+    command = [sys.executable, "-m", "dvc", *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False
+    )
+
+
+def share(workspace: Path, folder: Path, links: str | None = None, **core: Any) -> None:
+    """Give the project in `folder` the workspace's cache and remotes: its settings, paths made right.
+
+    links: how files of the cache appear; by default the workspace's way, or links that take no space.
+    """
+    from dvc.config import Config, merge
+
+    config = _config(workspace)
+    cache = config["cache"].get("dir") or workspace / ".dvc" / "cache"
+    kind = links or ",".join(config["cache"].get("type") or [LINKS])
+    local = folder / ".dvc" / "config.local"
+    local.touch(mode=0o600)  # keys of the remotes may stand in it
+    with Config(dvc_dir=folder / ".dvc").edit("local") as settings:
+        merge(settings, config.load_one("repo"))
+        merge(settings, config.load_one("local"))
+        merge(settings, {"cache": {"dir": str(Path(cache).resolve()), "type": kind}, "core": core})
+
+
+def remote(folder: Path) -> tuple[str, str] | None:
+    """(name, address as it may be shown) of the project's default remote; None where none is set."""
+    config = _config(folder)
+    name = config["core"].get("remote")
+    if name is None:
+        return None
+    return name, without_credentials(str(config["remote"].get(name, {}).get("url", "no address")))
+
+
+def _config(folder: Path) -> Config:
+    from dvc.config import Config, ConfigError
+
+    if not (folder / ".dvc").is_dir():
+        raise UserError(f"{folder}: no DVC project (there is no .dvc folder)")
+    try:
+        return Config(dvc_dir=folder / ".dvc")
+    except ConfigError as error:
+        raise UserError(
+            f"{folder}/.dvc: {error}; `dvc config --list --show-origin` shows the settings"
+        ) from None
+
+
+def checkout(folder: Path) -> None:
+    """Bring what dvc.lock names out of the cache. Raises UserError; nothing unsaved is overwritten."""
+    if (folder / "dvc.lock").exists():
+        done = dvc(folder, "checkout", "--allow-missing")
+        if done.returncode:
+            raise UserError(f"{folder}: dvc checkout failed:\n{_last(done)}")
+
+
+def bring_all(folder: Path) -> None:
+    """Bring what dvc.lock names, from the cache or the remote; what neither has is left out.
+
+    Raises RemoteError where the remote does not answer.
+    """
+    asked = remote(folder)
+    if asked is None or not (folder / "dvc.lock").exists():
+        return checkout(folder)
+    done = dvc(folder, "pull", "--allow-missing")
+    if done.returncode and not _ABSENT.search(done.stderr.decode(errors="replace")):
+        raise RemoteError(f"{folder}: dvc pull from {asked[0]} ({asked[1]}) failed:\n{_last(done)}")
+
+
+def pull(folder: Path, paths: list[str], what: str) -> None:
+    """Bring `paths` of dvc.lock, from the cache or else the remote.
+
+    Raises Missing where a file is in neither, RemoteError where the remote does not answer.
+    """
+    if not dvc(folder, "checkout", "--quiet", *paths).returncode:
+        return
+    asked = remote(folder)
+    if asked is None:
+        raise Missing(
+            f"{what}: not in DVC's cache, and no DVC remote is set. Name the remote that has it "
+            "(`dvc remote add --default NAME ADDRESS`), or the cache (`dvc cache dir FOLDER`)"
+        )
+    done = dvc(folder, "pull", *paths)
+    if done.returncode and _ABSENT.search(done.stderr.decode(errors="replace")):
+        raise Missing(
+            f"{what}: neither in DVC's cache nor in the DVC remote {asked[0]} ({asked[1]}). "
+            "See that this is the right remote and that it answers; run `dvc push` where the files were "
+            "made, or go back to a version that is there (`csdn rollback`)"
+        )
+    if done.returncode:
+        raise RemoteError(
+            f"{what}: not in DVC's cache, and the DVC remote {asked[0]} ({asked[1]}) failed:\n{_last(done)}"
+        )
+
+
+def push(folder: Path) -> None:
+    """Copy what dvc.lock names to the project's remote, if there is one. Raises RemoteError."""
+    asked = remote(folder)
+    if asked is None:
+        return
+    done = dvc(folder, "push")
+    if done.returncode:
+        raise RemoteError(f"{folder}: dvc push to the remote {asked[0]} ({asked[1]}) failed:\n{_last(done)}")
+
+
+def _last(done: subprocess.CompletedProcess[bytes]) -> str:
+    return "\n".join(words(done.stderr).splitlines()[-_LAST_LINES:])

@@ -1,0 +1,177 @@
+"""The branch that only promotions move, here and at `origin` (params.yaml: registry.branch)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from csdn.champion import CHAMPION, Champion, ChampionFile
+from csdn.errors import UserError
+from csdn.files import flush
+from csdn.params import load_params
+from csdn.retraining.dvc_files import checkout
+from csdn.retraining.git import (
+    ORIGIN,
+    changed_files,
+    check_root,
+    commit_of,
+    contains,
+    fetch,
+    file_at,
+    folder_of,
+    git,
+    has_origin,
+    set_refs,
+    untracked_in_the_way,
+)
+from csdn.retraining.lock import RUNS
+from csdn.retraining.tags import tags_for
+
+# What stages write beside DVC's cache: where Git does not know them, a promotion may put them aside.
+GENERATED = ("dvc.lock", "metrics/")
+
+
+def branch_of(workspace: Path) -> str:
+    """Name of the branch. Raises UserError, also where the workspace is no Git repository."""
+    check_root(workspace)
+    return load_params(workspace / "params.yaml").registry.branch
+
+
+def check_clean(workspace: Path, branch: str) -> None:
+    """Raises UserError naming the changed files of the working tree that has the branch, if one has."""
+    place = folder_of(workspace, branch)
+    changed = changed_files(place) if place else []
+    if changed:
+        raise UserError(
+            f"{place}: files of branch {branch} are changed and not committed: {', '.join(changed)}. "
+            "Commit them, or bring them back (`git checkout FILE`); nothing was touched"
+        )
+
+
+def up_to_date(workspace: Path, branch: str) -> str:
+    """The branch's newest commit, of `origin` where there is one; the local branch is brought there.
+
+    Raises UserError where both have commits of their own, RemoteError where `origin` does not answer.
+    """
+    newest = newest_commit(workspace, branch)
+    here = commit_of(workspace, f"refs/heads/{branch}")
+    if here is not None and here != newest:
+        if not contains(workspace, newest, here):
+            raise UserError(_own_commits(workspace, branch, here, newest))
+        if problems := obstacles(workspace, branch, newest):
+            raise UserError(f"{workspace}: cannot follow {ORIGIN}/{branch}: {'; '.join(problems)}")
+        advance(workspace, branch, newest)
+    set_refs(workspace, complete_tags(workspace, newest))
+    return newest
+
+
+def newest_commit(workspace: Path, branch: str) -> str:
+    """The branch's commit at `origin`, which is asked, or here where there is no `origin`."""
+    fetch(workspace)
+    origin = has_origin(workspace)
+    commit = commit_of(workspace, f"refs/remotes/{ORIGIN}/{branch}" if origin else f"refs/heads/{branch}")
+    if commit is None:
+        place = f"the Git remote {ORIGIN}" if origin else str(workspace)
+        raise UserError(f"{place}: no branch is called {branch} (params.yaml: registry.branch)")
+    return commit
+
+
+def _own_commits(workspace: Path, branch: str, here: str, newest: str) -> str:
+    if contains(workspace, here, newest):
+        advice = f"`git push {ORIGIN} {branch}`"
+    else:
+        advice = f"the branches have parted: `git pull --rebase {ORIGIN} {branch}`, then `git push`"
+    return f"{workspace}: branch {branch} has commits that {ORIGIN}/{branch} has not; {advice}"
+
+
+def champion_at(workspace: Path, commit: str) -> Champion | None:
+    """Who is champion in a commit. Raises UserError."""
+    return champion_file_at(workspace, commit).champion
+
+
+def champion_file_at(workspace: Path, commit: str) -> ChampionFile:
+    """champion.json of a commit; without a champion where there is none. Raises UserError."""
+    content = file_at(workspace, commit, CHAMPION)
+    if content is None:
+        return ChampionFile(champion=None, start=None)
+    try:
+        return ChampionFile.model_validate_json(content)
+    except ValueError as error:
+        raise UserError(f"{CHAMPION} in commit {commit[:12]} is not usable: {error}") from None
+
+
+def complete_tags(workspace: Path, commit: str) -> dict[str, str]:
+    """{ref: tag} of the champion that a call which was killed has left out, ready to be set."""
+    champion = champion_at(workspace, commit)
+    if champion is None:
+        return {}
+    change = git(workspace, "log", "-1", "--format=%H", commit, "--", CHAMPION)
+    return tags_for(workspace, champion.version, change)
+
+
+def obstacles(workspace: Path, branch: str, commit: str) -> list[str]:
+    """Why the local branch cannot go to a commit now without touching somebody's work; empty: it can."""
+    here = commit_of(workspace, f"refs/heads/{branch}")
+    if here is not None and not contains(workspace, commit, here):
+        return [f"the local branch {branch} has commits of its own"]
+    place = folder_of(workspace, branch)
+    if place is None:
+        return []
+    found = []
+    if changed := changed_files(place):
+        found.append(f"changed and not committed: {', '.join(changed)}")
+    unknown = [path for path in untracked_in_the_way(place, commit) if not path.startswith(GENERATED)]
+    if unknown:
+        found.append(f"in the way and not in Git: {', '.join(unknown)}")
+    return found
+
+
+def advance(workspace: Path, branch: str, commit: str) -> list[str]:
+    """Take the local branch forward to a commit, with its files where it is checked out.
+
+    Results of stages that Git does not know are put aside below .runs/; returns a line that says so.
+    """
+    place = folder_of(workspace, branch)
+    if place is None:
+        set_refs(workspace, {f"refs/heads/{branch}": commit})
+        return []
+    aside = workspace / RUNS / "replaced" / commit[:12]
+    moved = untracked_in_the_way(place, commit)
+    for path in moved:
+        target = aside / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (place / path).replace(target)
+        flush(target.parent)
+    git(place, "merge", "--ff-only", "--quiet", commit)
+    return [f"{', '.join(moved)}: were not in Git; they are in {aside} now"] if moved else []
+
+
+def take(workspace: Path, branch: str, commit: str, tags: Mapping[str, str]) -> list[str]:
+    """Have here what was decided: branch, files and tags; returns lines that a person should read.
+
+    Once `origin` has it, what hinders the local branch is such a line; without `origin` it is a UserError.
+    """
+    if not has_origin(workspace):
+        notes = _forward(workspace, branch, commit)
+        set_refs(workspace, tags)  # last: should this call end before it, `complete_tags` knows them
+        return notes
+    set_refs(workspace, tags)
+    if problems := obstacles(workspace, branch, commit):
+        return [f"the local branch {branch} stays behind: {'; '.join(problems)}"]
+    try:
+        return _forward(workspace, branch, commit)
+    except UserError as error:
+        return [f"the local branch {branch} stays behind: {error}"]
+
+
+def _forward(workspace: Path, branch: str, commit: str) -> list[str]:
+    if contains(workspace, f"refs/heads/{branch}", commit):
+        return []
+    notes = advance(workspace, branch, commit)
+    place = folder_of(workspace, branch)
+    if place is not None:
+        try:
+            checkout(place)
+        except UserError as error:
+            notes.append(str(error))
+    return notes

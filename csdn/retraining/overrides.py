@@ -1,0 +1,43 @@
+"""Parameters of one run: what may differ from params.yaml, checked before anything is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from csdn.errors import UserError
+from csdn.params import leaves, parse_params
+
+# They decide who is tested and by which rule, and where data comes from: one run must not choose that itself.
+FORBIDDEN = ("data", "gate", "retrain", "registry", "ingest.landing", "ingest.store")
+
+
+def allowed(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides as {dotted key: value}; raises UserError naming each key that no run may change."""
+    values = dict(leaves(overrides))
+    wrong = [key for key in values if any(key == name or key.startswith(f"{name}.") for name in FORBIDDEN)]
+    if wrong:
+        lines = [f"  {key}: not for one run; change params.yaml and commit it" for key in wrong]
+        raise UserError("\n".join(["overrides: not usable", *lines]))
+    return values
+
+
+def check_overrides(overrides: Mapping[str, Any], params: str | bytes) -> dict[str, Any]:
+    """Overrides as {dotted key: value}, checked against the text of a params.yaml. Raises UserError."""
+    values = allowed(overrides)
+    raw = yaml.safe_load(params)
+    for key, value in values.items():
+        _set(raw, key, value)
+    parse_params(raw, source="params.yaml with the overrides" if values else "params.yaml")
+    return values
+
+
+def _set(raw: Any, key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    section = raw
+    for name in path:
+        inner = section.get(name)
+        section[name] = section = inner if isinstance(inner, dict) else {}
+    section[last] = value

@@ -1,0 +1,179 @@
+"""The registry of models: what a run's decision does to main, to the tags and to the remotes.
+
+A promotion is one atomic push to `origin`, where there is one, and then the same here. Whatever ends a call
+early, the next one finds either nothing of it or all that was decided, and goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from csdn.champion import Champion, ChampionFile, read_champion, write_champion
+from csdn.data.drops import LEDGER, Drop, Status, read_ledger, write_ledger
+from csdn.errors import UserError
+from csdn.retraining import dvc_files, git
+from csdn.retraining.branches import PROMOTE, READY, REFUSE, as_message, decision_of
+from csdn.retraining.champions import fetch_champion, sha256
+from csdn.retraining.git import Refused, RemoteError
+from csdn.retraining.history import history
+from csdn.retraining.mainline import branch_of, champion_at, complete_tags, newest_commit, obstacles, take
+from csdn.retraining.rollback import rollback
+from csdn.retraining.runs import Run, open_run
+from csdn.retraining.tags import known_tags, next_version, tags_for
+
+__all__ = ["Promotion", "fetch_champion", "history", "promote", "promote_ready", "refuse", "rollback"]
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """What became of a promotion: "promoted", or "ready" with the reason why main has not moved.
+
+    `notes`: what a person should know besides, a line each.
+    """
+
+    decision: str
+    version: str | None = None
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def promote(run: Run) -> Promotion:
+    """Make a run's model the champion: weights to the DVC remote, then main, branch and tags.
+
+    Where main or its files are not as they were when the run began, nothing of them is touched: the run
+    stays as "ready", and `promote_ready` does it later. Raises UserError, RemoteError for a remote that
+    does not answer; the same call then goes on.
+    """
+    branch = branch_of(run.workspace)
+    newest = newest_commit(run.workspace, branch)
+    if git.contains(run.workspace, newest, run.tip):  # decided by a call that did not come to its end
+        return _promoted(run, branch, run.tip, complete_tags(run.workspace, newest))
+    run.commit("results")
+    if not git.contains(run.workspace, run.tip, newest):
+        return _ready(run, f"{branch} has moved since the run began")
+    if problems := obstacles(run.workspace, branch, run.tip):
+        return _ready(run, "; ".join(problems))
+    tip = _name_champion(run)
+    dvc_files.push(run.folder)
+    tags = tags_for(run.workspace, read_champion(run.folder).champion.version, tip)
+    refs = {f"refs/heads/{branch}": tip, f"refs/heads/{run.branch}": tip}
+    try:
+        git.push(run.workspace, refs | known_tags(run.workspace) | tags)
+    except Refused as error:
+        return _ready(run, str(error))
+    return _promoted(run, branch, tip, tags)
+
+
+def promote_ready(workspace: str | Path, identifier: str) -> Promotion:
+    """Promote a run that is ready, with what main got meanwhile merged into it.
+
+    Raises UserError where the run is not ready, where the champion is another than the gate compared with,
+    and where the merge is a person's work.
+    """
+    run = open_run(workspace, identifier)
+    branch = branch_of(run.workspace)
+    newest = newest_commit(run.workspace, branch)
+    if not git.contains(run.workspace, newest, run.tip):
+        decision = decision_of(run.workspace, run.tip)
+        if decision not in (READY, PROMOTE):
+            state = "was refused by the gate" if decision == REFUSE else "has not come to the gate's decision"
+            raise UserError(f"run {run.id} {state}; only a run that is ready can be promoted")
+        _merge(run, newest, branch)
+    return promote(run)
+
+
+def refuse(run: Run, reasons: Sequence[str]) -> list[Drop]:
+    """Keep main as it is, and hold the drops that came with the run: returns them, held.
+
+    They are in the last commit of the run's branch, which goes to `origin` where there is one: the next run,
+    in any clone, begins with them held (`csdn.retraining.runs.adopted`). Raises RemoteError; the same call
+    then goes on.
+    """
+    reason = f"gate of run {run.id}: {'; '.join(reasons)}"
+    held = {drop.id: replace(drop, status=Status.HELD, reason=reason) for drop in run.new_drops}
+    if decision_of(run.workspace, run.tip) != REFUSE:
+        ledger = run.folder / LEDGER
+        write_ledger([held.get(drop.id, drop) for drop in read_ledger(ledger)], ledger)
+        run.commit("refused by the gate", REFUSE, "\n".join(reasons))
+    git.push(run.workspace, {f"refs/heads/{run.branch}": run.tip})
+    return list(held.values())
+
+
+def _merge(run: Run, newest: str, branch: str) -> None:
+    """Take what the branch got since the run began into the run, where that changes no decision."""
+    then, now = (champion_at(run.workspace, commit) for commit in (run.base, newest))
+    if then != now:
+        raise UserError(
+            f"run {run.id} was compared with {then.version if then else 'no champion'}, and the champion is "
+            f"{now.version if now else 'nobody'} now; run again, so that the gate compares it with this one"
+        )
+    text = as_message(f"Run {run.id}: {branch} merged", run.id, READY)
+    done = git.answer(run.folder, *git.identity(run.folder), "merge", "--quiet", "-m", text, newest)
+    if done.returncode:
+        files = git.git(run.folder, "diff", "--name-only", "--diff-filter=U").split("\n")
+        git.answer(run.folder, "merge", "--abort")
+        raise UserError(
+            f"run {run.id} and {branch} both changed {', '.join(files)}; merge {branch} into {run.branch} by "
+            f"hand in {run.folder}, then: csdn promote {run.id}"
+        )
+
+
+def _name_champion(run: Run) -> str:
+    """The run's commit whose champion.json names it; the one that is there, if a push failed after it."""
+    present = read_champion(run.folder)
+    newcomer = _champion(run, next_version(run.workspace))
+    if present.champion == newcomer and decision_of(run.workspace, run.tip) == PROMOTE:
+        return run.tip
+    write_champion(ChampionFile(champion=newcomer, start=present.start), run.folder)
+    return run.commit(f"champion {newcomer.version}", PROMOTE)
+
+
+def _champion(run: Run, version: str) -> Champion:
+    """champion.json's entry for what is in the run's working tree. Raises UserError naming what lacks."""
+    ingest = _json(run.folder / "metrics/ingest.json")
+    return Champion(
+        version=version,
+        prompts=_hash(run.folder / "models/prompts/prompts.safetensors"),
+        embedding=_hash(run.folder / "models/embedding/model.safetensors"),
+        run=run.id,
+        people=ingest["people"]["train"],
+        images=sum(ingest["images"]["train"].values()),
+        date=datetime.now(UTC).date(),
+        figures=_json(run.folder / "metrics/headline.json"),
+    )
+
+
+def _hash(path: Path) -> str:
+    value = sha256(path)
+    if value is None:
+        raise UserError(f"{path}: no such file; the run has not come to its end")
+    return value
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); the run has not come to its end") from None
+
+
+def _ready(run: Run, reason: str) -> Promotion:
+    """Keep the run for a later `promote_ready`; its branch goes to `origin` if that can be had."""
+    if decision_of(run.workspace, run.tip) not in (READY, PROMOTE):
+        run.commit("ready", READY, reason)
+    notes = []
+    try:
+        git.push(run.workspace, {f"refs/heads/{run.branch}": run.tip})
+    except (Refused, RemoteError) as error:
+        notes.append(f"its branch is in this clone only: {error}")
+    return Promotion("ready", None, f"{reason}. Later: csdn promote {run.id}", tuple(notes))
+
+
+def _promoted(run: Run, branch: str, tip: str, tags: dict[str, str]) -> Promotion:
+    notes = take(run.workspace, branch, tip, tags)
+    return Promotion("promoted", champion_at(run.workspace, tip).version, "", tuple(notes))

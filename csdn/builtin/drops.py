@@ -24,12 +24,24 @@ class PeopleSet(NamedTuple):
     people: int
     visible: int
     infrared: int
+    first_image: int = 1
+    also: PeopleSet | None = None  # others of the same drop
 
 
 # Numbers stay below csdn.builtin.people.PRETRAINING; a number is the same person in every set.
 SETS = {
     "demo": PeopleSet(first=1_001, people=200, visible=2, infrared=4),
     "tiny": PeopleSet(first=10_001, people=32, visible=1, infrared=2),
+    # 150 of these are test people at data.test_percent 60: as many as a comparison of two models needs.
+    "gate": PeopleSet(first=40_001, people=240, visible=1, infrared=2),
+    # What comes later from the same cameras: new people, and new images of known ones.
+    "gate-more": PeopleSet(
+        first=40_241,
+        people=80,
+        visible=1,
+        infrared=2,
+        also=PeopleSet(first=40_001, people=80, visible=1, infrared=1, first_image=3),
+    ),
 }
 
 
@@ -68,9 +80,12 @@ def find_set(name: str) -> PeopleSet:
 def images_of(people: PeopleSet) -> Iterator[BuiltinImage]:
     """Every image of a set, by camera, person and number."""
     for camera in CAMERAS:
+        shots = people.infrared if camera.infrared else people.visible
         for number in range(people.first, people.first + people.people):
-            for shot in range(1, (people.infrared if camera.infrared else people.visible) + 1):
+            for shot in range(people.first_image, people.first_image + shots):
                 yield BuiltinImage(number, camera, shot)
+    if people.also:
+        yield from images_of(people.also)
 
 
 def image_at(path: str) -> BuiltinImage:

@@ -175,6 +175,16 @@ class ReportParams(Section):
     store: StoreAddress | None = None
 
 
+class GateParams(Section):
+    """The rule by which a newcomer becomes the champion (csdn.retraining.gate)."""
+
+    margin: Annotated[float, Field(ge=0, le=100)]
+    collapse: Annotated[float, Field(gt=0, le=100)]
+    pair_people: Count
+    confidence: Annotated[float, Field(gt=0, lt=1)]
+    samples: Annotated[int, Field(ge=100)]
+
+
 class ScalingParams(Section):
     """How fast, never what: none of these is part of a state key, but threads change the last digits."""
 
@@ -206,6 +216,7 @@ class Params(Section):
     training: TrainingParams
     evaluation: EvaluationParams
     report: ReportParams
+    gate: GateParams
     scaling: ScalingParams
     registry: RegistryParams
 

@@ -111,17 +111,21 @@ def prepare(dataset: Dataset, name: str, **options: Any) -> Experiment:
 
 def embedders(params: Params, clip: Clip, trained: CSDN, device: torch.device) -> dict[str, Embed]:
     """What makes a test feature of an image, for each of METHODS."""
-    untrained = CSDN.from_clip(
-        clip, identities=1, image_size=trained.config.image_size, stem=trained.config.stem
-    )
     embeds: dict[str, Embed] = {
         "trained": trained.to(device).embed,
-        "clip": clip_embed(folded(untrained).to(device)),
+        "clip": clip_embed(untrained(clip, trained).to(device)),
     }
     if params.evaluation.mirror:
         embeds = {name: mirrored(embed) for name, embed in embeds.items()}
     # An image and its mirror image have the same histograms, in mirrored order: a second one tells nothing.
     return embeds | {"hog": gradient_histograms}
+
+
+def untrained(clip: Clip, trained: CSDN) -> CSDN:
+    """CLIP as it is, as a network that takes the images that a trained one takes."""
+    return folded(
+        CSDN.from_clip(clip, identities=1, image_size=trained.config.image_size, stem=trained.config.stem)
+    )
 
 
 def test_walk(table: SampleTable, params: Params, data: Path) -> ImageWalk:

@@ -54,6 +54,14 @@ def trial_metrics(search: Search, labels: Labels, distances: Distances) -> list[
     ]
 
 
+def query_trials(
+    search: Search, labels: Labels, distances: Distances
+) -> Iterator[tuple[np.ndarray, QueryMetrics]]:
+    """Of each trial of a search: its queries, as rows of the index [q], and the figures of each."""
+    for trial, gallery in enumerate(search.galleries):
+        yield search.asking(trial), query_metrics(*_arguments(search, labels, distances, gallery, trial))
+
+
 def first_trial(
     search: Search, labels: Labels, distances: Distances, count: int = 10
 ) -> tuple[QueryMetrics, np.ndarray, np.ndarray]:
@@ -72,22 +80,31 @@ def camera_pairs(search: Search, labels: Labels, distances: Distances) -> list[d
     queries: those with a valid match; rank1, mAP: percent, means over the trials (None without a query).
     """
     rows = []
+    for query_camera, gallery_camera, pair in pair_searches(search, labels):
+        trials = trial_metrics(pair, labels, distances)
+        rows.append(
+            {
+                "direction": search.name,
+                "query_camera": query_camera,
+                "gallery_camera": gallery_camera,
+                "queries": trials[0].valid_queries,
+                "rank1": spread([trial.cmc[0] for trial in trials])["mean"],
+                "mAP": spread([trial.mean_ap for trial in trials])["mean"],
+            }
+        )
+    return rows
+
+
+def pair_searches(search: Search, labels: Labels) -> Iterator[tuple[Any, Any, Search]]:
+    """(query camera, gallery camera, the search between these two alone), cameras as in `labels`."""
     gallery_cameras = np.unique(labels.cameras[search.galleries[0]])
     for query_camera in np.unique(labels.cameras[search.queries]):
         for gallery_camera in gallery_cameras:
-            pair = search.among(labels.cameras == query_camera, labels.cameras == gallery_camera)
-            trials = trial_metrics(pair, labels, distances)
-            rows.append(
-                {
-                    "direction": search.name,
-                    "query_camera": query_camera,
-                    "gallery_camera": gallery_camera,
-                    "queries": trials[0].valid_queries,
-                    "rank1": spread([trial.cmc[0] for trial in trials])["mean"],
-                    "mAP": spread([trial.mean_ap for trial in trials])["mean"],
-                }
+            yield (
+                query_camera,
+                gallery_camera,
+                search.among(labels.cameras == query_camera, labels.cameras == gallery_camera),
             )
-    return rows
 
 
 def headline(trials: Sequence[RankMetrics]) -> dict[str, dict[str, float | None]]:

@@ -1,0 +1,148 @@
+"""The rule by which a newcomer becomes the champion. Pure: comparisons in, a decision with its reasons out.
+
+A newcomer is promoted if, in every direction, by rank-1 and by mAP, on today's data and on the data that the
+champion was chosen on, the lower end of the interval of its difference is not below -margin: it must show
+that it is not worse by more than that. And no pair of cameras may collapse: one that has lost `collapse`
+points or more, with an interval that is wholly below 0, stops it, however good the rest is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from csdn.safe import printable
+
+if TYPE_CHECKING:
+    from csdn.params import GateParams
+
+PROMOTE, KEEP = "promote", "keep"
+TODAY, CHAMPION = "today", "champion"  # the data of a comparison
+METRICS = {"rank1": "rank-1", "mAP": "mAP"}
+_DATA = {TODAY: "today's data", CHAMPION: "the champion's data"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One figure of both models on the same queries and galleries, in percent, and the difference in points.
+
+    low, high: of the difference. The cameras are None where all cameras search among all.
+    """
+
+    data: str  # TODAY | CHAMPION
+    direction: str
+    metric: str  # a key of METRICS
+    champion: float
+    newcomer: float
+    difference: float
+    low: float
+    high: float
+    queries: int  # of the first trial
+    people: int
+    query_camera: str | None = None
+    gallery_camera: str | None = None
+
+    @property
+    def of_pair(self) -> bool:
+        return self.query_camera is not None
+
+    def __str__(self) -> str:
+        """As in "rank-1, infrared to visible, cam5 to cam1, today's data: 21.3 % to 18.0 %, -3.3 ..."."""
+        cameras = printable(f", {self.query_camera} to {self.gallery_camera}") if self.of_pair else ""
+        return (
+            f"{METRICS[self.metric]}, {self.direction.replace('_', ' ')}{cameras}, {_DATA[self.data]}: "
+            f"{self.champion:.1f} % to {self.newcomer:.1f} %, {self.difference:+.1f} points "
+            f"({self.low:+.1f} to {self.high:+.1f})"
+        )
+
+
+@dataclass(frozen=True)
+class Decision:
+    """PROMOTE or KEEP, and why: sentences with their numbers, at least one."""
+
+    decision: str
+    reasons: list[str]
+
+
+def decide(comparisons: Sequence[Comparison], rule: GateParams) -> Decision:
+    """Whether the newcomer replaces the champion; every reason against it is named, not the first alone.
+
+    Raises ValueError without a comparison over all cameras of today's data: nothing would speak against it.
+    """
+    overall = [one for one in comparisons if not one.of_pair]
+    if not any(one.data == TODAY for one in overall):
+        raise ValueError("there is no comparison on today's data")
+    against = [*_too_few(overall, rule), *_worse(overall, rule), *_collapsed(comparisons, rule)]
+    if against:
+        return Decision(KEEP, against)
+    nearest = min(overall, key=lambda one: one.low)
+    judged = sum(one.of_pair and one.people >= rule.pair_people for one in comparisons) // len(METRICS)
+    return Decision(
+        PROMOTE,
+        [
+            f"not worse by more than {rule.margin:g} points; nearest to it: {nearest}",
+            f"none of {judged} pairs of cameras lost {rule.collapse:g} points or more",
+        ],
+    )
+
+
+def decide_first(
+    against_clip: Sequence[Comparison], against_chance: Sequence[Comparison], rule: GateParams
+) -> Decision:
+    """Whether a newcomer becomes the champion where there is none; who stands for the champion are
+    CLIP as it is, and chance.
+
+    Everything is better than nothing but a model that is surely worse than before its training, or whose mAP
+    cannot be told from chance: retraining would start from it.
+    """
+    worse = [one for one in against_clip if not one.of_pair and one.high < 0]
+    guessing = [one for one in against_chance if not one.of_pair and one.metric == "mAP" and one.low <= 0]
+    against = [f"worse than CLIP as it is: {one}" for one in worse]
+    against += [f"cannot be told from chance: {one}" for one in guessing]
+    if against:
+        return Decision(KEEP, ["there is no champion yet, but this is none", *against])
+    return Decision(PROMOTE, ["there is no champion yet"])
+
+
+def _too_few(overall: Iterable[Comparison], rule: GateParams) -> list[str]:
+    fewest = min((one for one in overall if one.data == TODAY), key=lambda one: one.people)
+    if fewest.people >= rule.pair_people:
+        return []
+    return [
+        f"only {fewest.people} test people, {fewest.direction.replace('_', ' ')}: the rule needs "
+        f"{rule.pair_people} (gate.pair_people); add images of others, or raise data.test_percent"
+    ]
+
+
+def _worse(overall: Iterable[Comparison], rule: GateParams) -> list[str]:
+    found = []
+    for one in overall:
+        if one.high < -rule.margin:
+            found.append(f"worse by more than {rule.margin:g} points: {one}")
+        elif one.low < -rule.margin:
+            found.append(f"may be worse by more than {rule.margin:g} points: {one}")
+    return found
+
+
+def _collapsed(comparisons: Iterable[Comparison], rule: GateParams) -> list[str]:
+    return [
+        f"a pair of cameras collapsed: {one}"
+        for one in comparisons
+        if one.of_pair
+        and one.people >= rule.pair_people
+        and one.difference <= -rule.collapse
+        and one.high < 0
+    ]
+
+
+def as_json(
+    decision: Decision, champion: str | None, comparisons: Iterable[Comparison], notes: Iterable[str] = ()
+) -> dict[str, Any]:
+    """What metrics/gate.json holds; `notes` follow the reasons: they decided nothing, but must be read."""
+    return {
+        "decision": decision.decision,
+        "reasons": [*decision.reasons, *notes],
+        "champion": champion,
+        "comparisons": [asdict(one) for one in comparisons],
+    }

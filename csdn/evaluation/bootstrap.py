@@ -31,7 +31,7 @@ class Intervals(NamedTuple):
 
 
 def sums_of_people(values: np.ndarray, people: np.ndarray, trials: np.ndarray) -> PeopleSums:
-    """Values [n, figures] of n queries, each asked by a person in a trial; those without a query are left out.
+    """Values [n, figures] of n queries, each asked by a person in a trial, added up.
 
     people: ids [n], of any kind; trials: 0, 1, ... [n]. Raises ValueError where these do not fit, and where
     a value is not finite.

@@ -69,7 +69,7 @@ def compare(
 def paired_queries(
     search: Search, labels: Labels, champion: Distances, newcomer: Distances
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Figures float64 [n, 6] of the queries of all trials that have a right image; their people, their trials.
+    """Figures float64 [n, 6] of the queries that have a right image, over all trials; people [n], trials [n].
 
     The columns are rank-1 and mAP of the champion, of the newcomer, and their differences, 0..1.
     """

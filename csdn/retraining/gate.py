@@ -77,12 +77,12 @@ def decide(comparisons: Sequence[Comparison], rule: GateParams) -> Decision:
     if against:
         return Decision(KEEP, against)
     nearest = min(overall, key=lambda one: one.low)
-    judged = sum(one.of_pair and one.people >= rule.pair_people for one in comparisons) // len(METRICS)
+    pairs = [one for one in comparisons if one.of_pair and one.people >= rule.pair_people]
     return Decision(
         PROMOTE,
         [
             f"not worse by more than {rule.margin:g} points; nearest to it: {nearest}",
-            f"none of {judged} pairs of cameras lost {rule.collapse:g} points or more",
+            f"no pair of cameras collapsed, of {_pairs(pairs)} with {rule.pair_people} people or more",
         ],
     )
 
@@ -103,6 +103,11 @@ def decide_first(
     if against:
         return Decision(KEEP, ["there is no champion yet, but this is none", *against])
     return Decision(PROMOTE, ["there is no champion yet"])
+
+
+def _pairs(comparisons: Iterable[Comparison]) -> int:
+    """How many pairs of cameras these are about: each has several metrics, and may be in both data sets."""
+    return len({(one.direction, one.query_camera, one.gallery_camera) for one in comparisons})
 
 
 def _too_few(overall: Iterable[Comparison], rule: GateParams) -> list[str]:

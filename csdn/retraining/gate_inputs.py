@@ -1,4 +1,4 @@
-"""What the gate reads: the ledger, two data sets, and the champion's files as `csdn champion` fetched them."""
+"""What the gate reads: the ledger, two data sets, and the champion's files (`csdn champion` fetches them)."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def people_of(model: Path) -> list[str]:
     people = read_config(model).get("people")
     if not isinstance(people, list) or not all(isinstance(name, str) for name in people):
         raise UserError(
-            f"{model / 'config.json'}: does not name the people it was trained on, so nobody knows who may be "
-            "asked; `dvc repro` makes a model that does"
+            f"{model / 'config.json'}: does not name the people it was trained on, so nobody knows who may "
+            "be asked; `dvc repro` makes a model that does"
         )
     return people
 
@@ -85,8 +85,8 @@ def check_champion(folder: Path, champion: Champion) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != champion.embedding:
         raise UserError(
-            f"{folder / WEIGHTS}: not the weights of {champion.version} (SHA-256 {found[:16]}..., champion.json "
-            f"names {champion.embedding[:16]}...); {FETCH}"
+            f"{folder / WEIGHTS}: not the weights of {champion.version} (SHA-256 {found[:16]}..., "
+            f"champion.json names {champion.embedding[:16]}...); {FETCH}"
         )
 
 
@@ -103,14 +103,14 @@ def check_shards(dataset: Dataset, params: Params, root: Path) -> None:
         gone = [name for name in names if not (Path(place) / name).exists()]
     if gone:
         raise UserError(
-            f"{place}/{gone[0]} ({len(gone)} in all): no such shard, and the champion was chosen on its images. "
-            "`dvc checkout` brings back what DVC has kept; if they must not be used any more, reject their "
-            "drop: csdn reject"
+            f"{place}/{gone[0]} ({len(gone)} in all): no such shard, and the champion was chosen on its "
+            "images; `dvc checkout` brings back what DVC has kept; if they must not be used any more, reject "
+            "their drop: csdn reject"
         )
 
 
 def _not_rejected(then: Dataset, root: Path) -> Dataset:
-    """The champion's data without drops that somebody rejected since: their labels or images are not right."""
+    """The champion's data without drops that somebody rejected since: what they say is not to be used."""
     drops = read_ledger(root / "data/drops.json")
     return without_drops(then, [drop.id for drop in drops if drop.status == Status.REJECTED])
 

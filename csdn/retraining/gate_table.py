@@ -25,7 +25,8 @@ def table_lines(result: Mapping[str, Any]) -> list[str]:
 def _overall(comparisons: Sequence[Mapping[str, Any]], champion: str | None) -> Iterator[str]:
     overall = [one for one in comparisons if one["query_camera"] is None]
     for direction in dict.fromkeys(one["direction"] for one in overall):
-        yield f"{direction.replace('_', ' '):32}{champion:>9}{'newcomer':>10}{'difference':>12}{'interval':>17}"
+        what = direction.replace("_", " ")
+        yield f"{what:38}{champion:>7}{'newcomer':>9}{'points':>9}{'interval':>16}"
         for one in overall:
             if one["direction"] == direction:
                 yield _line(one)
@@ -41,6 +42,6 @@ def _line(one: Mapping[str, Any]) -> str:
     what = f"  {_DATA[one['data']]}, {one['people']} people"
     interval = f"{one['low']:+.1f} to {one['high']:+.1f}"
     return (
-        f"{what:25}{METRICS[one['metric']]:7}{one['champion']:9.1f}{one['newcomer']:10.1f}"
-        f"{one['difference']:+12.1f}{interval:>17}"
+        f"{what:31}{METRICS[one['metric']]:7}{one['champion']:7.1f}{one['newcomer']:9.1f}"
+        f"{one['difference']:+9.1f}{interval:>16}"
     )

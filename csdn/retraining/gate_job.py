@@ -24,12 +24,13 @@ from csdn.model import folded, load, load_clip, read_config
 from csdn.params import Params
 from csdn.retraining.comparison import compare
 from csdn.retraining.features import Model, Progress, all_images, embed_models
-from csdn.retraining.gate import TODAY, Comparison, Decision, as_json, decide, decide_first
+from csdn.retraining.gate import KEEP, TODAY, Comparison, Decision, as_json, decide, decide_first
 from csdn.retraining.gate_inputs import GateInputs, read_inputs
 from csdn.state import open_state, stage_key
 from csdn.walk import Embedder, embedded_here
 
 RESULT = Path("metrics/gate.json")
+NOT_FINITE = "the newcomer's features are not finite numbers: its training went wrong"
 Features = Mapping[str, np.ndarray]
 
 
@@ -92,6 +93,8 @@ def _decide(
     features: Mapping[str, Features],
     params: Params,
 ) -> tuple[Decision, list[Comparison]]:
+    if not all(np.isfinite(of["newcomer"]).all() for of in features.values()):
+        return Decision(KEEP, [NOT_FINITE]), []
     rule, seed = params.gate, params.seed
     distances = {
         data: {name: feature_distances(values) for name, values in found.items()}

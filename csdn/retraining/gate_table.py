@@ -34,7 +34,8 @@ def _overall(comparisons: Sequence[Mapping[str, Any]], champion: str | None) -> 
     if pairs:
         worst = min(pairs, key=lambda one: one["difference"])
         cameras = f"{worst['query_camera']} to {worst['gallery_camera']}"
-        yield f"the pair of cameras that lost most, of {len(pairs) // len(METRICS)}: {printable(cameras)}"
+        count = len({(one["direction"], one["query_camera"], one["gallery_camera"]) for one in pairs})
+        yield f"the pair of cameras that lost most, of {count}: {printable(cameras)}"
         yield _line(worst)
 
 

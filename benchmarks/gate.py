@@ -11,22 +11,33 @@ another seed as champion.
 from __future__ import annotations
 
 import argparse
+import datetime
+import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from machine import machine
 from ruamel.yaml import YAML
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from garbage import write_noise, write_shuffled
+from gate_tables import read, tables
 
 from csdn.builtin.drops import SETS
+from csdn.champion import Champion, ChampionFile, write_champion
+from csdn.console import progress
 from csdn.data.arrivals import examine
 from csdn.data.drops import write_ledger
+from csdn.files import write_json
+from csdn.params import Params, load_params
+from csdn.retraining.gate_job import run_gate
 
 ROOT = Path(__file__).parents[1]
 # Each with what it has made when it is done.
@@ -36,6 +47,7 @@ STAGES = {
     "embedding": "models/embedding",
 }
 INPUTS = ("csdn", "stages", "params.yaml", "champion.json", "data/aliases.json")
+TEST_PERCENT = 60
 KNOWN = SETS["gate"]._replace(visible=2, infrared=4, first_image=11)  # twice what the set itself has
 
 
@@ -62,6 +74,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.what == "train":
         train_all(given.work.resolve())
+    else:
+        judge_all(given.work.resolve())
 
 
 def train_all(work: Path) -> None:
@@ -91,6 +105,55 @@ def drop_of(name: str, work: Path) -> str:
     return str(folder) if folder.exists() and name else name
 
 
+def judge_all(work: Path) -> None:
+    """Let the gate compare what is trained, then print the tables."""
+    trained = [one for one in projects(work) if (one[2] / "models/embedding").exists()]
+    params = load_params(ROOT / "params.yaml")
+    here = {
+        "data": params.data.model_copy(update={"test_percent": TEST_PERCENT}),
+        "scaling": params.scaling.model_copy(update={"threads": 1, "feed_processes": 0}),
+    }
+    judged = []
+    for _, champion_seed, champion in (one for one in trained if one[0] == "healthy"):
+        for name, seed, newcomer in trained:
+            if newcomer != champion:
+                result = judge(newcomer, champion, params.model_copy(update=here))
+                print(f"{name} {seed}, champion of seed {champion_seed}: {result['decision']}", flush=True)
+                judged.append(read(name, result))
+    print("", machine(), "", *tables(judged, params.gate), sep="\n")
+
+
+def judge(newcomer: Path, champion: Path, params: Params) -> dict[str, Any]:
+    """What the gate says of a newcomer; kept in its project, for the next time."""
+    kept = newcomer / "judged" / f"{champion.name}.json"
+    if not kept.exists():
+        make_champion(champion, newcomer)
+        write_json(kept, run_gate(params, newcomer, partial(progress, "gate")))
+    return json.loads(kept.read_text(encoding="utf-8"))
+
+
+def make_champion(champion: Path, newcomer: Path) -> None:
+    """The champion's files where `csdn champion` would fetch them to."""
+    folder = newcomer / "champion"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(champion / "models/embedding", folder / "embedding")
+    (folder / "data").mkdir()
+    for name in ("samples.parquet", "people.parquet"):
+        shutil.copy(champion / "data" / name, folder / "data")
+    weights = (folder / "embedding/model.safetensors").read_bytes()
+    entry = Champion(
+        version="v1",
+        run="20260101-00000000",
+        prompts="0" * 64,
+        embedding=hashlib.sha256(weights).hexdigest(),
+        people=0,
+        images=0,
+        date=datetime.date(2026, 1, 1),
+        figures={},
+    )
+    write_champion(ChampionFile(champion=entry, start=None), newcomer)
+
+
 def make_project(project: Path, drop: str, seed: int) -> None:
     for name in INPUTS:
         source, target = ROOT / name, project / name
@@ -98,7 +161,7 @@ def make_project(project: Path, drop: str, seed: int) -> None:
         shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
     yaml = YAML()
     params = yaml.load(project / "params.yaml")
-    params["seed"], params["data"]["test_percent"] = seed, 60
+    params["seed"], params["data"]["test_percent"] = seed, TEST_PERCENT
     params["scaling"] |= {"threads": 1, "feed_processes": 0}
     yaml.dump(params, project / "params.yaml")
     addresses = filter(None, ("builtin:gate", drop))

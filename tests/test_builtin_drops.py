@@ -6,6 +6,7 @@ import pytest
 
 from csdn.builtin import drops
 from csdn.builtin.drops import SETS, image_at, images_of, write_images
+from csdn.data.people import Identity
 from csdn.data.records import ImageRecord
 from csdn.data.sources.builtin import BuiltinSource
 from csdn.errors import UserError
@@ -47,6 +48,16 @@ def test_demo_has_200_people_with_8_images_in_each_modality() -> None:
         people[record.person, record.modality] = people.get((record.person, record.modality), 0) + 1
     assert len(people) == 2 * 200
     assert set(people.values()) == {8}
+
+
+def test_gate_has_150_test_people_and_more_brings_new_people_and_new_images_of_known_ones() -> None:
+    identity = Identity("csdn", test_percent=60)
+    first, more = (BuiltinSource(f"builtin:{name}").listing() for name in ("gate", "gate-more"))
+    before, after = ({record.person for record in drop} for drop in (first, more))
+    assert sum(identity.side(identity.bucket(person)) == "test" for person in before) == 150
+    assert len(before) == 240
+    assert len(after & before) == len(after - before) == 80
+    assert not {record.path for record in first} & {record.path for record in more}
 
 
 def test_listing_renders_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,8 @@ def test_the_committed_file_is_valid():
         ("prompts.prompts.warmup_epochs", 99, "99.0 is longer than epochs 6", "a warm-up without an end"),
         ("ingest.store", "data/shards", "= 'data/shards': not an address of", "a folder for ingest.store"),
         ("ingest.max_bad_fraction", 2, "less than or equal to 1", "a fraction of 2"),
+        ("gate.margin", -1, "= -1: Input should be greater than or equal to 0", "a negative margin"),
+        ("gate.confidence", 95, "= 95: Input should be less than 1", "a confidence in percent"),
     ],
 )
 def test_a_mistake_is_named(raw, key, value, says, what, fault):

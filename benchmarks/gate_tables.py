@@ -1,0 +1,71 @@
+"""What the gate said of many newcomers, as the tables of docs/gate.md."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from csdn.params import GateParams
+from csdn.retraining.gate import METRICS, PROMOTE, Comparison, decide
+
+MARGINS = (2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
+
+
+class Judged(NamedTuple):
+    """One newcomer before one champion: its kind, and every comparison."""
+
+    kind: str
+    comparisons: list[Comparison]
+
+
+def read(kind: str, result: Mapping[str, Any]) -> Judged:
+    return Judged(kind, [Comparison(**one) for one in result["comparisons"]])
+
+
+def tables(judged: Sequence[Judged], rule: GateParams) -> Iterator[str]:
+    """Lines: differences and widths of intervals, refusals by margin, and what pairs of cameras lose."""
+    kinds = list(dict.fromkeys(one.kind for one in judged))
+    yield "| newcomer | figure | difference, mean (lowest to highest) | half of the interval, mean |"
+    yield "|---|---|---|---|"
+    for kind in kinds:
+        for direction, metric in _figures(judged):
+            found = list(_overall(judged, kind, direction, metric))
+            differences = [one.difference for one in found]
+            ends = f"{min(differences):+.1f} to {max(differences):+.1f}"
+            half = statistics.fmean((one.high - one.low) / 2 for one in found)
+            yield (
+                f"| {kind} | {direction.replace('_', ' ')}, {METRICS[metric]} "
+                f"| {statistics.fmean(differences):+.1f} ({ends}) | {half:.1f} |"
+            )
+    yield ""
+    yield "| newcomer | compared | " + " | ".join(f"margin {margin:g}" for margin in MARGINS) + " |"
+    yield "|---|---|" + "---|" * len(MARGINS)
+    for kind in kinds:
+        of_kind = [one.comparisons for one in judged if one.kind == kind]
+        refused = [
+            sum(
+                decide(one, rule.model_copy(update={"margin": margin})).decision != PROMOTE for one in of_kind
+            )
+            for margin in MARGINS
+        ]
+        yield f"| {kind} | {len(of_kind)} | " + " | ".join(f"{count} refused" for count in refused) + " |"
+    yield ""
+    yield "| newcomer | pairs compared | lowest differences of pairs | their intervals, half, mean |"
+    yield "|---|---|---|---|"
+    for kind in kinds:
+        pairs = [one for each in judged if each.kind == kind for one in each.comparisons if one.of_pair]
+        lowest = sorted(one.difference for one in pairs)[:5]
+        half = statistics.fmean((one.high - one.low) / 2 for one in pairs)
+        yield f"| {kind} | {len(pairs)} | {', '.join(f'{one:+.1f}' for one in lowest)} | {half:.1f} |"
+
+
+def _figures(judged: Sequence[Judged]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((one.direction, one.metric) for one in judged[0].comparisons))
+
+
+def _overall(judged: Sequence[Judged], kind: str, direction: str, metric: str) -> Iterator[Comparison]:
+    for each in judged:
+        for one in each.comparisons:
+            if each.kind == kind and (one.direction, one.metric) == (direction, metric) and not one.of_pair:
+                yield one

@@ -7,6 +7,7 @@ trials. The galleries stay as they are: what varies is who asks, not who stands 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -30,22 +31,26 @@ class Intervals(NamedTuple):
     high: np.ndarray
 
 
-def sums_of_people(values: np.ndarray, people: np.ndarray, trials: np.ndarray) -> PeopleSums:
-    """Values [n, figures] of n queries, each asked by a person in a trial, added up.
+def sums_of_people(trials: Iterable[tuple[np.ndarray, np.ndarray]], people: int) -> PeopleSums:
+    """Each trial's values [n, figures] of its n queries, and who asked: numbers [n] below `people`.
 
-    people: ids [n], of any kind; trials: 0, 1, ... [n]. Raises ValueError where these do not fit, and where
-    a value is not finite.
+    People without a query are left out. Trials are taken one by one, and not kept. Raises ValueError where a
+    trial's two do not fit, and where a value is not finite.
     """
-    if values.ndim != 2 or not len(values) == len(people) == len(trials):
-        raise ValueError(f"values {values.shape}, {len(people)} people, {len(trials)} trials do not fit")
+    parts = [_sums_of_trial(values, who, people) for values, who in trials]
+    sums, counts = (np.stack(part, axis=1) for part in zip(*parts, strict=True))
+    there = counts.any(axis=1)
+    return PeopleSums(sums[there], counts[there])
+
+
+def _sums_of_trial(values: np.ndarray, who: np.ndarray, people: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sums [people, figures] and counts [people]."""
+    if values.ndim != 2 or len(values) != len(who):
+        raise ValueError(f"values {values.shape} of {len(who)} queries do not fit")
     if not np.isfinite(values).all():
         raise ValueError("the value of a query is not finite: leave out queries that have no right image")
-    _, person = np.unique(people, return_inverse=True)
-    shape = (int(person.max(initial=-1)) + 1, int(trials.max(initial=-1)) + 1)
-    sums, counts = np.zeros((*shape, values.shape[1])), np.zeros(shape)
-    np.add.at(sums, (person, trials), values)
-    np.add.at(counts, (person, trials), 1)
-    return PeopleSums(sums, counts)
+    sums = [np.bincount(who, weights=column, minlength=people) for column in values.T]
+    return np.stack(sums, axis=1), np.bincount(who, minlength=people).astype(np.float64)
 
 
 def bootstrap_people(

@@ -37,15 +37,15 @@ def compare(
     """
     found = []
     for number, (search, query_camera, gallery_camera) in enumerate(_searches(experiment, pairs)):
-        queries = paired_queries(search, experiment.labels, champion, newcomer)
-        if not len(queries[0]):
+        people = sums_of_people(
+            paired_trials(search, experiment.labels, champion, newcomer),
+            people=int(experiment.labels.people.max()) + 1,
+        )
+        if not len(people.counts):
             continue
         draws = generator(seed, _BOOTSTRAP, number)
-        intervals = 100 * np.array(
-            bootstrap_people(sums_of_people(*queries), rule.samples, rule.confidence, draws)
-        )
+        intervals = 100 * np.array(bootstrap_people(people, rule.samples, rule.confidence, draws))
         value, low, high = intervals.reshape(3, 3, len(METRICS)).round(6)  # champion, newcomer, difference
-        _, people, trials = queries
         found += [
             Comparison(
                 data=data,
@@ -56,8 +56,8 @@ def compare(
                 difference=float(value[2, n]),
                 low=float(low[2, n]),
                 high=float(high[2, n]),
-                queries=int((trials == trials[0]).sum()),
-                people=len(np.unique(people)),
+                queries=int(people.counts[:, 0].sum()),
+                people=len(people.counts),
                 query_camera=query_camera,
                 gallery_camera=gallery_camera,
             )
@@ -66,22 +66,18 @@ def compare(
     return found
 
 
-def paired_queries(
+def paired_trials(
     search: Search, labels: Labels, champion: Distances, newcomer: Distances
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Figures float64 [n, 6] of the queries that have a right image, over all trials; people [n], trials [n].
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Of each trial the figures float64 [n, 6] of the queries that have a right image, and who asks [n].
 
     The columns are rank-1 and mAP of the champion, of the newcomer, and their differences, 0..1.
     """
-    values, people, trials = [np.zeros((0, 3 * len(METRICS)))], [labels.people[:0]], [np.zeros(0, np.int64)]
     both = (query_trials(search, labels, distances) for distances in (champion, newcomer))
-    for trial, ((queries, old), (_, new)) in enumerate(zip(*both, strict=True)):
+    for (queries, old), (_, new) in zip(*both, strict=True):
         valid = old.valid  # whether there is a right image: the same for both
         before, after = _figures(old)[valid], _figures(new)[valid]
-        values.append(np.concatenate([before, after, after - before], axis=1))
-        people.append(labels.people[queries[valid]])
-        trials.append(np.full(int(valid.sum()), trial))
-    return np.concatenate(values), np.concatenate(people), np.concatenate(trials)
+        yield np.concatenate([before, after, after - before], axis=1), labels.people[queries[valid]]
 
 
 def _figures(queries: QueryMetrics) -> np.ndarray:

@@ -18,18 +18,25 @@ from csdn.model import CSDN, save
 from csdn.params import Params, load_params
 
 ROOT = Path(__file__).parents[1]
-NOBODY = {"champion": None, "start": None}
 
 
 class GateProject:
-    """Twenty people at least, some of them test people; newcomer and champion are draws of two seeds."""
+    """Some of the people are test people; newcomer and champion are networks drawn from two seeds."""
 
-    def __init__(self, root: Path, people: int = 20) -> None:
-        self.root, self.ingested = root, Project(root)
-        self.ingested.add(make_drop(root / "drop", people_named(people)))
+    def __init__(self, root: Path) -> None:
+        self.root, self.ingested, self.test_percent = root, Project(root), 60
+
+    def make(self, people: int = 20) -> GateProject:
+        """A newcomer, and no champion."""
+        self.ingested.add(make_drop(self.root / "drop", people_named(people)))
         self.ingest()
         self.newcomer(seed=1)
-        write_champion(ChampionFile(**NOBODY), root)
+        write_champion(ChampionFile(champion=None, start=None), self.root)
+        return self
+
+    def copy(self, root: Path) -> GateProject:
+        shutil.copytree(self.root, root)
+        return GateProject(root)
 
     def ingest(self, test_percent: int = 60, **settings) -> None:
         self.test_percent = test_percent

@@ -29,11 +29,21 @@ def silent(phase, unit):
     return nullcontext(lambda done, total: None)
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return GateProject(tmp_path_factory.mktemp("gate") / "made").make()
+
+
 @pytest.fixture
-def project(tmp_path):
-    project = GateProject(tmp_path)
-    project.champion(seed=2)
-    return project
+def first(made, tmp_path):
+    """A project without a champion."""
+    return made.copy(tmp_path / "project")
+
+
+@pytest.fixture
+def project(first):
+    first.champion(seed=2)
+    return first
 
 
 def gate(project, **options):
@@ -186,17 +196,15 @@ def test_where_nobody_of_the_champions_data_is_left_todays_decides(project):
     assert result["reasons"][-1] == "nobody of the data that the champion was chosen on can be asked any more"
 
 
-def test_the_first_model_needs_no_champion(tmp_path):
-    project = GateProject(tmp_path)
-    result = gate(project)
+def test_the_first_model_needs_no_champion(first):
+    result = gate(first)
     assert (result["champion"], result["comparisons"]) == (None, [])
     assert "there is no champion yet" in result["reasons"][0]
 
 
-def test_a_first_model_to_whom_all_images_are_alike_is_refused(tmp_path):
-    project = GateProject(tmp_path)
-    spoil(project, lambda tensor: tensor * 0)
-    result = gate(project)
+def test_a_first_model_to_whom_all_images_are_alike_is_refused(first):
+    spoil(first, lambda tensor: tensor * 0)
+    result = gate(first)
     assert result["decision"] == "keep"
     assert any(reason.startswith("cannot be told from chance: mAP") for reason in result["reasons"])
 

@@ -3,9 +3,9 @@
     python benchmarks/gate.py train WORK          # some minutes a model
     python benchmarks/gate.py judge WORK
 
-`train` makes one project below WORK for each newcomer of NEWCOMERS: the demo's settings on the set "gate"
-(90 training people, 150 test people). `judge` lets the gate compare each newcomer with each healthy model of
-another seed as champion.
+`train` makes a project below WORK for each seed of each newcomer: the demo's settings on the set "gate" (90
+training people, 150 test people) and what came after it. `judge` lets the gate compare the models that were
+trained on that set alone with each other, and the other newcomers with some of these as champions.
 """
 
 from __future__ import annotations
@@ -58,12 +58,14 @@ class Newcomer(NamedTuple):
     seeds: range
 
 
+HEALTHY = "another seed"
+CHAMPIONS = 3  # healthy models that the other newcomers are held against
 NEWCOMERS = {
-    "healthy": Newcomer("", range(3)),
-    "shuffled": Newcomer("shuffled", range(1)),
+    HEALTHY: Newcomer("", range(5)),
     "more data": Newcomer("builtin:gate-more", range(1)),
+    "labels shuffled": Newcomer("shuffled", range(1)),
+    "strangers, labels shuffled": Newcomer("strangers", range(1)),
     "noise": Newcomer("noise", range(1)),
-    "strangers": Newcomer("strangers", range(1)),
 }
 
 
@@ -91,7 +93,7 @@ def train_all(work: Path) -> None:
 def projects(work: Path) -> Iterator[tuple[str, int, Path]]:
     for name, newcomer in NEWCOMERS.items():
         for seed in newcomer.seeds:
-            yield name, seed, work / f"{name.replace(' ', '-')}-{seed}"
+            yield name, seed, work / f"{newcomer.drop.removeprefix('builtin:') or 'nothing-new'}-{seed}"
 
 
 def drop_of(name: str, work: Path) -> str:
@@ -114,9 +116,9 @@ def judge_all(work: Path) -> None:
         "scaling": params.scaling.model_copy(update={"threads": 1, "feed_processes": 0}),
     }
     judged = []
-    for _, champion_seed, champion in (one for one in trained if one[0] == "healthy"):
+    for _, champion_seed, champion in (one for one in trained if one[0] == HEALTHY):
         for name, seed, newcomer in trained:
-            if newcomer != champion:
+            if newcomer != champion and (name == HEALTHY or champion_seed < CHAMPIONS):
                 result = judge(newcomer, champion, params.model_copy(update=here))
                 print(f"{name} {seed}, champion of seed {champion_seed}: {result['decision']}", flush=True)
                 judged.append(read(name, result))

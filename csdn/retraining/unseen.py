@@ -20,16 +20,16 @@ class Trained:
     """Whom a model has seen: people by their canonical names of that time, and their images by key."""
 
     people: frozenset[str]
-    images: pa.Array
+    images: pa.ChunkedArray
 
     def __or__(self, other: Trained) -> Trained:
-        return Trained(self.people | other.people, pa.concat_arrays([self.images, other.images]))
+        return Trained(self.people | other.people, _joined(self.images, other.images))
 
 
 def trained_on(people: Iterable[str], dataset: Dataset) -> Trained:
     """Whom a model was trained on: `people` as its config.json names them, the images of its data."""
     seen = dataset.samples.filter(pc.equal(dataset.samples["side"], "train"))
-    return Trained(frozenset(people), seen["key"].combine_chunks())
+    return Trained(frozenset(people), seen["key"])
 
 
 def unseen(dataset: Dataset, trained: Trained, person: Callable[[str], str]) -> Dataset:
@@ -42,8 +42,7 @@ def unseen(dataset: Dataset, trained: Trained, person: Callable[[str], str]) -> 
     known = [name in names or person(name) in names for name in dataset.people["person"].to_pylist()]
     by_name = dataset.people["row"].filter(pa.array(known, pa.bool_()))
     by_image = tests["person_row"].filter(pc.is_in(tests["key"], value_set=trained.images))
-    seen = pa.chunked_array([*by_name.chunks, *by_image.chunks], pa.int64())
-    left_out = pc.is_in(tests["person_row"], value_set=seen)
+    left_out = pc.is_in(tests["person_row"], value_set=_joined(by_name, by_image))
     return Dataset(tests.filter(pc.invert(left_out)), dataset.people)
 
 
@@ -51,3 +50,7 @@ def without_drops(dataset: Dataset, drops: Iterable[str]) -> Dataset:
     """The data set without the images of some drops, by id."""
     gone = pc.is_in(dataset.samples["drop"], value_set=pa.array(list(drops), pa.string()))
     return Dataset(dataset.samples.filter(pc.invert(gone)), dataset.people)
+
+
+def _joined(first: pa.ChunkedArray, second: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pa.chunked_array([*first.chunks, *second.chunks], first.type)

@@ -5,6 +5,7 @@ import shutil
 from contextlib import nullcontext
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 from gate_project import GateProject
 from make_images import Project, make_drop, people_named, write
@@ -14,6 +15,7 @@ from csdn import cli_retrain
 from csdn.builtin.mini import write_miniature
 from csdn.data.dataset import load_dataset
 from csdn.data.drops import Status, decide, read_ledger, write_ledger
+from csdn.data.tables import SAMPLES_SCHEMA, read_table, write_table
 from csdn.errors import UserError
 from csdn.evaluation.job import prepare
 from csdn.evaluation.scores import camera_pairs, feature_distances, headline, trial_metrics
@@ -275,6 +277,38 @@ def test_without_anybody_to_ask_nothing_is_decided(project, fault):
         gate(project)
     assert not (project.root / "metrics/gate.json").exists()
     fault("training", "csdn gate where both models know every test person", error.value)
+
+
+def test_test_people_who_find_nobody_decide_nothing(project, fault):
+    """Each of them is seen by one camera of one modality."""
+    for name in ("data", "champion/data"):
+        path = project.root / name / "samples.parquet"
+        samples = read_table(path, SAMPLES_SCHEMA)
+        odd = pc.not_equal(pc.bit_wise_and(samples["person_row"], 1), 0)
+        visible = pc.equal(samples["modality"], "visible")
+        write_table(path, samples.filter(pc.or_(pc.equal(samples["side"], "train"), pc.xor(odd, visible))))
+    with pytest.raises(UserError, match="no test image has a right image") as error:
+        gate(project)
+    fault("training", "csdn gate where no test image has another to find", error.value)
+
+
+def test_what_was_embedded_for_other_people_is_not_taken_up(project):
+    """Stopped, then a drop is rejected: the images are others, and so is the state."""
+
+    def stopping(walk, make_embeds, scaling, device, start):
+        yield from embedded_here(walk, make_embeds, scaling, device, start)
+        raise KeyboardInterrupt
+
+    more = more_people(project)
+    project.champion(seed=2)
+    with pytest.raises(KeyboardInterrupt):
+        run_gate(project.params(), project.root, silent, stopping)
+    states = set((project.root / ".state").glob("*/lock"))
+    ledger = project.root / "data/drops.json"
+    write_ledger(decide(read_ledger(ledger), more.id, Status.REJECTED, "wrong labels"), ledger)
+    with pytest.raises(KeyboardInterrupt):
+        run_gate(project.params(), project.root, silent, stopping)
+    assert len(set((project.root / ".state").glob("*/lock")) - states) == 1
 
 
 def more_people(project):

@@ -29,14 +29,13 @@ def compare(
     data: str,
     rule: GateParams,
     seed: int,
-    pairs: bool = True,
 ) -> list[Comparison]:
-    """Each metric of each search of the experiment, then of each pair of cameras that has a query (`pairs`).
+    """Each metric of each search of the experiment, then of each pair of cameras that has a query.
 
     Draws are functions of (seed, search, pair): the same data gives the same intervals.
     """
     found = []
-    for number, (search, query_camera, gallery_camera) in enumerate(_searches(experiment, pairs)):
+    for number, (search, query_camera, gallery_camera) in enumerate(_searches(experiment)):
         people = sums_of_people(
             paired_trials(search, experiment.labels, champion, newcomer),
             people=int(experiment.labels.people.max()) + 1,
@@ -85,11 +84,11 @@ def _figures(queries: QueryMetrics) -> np.ndarray:
     return np.stack([queries.first_rank == 1, queries.ap], axis=1)
 
 
-def _searches(experiment: Experiment, pairs: bool) -> Iterator[tuple[Search, str | None, str | None]]:
+def _searches(experiment: Experiment) -> Iterator[tuple[Search, str | None, str | None]]:
     """The experiment's searches, then each between two cameras, with the cameras' names."""
     names = dict(zip(experiment.labels.cameras.tolist(), experiment.index["camera"], strict=True))
     for search in experiment.searches:
         yield search, None, None
-    for search in experiment.searches if pairs else ():
+    for search in experiment.searches:
         for query_camera, gallery_camera, pair in pair_searches(search, experiment.labels):
             yield pair, names[query_camera], names[gallery_camera]

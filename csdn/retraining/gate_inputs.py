@@ -30,7 +30,7 @@ class GateInputs:
 
     champion: Champion | None
     datasets: dict[str, Dataset]
-    files: list[Path]  # that decide the features: for the key of the state
+    files: list[Path]  # that decide who is asked, and the features: for the key of the state
     notes: list[str]  # what a reader of the decision must know of the data
 
 
@@ -40,29 +40,28 @@ def read_inputs(params: Params, root: Path) -> GateInputs:
     Raises UserError where a file is missing, damaged or another than champion.json names.
     """
     champion = read_champion(root).champion
-    person = Identity(
-        params.data.salt, params.data.test_percent, read_aliases(root / params.data.aliases)
-    ).person
-    today = load_dataset(root / "data")
-    newcomer = root / "models/embedding"
+    aliases = root / params.data.aliases
+    person = Identity(params.data.salt, params.data.test_percent, read_aliases(aliases)).person
+    today, newcomer, ledger = load_dataset(root / "data"), root / "models/embedding", root / "data/drops.json"
     trained = trained_on(people_of(newcomer), today)
-    files = [newcomer / "model.safetensors", root / "data/samples.parquet", root / "data/people.parquet"]
+    names = ("models/embedding/model.safetensors", "models/embedding/config.json")
+    files = [root / name for name in (*names, "data/samples.parquet", "data/people.parquet")]
     if champion is None:
-        return GateInputs(None, {TODAY: unseen(today, trained, person)}, files, [])
+        return GateInputs(None, {TODAY: unseen(today, trained, person)}, [*files, aliases], [])
     folder = root / "champion"
     check_champion(folder, champion)
     then = load_dataset(folder / "data")
     trained |= trained_on(people_of(folder / "embedding"), then)
-    datasets = {TODAY: today, CHAMPION: _not_rejected(then, root)}
-    notes = _dropped(then, datasets[CHAMPION])
+    datasets = {TODAY: today, CHAMPION: _not_rejected(then, ledger)}
     asked = {name: unseen(dataset, trained, person) for name, dataset in datasets.items()}
+    notes = _dropped(then, datasets[CHAMPION])
     notes += [note for name in asked for note in _left_out(name, datasets[name], asked[name])]
-    if not _can_ask(asked[CHAMPION]):
+    if len(asked[CHAMPION].samples["modality"].unique()) < 2:
         del asked[CHAMPION]
         notes.append("nobody of the data that the champion was chosen on can be asked any more")
     else:
         check_shards(asked[CHAMPION], params, root)
-    return GateInputs(champion, asked, [*files, *(folder / name for name in FILES)], notes)
+    return GateInputs(champion, asked, [*files, aliases, ledger, *(folder / name for name in FILES)], notes)
 
 
 def people_of(model: Path) -> list[str]:
@@ -109,14 +108,10 @@ def check_shards(dataset: Dataset, params: Params, root: Path) -> None:
         )
 
 
-def _not_rejected(then: Dataset, root: Path) -> Dataset:
+def _not_rejected(then: Dataset, ledger: Path) -> Dataset:
     """The champion's data without drops that somebody rejected since: what they say is not to be used."""
-    drops = read_ledger(root / "data/drops.json")
-    return without_drops(then, [drop.id for drop in drops if drop.status == Status.REJECTED])
-
-
-def _can_ask(dataset: Dataset) -> bool:
-    return len(dataset.samples["modality"].unique()) == 2
+    rejected = [drop.id for drop in read_ledger(ledger) if drop.status == Status.REJECTED]
+    return without_drops(then, rejected)
 
 
 def _dropped(before: Dataset, after: Dataset) -> list[str]:

@@ -100,16 +100,18 @@ def _decide(
         data: {name: feature_distances(values) for name, values in found.items()}
         for data, found in features.items()
     }
+    comparisons = [
+        one
+        for data, of in distances.items()
+        for one in compare(experiments[data], of["champion"], of["newcomer"], data, rule, seed)
+    ]
+    if not any(one.data == TODAY for one in comparisons):
+        raise UserError(
+            "nothing to decide by: no test image has a right image to find in a gallery; add images of test "
+            "people in the other modality and by other cameras"
+        )
     if inputs.champion:
-        comparisons = [
-            one
-            for data, of in distances.items()
-            for one in compare(experiments[data], of["champion"], of["newcomer"], data, rule, seed)
-        ]
         return decide(comparisons, rule), comparisons
     newcomer = distances[TODAY]["newcomer"]
-    against_clip, against_chance = (
-        compare(experiments[TODAY], opponent, newcomer, TODAY, rule, seed, pairs=False)
-        for opponent in (distances[TODAY]["champion"], guesses(seed, 0))
-    )
-    return decide_first(against_clip, against_chance, rule), []
+    chance = compare(experiments[TODAY], guesses(seed, 0), newcomer, TODAY, rule, seed)
+    return decide_first(comparisons, chance, rule), []

@@ -179,10 +179,15 @@ class GateParams(Section):
     """The rule by which a newcomer becomes the champion (csdn.retraining.gate)."""
 
     margin: Annotated[float, Field(ge=0, le=100)]
+    map_margin: Annotated[float, Field(ge=0, le=100)]
     collapse: Annotated[float, Field(gt=0, le=100)]
     pair_people: Count
     confidence: Annotated[float, Field(gt=0, lt=1)]
     samples: Annotated[int, Field(ge=100)]
+
+    def margin_of(self, metric: str) -> float:
+        """Of "rank1" or "mAP", in points."""
+        return self.map_margin if metric == "mAP" else self.margin
 
 
 class ScalingParams(Section):

@@ -24,7 +24,7 @@ from csdn.retraining.comparison import compare
 from csdn.retraining.gate_job import run_gate
 from csdn.walk import embedded_here
 
-RULE = GateParams(margin=5, collapse=15, pair_people=2, confidence=0.95, samples=200)
+RULE = GateParams(margin=5, map_margin=3, collapse=15, pair_people=2, confidence=0.95, samples=200)
 
 
 def silent(phase, unit):
@@ -192,7 +192,7 @@ def test_where_nobody_of_the_champions_data_is_left_todays_decides(project):
     write_ledger(decide(read_ledger(ledger), first.id, Status.REJECTED, "gone"), ledger)
     project.ingest()
     project.newcomer(seed=1)
-    result = gate(project, margin=100.0)
+    result = gate(project, margin=100.0, map_margin=100.0)
     assert result["decision"] == "promote"
     assert not overall(result, "champion")
     assert result["reasons"][-1] == "nobody of the data that the champion was chosen on can be asked any more"

@@ -6,7 +6,7 @@ from csdn.params import GateParams
 from csdn.retraining.gate import CHAMPION, TODAY, Comparison, as_json, decide, decide_first
 from csdn.retraining.gate_table import table_lines
 
-RULE = GateParams(margin=5.0, collapse=15.0, pair_people=20, confidence=0.95, samples=100)
+RULE = GateParams(margin=5.0, map_margin=3.0, collapse=15.0, pair_people=20, confidence=0.95, samples=100)
 
 
 def comparison(difference=0.0, half=2.0, data=TODAY, metric="rank1", people=150, champion=20.0, cameras=None):
@@ -36,7 +36,8 @@ PAIR = ("cam5", "cam1")
         ([comparison(-3.0)], "promote"),  # low is -5: at the margin
         ([comparison(-3.01)], "keep"),
         ([comparison(+9.0, half=15.0)], "keep"),  # better, but nobody can be sure: 150 people say too little
-        ([comparison(0), comparison(-4, metric="mAP")], "keep"),
+        ([comparison(0), comparison(-1, metric="mAP")], "promote"),
+        ([comparison(0), comparison(-1.01, metric="mAP")], "keep"),  # mAP has a margin of its own
         ([comparison(0), comparison(-4, data=CHAMPION)], "keep"),
         ([comparison(0, people=19)], "keep"),
         ([comparison(0), comparison(-15, half=14, cameras=PAIR)], "keep"),
@@ -61,7 +62,7 @@ def test_every_reason_against_is_told_with_its_numbers():
     assert found.reasons == [
         "may be worse by more than 5 points: rank-1, infrared to visible, today's data: "
         "20.0 % to 16.0 %, -4.0 points (-6.0 to -2.0)",
-        "worse by more than 5 points: mAP, infrared to visible, the champion's data: "
+        "is worse by more than 3 points: mAP, infrared to visible, the champion's data: "
         "20.0 % to 11.0 %, -9.0 points (-11.0 to -7.0)",
         "a pair of cameras collapsed: rank-1, infrared to visible, cam5 to cam1, today's data: "
         "20.0 % to 0.0 %, -20.0 points (-22.0 to -18.0)",
@@ -71,8 +72,8 @@ def test_every_reason_against_is_told_with_its_numbers():
 def test_a_promotion_says_how_near_to_the_margin_it_was():
     found = decide([comparison(1.0), comparison(-1.0, metric="mAP"), comparison(-3, cameras=PAIR)], RULE)
     assert found.reasons == [
-        "not worse by more than 5 points; nearest to it: mAP, infrared to visible, today's data: "
-        "20.0 % to 19.0 %, -1.0 points (-3.0 to +1.0)",
+        "not worse by more than 5 points of rank-1 and 3 of mAP; nearest to it: mAP, infrared to visible, "
+        "today's data: 20.0 % to 19.0 %, -1.0 points (-3.0 to +1.0)",
         "no pair of cameras collapsed, of 1 with 20 people or more",
     ]
 

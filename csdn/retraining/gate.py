@@ -1,9 +1,9 @@
 """The rule by which a newcomer becomes the champion. Pure: comparisons in, a decision with its reasons out.
 
 A newcomer is promoted if, in every direction, by rank-1 and by mAP, on today's data and on the data that the
-champion was chosen on, the lower end of the interval of its difference is not below -margin: it must show
-that it is not worse by more than that. And no pair of cameras may collapse: one that has lost `collapse`
-points or more, with an interval that is wholly below 0, stops it, however good the rest is.
+champion was chosen on, the lower end of the interval of its difference is not below minus the metric's
+margin: it must show that it is not worse by more than that. And no pair of cameras may collapse: one that has
+lost `collapse` points or more, with an interval that is wholly below 0, stops it, however good the rest is.
 """
 
 from __future__ import annotations
@@ -76,12 +76,13 @@ def decide(comparisons: Sequence[Comparison], rule: GateParams) -> Decision:
     against = [*_too_few(overall, rule), *_worse(overall, rule), *_collapsed(comparisons, rule)]
     if against:
         return Decision(KEEP, against)
-    nearest = min(overall, key=lambda one: one.low)
+    nearest = min(overall, key=lambda one: one.low + rule.margin_of(one.metric))
     pairs = [one for one in comparisons if one.of_pair and one.people >= rule.pair_people]
     return Decision(
         PROMOTE,
         [
-            f"not worse by more than {rule.margin:g} points; nearest to it: {nearest}",
+            f"not worse by more than {rule.margin:g} points of rank-1 and {rule.map_margin:g} of mAP; "
+            f"nearest to it: {nearest}",
             f"no pair of cameras collapsed, of {_pairs(pairs)} with {rule.pair_people} people or more",
         ],
     )
@@ -123,10 +124,10 @@ def _too_few(overall: Iterable[Comparison], rule: GateParams) -> list[str]:
 def _worse(overall: Iterable[Comparison], rule: GateParams) -> list[str]:
     found = []
     for one in overall:
-        if one.high < -rule.margin:
-            found.append(f"worse by more than {rule.margin:g} points: {one}")
-        elif one.low < -rule.margin:
-            found.append(f"may be worse by more than {rule.margin:g} points: {one}")
+        margin = rule.margin_of(one.metric)
+        if one.low < -margin:
+            sure = "is" if one.high < -margin else "may be"
+            found.append(f"{sure} worse by more than {margin:g} points: {one}")
     return found
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from csdn.params import GateParams
-from csdn.retraining.gate import CHAMPION, TODAY, Comparison, as_json, decide, decide_first
+from csdn.retraining.gate import CHAMPION, TODAY, Comparison, Decision, as_json, decide, decide_first
 from csdn.retraining.gate_table import table_lines
 
 RULE = GateParams(margin=5.0, map_margin=3.0, collapse=15.0, pair_people=20, confidence=0.95, samples=100)
@@ -84,16 +84,18 @@ def test_without_todays_data_there_is_nothing_to_decide_by():
 
 
 def test_the_first_model_is_champion_unless_it_is_no_better_than_none():
-    good, worse, guess = comparison(+8), comparison(-3, half=2), comparison(0, metric="mAP", half=1)
-    better_than_chance = comparison(+10, metric="mAP")
-    assert decide_first([good], [better_than_chance], RULE).decision == "promote"
-    assert decide_first([good], [better_than_chance], RULE).reasons == ["there is no champion yet"]
-    # Worse than CLIP by less than can be told is no reason.
-    assert decide_first([comparison(-1)], [better_than_chance], RULE).decision == "promote"
-    refused = decide_first([worse], [guess], RULE)
+    better, worse, guess = comparison(+8), comparison(-3), comparison(0, metric="mAP", half=1)
+    above_chance = comparison(+10, metric="mAP")
+    assert decide_first([better], [above_chance]) == Decision("promote", ["there is no champion yet"])
+    # Worse than CLIP by less than can be told is nothing to speak of.
+    assert decide_first([comparison(-1)], [above_chance]).reasons == ["there is no champion yet"]
+    mixed = decide_first([better, worse], [above_chance])
+    assert mixed.decision == "promote"
+    assert mixed.reasons[1].startswith("surely worse than CLIP as it is: rank-1")
+    assert decide_first([worse, worse], [above_chance]).decision == "keep"
+    refused = decide_first([better], [guess])
     assert refused.decision == "keep"
-    assert refused.reasons[1].startswith("worse than CLIP as it is: rank-1")
-    assert refused.reasons[2].startswith("cannot be told from chance: mAP")
+    assert refused.reasons[1].startswith("cannot be told from chance: mAP")
 
 
 def test_the_table_fits_a_terminal_and_steers_none():

@@ -88,22 +88,24 @@ def decide(comparisons: Sequence[Comparison], rule: GateParams) -> Decision:
     )
 
 
-def decide_first(
-    against_clip: Sequence[Comparison], against_chance: Sequence[Comparison], rule: GateParams
-) -> Decision:
-    """Whether a newcomer becomes the champion where there is none; who stands for the champion are
-    CLIP as it is, and chance.
+def decide_first(against_clip: Sequence[Comparison], against_chance: Sequence[Comparison]) -> Decision:
+    """Whether a newcomer becomes the champion where there is none; in the comparisons CLIP as it is, and
+    chance, stand for the champion.
 
-    Everything is better than nothing but a model that is surely worse than before its training, or whose mAP
-    cannot be told from chance: retraining would start from it.
+    The first model needs not be better than CLIP in everything: it is replaced by one that is not worse. But
+    retraining would start from it, so one that is surely worse in every figure, or whose mAP cannot be told
+    from chance, is none.
     """
-    worse = [one for one in against_clip if not one.of_pair and one.high < 0]
-    guessing = [one for one in against_chance if not one.of_pair and one.metric == "mAP" and one.low <= 0]
-    against = [f"worse than CLIP as it is: {one}" for one in worse]
-    against += [f"cannot be told from chance: {one}" for one in guessing]
-    if against:
-        return Decision(KEEP, ["there is no champion yet, but this is none", *against])
-    return Decision(PROMOTE, ["there is no champion yet"])
+    overall = [one for one in against_clip if not one.of_pair]
+    worse = [f"surely worse than CLIP as it is: {one}" for one in overall if one.high < 0]
+    guessing = [
+        f"cannot be told from chance: {one}"
+        for one in against_chance
+        if not one.of_pair and one.metric == "mAP" and one.low <= 0
+    ]
+    if guessing or len(worse) == len(overall):
+        return Decision(KEEP, ["there is no champion yet, but this is none", *worse, *guessing])
+    return Decision(PROMOTE, ["there is no champion yet", *worse])
 
 
 def _pairs(comparisons: Iterable[Comparison]) -> int:

@@ -114,4 +114,4 @@ def _decide(
         return decide(comparisons, rule), comparisons
     newcomer = distances[TODAY]["newcomer"]
     chance = compare(experiments[TODAY], guesses(seed, 0), newcomer, TODAY, rule, seed)
-    return decide_first(comparisons, chance, rule), []
+    return decide_first(comparisons, chance), []

@@ -11,7 +11,10 @@ from csdn.safe import printable
 
 COLUMNS = 80
 _DATA = {"today": "today's data", "champion": "champion's data"}
-_DECISIONS = {"promote": "promote: the newcomer may replace the champion", "keep": "keep the champion"}
+_DECISIONS = {
+    "promote": "promote: the newcomer becomes the champion",
+    "keep": "keep: the newcomer does not become the champion",
+}
 
 
 def table_lines(result: Mapping[str, Any]) -> list[str]:

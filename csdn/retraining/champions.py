@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import shutil
-import tarfile
 from pathlib import Path
 
 from csdn.champion import Start, read_champion
 from csdn.errors import UserError
 from csdn.files import replace_folder
 from csdn.retraining.dvc_files import pull, share
-from csdn.retraining.git import answer, fetch, words
+from csdn.retraining.git import fetch, file_at
 from csdn.retraining.mainline import champion_at
 from csdn.retraining.tags import commit_of_version, version_tag
 
@@ -23,6 +21,8 @@ FILES = {
     "data/samples.parquet": "data/samples.parquet",
     "data/people.parquet": "data/people.parquet",
 }
+# Where DVC reads which files there are, and how they are called.
+DEFINITION = ("dvc.yaml", "dvc.lock", "params.yaml")
 
 
 def fetch_champion(root: str | Path, version: str, folder: str | Path) -> None:
@@ -93,11 +93,12 @@ def sha256(path: Path) -> str | None:
 
 
 def _unpack(root: Path, commit: str, folder: Path) -> None:
-    """The files of a commit, in a folder that is no working tree."""
-    done = answer(root, "archive", "--format=tar", commit)
-    if done.returncode:
-        raise UserError(f"{root}: git archive failed:\n{words(done.stderr)}")
-    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
-        archive.extractall(folder, filter="data")
+    """What DVC has to know of a commit, in a folder that is no working tree."""
+    (folder / ".dvc").mkdir(parents=True)
+    for name in DEFINITION:
+        content = file_at(root, commit, name)
+        if content is None:
+            raise UserError(f"{root}: commit {commit[:12]} has no {name}; it is no version of this pipeline")
+        (folder / name).write_bytes(content)
     # Where the cache and the remotes are, the workspace knows: they may have moved since that commit.
     (folder / ".dvc" / "config").write_text("")

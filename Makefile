@@ -23,7 +23,7 @@ demo: $(INSTALLED) ## Run the pipeline (only what is out of date), then show the
 
 test: lint ## Lint, and every test
 	@OMP_NUM_THREADS=1 $(PYTEST) -n 2 -m "not slow"
-	@$(PYTEST) -m slow
+	@OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile -m slow
 
 test-fast: $(INSTALLED) ## The tests that start no servers and no whole pipelines
 	@OMP_NUM_THREADS=1 $(PYTEST) -n 2 -m "not slow"

@@ -14,7 +14,7 @@ from typing import Any
 
 import workspace
 
-DEADLINE = 180.0  # seconds for whatever is waited for; a cold server takes a minute
+DEADLINE = 600.0  # seconds for whatever is waited for; a cold server takes a minute
 POLL_SECONDS = 0.2
 
 

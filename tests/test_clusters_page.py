@@ -20,7 +20,7 @@ import torch
 import yaml
 from repository import make_repository
 from safetensors.torch import load_file
-from workspace import environment
+from workspace import environment, run, set_params
 
 from csdn.cluster.guard import MARK, end_marked
 from csdn.params import Params
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/clusters.md").read_text()
 CLUSTER = (ROOT / "deploy/ray/cluster/cluster.yaml").read_text()
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="clusters are for Linux")
-LIMIT = 120  # seconds that a command may take
+LIMIT = 600  # seconds that a command may take
 CORES = 4  # of a node, as Ray counts: for two workers of Train, and some for Data
 # `ray` as the page's commands find it here: no file, port or memory that others of the machine might use.
 RAY = """#!/bin/bash
@@ -73,7 +73,7 @@ class Shell:
             env=self.environment | environment,
             capture_output=True,
             text=True,
-            timeout=3 * LIMIT,
+            timeout=LIMIT,
             check=False,
         )
 
@@ -189,8 +189,13 @@ def test_settings_that_the_page_names_exist(key):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A small project with the page's settings, in which `dvc repro` ran as the page has it."""
-    folder = make_repository(tmp_path_factory.mktemp("page") / "project", **KEYS)
+    """A small project with the page's settings, in which `dvc repro` ran as the page has it.
+
+    What comes before training, which other tests run on Ray, is there already.
+    """
+    folder = make_repository(tmp_path_factory.mktemp("page") / "project")
+    run(folder, "dvc", "repro", "prompts")
+    set_params(folder, KEYS)
     shell = Shell(tmp_path_factory.mktemp("shell"))
     done = shell.run(REPRO, folder, **environment())
     assert done.returncode == 0, done.stdout + done.stderr

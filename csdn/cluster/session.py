@@ -86,8 +86,10 @@ def _unusable(address: str | None, error: Exception) -> UserError:
 def _configure_own_instance() -> None:
     """A token for this run: Ray listens on every interface, and leaves its own in the home folder.
 
-    And no lower priority than that of this process: the workers are what the machine is wanted for.
+    No lower priority than that of this process: the workers are what the machine is wanted for. And Ray Train
+    looks at them often, as they wait with each checkpoint until it does.
     """
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")

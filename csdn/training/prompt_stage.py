@@ -23,6 +23,8 @@ from csdn.training.checkpoint import optimizer_tensors, restore_optimizer
 from csdn.training.log import LossLog
 from csdn.training.schedules import warmup_cosine
 
+NOBODY = -1  # label of a text whose person has no images here
+
 
 @dataclass(frozen=True)
 class PhaseSettings:
@@ -49,13 +51,15 @@ class PromptPhase:
     """Phase "prompts": the tokens of each person against the person's images, modality by modality.
 
     embeddings: [images, d], raw image embeddings; labels: [images]; a row of the plan is a pair of
-    ordinals (visible [b], infrared [b]) of the same people.
+    ordinals (visible [b], infrared [b]) of the same people. others: texts [m, d], constants, of people who
+    have no images here: no image is to be taken for one of them.
     """
 
     model: CSDN
     embeddings: Tensor
     labels: Tensor
     rows: Callable[[int], Sequence[tuple[np.ndarray, np.ndarray]]]
+    others: Tensor | None = None
     name: str = "prompts"
 
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -70,7 +74,7 @@ class PromptPhase:
         # A person who stands in the row twice is encoded once: the gradient adds up in the gather.
         people, place = torch.unique(labels.chunk(2)[0], return_inverse=True)
         text = [self.model.text_features(modality, people)[place] for modality in ("visible", "infrared")]
-        return contrast(self.embeddings[ordinals], torch.cat(text), labels)
+        return contrast(self.embeddings[ordinals], torch.cat(text), labels, self.others)
 
 
 @dataclass
@@ -109,9 +113,16 @@ class IntegrationPhase:
         return torch.from_numpy(draws >= self.model.integration.dropout).to(like.device)
 
 
-def contrast(images: Tensor, text: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Both directions of SupCon and their sum; images, text: [n, d]; labels: [n] of both."""
-    image_to_text = supcon(images, text, labels, labels)
+def contrast(images: Tensor, text: Tensor, labels: Tensor, others: Tensor | None = None) -> dict[str, Tensor]:
+    """Both directions of SupCon and their sum; images, text: [n, d]; labels: [n] of both.
+
+    others: [m, d], further texts, which are nobody's here.
+    """
+    candidates, owners = text, labels
+    if others is not None:
+        candidates = torch.cat([text, others])
+        owners = torch.cat([labels, labels.new_full((len(others),), NOBODY)])
+    image_to_text = supcon(images, candidates, labels, owners)
     text_to_image = supcon(text, images, labels, labels)
     return {
         "loss": image_to_text + text_to_image,

@@ -17,20 +17,22 @@ import os
 import statistics
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
-from text_run import embedded, silent
+from text_run import METRICS, embedded, searched, silent
 
 from csdn.champion import Start
 from csdn.data.arrivals import examine
 from csdn.data.dataset import load_dataset
 from csdn.data.ingest import ingest
-from csdn.evaluation.job import run_evaluation
+from csdn.evaluation.job import embedders, prepare, test_walk
 from csdn.files import write_json
+from csdn.model import folded, load, load_clip
 from csdn.model.tensor_files import read_safetensors
 from csdn.params import Params, parse_params
 from csdn.training.embedding_job import run_embedding, train_here
@@ -41,8 +43,6 @@ from csdn.training.warm import WarmStart
 
 ROOT = Path(__file__).parents[1]
 DROPS = {"champion": ["builtin:demo"], "today": ["builtin:demo", "builtin:later"]}
-NAMES = ("infrared_to_visible", "visible_to_infrared")
-FIGURES = [(direction, metric) for direction in NAMES for metric in ("rank1", "mAP")]
 
 
 def main() -> None:
@@ -60,7 +60,7 @@ def main() -> None:
         {"prompts": p, "epochs": e, "rate": r} for p in options.prompts for e in epochs for r in options.rates
     ]
     for name in DROPS:
-        prepare(name)
+        ingested(name)
     table: dict[str, list[dict[str, Any]]] = {}
     for seed in options.seeds:
         table.setdefault("the champion, as it is", []).append(result(seed, "champion", None))
@@ -86,7 +86,7 @@ def parameters(seed: int, way: dict[str, Any] | None = None) -> Params:
     return parse_params(raw)
 
 
-def prepare(name: str) -> None:
+def ingested(name: str) -> None:
     """Ingest the drops of `name` into a folder of its own, once."""
     if not Path(f"{name}.json").exists():
         params = parameters(0)
@@ -114,10 +114,19 @@ def train(seed: int, data: str, way: dict[str, Any] | None, folder: Path) -> dic
     with seconds() as stage2:
         arguments = (prompts, model, folder / "embedding.json", train_here, silent)
         run_embedding(params, Path(data), *arguments, warm=warm)
-    found = run_evaluation(params, Path("today"), model, folder / "test", folder / "test.json", silent)
-    trained = {f"{way}.{metric}": found["trained"][way][metric]["mean"] for way, metric in FIGURES}
+    trained = tested(params, model)
     texts = {} if data == "champion" else naming(params, prompts)
     return {"stage 1": stage1[0], "stage 2": stage2[0], **trained, **texts}
+
+
+def tested(params: Params, model: Path) -> dict[str, float]:
+    """Figures in percent on the test people of today."""
+    evaluation = params.evaluation
+    experiment = prepare(load_dataset("today"), evaluation.protocol, **evaluation.options())
+    clip = load_clip(params.model.clip, params.model.weights)
+    embeds = partial(embedders, params, clip, folded(load(model)))
+    found = embedded(test_walk(experiment.table, params, Path("today")), embeds, params)
+    return {f"{way} {metric}": of for way, metric, of in searched(experiment, found["trained"], METRICS)}
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from csdn.model import load
 from csdn.model.people import row_deviation
 from csdn.state import stage_key, state_key
 from csdn.training.inputs import training_inputs
+from csdn.training.newcomers import new_rows, stand_ins
 from csdn.training.prompt_stage import contrast
 from csdn.training.warm import WarmStart, warm_params
 
@@ -325,17 +326,28 @@ def test_a_champion_that_was_trained_on_today_s_test_people_is_refused(world, wa
     fault("parameters", "the champion was trained on people who are test people now", error.value)
 
 
-def test_other_people_s_texts_are_further_candidates_for_an_image_and_nothing_else():
+def test_images_of_others_are_further_candidates_for_a_text_and_nothing_else():
     draws = torch.Generator().manual_seed(0)
     images, text, others = (torch.randn(n, 8, generator=draws) for n in (4, 4, 3))
     labels = torch.tensor([0, 1, 0, 1])
     alone, among = contrast(images, text, labels), contrast(images, text, labels, others)
-    assert among["text_to_image"] == alone["text_to_image"]
-    scores = images @ torch.cat([text, others]).T
+    assert among["image_to_text"] == alone["image_to_text"]
+    scores = text @ torch.cat([images, others]).T
     expected = -torch.log_softmax(scores, dim=1)[:, :4][labels[:, None] == labels].mean()
-    torch.testing.assert_close(among["image_to_text"], expected)
-    nobody = contrast(images, text, labels, others[:0])
-    assert nobody["loss"] == alone["loss"]
+    torch.testing.assert_close(among["text_to_image"], expected)
+    assert contrast(images, text, labels, others[:0])["loss"] == alone["loss"]
+
+
+def test_known_people_s_texts_stand_for_their_images_as_long_as_images_are(world, warm):
+    inputs, embeddings = inputs_of("prompts", world, warm), torch.full((5, 128), 0.5)
+    new = new_rows(inputs)
+    assert [inputs.people[n] for n in new] == [name for name in inputs.people if name in NEW]
+    found = stand_ins(inputs, new, embeddings)
+    torch.testing.assert_close(found.norm(dim=1), embeddings.norm(dim=1)[0].expand(2 * len(STAYED)))
+    known = torch.tensor([n for n, name in enumerate(inputs.people) if name in STAYED])
+    texts = inputs.model.text_features("infrared", known)
+    cosines = torch.cosine_similarity(found[len(STAYED) :], texts)
+    torch.testing.assert_close(cosines, torch.ones(len(STAYED)))
 
 
 def test_the_images_of_some_people_are_those_of_the_table_with_new_numbers(world):

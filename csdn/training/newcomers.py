@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from csdn.data.records import MODALITIES
@@ -34,11 +35,15 @@ def newcomers(inputs: TrainingInputs, new: np.ndarray) -> TrainingInputs:
 
 
 @torch.no_grad()
-def texts_of_known(inputs: TrainingInputs, new: np.ndarray) -> Tensor:
-    """Both texts, [2 * known, d], of the people that are not new: what a new text must not be taken for."""
-    known = torch.from_numpy(np.setdiff1d(np.arange(len(inputs.people)), new))
-    known = known.to(next(inputs.model.parameters()).device)
-    return torch.cat([inputs.model.text_features(modality.value, known) for modality in MODALITIES])
+def stand_ins(inputs: TrainingInputs, new: np.ndarray, embeddings: Tensor) -> Tensor:
+    """What stands for images of the people who are not new, [2 * known, d]: their two texts.
+
+    They are as long as the new people's images [images, d] are on average, as dot products are compared.
+    Without them new texts also fit images of known people, of which none is read.
+    """
+    known = torch.from_numpy(np.setdiff1d(np.arange(len(inputs.people)), new)).to(embeddings.device)
+    texts = [inputs.model.text_features(modality.value, known) for modality in MODALITIES]
+    return F.normalize(torch.cat(texts)) * embeddings.norm(dim=1).mean()
 
 
 @torch.no_grad()

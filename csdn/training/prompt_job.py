@@ -20,7 +20,7 @@ from csdn.params import Params
 from csdn.state import StageState, open_state
 from csdn.training.inputs import TrainingInputs, training_inputs
 from csdn.training.log import write_log
-from csdn.training.newcomers import new_rows, newcomers, put_back, texts_of_known
+from csdn.training.newcomers import new_rows, newcomers, put_back, stand_ins
 from csdn.training.prompt_parts import (
     Progress,
     image_walk,
@@ -100,7 +100,7 @@ def learn_new(
         return put_back(inputs, None, new), [], figures
     theirs = newcomers(inputs, new)
     embeddings, labels = embed(theirs, state)
-    phase = prompt_phase(theirs, params, embeddings, labels, texts_of_known(inputs, new))
+    phase = prompt_phase(theirs, params, embeddings, labels, stand_ins(inputs, new, embeddings))
     rows = learn(phase, params.prompts.prompts, params.seed, state, progress)
     fused = put_back(inputs, theirs, new)
     among_all = torch.from_numpy(new).to(labels.device)[labels]

@@ -44,7 +44,7 @@ def image_embeddings(model: CSDN, device: torch.device) -> dict[str, Embed]:
 def prompt_phase(
     inputs: TrainingInputs, params: Params, embeddings: Tensor, labels: Tensor, others: Tensor | None = None
 ) -> PromptPhase:
-    """Phase "prompts" over the plan of pairs; others: texts [m, d] of people that have no images here."""
+    """Phase "prompts" over the plan of pairs; others: stand-ins [m, d] for images of people without any."""
     table = inputs.table
 
     def rows(epoch: int) -> list[tuple[np.ndarray, np.ndarray]]:

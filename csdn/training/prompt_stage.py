@@ -23,7 +23,7 @@ from csdn.training.checkpoint import optimizer_tensors, restore_optimizer
 from csdn.training.log import LossLog
 from csdn.training.schedules import warmup_cosine
 
-NOBODY = -1  # label of a text whose person has no images here
+NOBODY = -1  # label of an image of none of the people
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class PromptPhase:
     """Phase "prompts": the tokens of each person against the person's images, modality by modality.
 
     embeddings: [images, d], raw image embeddings; labels: [images]; a row of the plan is a pair of
-    ordinals (visible [b], infrared [b]) of the same people. others: texts [m, d], constants, of people who
-    have no images here: no image is to be taken for one of them.
+    ordinals (visible [b], infrared [b]) of the same people. others: [m, d], what stands for images of
+    people who have none here: no text of a person is to fit them.
     """
 
     model: CSDN
@@ -116,14 +116,14 @@ class IntegrationPhase:
 def contrast(images: Tensor, text: Tensor, labels: Tensor, others: Tensor | None = None) -> dict[str, Tensor]:
     """Both directions of SupCon and their sum; images, text: [n, d]; labels: [n] of both.
 
-    others: [m, d], further texts, which are nobody's here.
+    others: [m, d], further candidates for a text, images of nobody here.
     """
-    candidates, owners = text, labels
+    image_to_text = supcon(images, text, labels, labels)
+    candidates, owners = images, labels
     if others is not None:
-        candidates = torch.cat([text, others])
+        candidates = torch.cat([images, others])
         owners = torch.cat([labels, labels.new_full((len(others),), NOBODY)])
-    image_to_text = supcon(images, candidates, labels, owners)
-    text_to_image = supcon(text, images, labels, labels)
+    text_to_image = supcon(text, candidates, labels, owners)
     return {
         "loss": image_to_text + text_to_image,
         "image_to_text": image_to_text,

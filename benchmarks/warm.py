@@ -43,6 +43,10 @@ from csdn.training.warm import WarmStart
 
 ROOT = Path(__file__).parents[1]
 DROPS = {"champion": ["builtin:demo"], "today": ["builtin:demo", "builtin:later"]}
+COLUMNS = (
+    *("stage 1", "stage 2", "ir_to_vis rank1", "ir_to_vis mAP", "vis_to_ir rank1", "vis_to_ir mAP"),
+    *("named, known", "named, new"),
+)
 
 
 def main() -> None:
@@ -170,10 +174,9 @@ def embeddings(params: Params, inputs: Any) -> np.ndarray:
 
 def show(table: dict[str, list[dict[str, Any]]]) -> None:
     """Mean and standard deviation over the seeds, a line for each way of training."""
-    columns = [*next(iter(table.values()))[0], "named, known", "named, new"]
-    print("| | " + " | ".join(columns) + " |\n|---" + "|---" * len(columns) + "|")
+    print("| | " + " | ".join(COLUMNS) + " |\n|---" + "|---" * len(COLUMNS) + "|")
     for label, runs in table.items():
-        cells = [cell([run[column] for run in runs]) if column in runs[0] else "" for column in columns]
+        cells = [cell([run[column] for run in runs]) if column in runs[0] else "" for column in COLUMNS]
         print(f"| {label} | " + " | ".join(cells) + " |")
 
 

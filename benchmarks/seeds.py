@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("ingest", "prompts", "embedding", "evaluate")
-INPUTS = ("csdn", "stages", "params.yaml", "data/drops.json", "data/aliases.json")
+INPUTS = ("csdn", "stages", "params.yaml", "champion.json", "data/drops.json", "data/aliases.json")
 
 
 METHODS = ("chance", "hog", "clip", "trained")

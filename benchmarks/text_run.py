@@ -32,7 +32,8 @@ from csdn.state import StageState
 from csdn.training.embedding_job import embedding_settings, load_prompts, train_source
 from csdn.training.embedding_stage import train_embedding
 from csdn.training.inputs import TrainingInputs, training_inputs
-from csdn.training.prompt_job import image_walk, run_prompts
+from csdn.training.prompt_job import run_prompts
+from csdn.training.prompt_parts import image_walk
 from csdn.walk import MakeEmbeds, embed_all, embedded_here
 
 ROOT = Path(__file__).parents[1]

@@ -20,7 +20,7 @@ from csdn.files import write_json
 
 FORMAT = 1
 # Sections and keys of params.yaml that are the run's own, or that the data's hash stands for.
-_LEFT_OUT = ("seed", "ingest", "report", "scaling")
+_LEFT_OUT = ("seed", "ingest", "report", "scaling", "warm", "gate", "retrain", "registry")
 _PROVENANCE = ("commit", "data", "protocol", "test_people", "parameters")
 
 

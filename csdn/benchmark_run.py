@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from csdn.champion import read_champion, write_champion
 from csdn.data.arrivals import examine
 from csdn.data.drops import LEDGER, SHORT, Drop, Status, read_ledger, write_ledger
 from csdn.data.people import read_aliases
@@ -44,6 +45,7 @@ def run_benchmark(name: str, address: str, small: bool, trials: str) -> None:
     weights = load_params(PARAMS).model.weights
     if not Path(weights).is_file():
         raise UserError(f"{weights} is not there: run `csdn fetch-clip`, then the same command again")
+    write_champion(read_champion().model_copy(update={"start": None}))  # its people are others
     before = read_ledger()
     after = alone(before, drop)
     write_ledger(after)

@@ -130,6 +130,15 @@ class EmbeddingParams(Section):
     losses: LossWeights
 
 
+class WarmParams(Section):
+    """Training from a champion: these take the place of the section embedding's (csdn.training.warm)."""
+
+    prompts: Literal["new", "all"]
+    epochs: Count
+    learning_rate: Positive
+    head_learning_rate: Positive
+
+
 class TrainingParams(Section):
     """How stage 2 computes, on any machine."""
 
@@ -218,6 +227,7 @@ class Params(Section):
     model: ModelParams
     prompts: PromptsParams
     embedding: EmbeddingParams
+    warm: WarmParams
     training: TrainingParams
     evaluation: EvaluationParams
     report: ReportParams

@@ -23,6 +23,7 @@ class Stream(IntEnum):
     VISIBLE_VIEW2 = 7
     INFRARED_VIEW = 8
     DROPOUT = 9
+    NEW_PERSON = 10
 
 
 def generator(seed: int, *counters: int) -> np.random.Generator:

@@ -47,12 +47,14 @@ def state_key(**parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def stage_key(section: str, params: Params, clip: str, inputs: Iterable[Path]) -> str:
+def stage_key(section: str, params: Params, clip: str, inputs: Iterable[Path], **more: Any) -> str:
     """Key of a stage that computes: its parameters, the hash of CLIP's weights, the bytes of `inputs`.
 
     samples.parquet among these stands for the images, whose hashes it names. `scaling` is no part of it.
+    more: JSON values that decide the result, too.
     """
-    more = {"precision": params.training.precision} if section == "embedding" else {}
+    if section == "embedding":
+        more["precision"] = params.training.precision
     return state_key(
         section=section,
         **more,

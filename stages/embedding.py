@@ -10,10 +10,13 @@ def main() -> None:
     from csdn.console import stage
 
     with stage("embedding") as progress:
+        from csdn.champion import read_champion
         from csdn.params import load_params
         from csdn.training.embedding_job import run_embedding, train_here
+        from csdn.training.warm import WarmStart
 
-        params = load_params()
+        params, start = load_params(), read_champion().start
+        warm = WarmStart(start) if start else None
         if params.scaling.workers:
             from csdn.cluster.embedding import train_on_ray as train
         else:
@@ -26,6 +29,7 @@ def main() -> None:
             metrics=Path("metrics/embedding.json"),
             train=train,
             progress=progress,
+            warm=warm,
         )
         print("embedding: model -> models/embedding; load it anywhere with csdn.load")
 

@@ -1,5 +1,6 @@
 """Stage 1: text tokens of each training person and modality, and their integration."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from csdn.process import run_stage
@@ -10,10 +11,13 @@ def main() -> None:
     from csdn.console import stage
 
     with stage("prompts") as progress:
+        from csdn.champion import read_champion
         from csdn.params import load_params
         from csdn.training.prompt_job import run_prompts
+        from csdn.training.warm import WarmStart
 
-        params = load_params()
+        params, start = load_params(), read_champion().start
+        warm = WarmStart(start) if start else None
         if params.scaling.workers:
             from csdn.cluster.walk import embedded_on_ray as embedder
         else:
@@ -25,11 +29,18 @@ def main() -> None:
             metrics=Path("metrics/prompts.json"),
             progress=progress,
             embedder=embedder,
+            warm=warm,
         )
-        visible, infrared = figures["fused_names_visible"], figures["fused_names_infrared"]
-        print(
-            f"prompts: the fused text names {visible:.1f} % of visible, {infrared:.1f} % of infrared images"
-        )
+        print(f"prompts: {said(figures)}")
+
+
+def said(figures: Mapping[str, float]) -> str:
+    """The stage's figures in a line."""
+    if figures.get("new_people") == 0:
+        return "nobody is new; the texts are those that training starts from"
+    visible, infrared = figures["fused_names_visible"], figures["fused_names_infrared"]
+    whose = f" of the {figures['new_people']} new people" if "new_people" in figures else ""
+    return f"the fused text names {visible:.1f} % of visible, {infrared:.1f} % of infrared images{whose}"
 
 
 if __name__ == "__main__":

@@ -52,17 +52,31 @@ def test_the_import_reader_follows_late_and_nested_imports():
     assert not any(file.startswith(("csdn/model", "csdn/training")) for file in files_of_stage("ingest"))
 
 
+def params_of(stage):
+    """Keys of params.yaml that a stage declares, and those of other files, by file."""
+    declared = STAGES[stage].get("params", [])
+    others = [entry for entry in declared if isinstance(entry, dict)]
+    return [key for key in declared if key not in others], {
+        file: keys for entry in others for file, keys in entry.items()
+    }
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_parameters_that_a_stage_declares_exist(stage):
-    for key in STAGES[stage].get("params", []):
+    for key in params_of(stage)[0]:
         value = load_params(ROOT / "params.yaml")
         for name in key.split("."):
             value = getattr(value, name)
 
 
 def test_no_stage_runs_again_for_its_speed():
-    declared = set(chain.from_iterable(stage.get("params", []) for stage in STAGES.values()))
+    declared = set(chain.from_iterable(params_of(stage)[0] for stage in STAGES))
     assert not any(key.startswith("scaling") for key in declared)
+
+
+def test_training_depends_on_what_it_starts_from_and_not_on_who_the_champion_is():
+    others = {stage: params_of(stage)[1] for stage in STAGES if params_of(stage)[1]}
+    assert others == {stage: {"champion.json": ["start"]} for stage in ("prompts", "embedding")}
 
 
 def test_the_flow_runs_the_stages_of_dvc_in_their_order():

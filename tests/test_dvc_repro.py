@@ -12,6 +12,8 @@ import pytest
 from repository import git
 from workspace import STAGES, environment, run, set_params
 
+from csdn.champion import Start, read_champion, write_champion
+
 pytestmark = pytest.mark.slow
 
 
@@ -65,6 +67,8 @@ def test_git_sees_the_lock_and_the_metrics_and_nothing_else(finished):
         ({"data.salt": "other"}, ["ingest", "report"]),
         ({"ingest.shard_megabytes": 1}, ["ingest", "report"]),
         ({"ingest.store": "s3://bucket/shards"}, ["ingest", "report"]),
+        ({"warm.prompts": "all"}, ["prompts", "report"]),
+        ({"warm.epochs": 1}, ["embedding", "report"]),
         ({"seed": 1}, ["prompts", "embedding", "evaluate", "report"]),
     ],
 )
@@ -73,6 +77,19 @@ def test_a_parameter_puts_its_own_stages_out_of_date(project, changes, stages):
     set_params(project, changes)
     status = json.loads(run(project, "dvc", "status", "--json").stdout)
     assert [stage for stage in STAGES if stage in status] == stages
+
+
+def test_another_start_puts_training_out_of_date_and_another_champion_does_not(project):
+    before = read_champion(project)
+    start = Start(version="v1", prompts="a" * 64, embedding="b" * 64)
+    about = {"run": "20260102-0123abcd", "people": 1, "images": 1, "date": "2026-01-02", "figures": {}}
+    promoted = json.dumps({"champion": start.model_dump() | about, "start": None})
+    (project / "champion.json").write_text(promoted)
+    assert read_champion(project).start == before.start
+    assert json.loads(run(project, "dvc", "status", "--json").stdout) == {}
+    write_champion(read_champion(project).model_copy(update={"start": start}), project)
+    status = json.loads(run(project, "dvc", "status", "--json").stdout)
+    assert list(status) == ["prompts", "embedding"]
 
 
 @pytest.fixture

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import workspace
+from warm_work import start_of
 
 from csdn.builtin.drops import write_images
+from csdn.champion import ChampionFile, write_champion
 
 pytestmark = pytest.mark.slow
 
@@ -66,6 +68,19 @@ def ingested(finished, tmp_path):
     for name in ("models", "evaluation", "report"):
         shutil.rmtree(folder / name)
     return folder
+
+
+def test_training_goes_on_from_the_champion_that_champion_json_names(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "project")
+    (folder / "models").rename(folder / "champion")
+    write_champion(ChampionFile(champion=None, start=start_of(folder / "champion")), folder)
+    printed = workspace.run(folder, "python", "-m", "stages.prompts").stdout
+    assert "nobody is new" in printed
+    workspace.run_stages(folder, "embedding", "evaluate", "report")
+    texts, model = "models/prompts/prompts.safetensors", "models/embedding/model.safetensors"
+    assert (folder / texts).read_bytes() == (finished / texts).read_bytes()
+    assert (folder / model).read_bytes() != (finished / model).read_bytes()
+    assert "Nobody was new" in (folder / "report/index.html").read_text()
 
 
 def test_ctrl_c_says_what_is_kept_and_leaves_no_half_output(ingested):

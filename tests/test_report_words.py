@@ -4,6 +4,7 @@ import pytest
 
 from csdn.report import words
 from csdn.report.naming import naming_bars, naming_words
+from csdn.report.training_rules import naming_gap
 
 
 def figures_of(trained, clip, hog=10.0, chance=2.0, std=1.0):
@@ -81,6 +82,14 @@ def test_naming_compares_the_fused_text_with_the_better_one_alone():
     assert "names 50.0 % of the infrared images" in cross and "40 texts would name 2.5 %" in cross
     assert "names as many visible images as the better of the two alone" in change
     assert "5.0 points fewer of the infrared images than the better of the two alone, infrared only" in change
+
+
+def test_naming_says_whose_images_it_is_of_where_only_new_people_were_learnt():
+    whose, *rest = map(plain, naming_words(naming(new_people=7), people=40))
+    assert "those of the 7 people who were new" in whose and len(rest) == 2
+    assert naming_bars({"new_people": 0}) == []
+    assert naming_gap({"new_people": 0}) is None
+    assert "the texts are those of the champion" in naming_words({"new_people": 0}, people=40)[0]
 
 
 def test_naming_bars_are_three_texts_for_each_modality():

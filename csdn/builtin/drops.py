@@ -31,6 +31,7 @@ class PeopleSet(NamedTuple):
 # Numbers stay below csdn.builtin.people.PRETRAINING; a number is the same person in every set.
 SETS = {
     "demo": PeopleSet(first=1_001, people=200, visible=2, infrared=4),
+    "later": PeopleSet(first=2_001, people=50, visible=2, infrared=4),
     "tiny": PeopleSet(first=10_001, people=32, visible=1, infrared=2),
     # 150 of these are test people at data.test_percent 60: as many as a comparison of two models needs.
     "gate": PeopleSet(first=40_001, people=240, visible=1, infrared=2),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,13 @@ class SampleTable:
     def of(self, modality: Modality) -> np.ndarray:
         """Ordinals of the images of a modality, rising."""
         return np.flatnonzero(self.modality == MODALITIES.index(modality))
+
+    def of_people(self, labels: np.ndarray) -> SampleTable:
+        """The images of these people alone, who are numbered anew: labels[n] becomes n (they rise)."""
+        chosen = np.isin(self.label, labels)
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        kept = {name: of[chosen] for name, of in columns.items() if isinstance(of, np.ndarray)}
+        return replace(self, **kept | {"label": np.searchsorted(labels, kept["label"])})
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from csdn.model.clip import Clip
 
 
+CLASSIFIER_DEVIATION = 0.001  # before training
+
+
 class TrainingOutputs(NamedTuple):
     """What stage 2's losses need of a batch: visible images first, then infrared ones."""
 
@@ -49,7 +52,7 @@ class BNNeck(nn.Module):
         super().__init__()
         self.norm = nn.BatchNorm1d(channels)
         self.classifier = nn.Linear(channels, identities, bias=False)
-        nn.init.normal_(self.classifier.weight, std=0.001)
+        nn.init.normal_(self.classifier.weight, std=CLASSIFIER_DEVIATION)
 
     def forward(self, features: Tensor) -> Tensor:
         return self.classifier(self.norm(features))

@@ -13,6 +13,7 @@ PREFIX = slice(0, 5)
 CONTEXT = slice(5, 9)
 SUFFIX = slice(9, 12)
 LENGTH = 12
+DEVIATION = 0.02  # of the tokens before training
 
 
 class PromptLearner(nn.Module):
@@ -23,7 +24,10 @@ class PromptLearner(nn.Module):
         self.set_of = {modality: "shared" if shared else modality for modality in modalities}
         shape = (identities, CONTEXT.stop - CONTEXT.start, text_width)
         self.tokens = nn.ParameterDict(
-            {name: nn.Parameter(0.02 * torch.randn(shape)) for name in dict.fromkeys(self.set_of.values())}
+            {
+                name: nn.Parameter(DEVIATION * torch.randn(shape))
+                for name in dict.fromkeys(self.set_of.values())
+            }
         )
 
     def forward(self, modality: str, people: Tensor | None = None) -> Tensor:

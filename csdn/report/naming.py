@@ -20,7 +20,12 @@ class NamingBars:
 
 
 def naming_bars(naming: Mapping[str, float]) -> list[NamingBars]:
-    """How often the text most like an image is its person's own, percent of each modality's images."""
+    """How often the text most like an image is its person's own, percent of each modality's images.
+
+    No bars where stage 1 saw no image: nobody was new, and training goes on from a champion.
+    """
+    if naming.get("new_people") == 0:
+        return []
     return [
         NamingBars(
             f"{modality.capitalize()} images",
@@ -35,6 +40,9 @@ def naming_bars(naming: Mapping[str, float]) -> list[NamingBars]:
 
 def naming_words(naming: Mapping[str, float], people: int) -> list[str]:
     """What the six figures say, a guess among `people` texts, and what SII changed."""
+    new = naming.get("new_people")
+    if new == 0:
+        return ["Nobody was new: the texts are those of the champion that training started from."]
     cross = (
         f"A text learnt from visible images alone names {percent(naming['visible_names_infrared'])} of the "
         f"infrared images; one learnt from infrared images alone names "
@@ -42,7 +50,13 @@ def naming_words(naming: Mapping[str, float], people: int) -> list[str]:
         f"A guess among {people} texts would name {percent(100 / people)}."
     )
     changes = [_change(naming, modality) for modality in MODALITIES]
-    return [cross, f"Fusing the two (SII) {changes[0]}, and {changes[1]}."]
+    said = [cross, f"Fusing the two (SII) {changes[0]}, and {changes[1]}."]
+    if new is None:
+        return said
+    return [
+        f"The images are those of the {new} people who were new; the texts of all others are the champion's.",
+        *said,
+    ]
 
 
 def _change(naming: Mapping[str, float], modality: str) -> str:

@@ -51,6 +51,8 @@ def train_image_counts(labels: np.ndarray, modality: np.ndarray) -> np.ndarray:
 
 def naming_gap(naming: Mapping[str, float]) -> Step | None:
     """When the fused texts name one modality's images NAMING_POINTS better than the other's."""
+    if naming.get("new_people") == 0:
+        return None
     figures = {modality: naming[f"fused_names_{modality}"] for modality in ("visible", "infrared")}
     weak, strong = sorted(figures, key=lambda modality: figures[modality])
     if figures[strong] - figures[weak] <= NAMING_POINTS:

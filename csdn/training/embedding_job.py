@@ -25,7 +25,8 @@ from csdn.training.attempts import Attempts
 from csdn.training.embedding_stage import EmbeddingSettings, train_embedding
 from csdn.training.inputs import training_inputs
 from csdn.training.log import write_log
-from csdn.training.prompt_job import Progress
+from csdn.training.prompt_parts import Progress
+from csdn.training.warm import WarmStart, warm_params
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,23 @@ Train = Callable[[Params, EmbeddingWork, Attempts, Callable[..., None]], list[di
 
 
 def run_embedding(
-    params: Params, data: Path, prompts: Path, out: Path, metrics: Path, train: Train, progress: Progress
+    params: Params,
+    data: Path,
+    prompts: Path,
+    out: Path,
+    metrics: Path,
+    train: Train,
+    progress: Progress,
+    warm: WarmStart | None = None,
 ) -> None:
     """Run stage 2; writes `out` (model.safetensors, config.json, log.csv), enough for `csdn.load(out)`.
 
     `metrics` gets the mean losses over the last epoch. `train`: `train_here`, or that of csdn.cluster.
+    warm: the champion to go on from, if any; the optimiser is fresh, epochs and rates are those of `warm`.
     """
+    params = warm_params(params) if warm else params
     weights = prompts / "prompts.safetensors"
-    inputs = training_inputs(params, data, "embedding", weights)
+    inputs = training_inputs(params, data, "embedding", weights, warm=warm)
     model = inputs.model
     text_table = load_prompts(model, weights)
     settings = embedding_settings(params.embedding, params.training.precision)

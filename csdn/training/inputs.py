@@ -1,4 +1,7 @@
-"""What both training stages start from: the samples of the training people, and a CSDN built on CLIP."""
+"""What both training stages start from: the samples of the training people, and a CSDN built on CLIP.
+
+Or on a champion, where training goes on from one (csdn.training.warm).
+"""
 
 from __future__ import annotations
 
@@ -7,27 +10,35 @@ from pathlib import Path
 
 import numpy as np
 
-from csdn.data.dataset import SampleTable, load_dataset
+from csdn.data.dataset import Dataset, SampleTable, load_dataset
 from csdn.model import CSDN
 from csdn.model.clip import load_clip
 from csdn.params import Params
 from csdn.state import stage_key
+from csdn.training.warm import Known, WarmStart, carry, check_sides, read_known
 
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """Training samples, the network before its training, and the people's names in order of their labels."""
+    """Training samples, the network before its training, and the people's names in order of their labels.
+
+    known: what the champion had learnt, which is in `model` already; None where training starts from CLIP.
+    """
 
     table: SampleTable
     model: CSDN
     people: list[str]
     key: str
+    known: Known | None = None
 
 
-def training_inputs(params: Params, data: Path, stage: str, *extra: Path) -> TrainingInputs:
+def training_inputs(
+    params: Params, data: Path, stage: str, *extra: Path, warm: WarmStart | None = None
+) -> TrainingInputs:
     """Read the training data and build the network; `key` names the stage's state.
 
-    The key covers the data, the stage's parameters, CLIP's weights and the `extra` input files.
+    The key covers the data, the stage's parameters, CLIP's weights, the `extra` input files, and the
+    champion that training starts from.
     """
     dataset = load_dataset(data)
     table = dataset.train_table()
@@ -42,4 +53,16 @@ def training_inputs(params: Params, data: Path, stage: str, *extra: Path) -> Tra
         seed=params.seed,
     )
     files = (data / "samples.parquet", data / "people.parquet", *extra)
-    return TrainingInputs(table, model, people, stage_key(stage, params, clip.sha256, files))
+    if warm is None:
+        return TrainingInputs(table, model, people, stage_key(stage, params, clip.sha256, files))
+    known = read_known(warm, stage, model, params.model.normalize)
+    check_sides(warm, known, _test_people(dataset))
+    carry(known, model, people, params.seed)
+    more = {"start": warm.sha256(stage)} | ({"warm": params.warm.prompts} if stage == "prompts" else {})
+    key = stage_key(stage, params, clip.sha256, (*files, warm.config(stage)), **more)
+    return TrainingInputs(table, model, people, key, known)
+
+
+def _test_people(dataset: Dataset) -> list[str]:
+    columns = (dataset.people[name].to_pylist() for name in ("person", "side"))
+    return [person for person, side in zip(*columns, strict=True) if side == "test"]

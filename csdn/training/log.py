@@ -41,10 +41,10 @@ def _mean(losses: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.stack(tuple(losses)).double().mean()
 
 
-def write_log(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows as CSV, floats with six significant digits (a DVC plot)."""
+def write_log(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
+    """Rows as CSV, floats with six significant digits (a DVC plot); columns: of a log without rows."""
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else columns, lineterminator="\n")
         writer.writeheader()
         for row in rows:
             writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})

@@ -23,6 +23,8 @@ from csdn.training.checkpoint import optimizer_tensors, restore_optimizer
 from csdn.training.log import LossLog
 from csdn.training.schedules import warmup_cosine
 
+NOBODY = -1  # label of an image of none of the people
+
 
 @dataclass(frozen=True)
 class PhaseSettings:
@@ -49,13 +51,15 @@ class PromptPhase:
     """Phase "prompts": the tokens of each person against the person's images, modality by modality.
 
     embeddings: [images, d], raw image embeddings; labels: [images]; a row of the plan is a pair of
-    ordinals (visible [b], infrared [b]) of the same people.
+    ordinals (visible [b], infrared [b]) of the same people. others: [m, d], what stands for images of
+    people who have none here: no text of a person is to fit them.
     """
 
     model: CSDN
     embeddings: Tensor
     labels: Tensor
     rows: Callable[[int], Sequence[tuple[np.ndarray, np.ndarray]]]
+    others: Tensor | None = None
     name: str = "prompts"
 
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -70,7 +74,7 @@ class PromptPhase:
         # A person who stands in the row twice is encoded once: the gradient adds up in the gather.
         people, place = torch.unique(labels.chunk(2)[0], return_inverse=True)
         text = [self.model.text_features(modality, people)[place] for modality in ("visible", "infrared")]
-        return contrast(self.embeddings[ordinals], torch.cat(text), labels)
+        return contrast(self.embeddings[ordinals], torch.cat(text), labels, self.others)
 
 
 @dataclass
@@ -109,10 +113,17 @@ class IntegrationPhase:
         return torch.from_numpy(draws >= self.model.integration.dropout).to(like.device)
 
 
-def contrast(images: Tensor, text: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Both directions of SupCon and their sum; images, text: [n, d]; labels: [n] of both."""
+def contrast(images: Tensor, text: Tensor, labels: Tensor, others: Tensor | None = None) -> dict[str, Tensor]:
+    """Both directions of SupCon and their sum; images, text: [n, d]; labels: [n] of both.
+
+    others: [m, d], further candidates for a text, images of nobody here.
+    """
     image_to_text = supcon(images, text, labels, labels)
-    text_to_image = supcon(text, images, labels, labels)
+    candidates, owners = images, labels
+    if others is not None:
+        candidates = torch.cat([images, others])
+        owners = torch.cat([labels, labels.new_full((len(others),), NOBODY)])
+    text_to_image = supcon(text, candidates, labels, owners)
     return {
         "loss": image_to_text + text_to_image,
         "image_to_text": image_to_text,

@@ -1,0 +1,189 @@
+"""Training from a champion against training from nothing, on the built-in cameras (docs/warm-start.md).
+
+    python benchmarks/warm.py --seeds 0 1 2 --out runs/warm
+
+The champion has learnt the people of builtin:demo; then those of builtin:later come. Every way of training
+goes on from the same data and champion, and is tested on the same people. Seconds are processor seconds of
+one thread, so that other work on the machine does not count. A run that is in --out is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from text_run import METRICS, embedded, searched, silent
+
+from csdn.champion import Start
+from csdn.data.arrivals import examine
+from csdn.data.dataset import load_dataset
+from csdn.data.ingest import ingest
+from csdn.evaluation.job import embedders, prepare, test_walk
+from csdn.files import write_json
+from csdn.model import folded, load, load_clip
+from csdn.model.tensor_files import read_safetensors
+from csdn.params import Params, parse_params
+from csdn.training.embedding_job import run_embedding, train_here
+from csdn.training.inputs import training_inputs
+from csdn.training.prompt_job import run_prompts
+from csdn.training.prompt_parts import image_walk
+from csdn.training.warm import WarmStart
+
+ROOT = Path(__file__).parents[1]
+DROPS = {"champion": ["builtin:demo"], "today": ["builtin:demo", "builtin:later"]}
+COLUMNS = (
+    *("stage 1", "stage 2", "ir_to_vis rank1", "ir_to_vis mAP", "vis_to_ir rank1", "vis_to_ir mAP"),
+    *("named, known", "named, new"),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, nargs="+", help="of stage 2; default: warm.epochs")
+    parser.add_argument("--prompts", nargs="+", default=["new", "all"], choices=["new", "all"])
+    parser.add_argument("--rates", type=float, nargs="+", default=[1.0], help="times those of warm")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    os.chdir(options.out)
+    epochs = options.epochs or [parameters(0).warm.epochs]
+    ways = [
+        {"prompts": p, "epochs": e, "rate": r} for p in options.prompts for e in epochs for r in options.rates
+    ]
+    for name in DROPS:
+        ingested(name)
+    table: dict[str, list[dict[str, Any]]] = {}
+    for seed in options.seeds:
+        table.setdefault("the champion, as it is", []).append(result(seed, "champion", None))
+        table.setdefault("from nothing", []).append(result(seed, "today", None))
+        for way in ways:
+            label = f"warm, prompts: {way['prompts']}, {way['epochs']} epochs"
+            label += f", rates x {way['rate']:g}" if way["rate"] != 1 else ""
+            table.setdefault(label, []).append(result(seed, "today", way))
+    show(table)
+
+
+def parameters(seed: int, way: dict[str, Any] | None = None) -> Params:
+    """params.yaml with the seed, on one thread, and how to go on from a champion."""
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    raw["seed"] = seed
+    raw["data"]["aliases"] = str(ROOT / raw["data"]["aliases"])
+    raw["model"]["weights"] = str(ROOT / raw["model"]["weights"])
+    raw["scaling"] |= {"workers": 0, "threads": 1, "feed_processes": 0, "device": "cpu"}
+    if way:
+        raw["warm"] |= {"prompts": way["prompts"], "epochs": way["epochs"]}
+        for rate in ("learning_rate", "head_learning_rate"):
+            raw["warm"][rate] *= way["rate"]
+    return parse_params(raw)
+
+
+def ingested(name: str) -> None:
+    """Ingest the drops of `name` into a folder of its own, once."""
+    if not Path(f"{name}.json").exists():
+        params = parameters(0)
+        drops = [examine(address, "builtin")[0] for address in DROPS[name]]
+        places = {"root": Path(name), "metrics": Path(f"{name}.json"), "state": Path(".state")}
+        ingest(drops, params.data, params.ingest, params.embedding.people, processes=1, **places)
+
+
+def result(seed: int, data: str, way: dict[str, Any] | None) -> dict[str, Any]:
+    """Seconds and figures of one training; read where it was done before."""
+    name = "-".join(map(str, (seed, data, *(way or {}).values())))
+    path = Path("results") / f"{name}.json"
+    if not path.exists():
+        write_json(path, train(seed, data, way, Path(name)))
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def train(seed: int, data: str, way: dict[str, Any] | None, folder: Path) -> dict[str, Any]:
+    """Both stages into `folder`; its figures are on the test people of today, whatever it was trained on."""
+    params = parameters(seed, way)
+    warm = champion(f"{seed}-champion") if way else None
+    prompts, model = folder / "prompts", folder / "embedding"
+    with seconds() as stage1:
+        run_prompts(params, Path(data), prompts, folder / "prompts.json", silent, warm=warm)
+    with seconds() as stage2:
+        arguments = (prompts, model, folder / "embedding.json", train_here, silent)
+        run_embedding(params, Path(data), *arguments, warm=warm)
+    trained = tested(params, model)
+    texts = {} if data == "champion" else naming(params, prompts)
+    return {"stage 1": stage1[0], "stage 2": stage2[0], **trained, **texts}
+
+
+def tested(params: Params, model: Path) -> dict[str, float]:
+    """Figures in percent on the test people of today."""
+    evaluation = params.evaluation
+    experiment = prepare(load_dataset("today"), evaluation.protocol, **evaluation.options())
+    clip = load_clip(params.model.clip, params.model.weights)
+    embeds = partial(embedders, params, clip, folded(load(model)))
+    found = embedded(test_walk(experiment.table, params, Path("today")), embeds, params)
+    return {f"{way} {metric}": of for way, metric, of in searched(experiment, found["trained"], METRICS)}
+
+
+@contextlib.contextmanager
+def seconds() -> Iterator[list[float]]:
+    """A list that gets the block's processor seconds."""
+    taken: list[float] = []
+    start = time.process_time()
+    yield taken
+    taken.append(time.process_time() - start)
+
+
+def champion(folder: str) -> WarmStart:
+    """The champion in `folder` as what training starts from."""
+    hashes = {
+        stage: hashlib.sha256(Path(folder, stage, file).read_bytes()).hexdigest()
+        for stage, file in (("prompts", "prompts.safetensors"), ("embedding", "model.safetensors"))
+    }
+    return WarmStart(Start(version="v1", **hashes), Path(folder))
+
+
+def naming(params: Params, prompts: Path) -> dict[str, float]:
+    """Share of the images, in %, whose fused text is their person's: of people the champion knew, and new."""
+    inputs = training_inputs(params, Path("today"), "prompts")
+    images = embeddings(params, inputs)
+    text = read_safetensors(prompts / "prompts.safetensors")["fused_text"].numpy()
+    right = (images @ text.T).argmax(axis=1) == inputs.table.label
+    known = load_dataset("champion").people["person"].to_pylist()
+    new = np.array([person not in known for person in inputs.people])[inputs.table.label]
+    return {"named, known": 100 * right[~new].mean(), "named, new": 100 * right[new].mean()}
+
+
+def embeddings(params: Params, inputs: Any) -> np.ndarray:
+    """The frozen encoder's, of every training image of today; they do not depend on the seed."""
+    path = Path("embeddings.npy")
+    if not path.exists():
+        with torch.inference_mode():
+            found = embedded(*image_walk(inputs, params, Path("today")), params)
+        np.save(path, found["embeddings"])
+    return np.load(path)
+
+
+def show(table: dict[str, list[dict[str, Any]]]) -> None:
+    """Mean and standard deviation over the seeds, a line for each way of training."""
+    print("| | " + " | ".join(COLUMNS) + " |\n|---" + "|---" * len(COLUMNS) + "|")
+    for label, runs in table.items():
+        cells = [cell([run[column] for run in runs]) if column in runs[0] else "" for column in COLUMNS]
+        print(f"| {label} | " + " | ".join(cells) + " |")
+
+
+def cell(values: list[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
+
+
+if __name__ == "__main__":
+    main()

@@ -15,7 +15,7 @@ from csdn.data import packing
 from csdn.data.dataset import load_dataset
 from csdn.data.feed import ImageWalk
 from csdn.errors import UserError
-from csdn.training.prompt_job import image_embeddings
+from csdn.training.prompt_parts import image_embeddings
 from csdn.walk import embed_all, embedded_here
 
 pytestmark = [

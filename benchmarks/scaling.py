@@ -1,4 +1,4 @@
-"""What a second worker brings, and what Ray's feed gives against the DataLoader's, in one run.
+"""What a second worker brings, what a killed one costs, and Ray's feed against the DataLoader's, in one run.
 
     python benchmarks/scaling.py
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -25,7 +26,6 @@ from csdn.cluster.embedding import train_on_ray
 from csdn.cluster.session import ray_session
 from csdn.data.dataset import SampleTable
 from csdn.data.feed import TrainFeed, TrainSource
-from csdn.model import CSDN, ModelConfig
 from csdn.params import load_params
 from csdn.state import StageState
 from csdn.training.attempts import Attempts
@@ -34,22 +34,15 @@ from csdn.training.embedding_job import EmbeddingWork, embedding_settings
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from feed_data import write_data
 from machine import machine
+from ray_work import make_params, make_state, make_work, worker_pids, write_images
+from speed_parts import SIZE, rn50
 
 ROOT = Path(__file__).parents[1]
-SIZE, PADDING = (288, 144), 10
-RN50 = ModelConfig(
-    identities=4,
-    image_size=SIZE,
-    depths=(3, 4, 6, 3),
-    width=64,
-    pool_heads=32,
-    embed_dim=1024,
-    text_width=512,
-    text_heads=8,
-    text_layers=1,  # the text is a table here
-)
+PADDING = 10
 PEOPLE, IMAGES = 2, 2  # of a training batch: seconds a step on a core
+TRAINED_PEOPLE = 4
 FED_PEOPLE, FED_IMAGES, ROUNDS = 8, 4, 4  # of the feed's batches
+RECOVERY_STEP = 6
 
 
 def main() -> None:
@@ -61,8 +54,11 @@ def main() -> None:
         root = Path(folder)
         fed = write_data(root / "fed", people=24, visible=40, infrared=40, sizes=(SIZE,))
         feeds(fed, root / "fed" / "shards")
-        trained = write_data(root / "trained", people=4, visible=steps, infrared=steps, sizes=(SIZE,))
+        trained = write_data(
+            root / "trained", people=TRAINED_PEOPLE, visible=steps, infrared=steps, sizes=(SIZE,)
+        )
         workers(trained, root, steps)
+        print(f"\nnext step after a worker was killed: {recovery(root):.0f} s   (aim < 40)")
 
 
 def feeds(table: SampleTable, shards: Path) -> None:
@@ -125,6 +121,23 @@ def train(table: SampleTable, root: Path, steps: int, count: int) -> tuple[float
     return (ended - began) / (last - first), statistics.median(share for _, _, share in rest)
 
 
+def recovery(root: Path) -> float:
+    """Seconds from the end of one of two workers, of a small network, to the first step after it."""
+    killed: list[float] = []
+    ended: list[float] = []
+
+    def report(done: int, *_: object) -> None:
+        if not killed and done >= RECOVERY_STEP:
+            os.kill(worker_pids()[0], signal.SIGKILL)
+            killed.append(time.perf_counter())
+        elif killed and not ended and done > RECOVERY_STEP:
+            ended.append(time.perf_counter())
+
+    small = make_work(write_images(root / "small"))
+    train_on_ray(make_params(2), small, make_state(root / "state-killed"), report)
+    return ended[0] - killed[0]
+
+
 def watch(seen: list[tuple[float, int, float]]) -> Callable[..., None]:
     def report(done: int, _total: int, values: dict[str, float]) -> None:
         seen.append((time.perf_counter(), done, values["waiting"]))
@@ -135,10 +148,10 @@ def watch(seen: list[tuple[float, int, float]]) -> Callable[..., None]:
 def work(table: SampleTable, root: Path, params: object) -> EmbeddingWork:
     """Stage 2 of CLIP RN50's sizes, one epoch."""
     torch.manual_seed(0)
-    model = CSDN(RN50).channels_last()
+    model = rn50(TRAINED_PEOPLE, text_layers=1).train().channels_last()  # the text is a table here
     settings = embedding_settings(params.embedding.model_copy(update={"epochs": 1}), "float32")
     source = TrainSource(table, root / "trained" / "shards", PEOPLE, IMAGES, SIZE, "imagenet", PADDING, 0)
-    return EmbeddingWork(model, torch.randn(4, model.config.embed_dim), source, settings)
+    return EmbeddingWork(model, torch.randn(TRAINED_PEOPLE, model.config.embed_dim), source, settings)
 
 
 if __name__ == "__main__":

@@ -36,11 +36,11 @@ class Part:
     tolerance: float = 1e-4  # relative, float32 summed in another order
 
 
-def rn50() -> CSDN:
-    """CLIP RN50's sizes with random weights."""
+def rn50(identities: int = IDENTITIES, text_layers: int = 12) -> CSDN:
+    """CLIP RN50's sizes with random weights; fewer layers where the text is a table."""
     sizes = {"depths": (3, 4, 6, 3), "width": 64, "pool_heads": 32, "embed_dim": 1024}
-    text = {"text_width": 512, "text_heads": 8, "text_layers": 12}
-    return CSDN(ModelConfig(identities=IDENTITIES, image_size=SIZE, **sizes, **text)).eval()
+    text = {"text_width": 512, "text_heads": 8, "text_layers": text_layers}
+    return CSDN(ModelConfig(identities=identities, image_size=SIZE, **sizes, **text)).eval()
 
 
 def parts(model: CSDN, device: torch.device) -> list[Part]:

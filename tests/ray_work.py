@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from feed_data import write_data
 from small_network import SMALL
@@ -22,6 +24,11 @@ from csdn.training.attempts import Attempts
 from csdn.training.embedding_job import EmbeddingWork
 from csdn.training.embedding_stage import train_embedding
 
+# Of modules that run Ray.
+ON_RAY = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="csdn.cluster is for Linux"),
+]
 IDENTITIES, PEOPLE, IMAGES, SIZE = 12, 6, 2, (64, 32)
 
 

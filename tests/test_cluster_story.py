@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -16,14 +15,11 @@ from pathlib import Path
 
 import pytest
 from killed_run import children
-from ray_work import ask_for_token
+from ray_work import ON_RAY, ask_for_token
 from repository import make_repository
 from workspace import environment, run
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(sys.platform != "linux", reason="csdn.cluster is for Linux"),
-]
+pytestmark = ON_RAY
 LIMIT = 600  # seconds for anything that is waited for
 NODES = 3
 # A node has room for one training worker and the feed: the death of one node takes one worker of two.

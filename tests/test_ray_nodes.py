@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from killed_run import children
 from ray_work import (
+    ON_RAY,
     ask_for_token,
     difference,
     make_params,
@@ -18,10 +18,7 @@ from ray_work import (
     write_images,
 )
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(sys.platform != "linux", reason="csdn.cluster is for Linux"),
-]
+pytestmark = ON_RAY
 EPOCHS, TOLD_AT = 40, 20
 SECONDS = 10  # from the announcement to the node's end
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import sys
 
 import pytest
 from ray_work import (
+    ON_RAY,
     difference,
     make_params,
     make_state,
@@ -24,10 +24,7 @@ from csdn.state import StageState
 from csdn.training.attempts import Attempts
 from csdn.training.embedding_job import train_here
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(sys.platform != "linux", reason="csdn.cluster is for Linux"),
-]
+pytestmark = ON_RAY
 TOLERANCE = 1e-4
 
 

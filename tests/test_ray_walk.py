@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from make_images import Project, make_drop, people_named
-from ray_work import make_params, make_state, make_work, write_images
+from ray_work import ON_RAY, make_params, make_state, make_work, write_images
 
 from csdn.data import packing
 from csdn.data.dataset import load_dataset
@@ -18,10 +17,7 @@ from csdn.errors import UserError
 from csdn.training.prompt_parts import image_embeddings
 from csdn.walk import embed_all, embedded_here
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(sys.platform != "linux", reason="csdn.cluster is for Linux"),
-]
+pytestmark = ON_RAY
 CPU = torch.device("cpu")
 
 

@@ -1,4 +1,4 @@
-"""Reading a byte range with less than half of the work that botocore's client does for it.
+"""Reading a byte range without most of the work that botocore's client does for it.
 
 A feed reads thousands of images a second. The request has the client's URL, signature, time limits and way of
 connecting; what the client asks itself at each request of any kind is left out. An answer that is not the

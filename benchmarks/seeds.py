@@ -17,13 +17,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
+from csdn.presets import set_value
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("ingest", "prompts", "embedding", "evaluate")
 INPUTS = ("csdn", "stages", "params.yaml", "champion.json", "data/drops.json", "data/aliases.json")
-
-
 METHODS = ("chance", "hog", "clip", "trained")
 METRICS = ("rank1", "rank10", "mAP", "mINP")
 
@@ -52,10 +50,7 @@ def copy_project(workspace: Path) -> None:
 
 def run_seed(workspace: Path, seed: int) -> dict[str, Any]:
     """metrics/evaluation.json of one seed."""
-    yaml = YAML()
-    params = yaml.load(workspace / "params.yaml")
-    params["seed"] = seed
-    yaml.dump(params, workspace / "params.yaml")
+    set_value(workspace / "params.yaml", "seed", seed)
     for stage in STAGES:
         subprocess.run([sys.executable, "-m", f"stages.{stage}"], cwd=workspace, check=True)
     return json.loads((workspace / "metrics/evaluation.json").read_text(encoding="utf-8"))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from csdn.data.arrivals import examine, sub_folders
-from csdn.data.drops import SHORT, Drop, Status, decide, read_ledger, write_ledger
+from csdn.data.arrivals import examine
+from csdn.data.drops import SHORT, Status, decide, read_ledger, write_ledger
 from csdn.data.sources import LAYOUTS
+from csdn.data.syncing import synced
 from csdn.errors import UserError
 from csdn.params import load_params
 from csdn.safe import printable
@@ -34,34 +34,25 @@ def add(
     print(f"added drop {drop.id[:SHORT]}: {printable(address)}, {images} images. Next: dvc repro")
 
 
-def sync() -> None:
-    """Append the drops that are new and complete at the places of `ingest.landing` in params.yaml."""
+def sync(
+    thorough: Annotated[
+        bool, typer.Option(help="Read known drops of folders again, where names and sizes would do.")
+    ] = False,
+) -> None:
+    """Append the drops that are new and complete at the places of `ingest.landing` in params.yaml.
+
+    A known drop that changed, vanished, or comes again under another name is reported, and stays as it is.
+    """
     places = load_params().ingest.landing
     if not places:
         raise UserError("ingest.landing in params.yaml is empty; name the folders or s3:// prefixes to watch")
-    before = drops = read_ledger()
-    for address in (found for place in places for found in sub_folders(place)):
-        if all(drop.address != address for drop in drops):  # a complete drop does not change
-            drops = _with_arrival(drops, address)
+    before = read_ledger()
+    drops, notes = synced(before, places, thorough=thorough)
     if drops != before:
         write_ledger(drops)
+    for note in notes:
+        print(note)
     print(f"{len(drops) - len(before)} new, {len(drops)} in the ledger")
-
-
-def _with_arrival(drops: Sequence[Drop], address: str) -> list[Drop]:
-    """The ledger with the drop at `address`, if it can be taken; one bad folder does not stop the others."""
-    try:
-        if Path(address).is_symlink():
-            raise UserError(f"{address}: a link to another place; if it is meant: csdn add {address}")
-        drop, images = examine(address, "cameras")
-    except UserError as error:
-        print(f"skipped: {error}")
-        return list(drops)
-    if any(other.id == drop.id for other in drops):
-        print(f"skipped: {printable(address)}: the same images are already in the ledger")
-        return list(drops)
-    print(f"added drop {drop.id[:SHORT]}: {printable(address)}, {images} images")
-    return [*drops, drop]
 
 
 def drops() -> None:

@@ -17,6 +17,15 @@ class UserError(Exception):
         return printable(super().__str__(), keep="\n")
 
 
+class Away(UserError):
+    """Something outside this machine, such as an object store, does not answer: it may do so later on."""
+
+
+def is_away(error: BaseException | None) -> bool:
+    """Whether an Away is at the bottom of an error, whatever was said of it on the way."""
+    return error is not None and (isinstance(error, Away) or is_away(error.__cause__))
+
+
 # What an error of the machine means, and what to do.
 _FULL = "the disk is full; free some space"
 _FORBIDDEN = "this user may not read or write it; change its rights, or the user"

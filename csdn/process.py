@@ -9,14 +9,15 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from csdn.errors import UserError, machine_fault
+from csdn.errors import UserError, is_away, machine_fault
 from csdn.state import seconds_since_save
 
 _PR_SET_PDEATHSIG = 1
+EX_TEMPFAIL = 75  # of sysexits.h: the same command may succeed later on
 
 
 def run_stage(main: Callable[[], None], stage: str, lower: str = "") -> None:
-    """Run a stage's `main`; exits 1 with the text of what is wrong, 130 on Ctrl-C.
+    """Run a stage's `main`; exits 1 with the text of what is wrong (75: a store is away), 130 on Ctrl-C.
 
     Only a defect of the program shows a traceback. lower: the parameters to lower where memory runs out.
     """
@@ -24,7 +25,7 @@ def run_stage(main: Callable[[], None], stage: str, lower: str = "") -> None:
         die_with_parent()
         main()
     except UserError as error:
-        _exit(1, f"error: {error}")
+        _exit(EX_TEMPFAIL if is_away(error) else 1, f"error: {error}")
     except KeyboardInterrupt:
         _exit(130, f"\nstopped. Finished stages are kept; {_kept(stage)}")
     except Exception as error:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from csdn.data.drops import Drop, content_name, drop_id
-from csdn.data.sources import open_source
+from csdn.data.records import ImageRecord
+from csdn.data.sources import Source, open_source
 from csdn.data.sources.cameras import MANIFESTS, MARKER
 from csdn.data.sources.tree import RemoteTree
 from csdn.errors import UserError
@@ -27,12 +29,17 @@ def examine(address: str, layout: str) -> tuple[Drop, int]:
             f"{address}: not complete: there is no {MARKER}, {' or '.join(MANIFESTS)}. "
             f"When all files are there, finish the drop with: touch {address.rstrip('/')}/{MARKER}"
         )
+    return Drop(id_of(source, records, address), address, layout), len(records)
+
+
+def id_of(source: Source, records: Sequence[ImageRecord], address: str) -> str:
+    """The id of the drop that `source` has listed as `records`; raises UserError."""
     try:
         with ThreadPoolExecutor(READERS) as readers:
             names = list(readers.map(lambda record: content_name(source, record), records))
     except OSError as error:
         raise UserError(f"{address}: cannot be read: {error}") from error
-    return Drop(drop_id(records, names, source.refused), address, layout), len(records)
+    return drop_id(records, names, source.refused)
 
 
 def sub_folders(place: str) -> list[str]:

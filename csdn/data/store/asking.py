@@ -10,7 +10,7 @@ from typing import TypeVar
 from botocore import exceptions
 from botocore.exceptions import BotoCoreError, ClientError
 
-from csdn.errors import UserError
+from csdn.errors import Away, UserError
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 10.0
@@ -52,8 +52,8 @@ _FOR_GOOD = (exceptions.SSLError, exceptions.InvalidProxiesConfigError)
 def ask(request: Callable[[], T], where: str, endpoint: str, patience: float) -> T:
     """The request's answer, asked for again with back-off for `patience` seconds while the store is away.
 
-    where: the address that an error names; endpoint: whom it names as silent. Raises UserError; of a missing
-    object, FileNotFoundError.
+    where: the address that an error names; endpoint: whom it names as silent. Raises UserError, Away
+    where only patience ended; of a missing object, FileNotFoundError.
     """
     began, wait = time.monotonic(), _FIRST_WAIT
     while True:
@@ -63,8 +63,10 @@ def ask(request: Callable[[], T], where: str, endpoint: str, patience: float) ->
             if code_of(error) in ("NoSuchKey", "404"):
                 raise FileNotFoundError(where) from None
             tried = time.monotonic() - began
-            if not _is_away(error) or tried + wait > patience:
+            if not _is_away(error):
                 raise UserError(f"{where}: {_explained(error, endpoint, tried)}") from error
+            if tried + wait > patience:
+                raise Away(f"{where}: {_explained(error, endpoint, tried)}") from error
         # A random part keeps the processes of a run from all coming back at once.
         time.sleep(wait * random.SystemRandom().uniform(0.5, 1))
         wait = min(2 * wait, _LONGEST_WAIT)

@@ -102,3 +102,9 @@ def test_an_unusable_file_is_left_as_it_is(params_path):
     with pytest.raises(UserError, match="trails: unknown key"):
         presets.use("cameras", params_path)
     assert params_path.read_text() == broken
+
+
+@pytest.mark.parametrize("value", [1e-05, 2.5e-07, 0.0003, 3.0, 1e20, -1e-06])
+def test_a_number_that_is_set_is_read_as_that_number(params_path, value):
+    presets.set_value(params_path, "embedding.weight_decay", value)
+    assert yaml.safe_load(params_path.read_text())["embedding"]["weight_decay"] == value

@@ -14,7 +14,7 @@ from csdn.cli_benchmarks import average, benchmark, evaluate_features, mini_data
 from csdn.cli_drops import accept, add, drops, reject, sync
 from csdn.cli_published import import_published
 from csdn.cli_registry import champion, history, promote, rollback
-from csdn.cli_retrain import gate
+from csdn.cli_retrain import gate, retrain
 from csdn.errors import UserError, machine_fault
 from csdn.params import load_params
 
@@ -33,7 +33,7 @@ for command in (add, sync, drops, accept, reject):
     app.command(rich_help_panel=DATA)(command)
 for command in (benchmark, mini_dataset, evaluate_features, average):
     app.command(rich_help_panel=BENCHMARKS)(command)
-for command in (gate, history, champion, promote, rollback):
+for command in (retrain, gate, history, champion, promote, rollback):
     app.command(rich_help_panel=RETRAINING)(command)
 app.command("import-published", rich_help_panel=SETUP)(import_published)
 

@@ -1,10 +1,20 @@
-"""`csdn gate`: retraining's steps by hand."""
+"""`csdn retrain`, and `csdn gate`, its last step before the decision."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Any
 
+import typer
+import yaml
+
+from csdn.errors import UserError
 from csdn.params import load_params
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A value of params.yaml for this run alone."),
+]
 
 
 def gate() -> None:
@@ -23,3 +33,28 @@ def gate() -> None:
             from csdn.walk import embedded_here as embedder
         result = run_gate(params, Path(), progress, embedder)
     print(*table_lines(result), sep="\n")
+
+
+def retrain(
+    set_: Settings = None,
+    now: Annotated[bool, typer.Option("--now", help="Also where params.yaml (retrain) would wait.")] = False,
+) -> None:
+    """Look for new camera data; if there is enough, train on it, and promote what the gate lets pass.
+
+    From cron: a second call while the first one works asks it to look again, and ends.
+    """
+    from csdn.retraining.by_hand import retrain_here
+    from csdn.retraining.lock import Busy, when_asked
+
+    overrides = dict(_setting(text) for text in set_ or ())
+    try:
+        when_asked(Path(), "csdn retrain", lambda: retrain_here(Path(), overrides, now))
+    except Busy as busy:
+        print(f"{busy}\nA retraining that works there looks again before it ends.")
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise UserError(f"--set {text}: expected KEY=VALUE, such as --set embedding.epochs=6")
+    return key, yaml.safe_load(value)

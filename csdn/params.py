@@ -184,6 +184,14 @@ class ReportParams(Section):
     store: StoreAddress | None = None
 
 
+class RetrainParams(Section):
+    """How much new data starts a retraining (csdn.retraining.thresholds)."""
+
+    images: Count
+    people: Count
+    days: Count
+
+
 class GateParams(Section):
     """The rule by which a newcomer becomes the champion (csdn.retraining.gate)."""
 
@@ -231,6 +239,7 @@ class Params(Section):
     training: TrainingParams
     evaluation: EvaluationParams
     report: ReportParams
+    retrain: RetrainParams
     gate: GateParams
     scaling: ScalingParams
     registry: RegistryParams

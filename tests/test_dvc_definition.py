@@ -9,7 +9,7 @@ import yaml
 from stage_imports import files_of_stage
 
 from csdn.params import load_params
-from flows.pipeline import STAGES as FLOW_STAGES
+from csdn.retraining.steps import STAGES as FLOW_STAGES
 
 ROOT = Path(__file__).parents[1]
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]

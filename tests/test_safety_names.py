@@ -19,8 +19,8 @@ import stages.ingest
 from csdn import console
 from csdn.data.drops import Drop, Status, decide, find_drop, read_ledger, write_ledger
 from csdn.errors import UserError
+from csdn.retraining.commands import run as run_in_flow
 from csdn.safe import printable, unmarked
-from flows.process import run as run_in_flow
 
 EVIL = "\x1b[2J\x1b]0;title\x07in\rx\u202egpj [bold red]y[/] [link=evil]z[/link] %s {0}"
 # What a terminal acts on, and what turns or hides text; a line's end is none of it.

@@ -54,9 +54,16 @@ class Identity:
 def read_aliases(path: str | Path) -> dict[str, str]:
     """A JSON file {"label as given": "label meant"}, both made canonical."""
     try:
-        given = json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; data.aliases in params.yaml names it") from None
+    return parse_aliases(text, path)
+
+
+def parse_aliases(text: bytes, path: str | Path) -> dict[str, str]:
+    """What `read_aliases` reads, from a file's text; `path` names it in the UserError."""
+    try:
+        given = json.loads(text)
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(given, dict) or not all(isinstance(meant, str) for meant in given.values()):

@@ -16,10 +16,15 @@ def publish(page: Path, address: str) -> str:
 
     The page comes last: who finds it finds its pictures. Raises UserError.
     """
-    name = hashlib.sha256(page.read_bytes()).hexdigest()[:HASH_DIGITS]
-    store = Store(f"{address.rstrip('/')}/{name}")
+    store = Store(published_at(page, address).rpartition("/")[0])
     pictures = (path for path in page.parent.rglob("*") if path.is_file() and path != page)
     for path in (*sorted(pictures), page):
         kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
         store.put(path.relative_to(page.parent).as_posix(), path, kind)
     return store.address_of(page.name)
+
+
+def published_at(page: Path, address: str) -> str:
+    """The address that a copy of `page` below `address` has."""
+    name = hashlib.sha256(page.read_bytes()).hexdigest()[:HASH_DIGITS]
+    return f"{address.rstrip('/')}/{name}/{page.name}"

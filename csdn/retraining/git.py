@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from csdn.errors import UserError
+from csdn.errors import Away, UserError
 
 ORIGIN = "origin"
 # What makes Git look at another repository than that of the folder, as a hook that calls us would.
@@ -20,7 +20,7 @@ _ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "G
 _NOBODY = ("-c", "user.name=csdn", "-c", "user.email=csdn@localhost")
 
 
-class RemoteError(UserError):
+class RemoteError(Away):
     """A remote did not answer. The same call may work later."""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from csdn.errors import UserError
-from csdn.params import leaves, parse_params
+from csdn.params import Params, leaves, parse_params
 
 # They decide who is tested and by which rule, and where data comes from: one run must not choose that itself.
 FORBIDDEN = ("data", "gate", "retrain", "registry", "ingest.landing", "ingest.store")
@@ -26,12 +26,17 @@ def allowed(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_overrides(overrides: Mapping[str, Any], params: str | bytes) -> dict[str, Any]:
     """Overrides as {dotted key: value}, checked against the text of a params.yaml. Raises UserError."""
+    overridden(overrides, params)
+    return allowed(overrides)
+
+
+def overridden(overrides: Mapping[str, Any], params: str | bytes) -> Params:
+    """The parameters in a params.yaml's text with the overrides. Raises UserError."""
     values = allowed(overrides)
     raw = yaml.safe_load(params)
     for key, value in values.items():
         _set(raw, key, value)
-    parse_params(raw, source="params.yaml with the overrides" if values else "params.yaml")
-    return values
+    return parse_params(raw, source="params.yaml with the overrides" if values else "params.yaml")
 
 
 def _set(raw: Any, key: str, value: Any) -> None:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,20 +17,31 @@ GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
 
 
 class CommandFailed(RuntimeError):
-    """A command ended with a non-zero code; the message ends with its last lines."""
+    """A command ended with a non-zero code; the message ends with its last lines, which are `lines`."""
+
+    def __init__(self, command: Sequence[str], code: int, lines: Sequence[str]) -> None:
+        super().__init__("\n".join([f"{' '.join(command)} ended with {_reason(code)}:", *lines]))
+        self.lines = list(lines)
 
 
-def run(command: Sequence[str], folder: Path, log: Callable[[str], None]) -> None:
+def run(
+    command: Sequence[str],
+    folder: Path,
+    log: Callable[[str], None],
+    environment: Mapping[str, str] | None = None,
+) -> None:
     """Run `command` in `folder`, handing each line of its output (both streams) to `log` as it comes.
 
+    environment: what is set besides what this process has.
+
     The command gets a process group of its own. Whatever ends this call early, a cancelled run among them,
-    ends the group; and should this process be killed, Linux kills the command (flows.guard).
+    ends the group; and should this process be killed, Linux kills the command (csdn.retraining.guard).
     Raises CommandFailed.
     """
     process = subprocess.Popen(
-        [sys.executable, str(GUARD), *command],
+        [sys.executable, "-P", str(GUARD), *command],
         cwd=folder,
-        env=_environment(),
+        env=_environment() | dict(environment or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -48,7 +59,7 @@ def run(command: Sequence[str], folder: Path, log: Callable[[str], None]) -> Non
         end_group(process)
         raise
     if code:
-        raise CommandFailed("\n".join([f"{' '.join(command)} ended with {_reason(code)}:", *last]))
+        raise CommandFailed(command, code, last)
 
 
 def end_group(process: subprocess.Popen[str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.process import CommandFailed, run
+from csdn.retraining.commands import CommandFailed, run
 
 ROOT = Path(__file__).parents[1]
 # Tells the pid of a child that would go on for ever.
@@ -56,7 +56,7 @@ class Cancelled(BaseException):
 @pytest.mark.skipif(sys.platform != "linux", reason="pidfd")
 @pytest.mark.parametrize("deaf", ["", "trap '' TERM; "])
 def test_an_exception_ends_the_whole_group(tmp_path, monkeypatch, deaf):
-    monkeypatch.setattr("flows.process.GRACE_SECONDS", 0.1)
+    monkeypatch.setattr("csdn.retraining.commands.GRACE_SECONDS", 0.1)
     child = []
 
     def cancel(line):
@@ -70,7 +70,8 @@ def test_an_exception_ends_the_whole_group(tmp_path, monkeypatch, deaf):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal")
 def test_a_killed_caller_takes_the_command_with_it():
-    code = "from flows.process import run; run(['sh', '-c', 'echo $$; exec tail -f /dev/null'], '.', print)"
+    command = ["sh", "-c", "echo $$; exec tail -f /dev/null"]
+    code = f"from csdn.retraining.commands import run; run({command}, '.', print)"
     caller = subprocess.Popen([sys.executable, "-uc", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         command = int(caller.stdout.readline())

@@ -1,0 +1,81 @@
+"""The webhook is told what happened, its address stays secret, and no run fails for want of it."""
+
+from __future__ import annotations
+
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from webhook import Webhook
+
+from csdn.retraining import notify as module
+from csdn.retraining.notify import News, notify
+
+NEWS = News("refused", "retrain: 12 new people, 480 images", reasons=("rank-1 fell by 3.1 points",))
+
+
+@pytest.fixture
+def hook(monkeypatch, request):
+    monkeypatch.setattr(module, "WAIT_SECONDS", 0.01)
+    hook = Webhook(*getattr(request, "param", (200,)))
+    monkeypatch.setenv("CSDN_WEBHOOK", hook.address)
+    yield hook
+    hook.close()
+
+
+def test_it_gets_json_with_a_text_for_people(hook):
+    assert notify(NEWS) is None
+    ((kind, body),) = hook.got
+    assert kind == "application/json"
+    assert body == {
+        "event": "refused",
+        "run": "retrain: 12 new people, 480 images",
+        "version": None,
+        "reasons": ["rank-1 fell by 3.1 points"],
+        "link": None,
+        "text": "csdn: retrain: 12 new people, 480 images: refused\nrank-1 fell by 3.1 points",
+    }
+
+
+def test_a_promotion_names_the_version():
+    assert News("promoted", "run", version="v3").text == "csdn: run: promoted, v3 is champion"
+
+
+def test_what_is_given_counts_before_the_environment(hook, monkeypatch):
+    monkeypatch.setenv("CSDN_WEBHOOK", "http://127.0.0.1:9/other")
+    assert notify(NEWS, hook.address) is None and len(hook.got) == 1
+
+
+@pytest.mark.parametrize("hook", [(503, 500, 200)], indirect=True)
+def test_it_is_tried_again(hook):
+    assert notify(NEWS) is None and len(hook.got) == 3
+
+
+@pytest.mark.parametrize("hook", [(404, 404, 404)], indirect=True)
+def test_a_webhook_that_refuses_is_told_of_without_its_address(hook):
+    said = notify(NEWS)
+    assert said == "nobody was told: the webhook gave HTTP status 404, 3 times"
+
+
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:9/s3cret", "http://[s3cret", "http://s3cret host/", "s3cret", "file:///etc"]
+)
+def test_no_address_is_bad_enough_to_raise_or_to_be_shown(address, monkeypatch):
+    monkeypatch.setattr(module, "WAIT_SECONDS", 0.01)
+    said = notify(NEWS, address)
+    assert said.startswith("nobody was told: ") and "s3cret" not in said
+
+
+def test_a_silent_webhook_costs_seconds(monkeypatch):
+    monkeypatch.setattr(module, "WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.05)
+    silent = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)  # it listens, and never answers
+    try:
+        said = notify(NEWS, f"http://127.0.0.1:{silent.server_port}/")
+    finally:
+        silent.server_close()
+    assert said == "nobody was told: the webhook gave TimeoutError, 3 times"
+
+
+def test_without_an_address_nobody_is_told(monkeypatch):
+    monkeypatch.delenv("CSDN_WEBHOOK", raising=False)
+    assert notify(NEWS) is None

@@ -11,15 +11,18 @@ export DVC_NO_ANALYTICS := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help demo test test-fast lint bench clean
+.PHONY: help demo prefect-demo test test-fast lint bench clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s%s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s%s\n", $$1, $$2}' Makefile
 
 demo: $(INSTALLED) ## Run the pipeline (only what is out of date), then show the figures
 	@CSDN_ENDING=later $(BIN)/dvc repro
 	@$(BIN)/csdn figures
+
+prefect-demo: $(INSTALLED) ## Run the pipeline in Prefect, on a server of its own, and show its page
+	@$(BIN)/python -m flows.demo
 
 test: lint ## Lint, and every test
 	@OMP_NUM_THREADS=1 $(PYTEST) -n 2 -m "not slow"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import time
@@ -14,12 +15,15 @@ from typing import Any
 
 import workspace
 
+ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 DEADLINE = 600.0  # seconds for whatever is waited for; a cold server takes a minute
 POLL_SECONDS = 0.2
 
 
 class Prefect:
-    """The server's command line and API, as a person and a test use them."""
+    """The server's command line and API, as a person and a test use them, and its worker's process."""
+
+    worker: subprocess.Popen[bytes]
 
     def __init__(self, home: Path, port: int) -> None:
         self.home = home
@@ -82,34 +86,63 @@ class Prefect:
         runs = self.api("task_runs/filter", task_runs={"flow_run_id": {"any_": [flow_run]}})
         return sorted(runs, key=lambda run: run["start_time"])
 
+    def deployments(self) -> dict[str, str]:
+        """Deployment's name -> its id."""
+        return {found["name"]: found["id"] for found in self.api("deployments/filter", sort="NAME_ASC")}
+
+    def runs_of(self, deployment: str) -> list[dict[str, Any]]:
+        """The flow runs of a deployment, in the order of their expected starts."""
+        wanted = {"name": {"any_": [deployment]}}
+        return self.api("flow_runs/filter", deployments=wanted, sort="EXPECTED_START_TIME_ASC")
+
+    def artifacts(self, flow_run: str) -> dict[str, Any]:
+        """Key -> data of the artifacts of a flow run."""
+        found = self.api("artifacts/filter", artifacts={"flow_run_id": {"any_": [flow_run]}})
+        return {one["key"]: one["data"] for one in found}
+
+    def deployment_run(self, folder: Path, deployment: str, **parameters: Any) -> str:
+        """Start a deployment as a person would; returns the flow run's id."""
+        given = [
+            part for key, value in parameters.items() for part in ("--param", f"{key}={json.dumps(value)}")
+        ]
+        output = self.run(folder, "deployment", "run", f"csdn/{deployment}", *given)
+        return re.search(r"UUID: ([0-9a-f-]{36})", output)[1]
+
+    def end_of(self, flow_run: str) -> dict[str, Any]:
+        """A flow run's last state, as soon as it has come to it."""
+        wait_until(lambda: self.flow_run(flow_run)["state"]["type"] in ENDED, "the flow run's end")
+        return self.flow_run(flow_run)["state"]
+
     def log(self, task_run: str) -> str:
         """What a task run logged."""
         lines = self.api("logs/filter", logs={"task_run_id": {"any_": [task_run]}}, sort="TIMESTAMP_ASC")
         return "\n".join(line["message"] for line in lines)
 
 
-def wait_until(condition: Any, what: str) -> None:
-    """Ask until it holds; fails after DEADLINE."""
-    end = time.monotonic() + DEADLINE
+def wait_until(condition: Any, what: str, seconds: float = DEADLINE) -> None:
+    """Ask until it holds; fails after so many seconds."""
+    end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, f"waited {DEADLINE:.0f} s in vain for {what}"
+        assert time.monotonic() < end, f"waited {seconds:.0f} s in vain for {what}"
         time.sleep(POLL_SECONDS)
 
 
 @contextmanager
-def prefect_with_worker(home: Path, project: Path, pool: str) -> Iterator[Prefect]:
-    """A server with the deployments of `project` and a worker for their pool."""
+def prefect_with_worker(home: Path, project: Path, pool: str, **environment: str) -> Iterator[Prefect]:
+    """A server with the deployments of `project` and a worker for their pool, which has `environment`."""
     prefect = Prefect(home, _free_port())
-    started = [prefect.start("server", "start", "--host", "127.0.0.1", "--port", prefect.url.split(":")[-1])]
+    prefect.environment |= environment
+    server = prefect.start("server", "start", "--host", "127.0.0.1", "--port", prefect.url.split(":")[-1])
     try:
         wait_until(prefect.healthy, "the server")
         prefect.run(project, "work-pool", "create", pool, "--type", "process")
         prefect.run(project, "deploy", "--all")
-        started.append(prefect.start("worker", "start", "--pool", pool))
+        prefect.worker = prefect.start("worker", "start", "--pool", pool)
         yield prefect
     finally:
-        for process in reversed(started):
-            _end(process)
+        for process in (getattr(prefect, "worker", None), server):
+            if process:
+                _end(process)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

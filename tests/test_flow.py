@@ -1,17 +1,24 @@
-"""`prefect deployment run csdn/full-pipeline` on a real server and worker runs the real stages."""
+"""csdn/full-pipeline on a real Prefect server and worker: the real stages, and what may go wrong."""
+
+from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 from prefect_server import prefect_with_worker, wait_until
-from repository import make_repository
-from workspace import STAGES, run
+from repository import git, make_repository
+from workspace import ROOT, STAGES, run, set_params
+
+from csdn.data.drops import write_ledger
+from csdn.retraining.lock import asked, workspace_lock
 
 pytestmark = pytest.mark.slow
-ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 # What a stage says on its last line, as its task's log has to show it.
 SAYS = {
@@ -34,25 +41,16 @@ def prefect(project, tmp_path_factory):
         yield prefect
 
 
-def start(prefect, folder, *options):
-    """Start the deployment as a person would; returns the flow run's id."""
-    output = prefect.run(folder, "deployment", "run", "csdn/full-pipeline", *options)
-    return re.search(r"UUID: ([0-9a-f-]{36})", output)[1]
+@pytest.fixture(scope="module")
+def finished(prefect, project):
+    """The id of a run that has brought `project` up to date."""
+    identifier = prefect.deployment_run(project, "full-pipeline")
+    assert prefect.end_of(identifier)["type"] == "COMPLETED"
+    return identifier
 
 
-def state(prefect, identifier):
-    return prefect.flow_run(identifier)["state"]["type"]
-
-
-def wait_for_end(prefect, identifier):
-    wait_until(lambda: state(prefect, identifier) in ENDED, "the flow run's end")
-    return prefect.flow_run(identifier)["state"]
-
-
-def test_the_deployment_runs_the_five_stages_as_tasks(prefect, project):
-    identifier = start(prefect, project)
-    assert wait_for_end(prefect, identifier)["type"] == "COMPLETED"
-    tasks = prefect.task_runs(identifier)
+def test_the_deployment_runs_the_five_stages_as_tasks(prefect, project, finished):
+    tasks = prefect.task_runs(finished)
     assert [task["name"] for task in tasks] == list(STAGES)
     assert {task["state"]["type"] for task in tasks} == {"COMPLETED"}
     for task in tasks:
@@ -61,9 +59,113 @@ def test_the_deployment_runs_the_five_stages_as_tasks(prefect, project):
     assert "up to date" in run(project, "dvc", "repro").stdout
 
 
+def test_its_page_shows_data_figures_curves_and_the_report(prefect, project, finished):
+    assert prefect.flow_run(finished)["name"] == "full pipeline"
+    shown = prefect.artifacts(finished)
+    assert "train" in shown["data"] and "infrared" in shown["data"]
+    figures = json.loads((project / "metrics/headline.json").read_text())
+    assert f"| infrared → visible | {figures['ir_to_vis']['rank1']:.2f} |" in shown["figures"]
+    assert "![CMC](data:image/png;base64," in shown["figures"]
+    assert (project / "report/index.html").as_uri() in shown["report"]
+    assert shown["progress-embedding"] == 100
+
+
+@pytest.fixture(scope="module")
+def committed(project, finished, tmp_path_factory):
+    """The project with its results in Git, and a DVC remote."""
+    run(project, "dvc", "remote", "add", "store", str(tmp_path_factory.mktemp("remote")))
+    git(project, "add", "--all", "--force", "dvc.lock", "metrics", ".dvc/config")
+    git(project, "commit", "--quiet", "--message", "results")
+    return project
+
+
+def stages_that_ran(prefect, identifier):
+    logs = {task["name"]: prefect.log(task["id"]) for task in prefect.task_runs(identifier)}
+    return [name for name, log in logs.items() if "Running stage" in log]
+
+
+def test_what_a_remote_has_is_pulled_and_not_made_again(prefect, committed, tmp_path):
+    first = prefect.deployment_run(committed, "full-pipeline", remote="store")
+    assert prefect.end_of(first)["type"] == "COMPLETED"
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "--quiet", str(committed), str(clone))
+    second = prefect.deployment_run(committed, "full-pipeline", remote="store", workspace=str(clone))
+    assert prefect.end_of(second)["type"] == "COMPLETED"
+    names = [task["name"] for task in prefect.task_runs(second)]
+    assert names == ["pull from store", *STAGES, "push to store"]
+    assert stages_that_ran(prefect, second) == []
+    assert (clone / "report/index.html").is_file()
+
+
+def test_with_overrides_it_works_in_a_folder_and_on_a_branch_of_its_own(prefect, committed):
+    """The stages that they do not change are taken from the workspace's cache."""
+    project = committed
+    before = git(project, "status", "--porcelain"), git(project, "rev-parse", "main")
+    values = {"report.queries": 3}
+    identifier = prefect.deployment_run(project, "full-pipeline", overrides=values)
+    assert prefect.end_of(identifier)["type"] == "COMPLETED"
+    assert prefect.flow_run(identifier)["name"] == "full pipeline: report.queries=3"
+    assert stages_that_ran(prefect, identifier) == ["report"]
+    assert before == (git(project, "status", "--porcelain"), git(project, "rev-parse", "main"))
+    (branch,) = git(project, "for-each-ref", "--format=%(refname:short)", "refs/heads/run").split()
+    assert "queries: 3" in git(project, "show", f"{branch}:params.yaml")
+
+
+def test_a_wrong_parameter_stops_it_before_anything_starts(prefect, project):
+    values = {"data.test_percent": 1}
+    identifier = prefect.deployment_run(project, "full-pipeline", overrides=values)
+    failure = prefect.end_of(identifier)
+    assert failure["type"] == "FAILED" and "data.test_percent: not for one run" in failure["message"]
+    assert prefect.task_runs(identifier) == []
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory):
+    """A workspace without any data: a look at it takes a moment."""
+    folder = make_repository(tmp_path_factory.mktemp("quiet") / "project")
+    write_ledger([], folder / "data/drops.json")
+    git(folder, "commit", "--quiet", "--all", "--message", "no data")
+    return folder
+
+
+def test_a_busy_workspace_is_not_tried_again_and_a_look_that_was_due_is_made_up_for(prefect, project, quiet):
+    """A retraining that works there looks again by itself; the full pipeline has one started."""
+    with workspace_lock(quiet, "a test"):
+        looked = prefect.deployment_run(project, "retrain", workspace=str(quiet))
+        assert prefect.end_of(looked)["name"] == "Busy"
+        refused = prefect.end_of(prefect.deployment_run(project, "full-pipeline", workspace=str(quiet)))
+    assert refused["type"] == "FAILED" and "busy: a test, process" in refused["message"]
+
+    failed = prefect.end_of(prefect.deployment_run(project, "full-pipeline", workspace=str(quiet)))
+    assert "ingest: nothing to train on" in failed["message"]
+
+    def later():
+        return [one for one in prefect.runs_of("retrain") if one["state"]["name"] == "Nothing to do"]
+
+    wait_until(later, "the look at the data that was asked for")
+    assert not asked(quiet)
+
+
+def test_two_triggers_at_once_are_two_looks_one_after_the_other(prefect, project, quiet):
+    both = [prefect.deployment_run(project, "retrain", workspace=str(quiet)) for _ in range(2)]
+    assert {prefect.end_of(one)["name"] for one in both} == {"Nothing to do"}
+    one, other = sorted((prefect.flow_run(one) for one in both), key=lambda run: run["start_time"])
+    assert one["end_time"] <= other["start_time"]
+
+
+def test_the_server_plans_the_nightly_look(prefect, project):
+    """A server may be healthy and plan nothing (constraints.txt pins what it needs)."""
+    wait_until(
+        lambda: any(one["auto_scheduled"] for one in prefect.runs_of("retrain")),
+        "a run that the clock starts",
+    )
+
+
 def small_project(folder, ingest):
     """A workspace whose first stage is a shell command, the others do nothing."""
     folder.mkdir()
+    for name in ("params.yaml", "champion.json"):
+        shutil.copy(ROOT / name, folder)
     commands = dict.fromkeys(STAGES, "true") | {"ingest": ingest}
     stages = {stage: {"cmd": command} for stage, command in commands.items()}
     (folder / "dvc.yaml").write_text(json.dumps({"stages": stages}))
@@ -72,24 +174,38 @@ def small_project(folder, ingest):
 
 
 def test_a_failed_stage_shows_its_own_words_and_stops_the_run(prefect, project, tmp_path):
-    workspace = small_project(tmp_path / "w", ingest="echo 'error. no drop has an image' >&2; exit 1")
-    identifier = start(prefect, project, "--param", f"workspace={workspace}")
-    failure = wait_for_end(prefect, identifier)
+    workspace = small_project(tmp_path / "w", ingest="echo 'error: no drop has an image' >&2; exit 1")
+    identifier = prefect.deployment_run(project, "full-pipeline", workspace=str(workspace))
+    failure = prefect.end_of(identifier)
     assert failure["type"] == "FAILED"
-    assert "error. no drop has an image" in failure["message"]
-    assert [task["name"] for task in prefect.task_runs(identifier)] == ["ingest"]
+    assert "ingest: no drop has an image" in failure["message"]
+    assert "failed to reproduce" not in failure["message"]
+    (task,) = prefect.task_runs(identifier)
+    assert (task["name"], task["run_count"]) == ("ingest", 1)
+
+
+def test_a_stage_that_a_store_s_outage_ended_is_tried_again(prefect, project, tmp_path):
+    away = "test -e here || { touch here; echo 'error: the store does not answer' >&2; exit 75; }"
+    workspace = small_project(tmp_path / "w", ingest=away)
+    identifier = prefect.deployment_run(project, "full-pipeline", workspace=str(workspace))
+    assert prefect.end_of(identifier)["type"] == "COMPLETED"
+    assert prefect.task_runs(identifier)[0]["run_count"] == 2
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_cancelling_ends_the_stage_too(prefect, project, tmp_path):
     endless = "echo $$ > pid.new; mv pid.new pid; exec tail -f /dev/null"
     workspace = small_project(tmp_path / "w", ingest=endless)
-    identifier = start(prefect, project, "--param", f"workspace={workspace}")
+    identifier = prefect.deployment_run(project, "full-pipeline", workspace=str(workspace))
     wait_until((workspace / "pid").is_file, "the stage's start")
     stage = (workspace / "pid").read_text().strip()
-    prefect.run(project, "flow-run", "cancel", identifier)
-    wait_until(lambda: state(prefect, identifier) == "CANCELLED", "the cancellation")
+    cancel(prefect, project, identifier)
     wait_until(lambda: not is_tail(stage), "the stage's end")
+
+
+def cancel(prefect, project, identifier):
+    prefect.run(project, "flow-run", "cancel", identifier)
+    assert prefect.end_of(identifier)["type"] == "CANCELLED"
 
 
 def is_tail(pid):
@@ -97,3 +213,49 @@ def is_tail(pid):
         return Path(f"/proc/{pid}/cmdline").read_text().startswith("tail")
     except FileNotFoundError:
         return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_lost_machine_takes_its_stage_along_and_the_next_one_goes_on(prefect, project, tmp_path):
+    """The server learns of it when the run's lease has ended, or from a person."""
+    once = "test -e here || { touch here; echo $$ > pid.new; mv pid.new pid; exec tail -f /dev/null; }"
+    workspace = small_project(tmp_path / "w", ingest=once)
+    lost = prefect.deployment_run(project, "full-pipeline", workspace=str(workspace))
+    wait_until((workspace / "pid").is_file, "the stage's start")
+    stage = (workspace / "pid").read_text().strip()
+    run_process = parent(parent(stage))
+    for process in (prefect.worker.pid, int(run_process)):
+        os.kill(process, signal.SIGKILL)
+    prefect.worker.wait()
+    wait_until(lambda: not is_tail(stage), "the stage's end")
+    prefect.worker = prefect.start("worker", "start", "--pool", "csdn-local")
+    prefect.api(f"flow_runs/{lost}/set_state", state={"type": "CRASHED"}, force=True)
+    again = prefect.deployment_run(project, "full-pipeline", workspace=str(workspace))
+    assert prefect.end_of(again)["type"] == "COMPLETED"
+
+
+def parent(pid):
+    """The process that started a process."""
+    return re.search(r"^PPid:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)[1]
+
+
+def test_the_run_after_a_cancelled_one_goes_on_where_it_was(prefect, project, finished):
+    """And ends with the bytes of a run that nobody cancelled."""
+    set_params(project, {"seed": 1, "embedding.epochs": 30})
+    try:
+        identifier = prefect.deployment_run(project, "full-pipeline")
+        wait_until(lambda: position(project), "a saved state of stage 2")
+        cancel(prefect, project, identifier)
+        reached = position(project)
+        again = prefect.deployment_run(project, "full-pipeline")
+        wait_until(lambda: position(project) != reached, "the next run")
+        assert position(project) > reached
+        cancel(prefect, project, again)
+    finally:
+        git(project, "checkout", "--quiet", "params.yaml")
+
+
+def position(project):
+    """(epoch, step) of the unfinished stage 2; None where there is none."""
+    found = [json.loads(path.read_text())["position"] for path in project.glob(".state/*/state.json")]
+    return next(((one["epoch"], one["step"]) for one in found if "log" in one), None)

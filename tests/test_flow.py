@@ -161,6 +161,14 @@ def test_the_server_plans_the_nightly_look(prefect, project):
     )
 
 
+def test_the_server_takes_the_pool_for_kubernetes(prefect, project):
+    template = ("--base-job-template", str(ROOT / "deploy/prefect/kubernetes.json"))
+    prefect.run(project, "work-pool", "create", "csdn-kubernetes", "--type", "kubernetes", *template)
+    assert prefect.api("work_pools/csdn-kubernetes")["base_job_template"] == json.loads(
+        Path(template[1]).read_text()
+    )
+
+
 def small_project(folder, ingest):
     """A workspace whose first stage is a shell command, the others do nothing."""
     folder.mkdir()

@@ -79,3 +79,32 @@ def test_a_silent_webhook_costs_seconds(monkeypatch):
 def test_without_an_address_nobody_is_told(monkeypatch):
     monkeypatch.delenv("CSDN_WEBHOOK", raising=False)
     assert notify(NEWS) is None
+
+
+class Block:
+    """A Secret block of a Prefect server."""
+
+    def __init__(self, address):
+        self.address = address
+
+    def load(self, name, _sync):
+        assert (name, _sync) == ("csdn-webhook", True)
+        if self.address is None:
+            raise ValueError("Unable to find block document")
+        return self
+
+    def get(self):
+        return self.address
+
+
+@pytest.mark.parametrize("in_block", [True, False])
+def test_a_flow_takes_the_address_from_the_block_before_the_environment(hook, monkeypatch, in_block):
+    from flows import notify as flow
+
+    if in_block:
+        monkeypatch.setenv("CSDN_WEBHOOK", "http://127.0.0.1:9/other")
+    monkeypatch.setattr(flow, "Secret", Block(hook.address if in_block else None))
+    monkeypatch.setattr(flow, "url_for", lambda kind, obj_id: f"http://server/runs/{kind}/{obj_id}")
+    flow.tell(NEWS, "1234")
+    ((_, body),) = hook.got
+    assert body["link"] == "http://server/runs/flow-run/1234" and body["text"].endswith(body["link"])

@@ -39,7 +39,7 @@ from speed_parts import SIZE, rn50
 
 ROOT = Path(__file__).parents[1]
 PADDING = 10
-PEOPLE, IMAGES = 2, 2  # of a training batch: seconds a step on a core
+PEOPLE, IMAGES = 2, 4  # of a training batch: seconds a step on a core
 TRAINED_PEOPLE = 4
 FED_PEOPLE, FED_IMAGES, ROUNDS = 8, 4, 4  # of the feed's batches
 RECOVERY_STEP = 6

@@ -78,9 +78,8 @@ class _Normalise(torch.autograd.Function):
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance [c] over the rows of all ranks; from each rank's own, so that no digits go."""
-    dims = [dim for dim in range(x.dim()) if dim != 1]
-    variance, mean = torch.var_mean(x, dims, correction=0)
-    own = torch.stack([mean, variance])
+    # A batch norm's own kernel, in a tenth of var_mean's time; without buffers it updates nothing.
+    own = torch.stack(torch.ops.aten.batch_norm_update_stats(x, None, None, 0.0))
     both = own.new_empty(dist.get_world_size() * len(own), own.shape[1])
     dist.all_gather_into_tensor(both, own)
     means, variances = both[0::2], both[1::2]

@@ -11,7 +11,10 @@ from csdn.errors import UserError
 from csdn.params import Params, leaves, parse_params
 
 # They decide who is tested and by which rule, and where data comes from: one run must not choose that itself.
-FORBIDDEN = ("data", "gate", "retrain", "registry", "ingest.landing", "ingest.store")
+FORBIDDEN = (
+    *("data", "gate", "retrain", "registry", "ingest.landing", "ingest.store"),
+    *("evaluation.protocol", "evaluation.trials", "evaluation.mode", "evaluation.shots"),
+)
 
 
 def allowed(overrides: Mapping[str, Any]) -> dict[str, Any]:

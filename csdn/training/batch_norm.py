@@ -63,17 +63,21 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, of_output: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        """As if the statistics were constants, then less what they owe to the input: native passes all."""
+        """The input's gradient were the statistics constants, less what they owe to the input.
+
+        Native passes: one that adds up, one for what is owed, one that adds the output's gradient to it.
+        """
         x, weight, mean, variance = ctx.saved_tensors
         scale = (variance + ctx.eps).rsqrt()
-        of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
-            of_output, x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        _, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            of_output, x, weight, mean, variance, None, None, False, ctx.eps, [False, True, True]
         )
         shared = torch.stack([of_weight, of_bias])
         dist.all_reduce(shared)
-        shared *= weight * scale / (x.numel() // x.shape[1] * dist.get_world_size())
-        of_statistics = F.batch_norm(x, mean, variance, shared[0], shared[1], False, 0.0, ctx.eps)
-        return of_x.sub_(of_statistics), of_weight, of_bias, None
+        shared *= -weight * scale / (x.numel() // x.shape[1] * dist.get_world_size())
+        of_x = F.batch_norm(x, mean, variance, shared[0], shared[1], False, 0.0, ctx.eps)
+        channels = (-1, *[1] * (x.dim() - 2))
+        return of_x.addcmul_(of_output, (weight * scale).view(channels)), of_weight, of_bias, None
 
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,8 +11,6 @@ trained on that set alone with each other, and the other newcomers with some of 
 from __future__ import annotations
 
 import argparse
-import datetime
-import hashlib
 import json
 import os
 import shutil
@@ -24,14 +22,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from machine import machine
-from ruamel.yaml import YAML
+from projects import copy_project
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from garbage import write_noise, write_shuffled
+from gate_project import name_champion
 from gate_tables import read, tables
 
 from csdn.builtin.drops import SETS
-from csdn.champion import Champion, ChampionFile, write_champion
 from csdn.console import progress
 from csdn.data.arrivals import examine
 from csdn.data.drops import write_ledger
@@ -46,7 +44,6 @@ STAGES = {
     "prompts": "models/prompts",
     "embedding": "models/embedding",
 }
-INPUTS = ("csdn", "stages", "params.yaml", "champion.json", "data/aliases.json")
 TEST_PERCENT = 60
 KNOWN = SETS["gate"]._replace(visible=2, infrared=4, first_image=11)  # twice what the set itself has
 
@@ -136,36 +133,14 @@ def judge(newcomer: Path, champion: Path, params: Params) -> dict[str, Any]:
 
 def make_champion(champion: Path, newcomer: Path) -> None:
     """The champion's files where `csdn champion` would fetch them to."""
-    folder = newcomer / "champion"
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(champion / "models/embedding", folder / "embedding")
-    (folder / "data").mkdir()
-    for name in ("samples.parquet", "people.parquet"):
-        shutil.copy(champion / "data" / name, folder / "data")
-    weights = (folder / "embedding/model.safetensors").read_bytes()
-    entry = Champion(
-        version="v1",
-        run="20260101-00000000",
-        prompts="0" * 64,
-        embedding=hashlib.sha256(weights).hexdigest(),
-        people=0,
-        images=0,
-        date=datetime.date(2026, 1, 1),
-        figures={},
-    )
-    write_champion(ChampionFile(champion=entry, start=None), newcomer)
+    shutil.rmtree(newcomer / "champion", ignore_errors=True)
+    shutil.copytree(champion / "models/embedding", newcomer / "champion/embedding")
+    name_champion(newcomer, champion / "data")
 
 
 def make_project(project: Path, drop: str, seed: int) -> None:
-    for name in INPUTS:
-        source, target = ROOT / name, project / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
-    yaml = YAML()
-    params = yaml.load(project / "params.yaml")
-    params["seed"], params["data"]["test_percent"] = seed, TEST_PERCENT
-    params["scaling"] |= {"threads": 1, "feed_processes": 0}
-    yaml.dump(params, project / "params.yaml")
+    own = {"seed": seed, "data.test_percent": TEST_PERCENT}
+    copy_project(project, own | {"scaling.threads": 1, "scaling.feed_processes": 0})
     addresses = filter(None, ("builtin:gate", drop))
     drops = [examine(a, "builtin" if a.startswith("builtin:") else "cameras")[0] for a in addresses]
     write_ledger(drops, project / "data/drops.json")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import statistics
 import subprocess
 import sys
@@ -17,11 +16,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from projects import copy_project
+
 from csdn.presets import set_value
 
-ROOT = Path(__file__).parents[1]
 STAGES = ("ingest", "prompts", "embedding", "evaluate")
-INPUTS = ("csdn", "stages", "params.yaml", "champion.json", "data/drops.json", "data/aliases.json")
 METHODS = ("chance", "hog", "clip", "trained")
 METRICS = ("rank1", "rank10", "mAP", "mINP")
 
@@ -32,20 +31,13 @@ def main() -> None:
     seeds = parser.parse_args().seeds
     with tempfile.TemporaryDirectory() as folder:
         workspace = Path(folder)
-        copy_project(workspace)
+        copy_project(workspace, {})
         runs = [run_seed(workspace, seed) for seed in seeds]
     for direction in runs[0]["counts"]:
         print(f"\n{direction.replace('_', ' ')}: mean +- standard deviation over seeds {seeds}, in %")
         print(f"{'':10}" + "".join(f"{metric:>16}" for metric in METRICS))
         for method in METHODS:
             print(f"{method:10}" + "".join(cell(runs, method, direction, metric) for metric in METRICS))
-
-
-def copy_project(workspace: Path) -> None:
-    for name in INPUTS:
-        source, target = ROOT / name, workspace / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
 
 
 def run_seed(workspace: Path, seed: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ Version = Annotated[str | None, typer.Argument(metavar="[VERSION]", help="Such a
 
 
 def history() -> None:
-    """List what the runs came to: promoted, rolled back, refused, ready or unfinished."""
+    """List what the runs came to: promoted, rolled back, refused, ready, measured or unfinished."""
     from csdn.retraining.history import history as events
 
     for event in events(Path()):

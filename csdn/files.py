@@ -82,10 +82,14 @@ def flush(path: Path) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as JSON, keys sorted and one entry a line: the same value gives the same bytes."""
-    text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False)
+    """Replace a file with `value` as `as_json` has it."""
     with replace_file(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_bytes(as_json(value))
+
+
+def as_json(value: Any) -> bytes:
+    """`value` as JSON, keys sorted and one entry a line: the same value gives the same bytes."""
+    return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def sweep(folder: str | Path, keep: Container[str] = ()) -> None:

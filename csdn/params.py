@@ -294,8 +294,10 @@ def _explain(error: Any) -> str:
     if error["type"] == "credentials":  # the value is what must not be shown
         return f"  {key}: {error['msg']}"
     message = error["msg"].removeprefix("Value error, ")
-    if not error["loc"]:
+    if error["type"] == "model_type" and not error["loc"]:
         return "  the file is no mapping; expected the sections " + ", ".join(Params.model_fields)
+    if not error["loc"]:
+        return f"  {message}"
     # What is wrong with a whole section names its values itself.
     return (
         f"  {key}: {message}"

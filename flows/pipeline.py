@@ -13,6 +13,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from csdn.params import leaves
+from csdn.retraining.branches import MEASURE
 from csdn.retraining.lock import asked, workspace_lock
 from csdn.retraining.runs import begin
 from flows.looks import look_now
@@ -54,7 +55,7 @@ def pipeline(
             else:
                 run = begin(folder, list, overrides)
                 run_all(run.folder, settings)
-                run.commit(f"full pipeline with {_shown(overrides)}")
+                run.commit(f"full pipeline with {_shown(overrides)}", MEASURE)
     finally:
         if held and asked(folder):  # new data was announced meanwhile
             look_now(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from csdn.errors import UserError
 from csdn.params import load_params
+from csdn.retraining.dvc_files import remotes
 from csdn.retraining.overrides import overridden
 from csdn.safe import has_credentials
 
@@ -50,10 +50,3 @@ def checked(
             "counts before it; leave one of them empty"
         )
     return Settings({"RAY_ADDRESS": ray_address}, remote)
-
-
-def remotes(folder: Path) -> list[str]:
-    """Names of the workspace's DVC remotes, sorted."""
-    config = configparser.ConfigParser(interpolation=None)
-    config.read([folder / ".dvc/config", folder / ".dvc/config.local"], encoding="utf-8")
-    return sorted(name[len("'remote \"") : -2] for name in config.sections() if name.startswith("'remote \""))

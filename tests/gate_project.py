@@ -48,21 +48,7 @@ class GateProject:
     def champion(self, seed: int, **config) -> None:
         """A champion that was chosen on the data as they are now."""
         self._save(self.root / "champion/embedding", seed, **config)
-        (self.root / "champion/data").mkdir(exist_ok=True)
-        for name in ("samples.parquet", "people.parquet"):
-            shutil.copy(self.root / "data" / name, self.root / "champion/data")
-        weights = (self.root / "champion/embedding/model.safetensors").read_bytes()
-        champion = Champion(
-            version="v3",
-            run="20261121-0123abcd",
-            prompts="0" * 64,
-            embedding=hashlib.sha256(weights).hexdigest(),
-            people=1,
-            images=1,
-            date=datetime.date(2026, 11, 21),
-            figures={},
-        )
-        write_champion(ChampionFile(champion=champion, start=None), self.root)
+        name_champion(self.root, self.root / "data")
 
     def params(self, protocol: str = "cameras", **gate) -> Params:
         params = load_params(ROOT / "params.yaml")
@@ -85,3 +71,22 @@ class GateProject:
             name: config.pop(name) for name in ("people", "normalize") if name in config
         }
         save(CSDN(replace(SMALL, **config)).eval(), folder, **extra)
+
+
+def name_champion(root: Path, data: Path) -> None:
+    """Make the model in champion/embedding of a project its champion, chosen on the tables in `data`."""
+    (root / "champion/data").mkdir(exist_ok=True)
+    for name in ("samples.parquet", "people.parquet"):
+        shutil.copy(data / name, root / "champion/data")
+    weights = (root / "champion/embedding/model.safetensors").read_bytes()
+    champion = Champion(
+        version="v3",
+        run="20261121-0123abcd",
+        prompts="0" * 64,
+        embedding=hashlib.sha256(weights).hexdigest(),
+        people=1,
+        images=1,
+        date=datetime.date(2026, 11, 21),
+        figures={},
+    )
+    write_champion(ChampionFile(champion=champion, start=None), root)

@@ -16,6 +16,7 @@ from repository import git, make_repository
 from workspace import ROOT, STAGES, run, set_params
 
 from csdn.data.drops import write_ledger
+from csdn.retraining.history import history
 from csdn.retraining.lock import asked, workspace_lock
 
 pytestmark = pytest.mark.slow
@@ -109,6 +110,7 @@ def test_with_overrides_it_works_in_a_folder_and_on_a_branch_of_its_own(prefect,
     assert before == (git(project, "status", "--porcelain"), git(project, "rev-parse", "main"))
     (branch,) = git(project, "for-each-ref", "--format=%(refname:short)", "refs/heads/run").split()
     assert "queries: 3" in git(project, "show", f"{branch}:params.yaml")
+    assert [event.outcome for event in history(project)] == ["measured"]
 
 
 def test_a_wrong_parameter_stops_it_before_anything_starts(prefect, project):

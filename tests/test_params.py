@@ -51,6 +51,14 @@ def test_a_mistake_is_named(raw, key, value, says, what, fault):
     fault("parameters", what, error.value)
 
 
+def test_values_that_do_not_fit_each_other_are_named(raw, fault):
+    raw["scaling"]["workers"] = 3
+    with pytest.raises(UserError) as error:
+        parse_params(raw, source="params.yaml")
+    assert "\n  embedding.people = 8 cannot be split over scaling.workers = 3: choose" in str(error.value)
+    fault("training", "the people of a batch cannot be split over the workers", error.value)
+
+
 def test_every_mistake_is_told_at_once(raw):
     raw["seed"] = -1
     del raw["report"]

@@ -10,6 +10,7 @@ from csdn.retraining.git import ORIGIN, contains, file_at, git
 
 # What a commit of a run, or of main, decides (`as_message`).
 BEGIN, READY, REFUSE, PROMOTE, ROLLBACK = "begin", "ready", "refuse", "promote", "rollback"
+MEASURE = "measure"  # nothing: the run was made for its figures
 
 
 def branch_name(identifier: str) -> str:

@@ -61,6 +61,11 @@ def remote(folder: Path) -> tuple[str, str] | None:
     return name, without_credentials(str(config["remote"].get(name, {}).get("url", "no address")))
 
 
+def remotes(folder: Path) -> list[str]:
+    """Names of the project's remotes, sorted. Raises UserError where there is no DVC project."""
+    return sorted(_config(folder)["remote"])
+
+
 def _config(folder: Path) -> Config:
     from dvc.config import Config, ConfigError
 

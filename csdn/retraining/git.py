@@ -158,11 +158,15 @@ def identity(folder: Path) -> tuple[str, ...]:
     return () if all(named) or all(set_up) else _NOBODY
 
 
-def commit(folder: Path, message: str, paths: Sequence[str]) -> str:
-    """Commit those of `paths` that are there, ignored ones too, changed or not; returns the new commit."""
+def stage_files(folder: Path, paths: Sequence[str]) -> None:
+    """Have those of `paths` that are there, ignored ones too, in the next commit."""
     there = [path for path in paths if (folder / path).exists()]
     if there:
         git(folder, "add", "--force", "--", *there)
+
+
+def commit(folder: Path, message: str) -> str:
+    """Commit what is staged, be it nothing; returns the new commit."""
     git(folder, *identity(folder), "commit", "--quiet", "--allow-empty", "--message", message)
     return git(folder, "rev-parse", "HEAD")
 

@@ -9,17 +9,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from csdn.retraining.branches import PROMOTE, READY, REFUSE, ROLLBACK, decision_of, run_tips, trailer
+from csdn.retraining.branches import MEASURE, PROMOTE, READY, REFUSE, ROLLBACK, decision_of, run_tips, trailer
 from csdn.retraining.git import ORIGIN, commit_of, contains, file_at, git, has_origin
 from csdn.retraining.mainline import branch_of, champion_at
 
-_OUTCOMES = {PROMOTE: "promoted", ROLLBACK: "rolled back", REFUSE: "refused", READY: "ready"}
+_OUTCOMES = {
+    PROMOTE: "promoted",
+    ROLLBACK: "rolled back",
+    REFUSE: "refused",
+    READY: "ready",
+    MEASURE: "measured",
+}
 _FORM = f"%H%x1f%ct%x1f{trailer('Run')}%x1f{trailer('Decision')}%x1f%b"
 
 
 @dataclass(frozen=True)
 class Event:
-    """A decision: outcome is "promoted", "rolled back", "refused", "ready" or "unfinished".
+    """A decision: outcome is "promoted", "rolled back", "refused", "ready", "measured" or "unfinished".
 
     `version` is None where no version came of it; `figures` are those of metrics/headline.json.
     """

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from csdn.data.summary import summary_lines
+from csdn.retraining.gate import METRICS
 
 if TYPE_CHECKING:
     from csdn.champion import Champion
 
 DIRECTIONS = {"ir_to_vis": "infrared → visible", "vis_to_ir": "visible → infrared"}
-METRICS = {"rank1": "rank-1", "mAP": "mAP"}
 
 
 def headline_page(figures: Mapping[str, Any], champion: Champion | None) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 
-from csdn.champion import CHAMPION, Champion, ChampionFile, write_champion
+from csdn.champion import CHAMPION, Champion, ChampionFile
 from csdn.errors import UserError
-from csdn.files import replace_folder
+from csdn.files import as_json, replace_folder
 from csdn.retraining import git
 from csdn.retraining.branches import ROLLBACK, as_message
 from csdn.retraining.champions import fetch_champion
@@ -35,8 +34,8 @@ def rollback(workspace: str | Path, version: str | None = None, reason: str = ""
     notes = []
     if file.champion != older:
         text = as_message(f"Champion: back to {version}", older.run, ROLLBACK, reason)
-        changed = _written(ChampionFile(champion=older, start=file.start))
-        commit = git.commit_file(workspace, newest, CHAMPION, changed, text)
+        changed = ChampionFile(champion=older, start=file.start).model_dump(mode="json")
+        commit = git.commit_file(workspace, newest, CHAMPION, as_json(changed), text)
         tags = tags_for(workspace, version, commit)
         git.push(workspace, {f"refs/heads/{branch}": commit} | known_tags(workspace) | tags)
         notes = take(workspace, branch, commit, tags)
@@ -65,9 +64,3 @@ def _champion_of(workspace: Path, version: str) -> Champion:
         known = ", ".join(versions(workspace)) or "none yet"
         raise UserError(f"{workspace}: no version is called {version!r}; there are: {known}")
     return champion
-
-
-def _written(file: ChampionFile) -> bytes:
-    with tempfile.TemporaryDirectory() as temporary:
-        write_champion(file, temporary)
-        return Path(temporary, CHAMPION).read_bytes()

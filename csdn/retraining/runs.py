@@ -37,7 +37,7 @@ from csdn.retraining.branches import (
     run_tips,
 )
 from csdn.retraining.champions import fetch_champion
-from csdn.retraining.git import commit, commit_of, file_at, git
+from csdn.retraining.git import commit, commit_of, file_at, git, stage_files
 from csdn.retraining.lock import RUNS
 from csdn.retraining.mainline import branch_of, check_clean, up_to_date
 from csdn.retraining.overrides import allowed, check_overrides
@@ -77,11 +77,10 @@ class Run:
 
         Without a decision nothing is committed where nothing has changed.
         """
-        there = [path for path in RESULTS if (self.folder / path).exists()]
-        git(self.folder, "add", "--force", "--", *there)
+        stage_files(self.folder, RESULTS)
         if not decision and not git(self.folder, "diff", "--cached", "--name-only"):
             return self.tip
-        return commit(self.folder, as_message(f"Run {self.id}: {message}", self.id, decision, body), there)
+        return commit(self.folder, as_message(f"Run {self.id}: {message}", self.id, decision, body))
 
     def forget(self) -> None:
         """Remove the working tree; the branch, the commits and DVC's cache stay."""

@@ -20,6 +20,7 @@ from machine import machine
 from speed_parts import Part, parts, rn50
 from torch.utils.flop_counter import FlopCounterMode
 
+from csdn.device import configure_torch
 from csdn.evaluation import protocol
 
 MATRIX = 2048
@@ -30,8 +31,14 @@ TEST_IMAGES, FOLDERS, GALLERY_CAMERAS = 6775, 301, (1, 2, 4, 5)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    device = torch.device(parser.parse_args().device)
-    torch.set_num_threads(1)
+    parser.add_argument("--only", default="", metavar="WORDS", help="the parts whose names have them")
+    parser.add_argument("--fresh-memory", action="store_true", help="without csdn.device.keep_memory")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    if options.fresh_memory:
+        torch.set_num_threads(1)
+    else:
+        configure_torch(1, options.device)
     torch.manual_seed(0)
     rate = matrix_rate(device)
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"{machine()}, one thread"
@@ -39,6 +46,8 @@ def main() -> None:
     print(f"matrix product: {rate / 1e9:.0f} GFLOP/s, float32\n")
     print(f"{'':34}{'plain':>10}{'ours':>10}{'ratio':>8}{'aim':>6}{'floor':>10}")
     for part in parts(rn50().to(device), device):
+        if options.only not in part.name:
+            continue
         check(part)
         times = [best(side, part.rounds, device) for side in (part.plain, part.ours)]
         floor = operations(part.ours) / rate

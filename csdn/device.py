@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
+
 import torch
 
 from csdn.process import available_cores
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def configure_torch(threads: int, device: str, precision: str = "float32") -> torch.device:
@@ -19,4 +24,20 @@ def configure_torch(threads: int, device: str, precision: str = "float32") -> to
     # A GPU has no repeatable form of some operations: there it warns instead of stopping.
     torch.use_deterministic_algorithms(True, warn_only=device != "cpu")
     torch.utils.deterministic.fill_uninitialized_memory = False  # nobody here reads memory before writing it
+    if device == "cpu":
+        keep_memory()
     return torch.device(device)
+
+
+def keep_memory() -> None:
+    """Let the allocator of Linux keep what tensors free, for the next step's.
+
+    Else each step's large ones are fresh pages, which the system fills with zeros one by one: for RN50 that
+    can take as long as the arithmetic. Threads other than the first need MALLOC_ARENA_MAX=1 from the start.
+    """
+    if sys.platform != "linux":
+        return
+    allocator = ctypes.CDLL(None)
+    if hasattr(allocator, "mallopt"):  # musl has none
+        allocator.mallopt(_M_MMAP_MAX, 0)
+        allocator.mallopt(_M_TRIM_THRESHOLD, -1)

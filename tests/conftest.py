@@ -6,6 +6,21 @@ from collections.abc import Callable
 import faults
 import pytest
 
+# Longest first, or one of several processes ends up alone with a long one (`pytest --durations=0`).
+LONGEST = (
+    "test_retraining_story",
+    "test_cluster_story",
+    "test_flow",
+    "test_ray_training",
+    "test_kill",
+    "test_clusters_page",
+    "test_benchmark_run",
+    "test_invariance",
+    "test_pipeline",
+    "test_ray_nodes",
+    "test_readme",
+)
+
 # A shell starts background jobs with Ctrl-C ignored, and programs pass that on: the stages that tests
 # interrupt would not hear it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -18,6 +33,11 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if config.getoption("--write-faults") and not hasattr(config, "workerinput"):
         config.pluginmanager.register(faults.Writer(), "faults")
+
+
+def pytest_collection_modifyitems(items):
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture

@@ -107,17 +107,19 @@ def iterate_together(parts):
 
 
 @pytest.mark.slow
-def test_the_object_store_holds_a_few_blocks_of_a_feed_many_times_larger(ray_instance, data):
-    from csdn.cluster.feed import BLOCKS_STORED, ROWS_OF_TASK, RayFeed, block_bytes
+def test_the_object_store_holds_a_few_blocks_of_a_feed_many_times_larger(ray_instance, data, monkeypatch):
+    from csdn.cluster import feed as ray_feed
 
-    epochs = 400
+    monkeypatch.setattr(ray_feed, "ROWS_OF_TASK", 4)
+    epochs = 200
     made = source(data, people=6, size=(288, 144))
-    feed = RayFeed(made, epochs)
+    feed = ray_feed.RayFeed(made, epochs)
     count = sum(1 for epoch in range(epochs) for _ in feed.epoch(epoch))
     assert count == epochs * feed.steps_per_epoch
     # What tasks are writing and the consumer reads ahead comes on top of Ray's limit.
-    bound = 4 * BLOCKS_STORED * block_bytes(made.rows, 1)
-    assert count / ROWS_OF_TASK * block_bytes(made.rows, 1) > 4 * bound
+    block = ray_feed.block_bytes(made.rows, 1)
+    bound = 4 * ray_feed.BLOCKS_STORED * block
+    assert count / ray_feed.ROWS_OF_TASK * block > 4 * bound
     assert 0 < most_stored() < bound
 
 

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/clusters.md").read_text()
 CLUSTER = (ROOT / "deploy/ray/cluster/cluster.yaml").read_text()
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="clusters are for Linux")
-LIMIT = 600  # seconds that a command may take
+LIMIT = 1200  # seconds that a command may take
 CORES = 4  # of a node, as Ray counts: for two workers of Train, and some for Data
 # `ray` as the page's commands find it here: no file, port or memory that others of the machine might use.
 RAY = """#!/bin/bash

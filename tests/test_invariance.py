@@ -31,7 +31,7 @@ def trained(tmp_path_factory):
     for size in (1, 2, 3):
         command = [sys.executable, worker_loop.__file__, str(folder)]
         workers = [subprocess.Popen([*command, str(rank), str(size)]) for rank in range(size)]
-        assert [worker.wait(timeout=300) for worker in workers] == [0] * size
+        assert [worker.wait(timeout=900) for worker in workers] == [0] * size
     return folder
 
 

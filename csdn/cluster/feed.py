@@ -26,7 +26,7 @@ from csdn.data.slots import Slots
 COLUMNS = ("step", "rank", "pixels")
 # Starting a data set costs a second, a task some 30 ms, whose shares these make small.
 TASKS_OF_STRETCH = 2_000
-ROWS_OF_TASK = 8
+ROWS_OF_TASK = 16
 # Blocks, a task's output, of each worker that may lie in the object store: the feed's memory. Ray counts also
 # those that running tasks will make: with half as many only one task runs at a time.
 BLOCKS_STORED = 8

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -119,20 +120,20 @@ def train(table: SampleTable, root: Path, steps: int, count: int) -> tuple[float
 
 
 def recovery(root: Path) -> float:
-    """Seconds from the end of one of two workers, of a small network, to the first step after it."""
-    killed: list[float] = []
-    ended: list[float] = []
+    """Seconds without a step after the end of one of two workers, of a small network."""
+    killed: list[int] = []
+    times: list[float] = []
 
     def report(done: int, *_: object) -> None:
         if not killed and done >= RECOVERY_STEP:
-            os.kill(worker_pids()[0], signal.SIGKILL)
-            killed.append(time.perf_counter())
-        elif killed and not ended and done > RECOVERY_STEP:
-            ended.append(time.perf_counter())
+            killed.append(worker_pids()[0])
+            os.kill(killed[0], signal.SIGKILL)
+        if killed:
+            times.append(time.perf_counter())
 
     small = make_work(write_images(root / "small"))
     train_on_ray(make_params(2), small, make_state(root / "state-killed"), report)
-    return ended[0] - killed[0]
+    return max(after - before for before, after in pairwise(times))
 
 
 def watch(seen: list[tuple[float, int, float]]) -> Callable[..., None]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from csdn.errors import UserError
 from csdn.files import write_json
+from csdn.validation import mistakes
 
 CHAMPION = "champion.json"
 MENDED = "`git diff champion.json` shows what changed, `git checkout champion.json` brings it back"
@@ -64,21 +65,10 @@ def read_champion(root: str | Path = ".") -> ChampionFile:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run the command in the project's root folder") from None
     except ValidationError as error:
-        problems = [_explain(one) for one in error.errors()]
+        problems = mistakes(error, ChampionFile)
         raise UserError("\n".join([f"{path}: not usable; {MENDED}", *problems])) from None
 
 
 def write_champion(file: ChampionFile, root: str | Path = ".") -> None:
     """Replace the file below `root`, whole or not at all."""
     write_json(Path(root) / CHAMPION, file.model_dump(mode="json"))
-
-
-def _explain(error: Any) -> str:
-    key = ".".join(map(str, error["loc"]))
-    if not key:
-        return f"  the file: {error['msg']}"
-    if error["type"] == "missing":
-        return f"  {key}: missing"
-    if error["type"] == "extra_forbidden":
-        return f"  {key}: unknown key"
-    return f"  {key} = {error['input']!r}: {error['msg']}"

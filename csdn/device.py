@@ -32,8 +32,8 @@ def configure_torch(threads: int, device: str, precision: str = "float32") -> to
 def keep_memory() -> None:
     """Let the allocator of Linux keep what tensors free, for the next step's.
 
-    Else each step's large ones are fresh pages, which the system fills with zeros one by one: for RN50 that
-    can take as long as the arithmetic. Threads other than the first need MALLOC_ARENA_MAX=1 from the start.
+    Else a step's large ones are fresh pages, which the system fills with zeros one by one: a fifth of a step
+    of RN50 (docs/benchmarks.md). Threads but the first need MALLOC_ARENA_MAX=1 from the process's start.
     """
     if sys.platform != "linux":
         return

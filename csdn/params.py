@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 
 from csdn.errors import UserError
 from csdn.safe import has_credentials
+from csdn.validation import mistakes
 
 
 def _no_credentials(address: str) -> str:
@@ -272,7 +273,7 @@ def parse_params(raw: Any, source: str = "parameters") -> Params:
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
-        raise UserError("\n".join([f"{source}: not usable", *map(_explain, error.errors())])) from None
+        raise UserError("\n".join([f"{source}: not usable", *mistakes(error, Params)])) from None
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -282,32 +283,3 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _explain(error: Any) -> str:
-    key = ".".join(map(str, error["loc"]))
-    if error["type"] == "extra_forbidden":
-        allowed = ", ".join(_fields_at(error["loc"][:-1]))
-        return f"  {key}: unknown key; allowed here: {allowed}"
-    if error["type"] == "missing":
-        return f"  {key}: missing"
-    if error["type"] == "credentials":  # the value is what must not be shown
-        return f"  {key}: {error['msg']}"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "model_type" and not error["loc"]:
-        return "  the file is no mapping; expected the sections " + ", ".join(Params.model_fields)
-    if not error["loc"]:
-        return f"  {message}"
-    # What is wrong with a whole section names its values itself.
-    return (
-        f"  {key}: {message}"
-        if isinstance(error["input"], dict)
-        else f"  {key} = {error['input']!r}: {message}"
-    )
-
-
-def _fields_at(location: tuple[Any, ...]) -> list[str]:
-    model: Any = Params
-    for name in location:
-        model = model.model_fields[name].annotation
-    return list(model.model_fields)

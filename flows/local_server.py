@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +81,9 @@ class LocalServer:
     def _wait(self, process: subprocess.Popen[bytes]) -> None:
         end = time.monotonic() + PATIENCE_SECONDS
         while process.poll() is None and time.monotonic() < end:
-            try:
+            with suppress(OSError):  # it does not listen yet
                 if self.ask("health") is True:
                     return
-            except OSError:
-                pass
             time.sleep(0.2)
         raise RuntimeError(f"the Prefect server did not start:\n{(self.home / 'server.log').read_text()}")
 

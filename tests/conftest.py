@@ -1,5 +1,6 @@
 """What every test may rely on, however the suite was started."""
 
+import os
 import signal
 from collections.abc import Callable
 
@@ -24,6 +25,8 @@ LONGEST = (
 # A shell starts background jobs with Ctrl-C ignored, and programs pass that on: the stages that tests
 # interrupt would not hear it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# A training step on Ray that saves waits for Ray Train's next look at the workers.
+os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"
 
 
 def pytest_addoption(parser):

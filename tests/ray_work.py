@@ -29,8 +29,6 @@ ON_RAY = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="csdn.cluster is for Linux"),
 ]
-# A step with a checkpoint waits for Ray Train's next look at the workers.
-os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"
 IDENTITIES, PEOPLE, IMAGES, SIZE = 12, 6, 2, (64, 32)
 
 

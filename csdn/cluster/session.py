@@ -87,7 +87,8 @@ def _configure_own_instance() -> None:
     """A token for this run: Ray listens on every interface, and leaves its own in the home folder.
 
     No lower priority than that of this process: the workers are what the machine is wanted for. And Ray Train
-    looks at them often, as they wait with each checkpoint until it does.
+    looks at them often, as they wait with each checkpoint until it does. One arena of memory for all threads,
+    as csdn.device.keep_memory wants it.
     """
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

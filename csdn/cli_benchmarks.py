@@ -65,8 +65,7 @@ def evaluate_features(
     of a CSV file with the columns person, modality, camera and path. Features are compared by dot product.
     """
     from csdn.evaluation.own_features import evaluate_features as evaluate
-    from csdn.evaluation.scores import notes
-    from csdn.evaluation.summary import table_lines
+    from csdn.evaluation.summary import notes, table_lines
     from csdn.files import write_json
     from csdn.index_files import read_features, read_index
 

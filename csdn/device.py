@@ -22,7 +22,8 @@ def configure_torch(threads: int, device: str, precision: str = "float32") -> to
     torch.set_num_threads(threads or available_cores())
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
     # A GPU has no repeatable form of some operations: there it warns instead of stopping.
-    torch.use_deterministic_algorithms(True, warn_only=device != "cpu")
+    # Not use_deterministic_algorithms: it loads the compiler, for seconds, to tell it what nobody compiles.
+    torch.set_deterministic_debug_mode("error" if device == "cpu" else "warn")
     torch.utils.deterministic.fill_uninitialized_memory = False  # nobody here reads memory before writing it
     if device == "cpu":
         keep_memory()

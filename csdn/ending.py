@@ -11,8 +11,7 @@ from textwrap import fill
 from csdn.console.times import read_times
 from csdn.console.work import duration
 from csdn.errors import UserError
-from csdn.evaluation.scores import notes
-from csdn.evaluation.summary import table_lines
+from csdn.evaluation.summary import notes, table_lines
 
 FIGURES = Path("metrics/evaluation.json")
 PAGE = Path("report/index.html")

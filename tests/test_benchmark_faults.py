@@ -18,7 +18,8 @@ from csdn.data.sources import open_source
 from csdn.data.sources.sysu import PERMUTATIONS
 from csdn.errors import UserError
 from csdn.evaluation.job import prepare
-from csdn.evaluation.scores import notes, spread, trial_metrics
+from csdn.evaluation.scores import spread, trial_metrics
+from csdn.evaluation.summary import notes
 from csdn.index_files import read_index
 from csdn.params import parse_params
 

@@ -16,7 +16,7 @@ from csdn.data.dataset import load_dataset
 from csdn.evaluation import evaluate_features, protocol, rank_metrics, rule_cameras
 from csdn.evaluation.protocols import PROTOCOLS, options_of
 from csdn.evaluation.protocols.published import published_counts
-from csdn.evaluation.scores import notes
+from csdn.evaluation.summary import notes
 from csdn.params import EvaluationParams
 
 

@@ -16,7 +16,7 @@ from csdn.builtin.mini import write_miniature
 from csdn.data.drops import Drop, Status, read_ledger
 from csdn.errors import UserError
 from csdn.evaluation.average import average
-from csdn.evaluation.summary import METHODS, SHOWN
+from csdn.evaluation.summary import SHOWN, SHOWN_METHODS
 from csdn.params import load_params
 
 COMMAND = ("python", "-c", "from csdn.cli import main; main()")  # the workspace's own code
@@ -101,8 +101,8 @@ def test_models_of_different_experiments_have_no_mean():
 
 def test_a_file_whose_figures_differ_from_the_first_ones_is_named(tmp_path):
     every_figure = {"a_to_b": {name: {"mean": 10.0, "std": None} for name in SHOWN}}
-    whole = model(10.0) | dict.fromkeys(METHODS, every_figure)
-    other_size = model(20.0, queries=11) | dict.fromkeys(METHODS, every_figure)
+    whole = model(10.0) | dict.fromkeys(SHOWN_METHODS, every_figure)
+    other_size = model(20.0, queries=11) | dict.fromkeys(SHOWN_METHODS, every_figure)
     no_figures = whole | {"trained": {"a_to_b": {}}}
     other_method = whole | {"mine": every_figure}
     for number, other in enumerate((other_size, no_figures, other_method)):

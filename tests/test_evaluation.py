@@ -23,10 +23,10 @@ from csdn.evaluation.scores import (
     feature_distances,
     first_trial,
     headline,
-    notes,
     spread,
     trial_metrics,
 )
+from csdn.evaluation.summary import notes
 from csdn.evaluation.text_maps import TextMaps
 from csdn.model import CSDN, load_clip, save
 from csdn.params import load_params

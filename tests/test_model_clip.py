@@ -8,10 +8,13 @@ import shutil
 import pytest
 import torch
 from golden_vectors import assert_near
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from csdn.errors import UserError
 from csdn.model import CSDN, convert, fetch_clip, load_clip
+from csdn.model.clip_facts import facts_in
+from csdn.model.fit import shapes
 from csdn.model.prompts import CONTEXT, TEMPLATE
 
 open_clip = pytest.importorskip("open_clip")
@@ -110,7 +113,7 @@ def test_heads_and_the_rest_are_what_stage_2_trains(clip):
 
 @pytest.mark.parametrize("name", ["RN50", "RN101", "RN50x4"])
 def test_openai_resnets_use_quick_gelu_though_open_clips_plain_configuration_does_not_say_so(name):
-    from csdn.model.clip import _quick_gelu
+    from csdn.model.clip_models import _quick_gelu
 
     assert _quick_gelu(name, open_clip.get_model_config(name))
     assert not _quick_gelu("tiny-resnet", CONFIG)
@@ -184,6 +187,31 @@ def test_fetched_weights_load(folder, tmp_path, monkeypatch):
     loaded = load_clip("tiny-resnet", tmp_path / "out" / "clip.safetensors")
     assert torch.equal(loaded.tensors["visual.conv1.weight"], state["visual.conv1.weight"])
     assert len(loaded.sha256) == 64
+
+
+def test_a_file_of_ours_says_what_its_shapes_do_not_and_open_clip_is_not_asked(
+    folder, clip, tmp_path, monkeypatch
+):
+    convert(folder / "tiny.safetensors", "tiny-resnet", tmp_path / "clip.safetensors")
+    monkeypatch.setattr("csdn.model.clip.facts_of", pytest.fail)
+    assert load_clip("tiny-resnet", tmp_path / "clip.safetensors").facts == clip.facts
+
+
+@pytest.mark.parametrize("name", ["tiny-resnet", "RN50"])
+def test_a_file_that_says_what_it_is_not_is_held_against_open_clip(folder, tmp_path, name):
+    """Other tensors under its header, and its header for a CLIP of another name."""
+    convert(folder / "tiny.safetensors", "tiny-resnet", tmp_path / "clip.safetensors")
+    with safe_open(tmp_path / "clip.safetensors", framework="pt") as file:
+        said = file.metadata()
+    others = {} if name == "RN50" else {"text_projection": torch.zeros(32, 20)}
+    save_file(load_file(tmp_path / "clip.safetensors") | others, tmp_path / "wrong.safetensors", said)
+    with pytest.raises(UserError, match=f"not the weights of CLIP '{name}'"):
+        load_clip(name, tmp_path / "wrong.safetensors")
+
+
+@pytest.mark.parametrize("said", ["", "[]", "{}", '{"shapes": 1}'])
+def test_a_header_that_is_none_of_ours_is_not_believed(clip, said):
+    assert facts_in({"csdn.clip": said}, "tiny-resnet", shapes(clip.tensors)) is None
 
 
 def test_an_unknown_tag_or_a_failed_download_is_explained(tmp_path, monkeypatch, fault):

@@ -1,7 +1,10 @@
-"""The core works where only torch, open_clip and numpy are installed, and does not wait for open_clip."""
+"""The core works where only torch, open_clip and numpy are installed; nobody waits for what is not used."""
 
 import subprocess
 import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
 
 PROGRAM = """
 import sys
@@ -21,7 +24,7 @@ BLOCKED = {"pandas", "pyarrow", "pydantic", "ray", "dvc", "prefect", "rich", "ya
 
 def run(blocked, more=""):
     program = PROGRAM.format(blocked=sorted(blocked), more=more)
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
 
@@ -38,3 +41,34 @@ def test_a_network_is_built_and_run_without_open_clip():
         "model = CSDN(ModelConfig(identities=2, image_size=(32, 16), depths=(1, 1, 1, 1), **sizes)).eval()\n"
         "assert model.embed(torch.zeros(2, 3, 32, 16), 'visible').shape == (2, 136)\n",
     )
+
+
+def test_training_from_shipped_weights_waits_neither_for_open_clip_nor_for_torchs_compiler():
+    """They take 7 s to import, and a stage or a worker of seconds may do so too."""
+    run(
+        {"open_clip", "torchvision"},
+        "import torch\n"
+        "from pathlib import Path\n"
+        "from csdn.device import configure_torch\n"
+        "from csdn.model import CSDN, load_clip\n"
+        "from csdn.params import load_params\n"
+        "from csdn.training.embedding_job import embedding_settings\n"
+        "from csdn.training.embedding_stage import build_optimizer, training_step\n"
+        "from csdn.data.batches import TrainBatch\n"
+        "configure_torch(1, 'cpu')\n"
+        "params = load_params(Path('params.yaml'))\n"
+        "clip = load_clip(params.model.clip, params.model.weights)\n"
+        "model = CSDN.from_clip(clip, identities=2, image_size=(64, 32)).train()\n"
+        "settings = embedding_settings(params.embedding.model_copy(update={'images': 4}), 'float32')\n"
+        "images, labels = torch.randn(8, 3, 64, 32), torch.tensor([0, 1]).repeat_interleave(4)\n"
+        "batch = TrainBatch(images, images, images, labels, 0, 0, 4)\n"
+        "text = torch.randn(2, model.config.embed_dim)\n"
+        "training_step(model, build_optimizer(model, settings), batch, text, settings)\n"
+        "assert 'torch._dynamo' not in sys.modules\n",
+    )
+
+
+def test_the_report_and_the_ending_do_not_load_torch():
+    program = "import csdn.ending, csdn.report.page, sys; assert 'torch' not in sys.modules"
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

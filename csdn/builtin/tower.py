@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from csdn.builtin.clip import NAME, register
 from csdn.builtin.sketch import HEIGHT, WIDTH
 from csdn.files import replace_file
+from csdn.model.clip_facts import header
+from csdn.model.clip_models import facts_of
+from csdn.model.fit import shapes
 from csdn.model.pooling import AttentionPool, GeM, resize_positions
 from csdn.model.resnet import Stem, residual_layers
 
@@ -88,11 +91,10 @@ class SmallClip(nn.Module):
         positions = tensors.pop("visual.attnpool.positions")
         tensors["visual.attnpool.positional_embedding"] = _square(positions)
         tensors["visual.attnpool.k_proj.bias"] = torch.zeros_like(self.attnpool.q_proj.bias)  # has no effect
+        halves = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
         with replace_file(path) as temporary:
             # Not save_file, whose files only their owner may read.
-            temporary.write_bytes(
-                save({n: t.half() if t.is_floating_point() else t for n, t in tensors.items()})
-            )
+            temporary.write_bytes(save(halves, metadata=header(facts_of(NAME), shapes(halves))))
 
     def load(self, path: str | Path) -> SmallClip:
         """Read what `save` wrote."""

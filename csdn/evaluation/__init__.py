@@ -1,9 +1,15 @@
 """Test features, protocols and figures; needs torch and NumPy alone."""
 
-from csdn.evaluation.features import embed_with_mirror
-from csdn.evaluation.metrics import QueryMetrics, RankMetrics, query_metrics, rank_metrics, top_ranked
-from csdn.evaluation.own_features import evaluate_features
-from csdn.evaluation.protocols import Search, protocol, rule_cameras
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from csdn.evaluation.features import embed_with_mirror
+    from csdn.evaluation.metrics import QueryMetrics, RankMetrics, query_metrics, rank_metrics, top_ranked
+    from csdn.evaluation.own_features import evaluate_features
+    from csdn.evaluation.protocols import Search, protocol, rule_cameras
 
 __all__ = [
     "QueryMetrics",
@@ -17,3 +23,21 @@ __all__ = [
     "rule_cameras",
     "top_ranked",
 ]
+_PLACES = {
+    "features": ("embed_with_mirror",),
+    "metrics": ("QueryMetrics", "RankMetrics", "query_metrics", "rank_metrics", "top_ranked"),
+    "own_features": ("evaluate_features",),
+    "protocols": ("Search", "protocol", "rule_cameras"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The names above, imported when they are used: the report reads figures and need not load torch."""
+    for module, names in _PLACES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -19,7 +19,6 @@ from csdn.data.dataset import SampleTable
 from csdn.evaluation.counts import counts_of
 from csdn.evaluation.protocols import Search
 from csdn.evaluation.scores import (
-    METHODS,
     Distances,
     Labels,
     camera_pairs,
@@ -29,6 +28,7 @@ from csdn.evaluation.scores import (
     headline,
     trial_metrics,
 )
+from csdn.evaluation.summary import METHODS
 from csdn.evaluation.text_maps import TextMaps
 from csdn.files import replace_folder
 from csdn.safe import unmarked

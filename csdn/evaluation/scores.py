@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,6 @@ from csdn.evaluation.metrics import (
 )
 from csdn.evaluation.protocols import Search
 
-METHODS = ("trained", "clip", "hog", "chance")
 HEADLINE_RANKS = (1, 5, 10, 20)
 
 # Distances [queries, gallery] between rows of the index, in one trial.
@@ -132,28 +131,6 @@ def spread(fractions: Sequence[float]) -> dict[str, float | None]:
         "mean": round(float(values.mean()), 6) if known else None,
         "std": round(float(values.std(ddof=1)), 6) if known and len(values) > 1 else None,
     }
-
-
-def notes(counts: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What a reader of the figures must know about each direction's counts, in words."""
-    said: dict[str, list[str]] = {}
-    for direction, count in counts.items():
-        for note in _notes(count):
-            said.setdefault(note, []).append(direction.replace("_", " "))
-    return [f"{' and '.join(directions)}: {note}" for note, directions in said.items()]
-
-
-def _notes(count: Mapping[str, Any]) -> Iterator[str]:
-    for what, published in count.get("published", {}).items():
-        if count[what] != published:
-            yield f"WARNING: {count[what]} {what.replace('_', ' ')}, the published experiment has {published}"
-    left_out = count["queries"] - count["valid_queries"]
-    if not count["valid_queries"]:
-        yield "no query has a right image to find, so there are no figures"
-    elif left_out:
-        yield f"{left_out} of {count['queries']} queries have no right image to find and are left out"
-    if count["excluded_pairs"] == 0:
-        yield "the rule that excludes images of a query's own person and camera never fires"
 
 
 def _arguments(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 SHOWN = {"rank1": "rank-1", "rank10": "rank-10", "mAP": "mAP", "mINP": "mINP"}
-METHODS = {"trained": "trained", "clip": "CLIP", "chance": "chance"}
+METHODS = ("trained", "clip", "hog", "chance")
+SHOWN_METHODS = {"trained": "trained", "clip": "CLIP", "chance": "chance"}
 
 
 def headline(figures: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def one_line(figures: Mapping[str, Any]) -> str:
     return f"rank-1 {', '.join(found)}"
 
 
-def table_lines(figures: Mapping[str, Any], methods: Mapping[str, str] = METHODS) -> list[str]:
+def table_lines(figures: Mapping[str, Any], methods: Mapping[str, str] = SHOWN_METHODS) -> list[str]:
     """The figures of some methods (key -> name shown), in percent; less than 80 columns."""
     lines = []
     for direction in figures["counts"]:
@@ -56,3 +57,25 @@ def _cell(figure: Mapping[str, float | None]) -> str:
     if figure["mean"] is None:
         return "-"
     return f"{figure['mean']:.2f}" + ("" if figure["std"] is None else f" ± {figure['std']:.2f}")
+
+
+def notes(counts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What a reader of the figures must know about each direction's counts, in words."""
+    said: dict[str, list[str]] = {}
+    for direction, count in counts.items():
+        for note in _notes(count):
+            said.setdefault(note, []).append(direction.replace("_", " "))
+    return [f"{' and '.join(directions)}: {note}" for note, directions in said.items()]
+
+
+def _notes(count: Mapping[str, Any]) -> Iterator[str]:
+    for what, published in count.get("published", {}).items():
+        if count[what] != published:
+            yield f"WARNING: {count[what]} {what.replace('_', ' ')}, the published experiment has {published}"
+    left_out = count["queries"] - count["valid_queries"]
+    if not count["valid_queries"]:
+        yield "no query has a right image to find, so there are no figures"
+    elif left_out:
+        yield f"{left_out} of {count['queries']} queries have no right image to find and are left out"
+    if count["excluded_pairs"] == 0:
+        yield "the rule that excludes images of a query's own person and camera never fires"

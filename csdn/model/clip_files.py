@@ -9,7 +9,8 @@ from torch import Tensor
 
 from csdn.errors import UserError
 from csdn.files import replace_file
-from csdn.model.clip import check_shapes, open_clip_config
+from csdn.model.clip_facts import header
+from csdn.model.clip_models import check_shapes, facts_of, model_config
 from csdn.model.fit import shapes
 from csdn.model.tensor_files import read_state_dict
 
@@ -21,7 +22,7 @@ def fetch_clip(name: str, tag: str, out: str | Path) -> None:
     """Download the weights that open_clip knows as `tag` (such as "openai") and write them as safetensors."""
     import open_clip
 
-    open_clip_config(name)
+    model_config(name)
     source = open_clip.get_pretrained_cfg(name, tag)
     if not source:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
@@ -47,4 +48,4 @@ def convert(source: str | Path, name: str, out: str | Path) -> None:
     }
     check_shapes(str(source), name, shapes(plain))
     with replace_file(Path(out)) as temporary:
-        temporary.write_bytes(serialize(plain, metadata={"format": "pt"}))
+        temporary.write_bytes(serialize(plain, metadata=header(facts_of(name), shapes(plain))))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from csdn.evaluation.scores import notes
+from csdn.evaluation.summary import notes
 from csdn.params import Params
 from csdn.report import facts, words
 from csdn.report.ablation import ablation_shown

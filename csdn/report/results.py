@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from csdn.evaluation.scores import METHODS
+from csdn.evaluation.summary import METHODS
 from csdn.report.figures import Curves, Series, share, ticks
 from csdn.report.words import (
     METHOD_NAMES,

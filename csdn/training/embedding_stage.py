@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from csdn.model import CSDN
 from csdn.pace import Pace
+from csdn.training.adam import Adam
 from csdn.training.checkpoint import model_tensors, optimizer_tensors, restore_model, restore_optimizer
 from csdn.training.collectives import any_rank, distributed, world
 from csdn.training.log import LossLog
@@ -143,7 +144,7 @@ def training_step(
     return losses
 
 
-def build_optimizer(model: CSDN, settings: EmbeddingSettings) -> torch.optim.Adam:
+def build_optimizer(model: CSDN, settings: EmbeddingSettings) -> Adam:
     """Adam, coupled weight decay on all that trains; GeM's p, BNNecks and classifiers at their own rate."""
     heads = list(model.head_parameters())
     of_heads = {id(parameter) for parameter in heads}
@@ -152,7 +153,7 @@ def build_optimizer(model: CSDN, settings: EmbeddingSettings) -> torch.optim.Ada
         {"params": backbone, "lr": settings.learning_rate, "base": settings.learning_rate},
         {"params": heads, "lr": settings.head_learning_rate, "base": settings.head_learning_rate},
     ]
-    return torch.optim.Adam(groups, weight_decay=settings.weight_decay, fused=True)
+    return Adam(groups, weight_decay=settings.weight_decay)
 
 
 def set_learning_rates(

@@ -19,6 +19,7 @@ from csdn.model import CSDN
 from csdn.pace import Pace
 from csdn.randomness import Stream, generator
 from csdn.state import StageState
+from csdn.training.adam import Adam
 from csdn.training.checkpoint import optimizer_tensors, restore_optimizer
 from csdn.training.log import LossLog
 from csdn.training.schedules import warmup_cosine
@@ -142,7 +143,7 @@ def train_phase(
     parameters = phase.parameters()
     if not parameters:  # variants of SII without weights have nothing to learn
         return []
-    optimizer = torch.optim.Adam(parameters, weight_decay=settings.weight_decay, fused=True)
+    optimizer = Adam(parameters, weight_decay=settings.weight_decay)
     first, start, rows = _restore(phase, optimizer, state)
     steps = len(phase.plan(0))
     log = LossLog(steps, rows)

@@ -52,11 +52,12 @@ def assert_same(one, other):
 @pytest.mark.slow
 @pytest.mark.parametrize("start", [(0, 0), (2, 4)])
 def test_ray_data_gives_the_tensors_of_the_dataloader_bit_for_bit(ray_instance, data, start, monkeypatch):
-    from csdn.cluster import feed
+    from csdn.cluster import stretch
+    from csdn.cluster.feed import RayFeed
 
-    monkeypatch.setattr(feed, "TASKS_OF_STRETCH", 3)  # a data set ends in the middle of an epoch
-    monkeypatch.setattr(feed, "ROWS_OF_TASK", 3)
-    plain, over_ray = TrainFeed(source(data), 0), feed.RayFeed(source(data), EPOCHS)
+    monkeypatch.setattr(stretch, "TASKS_OF_STRETCH", 3)  # a data set ends in the middle of an epoch
+    monkeypatch.setattr(stretch, "ROWS_OF_TASK", 3)
+    plain, over_ray = TrainFeed(source(data), 0), RayFeed(source(data), EPOCHS)
     assert over_ray.steps_per_epoch == plain.steps_per_epoch == 7
     first, row = start
     for epoch in range(first, EPOCHS):
@@ -70,7 +71,7 @@ def test_ray_data_gives_the_tensors_of_the_dataloader_bit_for_bit(ray_instance, 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3])
 def test_the_parts_of_the_workers_make_up_each_batch(ray_instance, data, size):
-    from csdn.cluster.feed import Stretch, stretch_dataset
+    from csdn.cluster.stretch import Stretch, stretch_dataset
 
     made = source(data, people=6)
     stretch = Stretch(made, 0, 2 * made.steps_per_epoch, size)
@@ -108,18 +109,19 @@ def iterate_together(parts):
 
 @pytest.mark.slow
 def test_the_object_store_holds_a_few_blocks_of_a_feed_many_times_larger(ray_instance, data, monkeypatch):
-    from csdn.cluster import feed as ray_feed
+    from csdn.cluster import stretch
+    from csdn.cluster.feed import RayFeed
 
-    monkeypatch.setattr(ray_feed, "ROWS_OF_TASK", 4)
+    monkeypatch.setattr(stretch, "ROWS_OF_TASK", 4)
     epochs = 200
     made = source(data, people=6, size=(288, 144))
-    feed = ray_feed.RayFeed(made, epochs)
+    feed = RayFeed(made, epochs)
     count = sum(1 for epoch in range(epochs) for _ in feed.epoch(epoch))
     assert count == epochs * feed.steps_per_epoch
     # What tasks are writing and the consumer reads ahead comes on top of Ray's limit.
-    block = ray_feed.block_bytes(made.rows, 1)
-    bound = 4 * ray_feed.BLOCKS_STORED * block
-    assert count / ray_feed.ROWS_OF_TASK * block > 4 * bound
+    block = stretch.block_bytes(made.rows, 1)
+    bound = 4 * stretch.BLOCKS_STORED * block
+    assert count / stretch.ROWS_OF_TASK * block > 4 * bound
     assert 0 < most_stored() < bound
 
 

@@ -41,7 +41,7 @@ def make_workspace(folder: Path, address: str = "builtin:tiny", **changes: Any) 
         source, target = ROOT / name, folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, target)  # with its byte code: compiling it anew takes a second
         else:
             shutil.copy(source, target)
     set_params(folder, SMALL | changes)

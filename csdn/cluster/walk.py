@@ -42,9 +42,10 @@ def _dataset(
     """A block for each batch, in order: a column [1, B, D] for each embed."""
     import ray
 
+    from csdn.cluster.reading import ReadImages
     from csdn.cluster.tasks import in_order
 
-    return in_order(len(steps), _Read(rows, steps)).map_batches(
+    return in_order(len(steps), ReadImages(rows, steps)).map_batches(
         _Embed,
         fn_constructor_args=(ray.put(make_embeds), scaling),
         batch_size=1,
@@ -52,21 +53,6 @@ def _dataset(
         num_cpus=scaling.cpus_per_worker,
         num_gpus=1 if scaling.use_gpu else 0,
     )
-
-
-class _Read:
-    """Makes the images of a batch."""
-
-    def __init__(self, rows: TestRows, steps: list[tuple[np.ndarray, str]]) -> None:
-        self.rows, self.steps = rows, steps
-
-    def __call__(self, number: int) -> dict[str, np.ndarray]:
-        from csdn.cluster.tasks import own_memory
-
-        ordinals, modality = self.steps[number]
-        images = own_memory(self.rows.shape, np.float32)[: len(ordinals)]
-        self.rows.fill(ordinals, images)
-        return {"images": images[None], "modality": np.array([modality])}
 
 
 class _Embed:

@@ -2,7 +2,7 @@
 
 The global batch is split by person. Of the losses only the triplet sees other people's images, so only its
 features are gathered; every other loss is a mean over images, and the mean over ranks of the ranks' means.
-With gradients averaged over the ranks (DistributedDataParallel) all workers take the step of the whole batch.
+With gradients averaged over the ranks all workers take the step of the whole batch.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from csdn.training.batch_norm import synchronised
 
-_ALL_AT_ONCE = 1 << 20  # MiB: no network is larger
-
 
 def world() -> tuple[int, int]:
     """(rank, number of workers): (0, 1) in a plain process."""
@@ -28,24 +26,44 @@ def world() -> tuple[int, int]:
 
 
 def distributed(model: nn.Module) -> nn.Module:
-    """`model` as one of several workers' trains it, with synchronised batch norms; itself where it is alone.
+    """`model` as one of several workers trains it, with synchronised batch norms; itself where it is alone.
 
-    Only parameters that require a gradient are averaged. The wrapper shares all tensors with `model`.
+    Its tensors are `model`'s. Between backward pass and optimiser's step stands `average_gradients`.
     """
     if world()[1] == 1:
         return model
-    on_gpu = next(model.parameters()).is_cuda
+    model = synchronised(model)
+    if next(model.parameters()).is_cpu:
+        return model
+    # Beside a GPU's work gradients travel for nothing.
     return DistributedDataParallel(
-        synchronised(model),
+        model,
         broadcast_buffers=False,
         gradient_as_bucket_view=True,
-        # Beside a GPU's work gradients travel for nothing. On a CPU they take the core of the work, and with
-        # it the time of all, who meet at the next batch norm: there they travel when the work is done.
-        bucket_cap_mb=None if on_gpu else _ALL_AT_ONCE,
         # So buckets stay as they are after the first step, and a resumed run adds up in the order of one that
         # was never interrupted.
         find_unused_parameters=True,
     )
+
+
+@torch.no_grad()
+def average_gradients(model: nn.Module) -> None:
+    """Give each parameter of a `distributed` model the mean over the ranks of its gradient.
+
+    On a GPU the backward pass has done so. On a CPU gradients that travel beside it would take the core of
+    the work, and with it the time of all ranks, who meet at the next batch norm: there they travel in one
+    piece when the work is done.
+    """
+    if world()[1] == 1 or isinstance(model, DistributedDataParallel):
+        return
+    trained = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    together = trained[0].new_empty(sum(parameter.numel() for parameter in trained))
+    parts = together.split([parameter.numel() for parameter in trained])
+    for parameter, part in zip(trained, parts, strict=True):
+        # In the order of the parameter's memory, which is not that of its shape and costs no jumps.
+        mean = part.as_strided(parameter.shape, parameter.stride())
+        parameter.grad = torch.div(parameter.grad, world()[1], out=mean)
+    dist.all_reduce(together)
 
 
 def gather_rows(rows: Tensor) -> Tensor:

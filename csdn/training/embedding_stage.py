@@ -17,7 +17,7 @@ from csdn.model import CSDN
 from csdn.pace import Pace
 from csdn.training.adam import Adam
 from csdn.training.checkpoint import model_tensors, optimizer_tensors, restore_model, restore_optimizer
-from csdn.training.collectives import any_rank, distributed, world
+from csdn.training.collectives import any_rank, average_gradients, distributed, world
 from csdn.training.log import LossLog
 from csdn.training.losses import embedding_losses
 from csdn.training.schedules import factor
@@ -140,6 +140,7 @@ def training_step(
     )
     optimizer.zero_grad(set_to_none=True)
     losses["total"].backward()
+    average_gradients(model)
     optimizer.step()
     return losses
 

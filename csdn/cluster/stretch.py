@@ -1,0 +1,85 @@
+"""A stretch of the plan as a data set of Ray: what the tasks that read its images know.
+
+They need not load torch: a task's process is ready in a second.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import ray.data
+
+from csdn.cluster.tasks import Block, in_order, own_memory
+
+if TYPE_CHECKING:
+    from csdn.data.feed import TrainSource
+    from csdn.data.plan import EpochPlan, PlanRow
+    from csdn.data.rows import TrainRows
+
+COLUMNS = ("step", "rank", "pixels")
+# Starting a data set costs a second, a task some 30 ms, whose shares these make small.
+TASKS_OF_STRETCH = 2_000
+ROWS_OF_TASK = 16
+# Blocks, a task's output, of each worker that may lie in the object store: the feed's memory. Ray counts also
+# those that running tasks will make: with half as many only one task runs at a time.
+BLOCKS_STORED = 8
+
+
+def stretch_steps(size: int) -> int:
+    """Rows of the plan that a stretch for `size` workers has."""
+    return max(1, TASKS_OF_STRETCH // size) * ROWS_OF_TASK
+
+
+class Stretch:
+    """Rows `first` to `last` of the plans of all epochs laid end to end, each split over `size` workers."""
+
+    def __init__(self, source: TrainSource, first: int, last: int, size: int) -> None:
+        self.first, self.last, self.size = first, last, size
+        self.rows_of_task = ROWS_OF_TASK
+        self.steps_per_epoch = source.steps_per_epoch
+        epochs = range(first // self.steps_per_epoch, (last - 1) // self.steps_per_epoch + 1)
+        self._plans: dict[int, EpochPlan] = {epoch: source.plan(epoch) for epoch in epochs}
+
+    def row(self, step: int, rank: int) -> PlanRow:
+        epoch, at = divmod(step, self.steps_per_epoch)
+        return self._plans[epoch].slice(rank, self.size)[at]
+
+
+def stretch_dataset(stretch: Stretch, rows: TrainRows) -> ray.data.Dataset:
+    """Blocks of up to ROWS_OF_TASK rows of the plan, each of one worker, the workers in turn.
+
+    Columns `step`, `rank`, `pixels` uint8 [2 modalities, n, H, W, 3].
+    """
+    tasks = -(-(stretch.last - stretch.first) // stretch.rows_of_task) * stretch.size
+    dataset = in_order(tasks, _Read(stretch, rows))
+    options = dataset.context.execution_options
+    options.resource_limits = options.resource_limits.copy(
+        object_store_memory=BLOCKS_STORED * stretch.size * block_bytes(rows, stretch.size)
+    )
+    return dataset
+
+
+def block_bytes(rows: TrainRows, size: int) -> int:
+    """Pixels of a block, for one worker of `size`."""
+    _, count, channels, height, width = rows.shape
+    return ROWS_OF_TASK * 2 * (count // size) * channels * height * width
+
+
+class _Read:
+    """What a task does: its block."""
+
+    def __init__(self, stretch: Stretch, rows: TrainRows) -> None:
+        self.stretch, self.rows = stretch, rows
+
+    def __call__(self, number: int) -> Block:
+        part, rank = divmod(number, self.stretch.size)
+        first = self.stretch.first + part * self.stretch.rows_of_task
+        steps = range(first, min(first + self.stretch.rows_of_task, self.stretch.last))
+        _, count, channels, *image = self.rows.shape
+        shape = (self.stretch.rows_of_task, 2, count // self.stretch.size, *image, channels)
+        pixels = own_memory(shape, np.uint8)[: len(steps)]
+        for step, images in zip(steps, pixels, strict=True):
+            for read, out in zip(self.rows.read(self.stretch.row(step, rank)), images, strict=True):
+                np.stack(read, out=out)
+        return dict(zip(COLUMNS, (np.array(steps), np.full(len(steps), rank), pixels), strict=True))

@@ -1,11 +1,13 @@
 """What every test may rely on, however the suite was started."""
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 
 import faults
 import pytest
+from filelock import FileLock
 
 # Longest first, or one of several processes ends up alone with a long one (`pytest --durations=0`).
 LONGEST = (
@@ -66,21 +68,33 @@ def fault(request, tmp_path_factory) -> Callable[[str, str, object], None]:
 
 
 @pytest.fixture(scope="session")
-def finished_repository(tmp_path_factory):
+def finished_repository(tmp_path_factory, testrun_uid):
     """(folder, what it printed) of a `dvc repro` from nothing, with hostile names and secrets around it.
 
-    Every test that only looks at a finished run shares this one; none may change it.
+    Every test that only looks at a finished run shares this one; none may change it. The first of pytest's
+    processes that needs it makes it, each has a copy: DVC wants a project for itself.
     """
+    base = tmp_path_factory.getbasetemp()
+    made = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"finished-{testrun_uid}"
+    with FileLock(f"{made}.lock"):
+        if not made.exists():
+            make_finished(made)
+    folder = shutil.copytree(made / "project", tmp_path_factory.mktemp("finished") / "project", symlinks=True)
+    return folder, (made / "printed").read_text()
+
+
+def make_finished(folder):
     from hostile import hostile_drop  # slow to import, and few tests need them
     from repository import make_repository
     from user_secrets import SECRETS, add_secret_files
     from workspace import environment, run
 
-    drop = hostile_drop(tmp_path_factory.mktemp("drop") / "\x1b[31min")
-    folder = make_repository(tmp_path_factory.mktemp("finished") / "project", address=str(drop))
-    add_secret_files(folder)
-    done = run(folder, "dvc", "repro", env=environment() | SECRETS)
-    return folder, done.stdout + done.stderr
+    drop = hostile_drop(folder.parent / f"{folder.name}-drop" / "\x1b[31min")
+    project = make_repository(folder.with_suffix(".partial") / "project", address=str(drop))
+    add_secret_files(project)
+    done = run(project, "dvc", "repro", env=environment() | SECRETS)
+    (folder.with_suffix(".partial") / "printed").write_text(done.stdout + done.stderr)
+    folder.with_suffix(".partial").rename(folder)
 
 
 @pytest.fixture(scope="module")

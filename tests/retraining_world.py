@@ -47,7 +47,8 @@ class World:
         write(folder / name)
         files = [path for path in (folder / name).rglob("*") if path.is_file()]
         for path in sorted(files, key=lambda path: (path.name == "_SUCCESS", path)):
-            self.store.bucket.upload_file(str(path), f"landing/{name}/{path.relative_to(folder / name)}")
+            key = f"landing/{name}/{path.relative_to(folder / name)}"
+            self.store.bucket.put_object(Key=key, Body=path.read_bytes())
 
     def announce(self) -> None:
         """The event that an object store's notification would send."""
@@ -58,10 +59,10 @@ class World:
         return [one for one in self.prefect.runs_of("retrain") if one["auto_scheduled"]]
 
     @contextmanager
-    def a_look_each_minute(self) -> Iterator[None]:
+    def a_look_every(self, seconds: int) -> Iterator[None]:
         """The clock starts retrainings in the block, and none after it."""
         schedule = ("deployment", "schedule")
-        self.prefect.run(self.project, *schedule, "create", "csdn/retrain", "--interval", "60")
+        self.prefect.run(self.project, *schedule, "create", "csdn/retrain", "--interval", str(seconds))
         yield
         self.prefect.run(self.project, *schedule, "clear", "csdn/retrain", "--accept-yes")
 

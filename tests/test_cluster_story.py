@@ -62,7 +62,7 @@ class Repro:
         until = time.monotonic() + LIMIT
         while not (found := something()):
             assert self.process.poll() is None and time.monotonic() < until, self.text()
-            time.sleep(0.1)
+            time.sleep(0.3)  # answering takes the cores of what is waited for
         return found
 
     def end(self) -> None:

@@ -86,11 +86,11 @@ def stages_that_ran(prefect, identifier):
 
 
 def test_what_a_remote_has_is_pulled_and_not_made_again(prefect, committed, tmp_path):
-    first = prefect.deployment_run(committed, "full-pipeline", remote="store")
+    first = prefect.begin("full-pipeline", remote="store")
     assert prefect.end_of(first)["type"] == "COMPLETED"
     clone = tmp_path / "clone"
     git(tmp_path, "clone", "--quiet", str(committed), str(clone))
-    second = prefect.deployment_run(committed, "full-pipeline", remote="store", workspace=str(clone))
+    second = prefect.begin("full-pipeline", remote="store", workspace=str(clone))
     assert prefect.end_of(second)["type"] == "COMPLETED"
     names = [task["name"] for task in prefect.task_runs(second)]
     assert names == ["pull from store", *STAGES, "push to store"]
@@ -103,7 +103,7 @@ def test_with_overrides_it_works_in_a_folder_and_on_a_branch_of_its_own(prefect,
     project = committed
     before = git(project, "status", "--porcelain"), git(project, "rev-parse", "main")
     values = {"report.queries": 3}
-    identifier = prefect.deployment_run(project, "full-pipeline", overrides=values)
+    identifier = prefect.begin("full-pipeline", overrides=values)
     assert prefect.end_of(identifier)["type"] == "COMPLETED"
     assert prefect.flow_run(identifier)["name"] == "full pipeline: report.queries=3"
     assert stages_that_ran(prefect, identifier) == ["report"]
@@ -115,7 +115,7 @@ def test_with_overrides_it_works_in_a_folder_and_on_a_branch_of_its_own(prefect,
 
 def test_a_wrong_parameter_stops_it_before_anything_starts(prefect, project):
     values = {"data.test_percent": 1}
-    identifier = prefect.deployment_run(project, "full-pipeline", overrides=values)
+    identifier = prefect.begin("full-pipeline", overrides=values)
     failure = prefect.end_of(identifier)
     assert failure["type"] == "FAILED" and "data.test_percent: not for one run" in failure["message"]
     assert prefect.task_runs(identifier) == []
@@ -133,12 +133,12 @@ def quiet(tmp_path_factory):
 def test_a_busy_workspace_is_not_tried_again_and_a_look_that_was_due_is_made_up_for(prefect, project, quiet):
     """A retraining that works there looks again by itself; the full pipeline has one started."""
     with workspace_lock(quiet, "a test"):
-        looked = prefect.deployment_run(project, "retrain", workspace=str(quiet))
+        looked = prefect.begin("retrain", workspace=str(quiet))
         assert prefect.end_of(looked)["name"] == "Busy"
-        refused = prefect.end_of(prefect.deployment_run(project, "full-pipeline", workspace=str(quiet)))
+        refused = prefect.end_of(prefect.begin("full-pipeline", workspace=str(quiet)))
     assert refused["type"] == "FAILED" and "busy: a test, process" in refused["message"]
 
-    failed = prefect.end_of(prefect.deployment_run(project, "full-pipeline", workspace=str(quiet)))
+    failed = prefect.end_of(prefect.begin("full-pipeline", workspace=str(quiet)))
     assert "ingest: nothing to train on" in failed["message"]
 
     def later():
@@ -149,7 +149,7 @@ def test_a_busy_workspace_is_not_tried_again_and_a_look_that_was_due_is_made_up_
 
 
 def test_two_triggers_at_once_are_two_looks_one_after_the_other(prefect, project, quiet):
-    both = [prefect.deployment_run(project, "retrain", workspace=str(quiet)) for _ in range(2)]
+    both = [prefect.begin("retrain", workspace=str(quiet)) for _ in range(2)]
     assert {prefect.end_of(one)["name"] for one in both} == {"Nothing to do"}
     one, other = sorted((prefect.flow_run(one) for one in both), key=lambda run: run["start_time"])
     assert one["end_time"] <= other["start_time"]
@@ -185,7 +185,7 @@ def small_project(folder, ingest):
 
 def test_a_failed_stage_shows_its_own_words_and_stops_the_run(prefect, project, tmp_path):
     workspace = small_project(tmp_path / "w", ingest="echo 'error: no drop has an image' >&2; exit 1")
-    identifier = prefect.deployment_run(project, "full-pipeline", workspace=str(workspace))
+    identifier = prefect.begin("full-pipeline", workspace=str(workspace))
     failure = prefect.end_of(identifier)
     assert failure["type"] == "FAILED"
     assert "ingest: no drop has an image" in failure["message"]
@@ -197,7 +197,7 @@ def test_a_failed_stage_shows_its_own_words_and_stops_the_run(prefect, project, 
 def test_a_stage_that_a_store_s_outage_ended_is_tried_again(prefect, project, tmp_path):
     away = "test -e here || { touch here; echo 'error: the store does not answer' >&2; exit 75; }"
     workspace = small_project(tmp_path / "w", ingest=away)
-    identifier = prefect.deployment_run(project, "full-pipeline", workspace=str(workspace))
+    identifier = prefect.begin("full-pipeline", workspace=str(workspace))
     assert prefect.end_of(identifier)["type"] == "COMPLETED"
     assert prefect.task_runs(identifier)[0]["run_count"] == 2
 
@@ -206,7 +206,7 @@ def test_a_stage_that_a_store_s_outage_ended_is_tried_again(prefect, project, tm
 def test_cancelling_ends_the_stage_too(prefect, project, tmp_path):
     endless = "echo $$ > pid.new; mv pid.new pid; exec tail -f /dev/null"
     workspace = small_project(tmp_path / "w", ingest=endless)
-    identifier = prefect.deployment_run(project, "full-pipeline", workspace=str(workspace))
+    identifier = prefect.begin("full-pipeline", workspace=str(workspace))
     wait_until((workspace / "pid").is_file, "the stage's start")
     stage = (workspace / "pid").read_text().strip()
     cancel(prefect, project, identifier)
@@ -230,7 +230,7 @@ def test_a_lost_machine_takes_its_stage_along_and_the_next_one_goes_on(prefect, 
     """The server learns of it when the run's lease has ended, or from a person."""
     once = "test -e here || { touch here; echo $$ > pid.new; mv pid.new pid; exec tail -f /dev/null; }"
     workspace = small_project(tmp_path / "w", ingest=once)
-    lost = prefect.deployment_run(project, "full-pipeline", workspace=str(workspace))
+    lost = prefect.begin("full-pipeline", workspace=str(workspace))
     wait_until((workspace / "pid").is_file, "the stage's start")
     stage = (workspace / "pid").read_text().strip()
     run_process = parent(parent(stage))
@@ -240,7 +240,7 @@ def test_a_lost_machine_takes_its_stage_along_and_the_next_one_goes_on(prefect, 
     wait_until(lambda: not is_tail(stage), "the stage's end")
     prefect.worker = prefect.start("worker", "start", "--pool", "csdn-local")
     prefect.api(f"flow_runs/{lost}/set_state", state={"type": "CRASHED"}, force=True)
-    again = prefect.deployment_run(project, "full-pipeline", workspace=str(workspace))
+    again = prefect.begin("full-pipeline", workspace=str(workspace))
     assert prefect.end_of(again)["type"] == "COMPLETED"
 
 
@@ -253,11 +253,11 @@ def test_the_run_after_a_cancelled_one_goes_on_where_it_was(prefect, project, fi
     """And ends with the bytes of a run that nobody cancelled."""
     set_params(project, {"seed": 1, "embedding.epochs": 30})
     try:
-        identifier = prefect.deployment_run(project, "full-pipeline")
+        identifier = prefect.begin("full-pipeline")
         wait_until(lambda: position(project), "a saved state of stage 2")
         cancel(prefect, project, identifier)
         reached = position(project)
-        again = prefect.deployment_run(project, "full-pipeline")
+        again = prefect.begin("full-pipeline")
         wait_until(lambda: position(project) != reached, "the next run")
         assert position(project) > reached
         cancel(prefect, project, again)

@@ -21,6 +21,15 @@ pytestmark = ON_RAY
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def ray_instance():
+    """One Ray instance for all tests here."""
+    from csdn.cluster.session import ray_session
+
+    with ray_session(None, cpus=3):
+        yield
+
+
 def walk_of(root):
     return ImageWalk(load_dataset(root).train_table(), root / "shards", (64, 32), "imagenet", 8)
 

@@ -88,7 +88,7 @@ def test_a_model_keeps_up_with_its_cameras(world, tmp_path):
     assert held[0].reason.startswith("gate of run ")
 
     # The next look is the clock's. The garbage is known, and nothing is new.
-    with world.a_look_each_minute():
+    with world.a_look_every(20):
         by_clock = world.next_run()
     assert (by_clock.state, by_clock.message) == ("Nothing to do", "nothing is new")
 

@@ -8,13 +8,16 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 PATIENCE_SECONDS = 600.0  # of a server that starts for the first time
+BUSY_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between two tries
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -64,14 +67,23 @@ class LocalServer:
         return done.stdout
 
     def ask(self, path: str, body: Any = None) -> Any:
-        """POST to the API (GET without a body); returns its answer."""
+        """POST to the API (GET without a body); returns its answer.
+
+        A server whose database is busy says 503, and is asked again, as Prefect's own client does.
+        """
         request = urllib.request.Request(
             f"{self.address}/api/{path}",
             data=None if body is None else json.dumps(body).encode(),
             headers={"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)
+        for pause in (*BUSY_PAUSES, None):
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:
+                if error.code != HTTPStatus.SERVICE_UNAVAILABLE or pause is None:
+                    raise
+                time.sleep(pause)
 
     def task_runs(self, flow_run: str) -> list[dict[str, Any]]:
         """The task runs of a flow run in the order in which they started."""

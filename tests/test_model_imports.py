@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 PROGRAM = """
@@ -68,7 +70,12 @@ def test_training_from_shipped_weights_waits_neither_for_open_clip_nor_for_torch
     )
 
 
-def test_the_report_and_the_ending_do_not_load_torch():
-    program = "import csdn.ending, csdn.report.page, sys; assert 'torch' not in sys.modules"
+@pytest.mark.parametrize(
+    "modules",
+    ["csdn.ending, csdn.report.page", "csdn.cluster.stretch, csdn.cluster.reading, csdn.cluster.packing"],
+    ids=["report", "tasks of Ray Data"],
+)
+def test_who_computes_nothing_with_torch_does_not_load_it(modules):
+    program = f"import {modules}, sys; assert 'torch' not in sys.modules"
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

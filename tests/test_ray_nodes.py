@@ -19,8 +19,8 @@ from ray_work import (
 )
 
 pytestmark = ON_RAY
-EPOCHS, TOLD_AT = 25, 10
-SECONDS = 5  # from the announcement to the node's end
+EPOCHS, TOLD_AT = 40, 10
+SECONDS = 4  # from the announcement to the node's end; training lasts longer
 
 
 @pytest.fixture
@@ -58,10 +58,11 @@ def test_a_node_that_is_announced_to_go_is_left_with_a_checkpoint(cluster, tmp_p
     attempts = make_state(tmp_path / "state", str(storage))
     rows = train_on_ray(params, work, attempts, announce)
     assert len(rows) == 5 * EPOCHS
+    assert seen != sorted(seen), "the node went while they trained: they began again"
     assert min(seen) >= TOLD_AT, "the workers saved when they heard of it"
     plain = make_work(images, EPOCHS)
     train_plainly(plain, make_state(tmp_path / "plain"))
-    assert difference(work.model, plain.model) < 1e-3  # 125 steps multiply what 50 do to 1e-4
+    assert difference(work.model, plain.model) < 1e-3  # 200 steps multiply what 50 do to 1e-4
     fault(
         "processes",
         "a node of the Ray cluster was announced to go (pre-emption, SIGTERM to `ray start --block`)",

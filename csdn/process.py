@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import gc
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from csdn.errors import UserError, is_away, machine_fault
@@ -21,6 +24,7 @@ def run_stage(main: Callable[[], None], stage: str, lower: str = "") -> None:
 
     Only a defect of the program shows a traceback. lower: the parameters to lower where memory runs out.
     """
+    leave_quickly()
     try:
         die_with_parent()
         main()
@@ -48,6 +52,25 @@ def _kept(stage: str) -> str:
     if saved is None:
         return f"{stage} had saved nothing in this run: run the same command again."
     return f"so is what {stage} saved {saved:.0f} s ago: run the same command again to continue from there."
+
+
+@contextmanager
+def quick_imports() -> Iterator[None]:
+    """Import what a process works with; the collector looks at none of it, now or later.
+
+    Modules stay until the end, and while torch's are loaded it would look for garbage some hundred times.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def leave_quickly() -> None:
+    """Let the process end without a last look for garbage: with torch loaded that takes a second."""
+    atexit.register(gc.freeze)
 
 
 def die_with_parent(parent: int | None = None) -> None:

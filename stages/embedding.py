@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from csdn.process import run_stage
+from csdn.process import quick_imports, run_stage
 
 
 def main() -> None:
@@ -10,10 +10,11 @@ def main() -> None:
     from csdn.console import stage
 
     with stage("embedding") as progress:
-        from csdn.champion import read_champion
-        from csdn.params import load_params
-        from csdn.training.embedding_job import run_embedding, train_here
-        from csdn.training.warm import WarmStart
+        with quick_imports():
+            from csdn.champion import read_champion
+            from csdn.params import load_params
+            from csdn.training.embedding_job import run_embedding, train_here
+            from csdn.training.warm import WarmStart
 
         params, start = load_params(), read_champion().start
         warm = WarmStart(start) if start else None

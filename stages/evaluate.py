@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from csdn.process import run_stage
+from csdn.process import quick_imports, run_stage
 
 
 def main() -> None:
@@ -10,9 +10,10 @@ def main() -> None:
     from csdn.console import stage
 
     with stage("evaluate") as progress:
-        from csdn.evaluation.job import run_evaluation
-        from csdn.evaluation.summary import one_line
-        from csdn.params import load_params
+        with quick_imports():
+            from csdn.evaluation.job import run_evaluation
+            from csdn.evaluation.summary import one_line
+            from csdn.params import load_params
 
         params = load_params()
         if params.scaling.workers:

@@ -1,6 +1,6 @@
 """Stage ingest: the drops of the ledger -> shards, index, people, samples."""
 
-from csdn.process import run_stage
+from csdn.process import quick_imports, run_stage
 
 
 def main() -> None:
@@ -8,11 +8,12 @@ def main() -> None:
     from csdn.console import stage
 
     with stage("ingest") as progress:
-        from csdn.data.drops import read_ledger
-        from csdn.data.ingest import ingest
-        from csdn.data.summary import summary_lines
-        from csdn.params import load_params
-        from csdn.safe import printable
+        with quick_imports():
+            from csdn.data.drops import read_ledger
+            from csdn.data.ingest import ingest
+            from csdn.data.summary import summary_lines
+            from csdn.params import load_params
+            from csdn.safe import printable
 
         params = load_params()
         if params.scaling.workers:

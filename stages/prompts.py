@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from csdn.process import run_stage
+from csdn.process import quick_imports, run_stage
 
 
 def main() -> None:
@@ -11,10 +11,11 @@ def main() -> None:
     from csdn.console import stage
 
     with stage("prompts") as progress:
-        from csdn.champion import read_champion
-        from csdn.params import load_params
-        from csdn.training.prompt_job import run_prompts
-        from csdn.training.warm import WarmStart
+        with quick_imports():
+            from csdn.champion import read_champion
+            from csdn.params import load_params
+            from csdn.training.prompt_job import run_prompts
+            from csdn.training.warm import WarmStart
 
         params, start = load_params(), read_champion().start
         warm = WarmStart(start) if start else None

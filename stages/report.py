@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from csdn.process import run_stage
+from csdn.process import quick_imports, run_stage
 
 
 def main() -> None:
@@ -11,8 +11,9 @@ def main() -> None:
     from csdn.ending import show_unless_asked_later
 
     with stage("report"):
-        from csdn.params import load_params
-        from csdn.report.page import write_report
+        with quick_imports():
+            from csdn.params import load_params
+            from csdn.report.page import write_report
 
         params = load_params()
         page = write_report(params, root=Path(), out=Path("report"))

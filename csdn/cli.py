@@ -17,7 +17,6 @@ from csdn.cli_registry import champion, history, promote, rollback
 from csdn.cli_retrain import gate, retrain
 from csdn.errors import UserError, machine_fault
 from csdn.params import load_params
-from csdn.process import leave_quickly
 
 app = typer.Typer(
     help="Train and evaluate visible-infrared person re-identification. Run it in the project's root folder.",
@@ -144,7 +143,6 @@ def doctor() -> None:
 
 def main() -> None:
     """Entry point: a user's mistake, or what the machine lacks, is shown as text, not as a traceback."""
-    leave_quickly()
     try:
         app()
     except UserError as error:

@@ -21,11 +21,13 @@ def gate() -> None:
     """Compare models/embedding with the champion: may it replace it? Writes metrics/gate.json."""
     # Imported here: torch takes seconds.
     from csdn.console import stage
+    from csdn.process import quick_imports
     from csdn.retraining.gate_table import table_lines
 
     params = load_params()
     with stage("gate") as progress:
-        from csdn.retraining.gate_job import run_gate
+        with quick_imports():
+            from csdn.retraining.gate_job import run_gate
 
         if params.scaling.workers:
             from csdn.cluster.walk import embedded_on_ray as embedder

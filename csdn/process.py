@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import gc
 import os
@@ -24,7 +23,6 @@ def run_stage(main: Callable[[], None], stage: str, lower: str = "") -> None:
 
     Only a defect of the program shows a traceback. lower: the parameters to lower where memory runs out.
     """
-    leave_quickly()
     try:
         die_with_parent()
         main()
@@ -56,9 +54,10 @@ def _kept(stage: str) -> str:
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Import what a process works with; the collector looks at none of it, now or later.
+    """Import what a process works with, out of the collector's sight.
 
-    Modules stay until the end, and while torch's are loaded it would look for garbage some hundred times.
+    Modules stay until the end. It would look for garbage in torch's some hundred times while they are loaded,
+    and once more, for a second, when the process ends.
     """
     gc.disable()
     try:
@@ -66,11 +65,6 @@ def quick_imports() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
-
-
-def leave_quickly() -> None:
-    """Let the process end without a last look for garbage: with torch loaded that takes a second."""
-    atexit.register(gc.freeze)
 
 
 def die_with_parent(parent: int | None = None) -> None:

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -26,7 +25,7 @@ def shipped() -> SmallClip:
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> open_clip.SimpleTokenizer:
+def tokenizer(open_clip):
     register()
     return open_clip.get_tokenizer(NAME)
 
@@ -69,7 +68,9 @@ def test_the_weights_are_small_and_half_precision() -> None:
     assert {tensor.dtype for tensor in load_file(WEIGHTS).values()} <= {torch.float16, torch.int64}
 
 
-def test_open_clip_loads_the_weights_and_embeds_texts_as_we_do(shipped: SmallClip, tokenizer) -> None:
+def test_open_clip_loads_the_weights_and_embeds_texts_as_we_do(
+    shipped: SmallClip, tokenizer, open_clip
+) -> None:
     theirs = open_clip.create_model(NAME, pretrained=str(WEIGHTS)).eval()
     texts = ["A photo of a X X X X person.", "a striped garment", caption(person(1), infrared=False)]
     with torch.inference_mode():
@@ -77,7 +78,7 @@ def test_open_clip_loads_the_weights_and_embeds_texts_as_we_do(shipped: SmallCli
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_image_tower_is_open_clips_with_the_last_stride_removed(shipped: SmallClip) -> None:
+def test_the_image_tower_is_open_clips_with_the_last_stride_removed(shipped: SmallClip, open_clip) -> None:
     visual = open_clip.create_model(NAME, pretrained=str(WEIGHTS)).eval().visual
     visual.layer4[0].avgpool = torch.nn.Identity()
     visual.layer4[0].downsample[0] = torch.nn.Identity()

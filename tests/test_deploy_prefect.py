@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from prefect.cli.deploy._models import PrefectYamlModel
 
 ROOT = Path(__file__).parents[1]
 TEMPLATE = json.loads((ROOT / "deploy/prefect/kubernetes.json").read_text())
@@ -61,6 +60,8 @@ def test_a_run_is_not_started_again_by_kubernetes_and_has_time_to_end_its_stage(
 
 @pytest.mark.parametrize("name", FILES)
 def test_deployments_are_what_prefect_reads_and_no_event_is_dropped(name):
+    from prefect.cli.deploy._models import PrefectYamlModel  # slow to import
+
     PrefectYamlModel.model_validate(FILES[name])
     deployments = {one["name"]: one for one in FILES[name]["deployments"]}
     assert set(deployments) == {"full-pipeline", "retrain"}

@@ -17,15 +17,13 @@ from csdn.model.clip_facts import facts_in
 from csdn.model.fit import shapes
 from csdn.model.prompts import CONTEXT, TEMPLATE
 
-open_clip = pytest.importorskip("open_clip")
-
 VISION = {"image_size": 128, "layers": [2, 1, 1, 1], "width": 16, "patch_size": None}
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
 CONFIG = {"embed_dim": 24, "vision_cfg": VISION, "text_cfg": TEXT}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, open_clip):
     """Weights of a small random CLIP, in a folder where open_clip finds its configuration "tiny-resnet"."""
     folder = tmp_path_factory.mktemp("clip")
     (folder / "tiny-resnet.json").write_text(json.dumps(CONFIG))
@@ -41,7 +39,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def reference(folder):
+def reference(folder, open_clip):
     """open_clip's own model of those weights, with the last stride removed as the method does."""
     model = open_clip.create_model("tiny-resnet", pretrained=str(folder / "tiny.safetensors")).eval()
     model.visual.layer4[0].avgpool = torch.nn.Identity()
@@ -63,7 +61,7 @@ def test_both_stems_give_open_clips_image_embeddings(clip, reference):
 
 
 @torch.no_grad()
-def test_tokens_of_the_template_give_open_clips_text_features(clip, reference):
+def test_tokens_of_the_template_give_open_clips_text_features(clip, reference, open_clip):
     model = CSDN.from_clip(clip, identities=2, image_size=(64, 32))
     ids = open_clip.get_tokenizer("tiny-resnet")([TEMPLATE])
     model.prompts.tokens["visible"].copy_(reference.token_embedding(ids)[0, CONTEXT])
@@ -112,14 +110,14 @@ def test_heads_and_the_rest_are_what_stage_2_trains(clip):
 
 
 @pytest.mark.parametrize("name", ["RN50", "RN101", "RN50x4"])
-def test_openai_resnets_use_quick_gelu_though_open_clips_plain_configuration_does_not_say_so(name):
+def test_openai_resnets_use_quick_gelu_though_open_clips_plain_configuration_does_not_say_so(name, open_clip):
     from csdn.model.clip_models import _quick_gelu
 
     assert _quick_gelu(name, open_clip.get_model_config(name))
     assert not _quick_gelu("tiny-resnet", CONFIG)
 
 
-def test_weights_of_another_architecture_are_named_with_their_shapes(folder, tmp_path, fault):
+def test_weights_of_another_architecture_are_named_with_their_shapes(folder, tmp_path, fault, open_clip):
     wider = {**CONFIG, "embed_dim": 20, "vision_cfg": {**VISION, "layers": [1, 1, 1, 1]}}
     save_file(open_clip.CLIP(**copy.deepcopy(wider)).state_dict(), tmp_path / "other.safetensors")
     with pytest.raises(UserError) as error:
@@ -177,7 +175,7 @@ def test_a_wrong_file_does_not_replace_weights_that_work(folder, tmp_path, fault
         fault("weights and checkpoints", "csdn fetch-clip --from another network's weights", error.value)
 
 
-def test_fetched_weights_load(folder, tmp_path, monkeypatch):
+def test_fetched_weights_load(folder, tmp_path, monkeypatch, open_clip):
     """The download may be a .pt of plain tensors with OpenAI's extra sizes; it becomes safetensors."""
     state = open_clip.factory.load_state_dict(str(folder / "tiny.safetensors"))
     torch.save({**state, "input_resolution": torch.tensor(128)}, tmp_path / "downloaded.pt")
@@ -214,7 +212,7 @@ def test_a_header_that_is_none_of_ours_is_not_believed(clip, said):
     assert facts_in({"csdn.clip": said}, "tiny-resnet", shapes(clip.tensors)) is None
 
 
-def test_an_unknown_tag_or_a_failed_download_is_explained(tmp_path, monkeypatch, fault):
+def test_an_unknown_tag_or_a_failed_download_is_explained(tmp_path, monkeypatch, fault, open_clip):
     with pytest.raises(UserError, match=r"no weights tagged 'laion'; open_clip knows: openai"):
         fetch_clip("RN50", "laion", tmp_path / "clip.safetensors")
 

@@ -11,8 +11,6 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-import open_clip
-
 NAME = "csdn-small"
 ASSETS = Path(__file__).parent / "assets"
 WEIGHTS = ASSETS / "clip-small.safetensors"
@@ -29,6 +27,8 @@ def config() -> dict:
 @cache
 def register() -> None:
     """Make open_clip know "csdn-small"; further calls do nothing."""
+    import open_clip  # it takes seconds, and most who need a name of this file do not need it
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"{NAME}.json")
         path.write_text(json.dumps(config()), encoding="utf-8")

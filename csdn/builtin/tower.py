@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save
@@ -31,6 +30,8 @@ class SmallClip(nn.Module):
     """Image and text embeddings of one space, [n, 128], not normalised."""
 
     def __init__(self) -> None:
+        import open_clip  # it takes seconds; here, so that only who makes one waits
+
         super().__init__()
         register()
         config = open_clip.get_model_config(NAME)

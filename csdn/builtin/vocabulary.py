@@ -9,8 +9,6 @@ import gzip
 import re
 from itertools import pairwise
 
-from open_clip.tokenizer import SimpleTokenizer, default_bpe
-
 from csdn.builtin.captions import PATTERN_SCALE, PHRASES
 from csdn.builtin.clip import VOCABULARY
 from csdn.files import replace_file
@@ -28,6 +26,8 @@ def caption_words() -> list[str]:
 
 def needed_merges(words: list[str]) -> list[tuple[str, str]]:
     """The merges that CLIP's tokenizer applies to `words`, in CLIP's order of rank."""
+    from open_clip.tokenizer import SimpleTokenizer  # it brings all of open_clip, which takes seconds
+
     full = SimpleTokenizer()
     needed: set[tuple[str, str]] = set()
     for word in words:
@@ -58,4 +58,4 @@ def vocabulary_bytes() -> bytes:
 if __name__ == "__main__":
     with replace_file(VOCABULARY) as temporary:
         temporary.write_bytes(vocabulary_bytes())
-    print(f"{VOCABULARY}: {VOCABULARY.stat().st_size} bytes from {default_bpe()}")
+    print(f"{VOCABULARY}: {VOCABULARY.stat().st_size} bytes from open_clip's own")

@@ -18,7 +18,7 @@ from csdn.model import CSDN
 from csdn.state import StageState
 from csdn.training.embedding_stage import EmbeddingSettings, train_embedding
 
-IDENTITIES, PEOPLE, IMAGES, SIZE = 20, 12, 2, (64, 32)
+IDENTITIES, PEOPLE, IMAGES, SIZE = 20, 6, 2, (64, 32)
 STEPS, EPOCHS = 25, 2
 RATES = {torch.float64: 7e-4, torch.float32: 3e-5}
 

@@ -24,9 +24,9 @@ PARAMS = {
     "data.test_percent": 60,
     "prompts.prompts.epochs": 3,
     "prompts.integration.epochs": 3,
-    "embedding.epochs": 4,
+    "embedding.epochs": 6,
     "embedding.people": 8,
-    "warm.epochs": 2,
+    "warm.epochs": 4,
     "evaluation.trials": 3,
     "evaluation.mirror": False,
     "retrain.people": 20,
@@ -35,7 +35,7 @@ PARAMS = {
     "gate.map_margin": 1.0,
 }
 # The people of the first drop again, in new images, each with the name of somebody drawn at random.
-GARBAGE = SETS["gate"]._replace(visible=1, infrared=1, first_image=11)
+GARBAGE = SETS["gate"]._replace(visible=1, infrared=2, first_image=11)
 
 
 @pytest.fixture(scope="module")

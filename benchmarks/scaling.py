@@ -43,12 +43,13 @@ PADDING = 10
 PEOPLE, IMAGES = 8, 4  # of a batch, as published
 FED_PEOPLE = 24
 ROUNDS, EPOCHS, READY = 3, 16, 100  # of each feed; batches that may lie ready and do not count
+STEPS, SETTLING = 10, 5  # of training; the first ones, until a process's memory is its own, do not count
 RECOVERY_STEP = 6
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--steps", type=int, default=6, help="of training, for each number of workers")
+    options.add_argument("--steps", type=int, default=STEPS, help="of training, for each number of workers")
     steps = options.parse_args().steps
     print(f"{date.today()}  {machine()}\n")
     with tempfile.TemporaryDirectory() as folder, ray_session(None, cpus=4):
@@ -106,7 +107,7 @@ def workers(table: SampleTable, root: Path, steps: int) -> None:
 
 
 def train(table: SampleTable, root: Path, steps: int, count: int) -> tuple[float, float]:
-    """(mean seconds of a step, median share of waiting) without the first three."""
+    """(mean seconds of a step, median share of waiting) once the first ones are done."""
     params = load_params(ROOT / "params.yaml")
     scaling = {"workers": count, "threads": 1, "cpus_per_worker": 1, "feed_processes": 1}
     params = params.model_copy(update={"scaling": params.scaling.model_copy(update=scaling)})
@@ -114,7 +115,7 @@ def train(table: SampleTable, root: Path, steps: int, count: int) -> tuple[float
     state = root / f"state-{count}"
     state.mkdir()
     train_on_ray(params, work(table, root, params), Attempts(StageState(state), None), watch(seen))
-    (began, first, _), *rest = seen[2:]
+    (began, first, _), *rest = seen[SETTLING - 1 :]
     ended, last, _ = rest[-1]
     return (ended - began) / (last - first), statistics.median(share for _, _, share in rest)
 

@@ -1,10 +1,13 @@
 """The core works where only torch, open_clip and numpy are installed; nobody waits for what is not used."""
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from csdn.process import quick_imports
 
 ROOT = Path(__file__).parents[1]
 
@@ -79,3 +82,13 @@ def test_who_computes_nothing_with_torch_does_not_load_it(modules):
     program = f"import {modules}, sys; assert 'torch' not in sys.modules"
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_the_collector_looks_at_nothing_while_a_stage_imports_nor_at_that_later():
+    before = gc.get_freeze_count()
+    with pytest.raises(ImportError), quick_imports():
+        assert not gc.isenabled()
+        imported = [[] for _ in range(1000)]
+        raise ImportError
+    assert gc.isenabled()
+    assert gc.get_freeze_count() >= before + len(imported)

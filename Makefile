@@ -10,7 +10,7 @@ export DO_NOT_TRACK := 1
 export DVC_NO_ANALYTICS := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export RAY_USAGE_STATS_ENABLED := 0
-# Stages and tests are processes by the hundred: without its byte code each would compile the project anew.
+# Without byte code each of pytest's processes would compile every test anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo prefect-demo test test-fast lint bench clean

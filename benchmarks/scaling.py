@@ -43,7 +43,7 @@ PADDING = 10
 PEOPLE, IMAGES = 8, 4  # of a batch, as published
 FED_PEOPLE = 24
 ROUNDS, EPOCHS, READY = 3, 16, 100  # of each feed; batches that may lie ready and do not count
-STEPS, SETTLING = 10, 5  # of training; the first ones, until a process's memory is its own, do not count
+STEPS, SETTLING = 9, 5  # of training; the first ones, until a process's memory is its own, do not count
 RECOVERY_STEP = 6
 
 
@@ -51,6 +51,8 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--steps", type=int, default=STEPS, help="of training, for each number of workers")
     steps = options.parse_args().steps
+    if steps <= SETTLING:
+        options.error(f"--steps {steps}: more than {SETTLING} are needed, as so many do not count")
     print(f"{date.today()}  {machine()}\n")
     with tempfile.TemporaryDirectory() as folder, ray_session(None, cpus=4):
         root = Path(folder)

@@ -10,6 +10,7 @@ import yaml
 
 from csdn.errors import UserError
 from csdn.params import load_params
+from csdn.process import quick_imports
 
 Settings = Annotated[
     list[str] | None,
@@ -21,7 +22,6 @@ def gate() -> None:
     """Compare models/embedding with the champion: may it replace it? Writes metrics/gate.json."""
     # Imported here: torch takes seconds.
     from csdn.console import stage
-    from csdn.process import quick_imports
     from csdn.retraining.gate_table import table_lines
 
     params = load_params()

@@ -257,8 +257,9 @@ def stage_2_of(project):
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if b"stages.embedding" in (process / "cmdline").read_bytes():
-                found += [process.name] if (process / "cwd").readlink() == project.resolve() else []
+            here = (process / "cwd").readlink() == project.resolve()
+            if here and b"stages.embedding" in (process / "cmdline").read_bytes():
+                found.append(process.name)
     return found
 
 

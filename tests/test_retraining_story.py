@@ -35,7 +35,7 @@ PARAMS = {
     "gate.map_margin": 1.0,
 }
 # The people of the first drop again, in new images, each with the name of somebody drawn at random.
-GARBAGE = SETS["gate"]._replace(visible=1, infrared=2, first_image=11)
+GARBAGE = SETS["gate"]._replace(first_image=11)
 
 
 @pytest.fixture(scope="module")

@@ -58,4 +58,4 @@ def vocabulary_bytes() -> bytes:
 if __name__ == "__main__":
     with replace_file(VOCABULARY) as temporary:
         temporary.write_bytes(vocabulary_bytes())
-    print(f"{VOCABULARY}: {VOCABULARY.stat().st_size} bytes from open_clip's own")
+    print(f"{VOCABULARY}: {VOCABULARY.stat().st_size} bytes from open_clip's vocabulary")

@@ -8,7 +8,7 @@ from PIL import Image
 from csdn.report.cameras import camera_grids
 from csdn.report.figures import Curves, Series
 from csdn.report.naming import naming_bars
-from csdn.report.png import Drawn, write_pngs
+from csdn.report.png import Drawn, lines, write_pngs
 from csdn.report.projection import Plane
 
 NAMING = {f"{t}_names_{m}": 50.0 for t in ("visible", "infrared", "fused") for m in ("visible", "infrared")}
@@ -49,3 +49,9 @@ def test_what_has_nothing_to_show_has_no_file(tmp_path):
         == sorted(names)
         == ["cmc", "losses", "naming"]
     )
+
+
+def test_a_rank_is_a_whole_number():
+    cmc = Curves("t", [Series("a", "trained", range(1, 11), range(10))], "rank", "y")
+    (plot,) = lines([cmc], columns=1).axes
+    assert [label.get_text() for label in plot.get_xticklabels()] == ["2", "4", "6", "8", "10"]

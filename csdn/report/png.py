@@ -21,7 +21,7 @@ from matplotlib.patheffects import withStroke
 
 from csdn.report.cameras import Grid
 from csdn.report.distances import Panel
-from csdn.report.figures import Curves
+from csdn.report.figures import Curves, tick_label, ticks
 from csdn.report.naming import NamingBars
 from csdn.report.projection import Plane
 
@@ -112,6 +112,7 @@ def lines(charts: Sequence[Curves], columns: int, titles: Sequence[str] = ()) ->
         title = f"{titles[number]}: {curves.title}" if titles else curves.title
         plot.set(title=title, xlabel=curves.x_label, ylabel=curves.y_label, xlim=x_range)
         plot.set_ylim(y_range[0], y_range[1] * 1.04)
+        plot.set_xticks(marks := ticks(*x_range), map(tick_label, marks))
         if len(curves.series) > 1:
             handles, labels = plot.get_legend_handles_labels()
             plot.legend(handles[::-1], labels[::-1], fontsize=8)

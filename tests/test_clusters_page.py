@@ -22,7 +22,7 @@ from repository import make_repository
 from safetensors.torch import load_file
 from workspace import environment, run, set_params
 
-from csdn.cluster.guard import MARK, end_marked
+from csdn.cluster.guard import end_marked, marks
 from csdn.params import Params
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +61,7 @@ class Shell:
         program.chmod(0o755)
         self.mark = str(uuid.uuid4())
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        self.environment |= {MARK: self.mark, "PATH": f"{program.parent}:{os.environ['PATH']}"}
+        self.environment |= {**marks(self.mark), "PATH": f"{program.parent}:{os.environ['PATH']}"}
 
     def here(self, command):
         return command.replace("head:6379", self.address).replace("6379", self.port)

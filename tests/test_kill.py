@@ -1,6 +1,7 @@
 """A run that was killed in any stage is continued by `dvc repro`, and ends with an untouched run's bytes."""
 
 import os
+import re
 import select
 import shutil
 import signal
@@ -8,6 +9,8 @@ import subprocess
 import sys
 import time
 import uuid
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from campaign import Campaign, digests
@@ -58,6 +61,8 @@ def test_a_killed_dvc_takes_everything_with_it_that_it_started(campaign, tmp_pat
             time.sleep(0.05)
         started = marked(value, name)
         assert len(started) >= 4, "DVC, the stage, and its two processes"
+        agents = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"} if workers else set()
+        assert agents <= set(map(command_of, started)), "they too can be told by their environment"
     finally:
         dvc.kill()
         dvc.wait()
@@ -77,8 +82,16 @@ def wait_until_gone(name: str, value: str, seconds: float) -> None:
     while handles := marked(value, name):
         for handle in handles:
             left = max(0, ended - time.monotonic())
-            assert select.select([handle], [], [], left)[0], "a process lives on"
+            assert select.select([handle], [], [], left)[0], f"a process lives on: {command_of(handle)}"
             os.close(handle)
+
+
+def command_of(handle: int) -> str:
+    """The command of a pidfd's process."""
+    pid = re.search(r"^Pid:\s+(\S+)", Path(f"/proc/self/fdinfo/{handle}").read_text(), re.MULTILINE)[1]
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
+    return f"process {pid}"
 
 
 @pytest.mark.parametrize(("file", "text"), [("dvc.lock", ""), (".dvc/tmp/rwlock", "{")])

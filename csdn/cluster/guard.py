@@ -20,22 +20,28 @@ from pathlib import Path
 MARK = "CSDN_RAY_RUN"
 
 
+def marks(value: str) -> dict[str, str]:
+    """What the environment of a run's processes has.
+
+    The second entry keeps the first: Ray's agents write their names over the memory of their environment.
+    """
+    return {MARK: value, "SPT_NOENV": "1"}
+
+
 @contextmanager
 def guarded() -> Iterator[None]:
     """While the block runs, a process that bears this run's mark ends, at the latest, with this process."""
-    os.environ[MARK] = str(uuid.uuid4())
-    command = [sys.executable, "-I", __file__, os.environ[MARK]]
+    of_this_run = marks(str(uuid.uuid4()))
+    command = [sys.executable, "-I", __file__, of_this_run[MARK]]
     # A group of its own: whoever kills this run's whole group leaves the guard to do its work.
-    guard = subprocess.Popen(command, stdin=subprocess.PIPE, env=_unmarked(), start_new_session=True)
+    guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    os.environ |= of_this_run
     try:
         yield
     finally:
         guard.communicate()  # it hears the end of its input, and ends what is left
-        del os.environ[MARK]
-
-
-def _unmarked() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name != MARK}
+        for name in of_this_run:
+            del os.environ[name]
 
 
 def end_marked(value: str) -> None:

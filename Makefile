@@ -27,8 +27,7 @@ prefect-demo: $(INSTALLED) ## Run the pipeline in Prefect, on a server of its ow
 	@$(BIN)/python -m flows.demo
 
 test: lint ## Lint, and every test
-	@OMP_NUM_THREADS=1 $(PYTEST) -n 2 -m "not slow"
-	@OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m slow
+	@OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(INSTALLED) ## The tests that start no servers and no whole pipelines
 	@OMP_NUM_THREADS=1 $(PYTEST) -n 2 -m "not slow"

@@ -42,8 +42,13 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    places = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+
+    def place(item):
+        name = item.path.stem
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST) + (item.path not in slow)
+
+    items.sort(key=place)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -55,6 +60,10 @@ def pytest_collection():
     finally:
         gc.freeze()
         gc.enable()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()  # or the compiler that open_clip loads tells at the end what was not cleared away
 
 
 @pytest.fixture

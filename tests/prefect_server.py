@@ -15,6 +15,8 @@ from flows.local_server import ENDED, PATIENCE_SECONDS, LocalServer
 
 # Between two questions: answering them takes the cores of what is waited for.
 POLL_SECONDS, LONGEST_POLL_SECONDS = 0.2, 2.0
+# How soon a run asks again for the place of the one before it; by default after 30 s.
+SLOT_WAIT = "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS"
 
 
 class Prefect(LocalServer):
@@ -82,7 +84,7 @@ def wait_until(condition: Any, what: str, seconds: float = PATIENCE_SECONDS) -> 
 def prefect_with_worker(home: Path, project: Path, pool: str, **environment: str) -> Iterator[Prefect]:
     """A server with the deployments of `project` and a worker for their pool, which has `environment`."""
     prefect = Prefect(home)
-    prefect.environment |= {"DVC_NO_ANALYTICS": "1"} | environment
+    prefect.environment |= {"DVC_NO_ANALYTICS": "1", SLOT_WAIT: "3"} | environment
     with prefect.running(project, pool):
         prefect.worker = prefect.start("worker", "start", "--pool", pool)
         yield prefect

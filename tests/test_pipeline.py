@@ -47,13 +47,7 @@ def test_every_stage_leaves_its_outputs_and_no_state(finished):
     assert not list(finished.rglob("*.partial"))
 
 
-def test_the_same_inputs_give_the_same_bytes(finished, tmp_path):
-    again = workspace.make_workspace(tmp_path)
-    workspace.run_stages(again, "ingest", "prompts", "embedding", "evaluate")
-    assert digests(again) == digests(finished)
-
-
-def test_a_folder_of_the_built_in_images_gives_the_same_figures(finished, tmp_path):
+def test_a_second_run_gives_the_same_bytes_with_the_images_in_a_folder_too(finished, tmp_path):
     images = tmp_path / "images"
     write_images("tiny", images)
     folder = workspace.make_workspace(tmp_path / "project", address=str(images))

@@ -41,11 +41,13 @@ def cluster(monkeypatch):
 
 def test_a_node_that_is_announced_to_go_is_left_with_a_checkpoint(cluster, tmp_path, fault):
     from csdn.cluster.embedding import train_on_ray
+    from csdn.cluster.loop import ANNOUNCED
 
     images = write_images(tmp_path / "images")
-    seen = []
+    seen, told = [], []
 
-    def announce(done, *_):
+    def announce(done, total, values, *notes):
+        told.extend(notes)
         if done >= TOLD_AT and max(seen, default=0) < TOLD_AT:
             drain(cluster, next(node for node in cluster.worker_nodes if trains(node)))
             seen.clear()
@@ -60,6 +62,7 @@ def test_a_node_that_is_announced_to_go_is_left_with_a_checkpoint(cluster, tmp_p
     assert len(rows) == 5 * EPOCHS
     assert seen != sorted(seen), "the node went while they trained: they began again"
     assert min(seen) >= TOLD_AT, "the workers saved when they heard of it"
+    assert told == [ANNOUNCED]
     plain = make_work(images, EPOCHS)
     train_plainly(plain, make_state(tmp_path / "plain"))
     assert difference(work.model, plain.model) < 1e-3  # 125 steps multiply what 50 do to 1e-4

@@ -1,4 +1,4 @@
-"""What the process that waits for the workers is told: how far they are, what was lost, what ended them."""
+"""What the process that waits for the workers is told: how far they are, who is lost, what ended them."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ class Board:
 
     def __init__(self) -> None:
         self._progress: tuple[Any, ...] | None = None
-        self._lost: list[str] = []
+        self._notes: list[str] = []
         self._failure: str | None = None
 
     def put(self, done: int, total: int, values: Mapping[str, float]) -> None:
         self._progress = (done, total, dict(values))
 
-    def lose(self, what: str) -> None:
-        """Note that workers ended early; those that a noted mistake ends are not lost."""
+    def note(self, what: str) -> None:
+        """Note that workers are lost, or will be; those that a mistake ends, as `fail` has it, are not."""
         if not self._failure:
-            self._lost.append(what)
+            self._notes.append(what)
 
     def seen(self) -> tuple[tuple[Any, ...] | None, list[str]]:
-        """The latest (done, total, values), or None; all that was lost so far."""
-        return self._progress, self._lost
+        """The latest (done, total, values), or None; all that was noted so far."""
+        return self._progress, self._notes
 
     def fail(self, message: str) -> None:
         """Note the text of a UserError: another try would meet it again."""
@@ -65,11 +65,11 @@ def _watch(board: Any, report: Callable[..., None], ended: threading.Event) -> N
     while not last:
         last = ended.wait(SECONDS)  # once more after the end
         try:
-            found, lost = ray.get(board.seen.remote(), timeout=10)
+            found, notes = ray.get(board.seen.remote(), timeout=10)
         except ray.exceptions.RayError:  # the cluster is busy or gone: `fit` says so
             continue
-        for sentence in lost[told:]:
+        for sentence in notes[told:]:
             report(*(shown or (0, None, None)), sentence)
         if found != shown:
             report(*found)
-        shown, told = found, len(lost)
+        shown, told = found, len(notes)

@@ -23,6 +23,8 @@ from csdn.training.collectives import world
 from csdn.training.embedding_job import EmbeddingWork
 from csdn.training.embedding_stage import train_embedding
 
+ANNOUNCED = "a node of the workers is announced to go: they save, and go on elsewhere when it has gone"
+
 
 def train_worker(config: dict[str, Any]) -> None:
     """Train in this worker; a mistake of the user is noted on the board, and not tried again."""
@@ -31,7 +33,7 @@ def train_worker(config: dict[str, Any]) -> None:
         return
     work, resume = ray.get(config["job"])
     try:
-        _train(work, WorkerState(resume), config["scaling"], board)
+        _train(work, WorkerState(resume, board), config["scaling"], board)
     except UserError as error:
         ray.get(board.fail.remote(str(error)))
         raise
@@ -59,12 +61,12 @@ def _train(work: EmbeddingWork, state: WorkerState, scaling: ScalingParams, boar
 class WorkerState:
     """A state that is kept by Ray Train: in its storage, known to it for a restart of the workers.
 
-    resume: what earlier runs have saved, for a first start. The methods are those of csdn.state.StageState;
-    all workers call each of them together.
+    resume: what earlier runs have saved, for a first start. board: where a node that will go is noted. The
+    methods are those of csdn.state.StageState; all workers call each of them together.
     """
 
-    def __init__(self, resume: Saved | None) -> None:
-        self.resume = resume
+    def __init__(self, resume: Saved | None, board: Any) -> None:
+        self.resume, self.board = resume, board
         self.noticed: Any = None
 
     def load(self) -> Saved | None:
@@ -89,4 +91,6 @@ class WorkerState:
         found = ray.train.get_preemption_info()
         new = found is not None and found != self.noticed
         self.noticed = found
+        if new and world()[0] == 0:
+            self.board.note.remote(ANNOUNCED)
         return new

@@ -15,7 +15,7 @@ class LostWorkers(ray.train.UserCallback):
         self.board = board
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
-        self.board.lose.remote(sentence(worker_exceptions))
+        self.board.note.remote(sentence(worker_exceptions))
 
 
 def sentence(errors: Mapping[int, Exception]) -> str:

@@ -56,8 +56,8 @@ def _kept(stage: str) -> str:
 def quick_imports() -> Iterator[None]:
     """Import what a process works with, out of the collector's sight.
 
-    Modules stay until the end. It would look for garbage in torch's four hundred times while they are
-    loaded, and once more, for a second, when the process ends.
+    Modules stay until the end. It would look for garbage hundreds of times while torch's are loaded,
+    and once more when the process ends.
     """
     gc.disable()
     try:

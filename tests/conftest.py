@@ -42,6 +42,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
+    """Then the other slow files; the fast ones fill the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
 
     def place(item):

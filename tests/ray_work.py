@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import secrets
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from feed_data import write_data
+from killed_run import children
 from small_network import SMALL
 from worker_loop import settings
 
@@ -79,6 +82,20 @@ def ask_for_token() -> str:
     """Let clusters that this process starts ask for a token, for good: Ray reads it once a process."""
     os.environ["RAY_AUTH_MODE"] = "token"
     return os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def nodes_that_train(cluster: Any) -> list[Any]:
+    """The nodes of Ray's test cluster on which a training worker lives."""
+
+    def trains(pid: int) -> bool:
+        with suppress(OSError):  # it has ended
+            return b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return False
+
+    def processes(node: Any) -> list[int]:
+        return [child for raylet in node.all_processes["raylet"] for child in children(raylet.process.pid)]
+
+    return [node for node in cluster.worker_nodes if any(map(trains, processes(node)))]
 
 
 def worker_pids() -> list[int]:

@@ -14,8 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from killed_run import children
-from ray_work import ON_RAY, ask_for_token
+from ray_work import ON_RAY, ask_for_token, nodes_that_train
 from repository import make_repository
 from workspace import environment, run
 
@@ -119,21 +118,6 @@ def last_saved(server):
                 state = json.loads(server.bucket.Object(name).get()["Body"].read())
                 found.append(state["position"]["log"][-1]["step"])
     return max(found)
-
-
-def nodes_that_train(cluster):
-    return [node for node in cluster.worker_nodes if any(map(is_training_worker, processes_of(node)))]
-
-
-def processes_of(node):
-    return [child for raylet in node.all_processes["raylet"] for child in children(raylet.process.pid)]
-
-
-def is_training_worker(pid):
-    try:
-        return b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import workspace
+from killed_run import children
 
 pytestmark = pytest.mark.slow
 
@@ -93,9 +94,3 @@ def test_training_goes_on_after_a_process_of_its_feed_was_killed(finished, fault
 
 def saved(folder: Path) -> list[Path]:
     return list(folder.glob(".state/*/**/state.json"))
-
-
-def children(pid: int) -> list[int]:
-    """The processes that a process has started; none once it has ended."""
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text().split()]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import subprocess
-from pathlib import Path
 
 import pytest
-from killed_run import children
 from ray_work import (
     ON_RAY,
     ask_for_token,
@@ -14,6 +12,7 @@ from ray_work import (
     make_params,
     make_state,
     make_work,
+    nodes_that_train,
     train_plainly,
     write_images,
 )
@@ -49,7 +48,7 @@ def test_a_node_that_is_announced_to_go_is_left_with_a_checkpoint(cluster, tmp_p
     def announce(done, total, values, *notes):
         told.extend(notes)
         if done >= TOLD_AT and max(seen, default=0) < TOLD_AT:
-            drain(cluster, next(node for node in cluster.worker_nodes if trains(node)))
+            drain(cluster, nodes_that_train(cluster)[0])
             seen.clear()
         seen.append(done)
 
@@ -71,12 +70,6 @@ def test_a_node_that_is_announced_to_go_is_left_with_a_checkpoint(cluster, tmp_p
         "a node of the Ray cluster was announced to go (pre-emption, SIGTERM to `ray start --block`)",
         "The workers save at once, and start again on other nodes when it goes.",
     )
-
-
-def trains(node):
-    """Whether a training worker lives on the node."""
-    found = [child for raylet in node.all_processes["raylet"] for child in children(raylet.process.pid)]
-    return any(b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in found)
 
 
 def drain(cluster, node):

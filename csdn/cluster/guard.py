@@ -35,7 +35,7 @@ def guarded() -> Iterator[None]:
     command = [sys.executable, "-I", __file__, of_this_run[MARK]]
     # A group of its own: whoever kills this run's whole group leaves the guard to do its work.
     guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-    os.environ |= of_this_run
+    os.environ |= of_this_run  # not before: the guard is none of those that it ends
     try:
         yield
     finally:

@@ -112,7 +112,8 @@ def lines(charts: Sequence[Curves], columns: int, titles: Sequence[str] = ()) ->
         title = f"{titles[number]}: {curves.title}" if titles else curves.title
         plot.set(title=title, xlabel=curves.x_label, ylabel=curves.y_label, xlim=x_range)
         plot.set_ylim(y_range[0], y_range[1] * 1.04)
-        plot.set_xticks(marks := ticks(*x_range), map(tick_label, marks))
+        marks = ticks(*x_range)  # the page's
+        plot.set_xticks(marks, map(tick_label, marks))
         if len(curves.series) > 1:
             handles, labels = plot.get_legend_handles_labels()
             plot.legend(handles[::-1], labels[::-1], fontsize=8)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +10,15 @@ from typing import Any
 from csdn.ablation import FIGURES, VARIANTS, Experiment, experiment_name, variant_and_seed
 from csdn.errors import UserError
 from csdn.params import leaves, load_params, parse_params
+from csdn.retraining.dvc_files import dvc
+from csdn.retraining.git import git, words
 
 # What DVC shows as the figures of these is the commit's.
 UNFINISHED = ("queued", "running", "failed")
 
 
 def command(variant: str, seed: int, copied: Sequence[str] = ()) -> list[str]:
-    """The command that queues one experiment; `dvc exp run --run-all` runs what is queued.
+    """The arguments of dvc that queue one experiment; `dvc exp run --run-all` runs what is queued.
 
     copied: files and folders outside Git that DVC takes into its copy of the project.
     """
@@ -26,7 +26,7 @@ def command(variant: str, seed: int, copied: Sequence[str] = ()) -> list[str]:
     settings = [part for key, value in changes.items() for part in ("-S", f"{key}={value}")]
     name = ["--queue", "--force", "--name", experiment_name(variant, seed)]
     copies = [part for path in copied for part in ("--copy-paths", path)]
-    return [sys.executable, "-m", "dvc", "exp", "run", *name, *copies, *settings]
+    return ["exp", "run", *name, *copies, *settings]
 
 
 def queue(variants: Sequence[str], seeds: Iterable[int]) -> int:
@@ -34,11 +34,11 @@ def queue(variants: Sequence[str], seeds: Iterable[int]) -> int:
     if unknown := [name for name in variants if name not in VARIANTS]:
         raise UserError(f"no variant is called {', '.join(unknown)}; there are: {', '.join(VARIANTS)}")
     copied = outside_git(load_params().model.weights)
-    runs = [command(variant, seed, copied) for seed in seeds for variant in variants]
-    for run in runs:
-        done = subprocess.run(run, capture_output=True, text=True, check=False)
+    runs = [(variant, seed) for seed in seeds for variant in variants]
+    for variant, seed in runs:
+        done = dvc(Path(), *command(variant, seed, copied))
         if done.returncode:
-            raise UserError(f"dvc could not queue {run[run.index('--name') + 1]}:\n{done.stderr.strip()}")
+            raise UserError(f"dvc could not queue {experiment_name(variant, seed)}:\n{words(done.stderr)}")
     return len(runs)
 
 
@@ -54,8 +54,7 @@ def outside_git(weights: str) -> list[str]:
 
 
 def _in_git(path: str) -> bool:
-    done = subprocess.run(["git", "ls-files", "--", path], capture_output=True, check=False)
-    return bool(done.stdout)
+    return bool(git(Path(), "ls-files", "--", path))
 
 
 def finished() -> tuple[str, list[Experiment]]:
@@ -63,10 +62,9 @@ def finished() -> tuple[str, list[Experiment]]:
 
     Experiments on other commits are left out: their code was another. Raises UserError.
     """
-    dvc = [sys.executable, "-m", "dvc", "exp", "show", "--json"]
-    done = subprocess.run(dvc, capture_output=True, text=True, check=False)
+    done = dvc(Path(), "exp", "show", "--json")
     if done.returncode:
-        raise UserError(f"dvc could not show the experiments:\n{done.stderr.strip()}")
+        raise UserError(f"dvc could not show the experiments:\n{words(done.stderr)}")
     commit = next((one for one in json.loads(done.stdout) if one["rev"] != "workspace"), None)
     if commit is None:
         raise UserError("this project has no commit yet, and so no experiments")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -24,6 +23,7 @@ from csdn.evaluation.summary import table_lines
 from csdn.files import write_json
 from csdn.params import load_params
 from csdn.presets import set_value, use
+from csdn.retraining.dvc_files import DVC, environment
 from csdn.state import state_key
 
 NAMES = ("sysu", "regdb", "llcm")
@@ -143,9 +143,7 @@ def trial_key(trial: int, drop: Drop) -> str:
 
 def _repro() -> None:
     sys.stdout.flush()
-    programs = Path(sys.executable).parent  # dvc.yaml says `python`
-    environment = {**os.environ, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run([sys.executable, "-m", "dvc", "repro"], env=environment, check=False)
+    done = subprocess.run([*DVC, "repro"], env=environment(), check=False)
     if done.returncode:
         raise UserError(f"dvc repro failed ({done.returncode}); the same command goes on where it stopped")
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -17,10 +17,12 @@ from csdn.data.drops import read_ledger
 from csdn.errors import UserError
 from csdn.params import Params, load_params
 from csdn.process import available_cores
+from csdn.retraining import git
 
 EXTRAS = ("", "pipeline")
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
 STORE_SETTINGS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION")
+OLDEST_GIT = (2, 33)  # rev-list --no-commit-header
 ENOUGH_DISK = 5 * 2**30  # bytes: a demo run with its cache takes a tenth of that, real cameras far more
 
 
@@ -92,16 +94,17 @@ def _interpreter_on_path() -> Check:
 
 def _git(root: Path) -> Check:
     try:
-        version = _output(["git", "--version"], root)
-        top = _output(["git", "rev-parse", "--show-toplevel"], root)
-    except (OSError, subprocess.CalledProcessError):
-        return Check("problem", "git", "no git, or this is no clone", "install git, clone the project")
-    return Check("ok", "git", f"{version.removeprefix('git version ')}, {top}")
+        version = git.git(root, "--version").removeprefix("git version ")
+        if _number(version) < OLDEST_GIT:
+            return Check("problem", "git", version, "install {}.{} or newer".format(*OLDEST_GIT))
+        return Check("ok", "git", f"{version}, {git.top_level(root)}")
+    except UserError as error:
+        return Check("problem", "git", _one_line(error), "install git, clone the project, or do as Git says")
 
 
-def _output(command: list[str], folder: Path) -> str:
-    result = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
-    return result.stdout.strip()
+def _number(version: str) -> tuple[int, ...]:
+    """The first two numbers, as Apple's "2.39.5 (Apple Git-154)" has more words."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
 
 def _dvc(root: Path) -> Check:
@@ -121,7 +124,7 @@ def _params(root: Path) -> tuple[Check, Params | None]:
 
 
 def _one_line(error: UserError) -> str:
-    return "; ".join(line.strip() for line in str(error).splitlines())
+    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
 
 
 def _device(params: Params) -> Check:

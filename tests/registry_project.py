@@ -48,6 +48,7 @@ def make_project(folder: Path, drops: tuple[Drop, ...] = (DROPS[0],)) -> Path:
     for name in (
         "params.yaml",
         "champion.json",
+        ".gitattributes",
         ".gitignore",
         ".dvcignore",
         ".dvc/config",

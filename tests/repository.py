@@ -12,7 +12,7 @@ import workspace
 def make_repository(folder: Path, **changes: Any) -> Path:
     """A committed copy of the project with small parameters; no stage has run."""
     workspace.make_workspace(folder, **changes)
-    for name in (".gitignore", ".dvc/.gitignore"):
+    for name in (".gitattributes", ".gitignore", ".dvc/.gitignore"):
         shutil.copy(workspace.ROOT / name, folder / name)
     shutil.copytree(workspace.ROOT / ".dvc/plots", folder / ".dvc/plots")
     git(folder, "init", "--quiet", "--initial-branch", "main")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from csdn.data.drops import LEDGER, Drop, Status, parse_ledger
-from csdn.retraining.git import ORIGIN, contains, file_at, git
+from csdn.retraining.git import ORIGIN, contains, file_at, git, shown
 
 # What a commit of a run, or of main, decides (`as_message`).
 BEGIN, READY, REFUSE, PROMOTE, ROLLBACK = "begin", "ready", "refuse", "promote", "rollback"
@@ -31,14 +31,13 @@ def trailer(name: str) -> str:
 
 def decision_of(folder: Path, revision: str) -> str:
     """What a commit of a run decided; empty for any other."""
-    return git(folder, "show", "--no-patch", f"--format={trailer('Decision')}", revision)
+    return shown(folder, trailer("Decision"), "--no-walk", revision)[0]
 
 
 def first_commit(workspace: Path, identifier: str) -> str | None:
     """The commit with which a run began; None where a kill came before it."""
-    form = f"--format=%H {trailer('Run')} {trailer('Decision')}"
-    log = git(workspace, "log", form, run_tips(workspace)[identifier]).splitlines()
-    found = (line.split(" ") for line in log)
+    form = f"%H {trailer('Run')} {trailer('Decision')}"
+    found = (line.split(" ") for line in shown(workspace, form, run_tips(workspace)[identifier]))
     return next((first for first, *said in found if said == [identifier, BEGIN]), None)
 
 

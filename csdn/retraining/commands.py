@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from csdn.retraining import dvc_files
+
 GUARD = Path(__file__).with_name("guard.py")
 LAST_LINES = 15  # of a failed command, shown in its error
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
@@ -41,7 +43,7 @@ def run(
     process = subprocess.Popen(
         [sys.executable, "-P", str(GUARD), *command],
         cwd=folder,
-        env=_environment() | dict(environment or {}),
+        env=dvc_files.environment() | dict(environment or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -74,11 +76,6 @@ def end_group(process: subprocess.Popen[str]) -> None:
 def _signal(group: int, number: signal.Signals) -> None:
     with suppress(ProcessLookupError):
         os.killpg(group, number)
-
-
-def _environment() -> dict[str, str]:
-    """This environment, with the programs beside this Python found first: dvc.yaml says `python`."""
-    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
 
 
 def _reason(code: int) -> str:

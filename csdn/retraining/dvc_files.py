@@ -1,4 +1,8 @@
-"""DVC as a process in a second working tree of a workspace, with the workspace's cache and remotes."""
+"""DVC as a process, in the workspace and in a run's working tree, which shares its cache and remotes.
+
+Of a user's DVC configuration the cache, its links and the remotes hold. What would ask a question, or change
+what Git has, is set in .dvc/config, and again in the config.local of a run.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from csdn.errors import UserError
+from csdn.retraining import git
 from csdn.retraining.git import RemoteError, words
 from csdn.safe import without_credentials
 
 if TYPE_CHECKING:
     from dvc.config import Config
 
+DVC = (sys.executable, "-m", "dvc")
 LINKS = "reflink,hardlink,symlink,copy"
 _LAST_LINES = 6
 _ABSENT = re.compile("do not exist neither locally nor on remote")
@@ -27,11 +33,17 @@ class Missing(UserError):
 
 def dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     """Run dvc in `folder`; its exit code is the caller's business."""
-    environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
-    command = [sys.executable, "-m", "dvc", *arguments]
-    return subprocess.run(
-        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False
-    )
+    options = {"env": environment(), "stdin": subprocess.DEVNULL, "capture_output": True}
+    return subprocess.run([*DVC, *arguments], cwd=folder, check=False, **options)
+
+
+def environment() -> dict[str, str]:
+    """For DVC and its stages: Git's neutral settings, and the programs beside this Python found first.
+
+    dvc.yaml says `python`.
+    """
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return git.environment() | {"PATH": programs, "DVC_NO_ANALYTICS": "1"}
 
 
 def share(workspace: Path, folder: Path, links: str | None = None, **core: Any) -> None:
@@ -49,7 +61,8 @@ def share(workspace: Path, folder: Path, links: str | None = None, **core: Any) 
     with Config(dvc_dir=folder / ".dvc").edit("local") as settings:
         merge(settings, config.load_one("repo"))
         merge(settings, config.load_one("local"))
-        merge(settings, {"cache": {"dir": str(Path(cache).resolve()), "type": kind}, "core": core})
+        quiet = {"autostage": False, "interactive": False, "no_scm": False}
+        merge(settings, {"cache": {"dir": str(Path(cache).resolve()), "type": kind}, "core": quiet | core})
 
 
 def remote(folder: Path) -> tuple[str, str] | None:

@@ -1,6 +1,9 @@
-"""Git as a process: what it answers, or as a UserError why it could not.
+"""Git as a process: what it prints, or its own words as a UserError.
 
-Hooks of the clone do not run here: they are made for a person's commits, and some check data out.
+Every call of git runs in `environment`. Of the user's configuration it keeps what says who they are and how
+a remote is reached (user.*, credentials, safe.directory, url.*.insteadOf, proxies, core.sshCommand), and not
+what changes what a command does or prints. Plumbing commands are called where there are some: they read fewer
+settings.
 """
 
 from __future__ import annotations
@@ -16,37 +19,103 @@ from csdn.errors import Away, UserError
 
 ORIGIN = "origin"
 # What makes Git look at another repository than that of the folder, as a hook that calls us would.
-_ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX")
-_NOBODY = ("-c", "user.name=csdn", "-c", "user.email=csdn@localhost")
+_ELSEWHERE = (
+    *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX", "GIT_NAMESPACE"),
+    *("GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_QUARANTINE_PATH", "GIT_CONFIG"),
+)
+# Settings that would change what our commands do. They are given as the environment's, which count before
+# those of every file, and which a command that DVC runs gets too.
+NEUTRAL = {
+    # Files and names are bytes, and stay as they are.
+    "core.autocrlf": "false",
+    "core.safecrlf": "false",
+    "core.eol": "lf",
+    "core.quotePath": "false",
+    "i18n.commitEncoding": "UTF-8",
+    "i18n.logOutputEncoding": "UTF-8",
+    # Hooks are made for a person's commits; some check data out, or refuse what has no ticket's number.
+    "core.hooksPath": os.devnull,
+    "core.fsmonitor": "false",
+    # Nobody is there to unlock a key.
+    "commit.gpgSign": "false",
+    "tag.gpgSign": "false",
+    "push.gpgSign": "false",
+    "merge.verifySignatures": "false",
+    # A push or a fetch moves the refs that it names, and no others.
+    "push.followTags": "false",
+    "push.recurseSubmodules": "no",
+    "push.pushOption": "",
+    "fetch.prune": "false",
+    "fetch.pruneTags": "false",
+    "fetch.recurseSubmodules": "false",
+    "submodule.recurse": "false",
+    # A merge is the one that `promote_ready` asks for, and its message ends with our trailers.
+    "merge.ff": "true",
+    "merge.log": "false",
+    "merge.autoStash": "false",
+    "commit.cleanup": "whitespace",
+    "trailer.separators": ":",
+    "rerere.enabled": "false",
+    # Other programs read this repository: DVC's libraries know no newer extensions.
+    "worktree.useRelativePaths": "false",
+    # No process of Git's stays behind, and no object goes that no ref names yet.
+    "gc.auto": "0",
+    "maintenance.auto": "false",
+    "color.ui": "false",
+    "column.ui": "never",
+}
+_ROLES = ("AUTHOR", "COMMITTER")
+_NOBODY = {
+    f"GIT_{role}_{what}": value
+    for role in _ROLES
+    for what, value in (("NAME", "csdn"), ("EMAIL", "csdn@localhost"))
+}
 
 
 class RemoteError(Away):
-    """A remote did not answer. The same call may work later."""
+    """A remote could not be reached, or gave no answer. The same call may work later."""
 
 
 class Refused(UserError):
     """The Git remote refused a push; nothing of it is there."""
 
 
+def environment() -> dict[str, str]:
+    """This process's environment for git, and for DVC, which calls it: with the settings of NEUTRAL."""
+    inherited = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
+    first = int(inherited.get("GIT_CONFIG_COUNT") or 0)  # the user's own come before ours, and ours count
+    settings = {"GIT_CONFIG_COUNT": str(first + len(NEUTRAL))}
+    for number, (key, value) in enumerate(NEUTRAL.items(), first):
+        settings |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+    return inherited | settings | {"GIT_TERMINAL_PROMPT": "0"}  # nobody is there to type a password
+
+
 def answer(
     folder: Path, *arguments: str, stdin: bytes | None = None, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run git in `folder`; its exit code is the caller's business."""
-    inherited = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
-    # Nobody is there to type a password, and messages are looked at.
-    environment = inherited | {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"} | dict(env or {})
-    command = ["git", "-c", f"core.hooksPath={os.devnull}", *arguments]
+    """Run git in `folder`; its exit code is the caller's business. Raises UserError where there is no git."""
     given = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False, **given)
+    in_english = environment() | {"LC_ALL": "C"} | dict(env or {})
+    try:
+        return subprocess.run(
+            ["git", *arguments], cwd=folder, env=in_english, capture_output=True, check=False, **given
+        )
+    except FileNotFoundError:
+        if not folder.is_dir():
+            raise
+        raise UserError("there is no program git; install it") from None
 
 
 def git(
-    folder: Path, *arguments: str, stdin: bytes | None = None, env: Mapping[str, str] | None = None
+    folder: Path,
+    *arguments: str,
+    stdin: bytes | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> str:
     """What git prints, without the line's end. Raises UserError with its own words."""
     done = answer(folder, *arguments, stdin=stdin, env=env)
     if done.returncode:
-        raise UserError(f"{folder}: git {_verb(arguments)} failed:\n{words(done.stderr)}")
+        raise _failed(folder, arguments, done)
     return done.stdout.decode(errors="replace").rstrip("\n")
 
 
@@ -55,40 +124,62 @@ def words(stderr: bytes) -> str:
     return re.sub(r"://[^/@\s]+@", "://***@", stderr.decode(errors="replace").strip())
 
 
-def _verb(arguments: Sequence[str]) -> str:
-    position = 0
-    while arguments[position] == "-c":
-        position += 2
-    return arguments[position]
+def _failed(folder: Path, arguments: Sequence[str], done: subprocess.CompletedProcess[bytes]) -> UserError:
+    return UserError(f"{folder}: git {arguments[0]} failed:\n{words(done.stderr)}")
+
+
+def _yes_or_no(folder: Path, *arguments: str) -> bool:
+    """Whether git ends with 0 and not with 1. Raises UserError with its own words where it ends otherwise."""
+    done = answer(folder, *arguments)
+    if done.returncode not in (0, 1):
+        raise _failed(folder, arguments, done)
+    return done.returncode == 0
 
 
 def check_root(folder: Path) -> None:
     """Raises UserError where `folder` is not the root of a Git working tree with a commit."""
-    done = answer(folder, "rev-parse", "--show-toplevel")
-    if done.returncode or not Path(done.stdout.decode().strip()).samefile(folder):
-        raise UserError(
-            f"{folder}: not the root of a Git repository; the registry of models is one: "
-            "clone the project with Git, and name the clone's folder"
-        )
+    root = top_level(folder)
+    if not root.samefile(folder):
+        raise UserError(f"{folder}: the root of this Git repository is {root}; name that folder")
     if commit_of(folder, "HEAD") is None:
         raise UserError(f"{folder}: this Git repository has no commit yet; make the first one")
 
 
+def top_level(folder: Path) -> Path:
+    """The root of the working tree that `folder` is in. Raises UserError with Git's own words."""
+    done = answer(folder, "rev-parse", "--show-toplevel")
+    if done.returncode:
+        raise UserError(f"{folder}: no Git repository that can be used:\n{words(done.stderr)}")
+    return Path(os.fsdecode(done.stdout.removesuffix(b"\n")))
+
+
 def commit_of(folder: Path, revision: str) -> str | None:
     """The commit's 40 digits, or None where there is no such revision."""
-    done = answer(folder, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
+    arguments = ("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
+    done = answer(folder, *arguments)
+    if done.returncode not in (0, 1):
+        raise _failed(folder, arguments, done)
     return done.stdout.decode().strip() or None
 
 
 def contains(folder: Path, commit: str, older: str) -> bool:
-    """Whether `older` is `commit` or among its ancestors."""
-    return answer(folder, "merge-base", "--is-ancestor", older, commit).returncode == 0
+    """Whether `older` is `commit` or among its ancestors; both have to be there."""
+    return _yes_or_no(folder, "merge-base", "--is-ancestor", older, commit)
+
+
+def shown(folder: Path, form: str, *revisions: str) -> list[str]:
+    """Commits in a form of git's (`man git-rev-list`), newest first; `revisions` may have options of it."""
+    arguments = ("rev-list", "--no-commit-header", f"--format={form}%x00", *revisions)
+    return [entry.removeprefix("\n") for entry in git(folder, *arguments).split("\0")[:-1]]
 
 
 def file_at(folder: Path, commit: str, path: str) -> bytes | None:
     """A file's content in a commit; None where it is not there."""
-    done = answer(folder, "cat-file", "blob", f"{commit}:{path}")
-    return None if done.returncode else done.stdout
+    done = answer(folder, "cat-file", "--batch", stdin=f"{commit}:{path}\n".encode())
+    if done.returncode:
+        raise _failed(folder, ("cat-file",), done)
+    header, _, content = done.stdout.partition(b"\n")
+    return None if header.endswith(b" missing") else content.removesuffix(b"\n")
 
 
 def changed_files(folder: Path) -> list[str]:
@@ -116,7 +207,8 @@ def folder_of(workspace: Path, branch: str) -> Path | None:
 
 
 def has_origin(folder: Path) -> bool:
-    return ORIGIN in git(folder, "remote").split()
+    # `git remote` also lists one of which a user's configuration says no more than how it is fetched.
+    return _yes_or_no(folder, "config", "--get", f"remote.{ORIGIN}.url")
 
 
 def fetch(folder: Path) -> None:
@@ -125,9 +217,10 @@ def fetch(folder: Path) -> None:
         return
     tags = [f"+refs/tags/csdn{mark}*:refs/tags/csdn{mark}*" for mark in "@#"]
     branches = f"+refs/heads/*:refs/remotes/{ORIGIN}/*"
-    done = answer(folder, "fetch", "--quiet", "--no-tags", ORIGIN, branches, *tags)
+    # An empty --refmap: the refspecs of remote.origin.fetch are left alone, which may be those of a mirror.
+    done = answer(folder, "fetch", "--quiet", "--no-tags", "--no-prune", "--refmap=", ORIGIN, branches, *tags)
     if done.returncode:
-        raise RemoteError(f"{folder}: the Git remote {ORIGIN} did not answer:\n{words(done.stderr)}")
+        raise RemoteError(f"{folder}: git fetch from the remote {ORIGIN} failed:\n{words(done.stderr)}")
 
 
 def push(folder: Path, updates: Mapping[str, str]) -> None:
@@ -138,7 +231,9 @@ def push(folder: Path, updates: Mapping[str, str]) -> None:
     if not has_origin(folder):
         return
     pairs = [f"{value}:{ref}" for ref, value in updates.items()]
-    done = answer(folder, "push", "--atomic", "--porcelain", ORIGIN, *pairs)
+    # Of a mirror every ref would be pushed, and ours could not be named.
+    no_mirror = ("-c", f"remote.{ORIGIN}.mirror=false")
+    done = answer(folder, *no_mirror, "push", "--atomic", "--porcelain", ORIGIN, *pairs)
     if not done.returncode:
         return
     refusals = [line.split("\t") for line in words(done.stdout).splitlines() if line.startswith("!")]
@@ -146,16 +241,15 @@ def push(folder: Path, updates: Mapping[str, str]) -> None:
         refs = [f"{pair.rpartition(':')[2]} {why}" for _, pair, why in refusals]
         said = [line.rstrip() for line in words(done.stderr).splitlines() if line.startswith("remote:")]
         raise Refused("\n".join([f"{folder}: the Git remote {ORIGIN} refused:", *refs, *said]))
-    raise RemoteError(f"{folder}: the Git remote {ORIGIN} did not answer:\n{words(done.stderr)}")
+    raise RemoteError(f"{folder}: git push to the remote {ORIGIN} failed:\n{words(done.stderr)}")
 
 
-def identity(folder: Path) -> tuple[str, ...]:
-    """Options that name a committer where the user has named none."""
-    named = [
-        f"GIT_{role}_{what}" in os.environ for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
-    ]
-    set_up = [not answer(folder, "config", f"user.{what}").returncode for what in ("name", "email")]
-    return () if all(named) or all(set_up) else _NOBODY
+def identity(folder: Path) -> Mapping[str, str]:
+    """The environment that names an author and committer where the user has named none."""
+    # Without user.useConfigOnly Git would make up a name from the machine's.
+    asked = ("-c", "user.useConfigOnly=true", "var")
+    known = all(not answer(folder, *asked, f"GIT_{role}_IDENT").returncode for role in _ROLES)
+    return {} if known else _NOBODY
 
 
 def stage_files(folder: Path, paths: Sequence[str]) -> None:
@@ -165,10 +259,17 @@ def stage_files(folder: Path, paths: Sequence[str]) -> None:
         git(folder, "add", "--force", "--", *there)
 
 
+def anything_staged(folder: Path) -> bool:
+    """Whether the next commit would differ from the last one."""
+    return git(folder, "write-tree") != git(folder, "rev-parse", "HEAD^{tree}")
+
+
 def commit(folder: Path, message: str) -> str:
     """Commit what is staged, be it nothing; returns the new commit."""
-    git(folder, *identity(folder), "commit", "--quiet", "--allow-empty", "--message", message)
-    return git(folder, "rev-parse", "HEAD")
+    parent = git(folder, "rev-parse", "HEAD")
+    made = _commit_tree(folder, git(folder, "write-tree"), parent, message)
+    git(folder, "update-ref", "-m", message.partition("\n")[0], "HEAD", made, parent)
+    return made
 
 
 def commit_file(folder: Path, parent: str, path: str, content: bytes, message: str) -> str:
@@ -179,7 +280,30 @@ def commit_file(folder: Path, parent: str, path: str, content: bytes, message: s
         git(folder, "read-tree", parent, env=env)
         git(folder, "update-index", "--add", "--cacheinfo", f"100644,{blob},{path}", env=env)
         tree = git(folder, "write-tree", env=env)
-    return git(folder, *identity(folder), "commit-tree", tree, "-p", parent, "-m", message)
+    return _commit_tree(folder, tree, parent, message)
+
+
+def _commit_tree(folder: Path, tree: str, parent: str, message: str) -> str:
+    text = message.encode(errors="replace")
+    return git(folder, "commit-tree", tree, "-p", parent, stdin=text, env=identity(folder))
+
+
+def fast_forward(folder: Path, commit: str) -> None:
+    """Take the branch that is checked out in `folder` forward to `commit`, with its files."""
+    git(folder, "merge", "--quiet", "--ff-only", "--commit", "--no-squash", commit)
+
+
+def merge(folder: Path, commit: str, message: str) -> list[str]:
+    """Merge a commit; returns the files that both sides changed, in which case nothing is merged."""
+    arguments = ("merge", "--quiet", "--commit", "--no-squash", "-m", message, commit)
+    done = answer(folder, *arguments, env=identity(folder))
+    if not done.returncode:
+        return []
+    entries = git(folder, "ls-files", "--unmerged", "-z").split("\0")
+    answer(folder, "merge", "--abort")
+    if files := sorted({entry.partition("\t")[2] for entry in entries if entry}):
+        return files
+    raise _failed(folder, arguments, done)
 
 
 def set_refs(folder: Path, refs: Mapping[str, str]) -> None:

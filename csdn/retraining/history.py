@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from csdn.retraining.branches import MEASURE, PROMOTE, READY, REFUSE, ROLLBACK, decision_of, run_tips, trailer
-from csdn.retraining.git import ORIGIN, commit_of, contains, file_at, git, has_origin
+from csdn.retraining.git import ORIGIN, commit_of, contains, file_at, git, has_origin, shown
 from csdn.retraining.mainline import branch_of, champion_at
 
 _OUTCOMES = {
@@ -55,8 +55,8 @@ def _newest_known(workspace: Path, branch: str) -> str:
 
 
 def _on_main(workspace: Path, newest: str) -> Iterator[Event]:
-    log = git(workspace, "log", "--reverse", "-z", f"--format={_FORM}", "--grep=^Csdn-Decision: ", newest)
-    for entry in filter(None, log.split("\0")):
+    decided = ("--basic-regexp", "--grep=^Csdn-Decision: ")
+    for entry in shown(workspace, _FORM, "--reverse", *decided, newest):
         commit, time, run, decision, body = entry.split("\x1f", 4)
         if decision in (PROMOTE, ROLLBACK):
             champion = champion_at(workspace, commit)
@@ -69,7 +69,7 @@ def _on_branches(workspace: Path, newest: str) -> Iterator[Event]:
     for run, tip in run_tips(workspace).items():
         if contains(workspace, newest, tip):
             continue
-        time, body = git(workspace, "show", "--no-patch", "--format=%ct%x1f%b", tip).split("\x1f", 1)
+        time, body = shown(workspace, "%ct%x1f%b", "--no-walk", tip)[0].split("\x1f", 1)
         decision = READY if (said := decision_of(workspace, tip)) == PROMOTE else said
         outcome = _OUTCOMES.get(decision, "unfinished")
         yield Event(_time(time), outcome, run, None, _reason(body), _headline(workspace, tip))

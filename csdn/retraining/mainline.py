@@ -16,12 +16,13 @@ from csdn.retraining.git import (
     check_root,
     commit_of,
     contains,
+    fast_forward,
     fetch,
     file_at,
     folder_of,
-    git,
     has_origin,
     set_refs,
+    shown,
     untracked_in_the_way,
 )
 from csdn.retraining.lock import RUNS
@@ -105,7 +106,7 @@ def complete_tags(workspace: Path, commit: str) -> dict[str, str]:
     champion = champion_at(workspace, commit)
     if champion is None:
         return {}
-    change = git(workspace, "log", "-1", "--format=%H", commit, "--", CHAMPION)
+    change = shown(workspace, "%H", "--max-count=1", commit, "--", CHAMPION)[0]
     return tags_for(workspace, champion.version, change)
 
 
@@ -142,7 +143,7 @@ def advance(workspace: Path, branch: str, commit: str) -> list[str]:
         target.parent.mkdir(parents=True, exist_ok=True)
         (place / path).replace(target)
         flush(target.parent)
-    git(place, "merge", "--ff-only", "--quiet", commit)
+    fast_forward(place, commit)
     return [f"{', '.join(moved)}: were not in Git; they are in {aside} now"] if moved else []
 
 
@@ -165,7 +166,8 @@ def take(workspace: Path, branch: str, commit: str, tags: Mapping[str, str]) -> 
 
 
 def _forward(workspace: Path, branch: str, commit: str) -> list[str]:
-    if contains(workspace, f"refs/heads/{branch}", commit):
+    here = commit_of(workspace, f"refs/heads/{branch}")
+    if here is not None and contains(workspace, here, commit):
         return []
     notes = advance(workspace, branch, commit)
     place = folder_of(workspace, branch)

@@ -113,10 +113,7 @@ def _merge(run: Run, newest: str, branch: str) -> None:
             f"{now.version if now else 'nobody'} now; run again, so that the gate compares it with this one"
         )
     text = as_message(f"Run {run.id}: {branch} merged", run.id, READY)
-    done = git.answer(run.folder, *git.identity(run.folder), "merge", "--quiet", "-m", text, newest)
-    if done.returncode:
-        files = git.git(run.folder, "diff", "--name-only", "--diff-filter=U").split("\n")
-        git.answer(run.folder, "merge", "--abort")
+    if files := git.merge(run.folder, newest, text):
         raise UserError(
             f"run {run.id} and {branch} both changed {', '.join(files)}; merge {branch} into {run.branch} by "
             f"hand in {run.folder}, then: csdn promote {run.id}"
@@ -127,8 +124,10 @@ def _name_champion(run: Run) -> str:
     """The run's commit whose champion.json names it; the one that is there, if a push failed after it."""
     present = read_champion(run.folder)
     newcomer = _champion(run, next_version(run.workspace))
-    if present.champion == newcomer and decision_of(run.workspace, run.tip) == PROMOTE:
-        return run.tip
+    if present.champion and decision_of(run.workspace, run.tip) == PROMOTE:
+        newcomer = newcomer.model_copy(update={"date": present.champion.date})  # decided on that day
+        if present.champion == newcomer:
+            return run.tip
     write_champion(ChampionFile(champion=newcomer, start=present.start), run.folder)
     return run.commit(f"champion {newcomer.version}", PROMOTE)
 

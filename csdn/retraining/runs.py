@@ -37,7 +37,7 @@ from csdn.retraining.branches import (
     run_tips,
 )
 from csdn.retraining.champions import fetch_champion
-from csdn.retraining.git import commit, commit_of, file_at, git, stage_files
+from csdn.retraining.git import anything_staged, commit, commit_of, file_at, git, set_refs, stage_files
 from csdn.retraining.lock import RUNS
 from csdn.retraining.mainline import branch_of, check_clean, up_to_date
 from csdn.retraining.overrides import allowed, check_overrides
@@ -78,7 +78,7 @@ class Run:
         Without a decision nothing is committed where nothing has changed.
         """
         stage_files(self.folder, RESULTS)
-        if not decision and not git(self.folder, "diff", "--cached", "--name-only"):
+        if not decision and not anything_staged(self.folder):
             return self.tip
         return commit(self.folder, as_message(f"Run {self.id}: {message}", self.id, decision, body))
 
@@ -128,7 +128,7 @@ def open_run(workspace: str | Path, identifier: str) -> Run:
     new = [drop for drop in ledger_at(workspace, first) if drop.id not in before]
     run = Run(identifier, workspace, base, tuple(drop for drop in new if drop.status is Status.ACCEPTED))
     if commit_of(workspace, f"refs/heads/{run.branch}") is None:
-        git(workspace, "branch", "--no-track", run.branch, tip)
+        set_refs(workspace, {f"refs/heads/{run.branch}": tip})
     gone = not (run.folder / ".git").exists()
     if gone:
         _remove_tree(run)
@@ -157,7 +157,9 @@ def _check_undecided(workspace: Path, identifier: str) -> None:
 def _make(run: Run, drops: Sequence[Drop], values: Mapping[str, Any]) -> None:
     """The working tree up to its first commit; what a kill left before that is made anew."""
     _remove_tree(run)
-    git(run.workspace, "worktree", "add", "--quiet", "-B", run.branch, str(run.folder), run.base)
+    git(
+        run.workspace, "worktree", "add", "--quiet", "--no-track", "-B", run.branch, str(run.folder), run.base
+    )
     dvc_files.share(run.workspace, run.folder)
     dvc_files.bring_all(run.folder)
     for key, value in values.items():

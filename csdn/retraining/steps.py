@@ -11,9 +11,9 @@ import yaml
 from csdn.errors import Away, UserError
 from csdn.process import EX_TEMPFAIL
 from csdn.retraining.commands import CommandFailed, run
+from csdn.retraining.dvc_files import DVC
 
 STAGES = ("ingest", "prompts", "embedding", "evaluate", "report")
-DVC = (sys.executable, "-m", "dvc")
 # The code of the folder in which it runs, as the stages are.
 CSDN = (sys.executable, "-c", "from csdn.cli import main; main()")
 # How botocore, on which DVC's S3 is built, says that it got no answer.

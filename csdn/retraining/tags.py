@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from csdn.retraining.git import commit_of, git
+from csdn.retraining.git import commit_of, git, shown
 
 ARTIFACT, STAGE = "csdn", "champion"
 
@@ -68,11 +68,11 @@ def tags_for(folder: Path, version: str, change: str) -> dict[str, str]:
 
 
 def _numbers(folder: Path, pattern: str) -> list[int]:
-    found = (re.fullmatch(pattern, name) for name in git(folder, "tag", "--list", f"{ARTIFACT}*").split())
-    return [int(match[1]) for match in found if match]
+    names = (ref.removeprefix("refs/tags/") for ref in known_tags(folder))
+    return [int(match[1]) for name in names if (match := re.fullmatch(pattern, name))]
 
 
 def _tag(folder: Path, name: str, commit: str, change: str, message: str) -> str:
-    maker = git(folder, "show", "--no-patch", "--date=raw", "--format=%cn <%ce> %cd", change)
+    maker = shown(folder, "%cn <%ce> %cd", "--date=raw", "--no-walk", change)[0]
     text = f"object {commit}\ntype commit\ntag {name}\ntagger {maker}\n\n{message}\n"
     return git(folder, "mktag", stdin=text.encode())

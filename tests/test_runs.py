@@ -202,7 +202,7 @@ def test_an_origin_that_does_not_answer_is_an_error_that_may_be_tried_again(proj
 
 def test_a_folder_without_git_is_no_place_for_runs(tmp_path, fault):
     (tmp_path / "w").mkdir()
-    with pytest.raises(UserError, match="not the root of a Git repository") as error:
+    with pytest.raises(UserError, match="not a git repository") as error:
         begin(tmp_path / "w", same)
     fault("registry", "a run in a folder that is no Git repository", error.value)
 

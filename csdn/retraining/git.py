@@ -54,6 +54,7 @@ NEUTRAL = {
     "merge.log": "false",
     "merge.autoStash": "false",
     "commit.cleanup": "whitespace",
+    "core.commentChar": "#",  # a trailer is no comment
     "trailer.separators": ":",
     "rerere.enabled": "false",
     # Other programs read this repository: DVC's libraries know no newer extensions.
@@ -176,10 +177,11 @@ def shown(folder: Path, form: str, *revisions: str) -> list[str]:
 def file_at(folder: Path, commit: str, path: str) -> bytes | None:
     """A file's content in a commit; None where it is not there."""
     done = answer(folder, "cat-file", "--batch", stdin=f"{commit}:{path}\n".encode())
-    if done.returncode:
-        raise _failed(folder, ("cat-file",), done)
     header, _, content = done.stdout.partition(b"\n")
-    return None if header.endswith(b" missing") else content.removesuffix(b"\n")
+    missing = header.endswith(b" missing")
+    if done.returncode or (missing and done.stderr):  # it is damaged, which Git says beside it
+        raise _failed(folder, ("cat-file",), done)
+    return None if missing else content.removesuffix(b"\n")
 
 
 def changed_files(folder: Path) -> list[str]:

@@ -5,6 +5,7 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+from hostile_gitconfig import use_hostile_settings
 from registry_project import DROPS, add_origin, arrive, champion, clone, make_project, tags, work
 from repository import git
 from typer.testing import CliRunner
@@ -170,6 +171,15 @@ def test_back_to_the_version_before(places, monkeypatch):
     assert rollback(places.clone, "v1") == ("v1", [])
     with pytest.raises(UserError, match="no version before v1"):
         rollback(places.clone)
+
+
+def test_back_to_an_older_version_under_a_hostile_configuration(places, tmp_path, monkeypatch):
+    git(places.clone.parent / "origin.git", "config", "core.hooksPath", "hooks")
+    use_hostile_settings(tmp_path / "home", monkeypatch)
+    assert rollback(places.clone, "v1", "camera 3") == ("v1", [])
+    assert champion(places.clone) == champion(places.clone, "origin/main") == "v1"
+    last = history(places.clone)[-1]
+    assert (last.outcome, last.version, last.reason) == ("rolled back", "v1", "camera 3")
 
 
 def test_a_rollback_that_origin_refuses_changes_nothing(places, fault):

@@ -12,6 +12,7 @@ from registry_project import (
     arrive,
     champion,
     clone,
+    commit_file,
     make_project,
     tags,
     work,
@@ -48,20 +49,36 @@ def finished(project, *drops, **overrides):
     return run_
 
 
+def another_s_origin(project, folder):
+    bare = add_origin(project, folder / "origin.git")
+    git(bare, "config", "core.hooksPath", "hooks")  # a user's settings do not count at another's
+    return bare
+
+
 def told(project):
     return [(event.outcome, event.version) for event in history(project)]
 
 
 def test_the_registry_under_a_hostile_configuration(project, hostile, tmp_path):
-    bare = add_origin(project, tmp_path / "origin.git")
-    git(bare, "config", "core.hooksPath", "hooks")  # the hooks there are not the user's
+    bare = another_s_origin(project, tmp_path)
     other = clone(bare, tmp_path / "other")
     git(project, "tag", "--annotate", "--message", "mine", "private")
     git(project, "branch", "mine")
     commit_file(other, "notes.md", "hello")
     hostile()
     first, refused = finished(project, DROPS[1]), finished(project, DROPS[2])
-    git(other, "-c", "core.hooksPath=/dev/null", "push", "--quiet", "--no-signed", str(bare), "HEAD:main")
+    git(
+        other,
+        "-c",
+        "core.hooksPath=/dev/null",
+        "-c",
+        "push.pushOption=",
+        "push",
+        "--quiet",
+        "--no-signed",
+        str(bare),
+        "HEAD:main",
+    )
     assert promote(first).decision == "ready"
     assert promote_ready(project, first.id).version == "v1"
     reasons = ["Camera 3 im Hof: schlechter für Füße", "Csdn: not a trailer"]
@@ -100,20 +117,14 @@ def test_a_user_s_words_on_a_remote_do_not_make_one(project, hostile):
 
 
 @pytest.mark.slow
-def test_weights_under_a_hostile_configuration(project, hostile, tmp_path):
-    run(project, "dvc", "remote", "add", "--quiet", "--default", "weights", str(tmp_path / "weights"))
-    git(project, "commit", "--quiet", "--all", "--message", "remote")
-    add_origin(project, tmp_path / "origin.git")
+def test_a_stage_under_a_hostile_configuration_asks_nothing_and_stages_nothing(project, hostile):
     hostile()
-    for drop in DROPS[1:3]:
-        run_ = begin(project, arrive(drop))
-        work(run_, by_dvc=True)
-        promote(run_)
-    assert "up to date" in run(project, "dvc", "status").stdout
-    assert rollback(project, "v1", "camera 3") == ("v1", [])
-    assert champion(project) == "v1" and told(project)[-1] == ("rolled back", "v1")
-    changed = git(project, "diff-tree", "-r", "--name-only", "csdn@v1.0.0", "csdn@v2.0.0").split()
-    assert sorted(changed) == ["champion.json", "data/drops.json", "dvc.lock", *METRICS]
+    run_ = begin(project, arrive(DROPS[1]))
+    work(run_, by_dvc=True)
+    assert git(run_.folder, "diff-index", "--cached", "--name-only", "HEAD") == ""
+    assert promote(run_).version == "v1"
+    changed = git(project, "diff-tree", "-r", "--name-only", run_.base, "main").split()
+    assert changed == ["champion.json", "data/drops.json", "dvc.lock", *METRICS]
 
 
 def test_bytes_of_files_are_those_of_the_repository(hostile, tmp_path):

@@ -17,6 +17,7 @@ from csdn.cli_registry import champion, history, promote, rollback
 from csdn.cli_retrain import gate, retrain
 from csdn.errors import UserError, machine_fault
 from csdn.params import load_params
+from csdn.process import reach_loopback_directly
 
 app = typer.Typer(
     help="Train and evaluate visible-infrared person re-identification. Run it in the project's root folder.",
@@ -143,6 +144,7 @@ def doctor() -> None:
 
 def main() -> None:
     """Entry point: a user's mistake, or what the machine lacks, is shown as text, not as a traceback."""
+    reach_loopback_directly()
     try:
         app()
     except UserError as error:

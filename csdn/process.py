@@ -15,6 +15,7 @@ from csdn.errors import UserError, is_away, machine_fault
 from csdn.state import seconds_since_save
 
 _PR_SET_PDEATHSIG = 1
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 EX_TEMPFAIL = 75  # of sysexits.h: the same command may succeed later on
 
 
@@ -23,6 +24,7 @@ def run_stage(main: Callable[[], None], stage: str, lower: str = "") -> None:
 
     Only a defect of the program shows a traceback. lower: the parameters to lower where memory runs out.
     """
+    reach_loopback_directly()
     try:
         die_with_parent()
         main()
@@ -86,6 +88,17 @@ def _left_by_dvc() -> bool:
         return "DVC_STAGE" in os.environ and os.getpgid(os.getppid()) != os.getpgrp()
     except ProcessLookupError:  # the parent ended between the two questions
         return True
+
+
+def reach_loopback_directly() -> None:
+    """Have every client here, and in processes started from here, ask no proxy for servers of this machine.
+
+    A proxy that the environment names (http_proxy) would look for them on its own machine.
+    """
+    for name in ("no_proxy", "NO_PROXY"):  # programs read the one or the other
+        named = [part.strip() for part in os.environ.get(name, "").split(",") if part.strip()]
+        if "*" not in named:
+            os.environ[name] = ",".join(dict.fromkeys([*named, *LOOPBACK]))
 
 
 def available_cores() -> int:

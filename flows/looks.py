@@ -8,11 +8,11 @@ from prefect import get_run_logger
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 
-RETRAIN = "csdn/retrain"
+RETRAIN = "csdn-retrain/retrain"
 
 
 def look_now(workspace: Path) -> None:
-    """Start csdn/retrain on a workspace, without waiting for it."""
+    """Start the retraining on a workspace, without waiting for it."""
     try:
         run_deployment(RETRAIN, parameters={"workspace": str(workspace)}, timeout=0, as_subflow=False)
     except (ObjectNotFound, ValueError):

@@ -1,4 +1,4 @@
-"""csdn/retrain: look for new camera data, and what follows from it; started by the clock and by events.
+"""csdn-retrain/retrain: look for new camera data, and what follows; started by the clock and by events.
 
 A run that finds the workspace busy leaves word there, and ends: who works there looks again.
 """
@@ -48,7 +48,7 @@ def conclude(run: Run) -> Outcome:
     return outcome
 
 
-@flow(name="csdn", flow_run_name="retrain", on_failure=[tell_failure], on_crashed=[tell_failure])
+@flow(name="csdn-retrain", flow_run_name="retrain", on_failure=[tell_failure], on_crashed=[tell_failure])
 def retrain(
     workspace: str | None = None, overrides: dict[str, Any] | None = None, ray_address: str | None = None
 ) -> State:
@@ -63,7 +63,7 @@ def retrain(
     ends: list[State] = []
     try:
         when_asked(
-            folder, "csdn/retrain", lambda: ends.append(retrain_once(folder, overrides or {}, settings))
+            folder, "csdn-retrain", lambda: ends.append(retrain_once(folder, overrides or {}, settings))
         )
     except Busy as busy:
         return Completed(name="Busy", message=f"{busy}. A retraining there looks again before it ends.")

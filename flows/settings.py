@@ -9,6 +9,7 @@ from typing import Any
 
 from csdn.errors import UserError
 from csdn.params import load_params
+from csdn.process import reach_loopback_directly
 from csdn.retraining.dvc_files import remotes
 from csdn.retraining.overrides import overridden
 from csdn.safe import has_credentials
@@ -28,6 +29,7 @@ def checked(
     folder: Path, overrides: Mapping[str, Any], ray_address: str | None, remote: str | None
 ) -> Settings:
     """The parameters of a run as settings; raises UserError naming what is wrong and what is allowed."""
+    reach_loopback_directly()  # the webhook and the object store, too, may be there
     load_params(folder / "params.yaml")
     scaling = overridden(overrides, (folder / "params.yaml").read_bytes()).scaling
     if remote is not None and remote not in (names := remotes(folder)):

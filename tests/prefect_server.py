@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flows.local_server import ENDED, PATIENCE_SECONDS, LocalServer
+from flows.local_server import ENDED, LocalServer
 
 # Between two questions: answering them takes the cores of what is waited for.
+PATIENCE_SECONDS = 600.0  # a machine that runs tests has much else to do
 POLL_SECONDS, LONGEST_POLL_SECONDS = 0.2, 2.0
 # How soon a run asks again for the place of the one before it; by default after 30 s.
 SLOT_WAIT = "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS"
@@ -23,6 +24,7 @@ class Prefect(LocalServer):
     """The server as a person and a test use it, and its worker's process."""
 
     worker: subprocess.Popen[bytes]
+    start_seconds = PATIENCE_SECONDS
 
     def api(self, path: str, **body: Any) -> Any:
         """POST to the API (GET without a body); returns its answer."""

@@ -16,6 +16,7 @@ from workspace import run
 
 from csdn.champion import Champion, read_champion
 from csdn.data.drops import Drop, read_ledger, write_ledger
+from flows.looks import RETRAIN
 
 LANDING, REMOTE = f"s3://{BUCKET}/landing", f"s3://{BUCKET}/dvc"
 EVENT = "csdn.camera-data"
@@ -55,19 +56,19 @@ class World:
         self.prefect.run(self.project, "event", "emit", EVENT, "--resource-id", "cameras")
 
     def planned(self) -> list[dict[str, Any]]:
-        """Flow runs of csdn/retrain that the server has planned by its schedule."""
+        """Flow runs of the retraining that the server has planned by its schedule."""
         return [one for one in self.prefect.runs_of("retrain") if one["auto_scheduled"]]
 
     @contextmanager
     def a_look_every(self, seconds: int) -> Iterator[None]:
         """The clock starts retrainings in the block, and none after it."""
         schedule = ("deployment", "schedule")
-        self.prefect.run(self.project, *schedule, "create", "csdn/retrain", "--interval", str(seconds))
+        self.prefect.run(self.project, *schedule, "create", RETRAIN, "--interval", str(seconds))
         yield
-        self.prefect.run(self.project, *schedule, "clear", "csdn/retrain", "--accept-yes")
+        self.prefect.run(self.project, *schedule, "clear", RETRAIN, "--accept-yes")
 
     def started(self) -> list[dict[str, Any]]:
-        """Flow runs of csdn/retrain that the clock has not planned for later."""
+        """Flow runs of the retraining that the clock has not planned for later."""
         return [one for one in self.prefect.runs_of("retrain") if one["state"]["type"] != "SCHEDULED"]
 
     def next_run(self, action: Callable[[], object] = lambda: None) -> FlowRun:

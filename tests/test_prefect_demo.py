@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 from workspace import STAGES, environment, make_workspace, run
+
+from flows.local_server import LocalServer, ServerFailed
 
 pytestmark = [
     pytest.mark.slow,
@@ -61,19 +67,64 @@ def test_it_runs_the_pipeline_names_the_page_and_leaves_nothing(project):
     output = process.communicate(timeout=300)[0]
     assert process.returncode == 0, output
     page = re.search(r"The run's page: (http://127.0.0.1:\d+)/runs/flow-run/[0-9a-f-]{36}", output)
-    assert [line.split(":")[0].strip() for line in output.splitlines()[2:7]] == list(STAGES)
+    assert re.findall(r"^  (\w+): Completed", output, re.MULTILINE) == list(STAGES)
     assert output.splitlines()[-1] == "The run: Completed"
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(page[1], timeout=5)
     assert left_of(project) == []
 
 
-def test_ctrl_c_ends_all_of_it(project):
-    process = demo(project)
-    for line in process.stdout:
-        if "The run's page" in line:
-            break
-    process.send_signal(2)
+@pytest.mark.parametrize(
+    ("line", "number"),
+    [
+        ("The run's page", signal.SIGTERM),
+        ("server starts", signal.SIGHUP),
+        ("server starts", signal.SIGINT),
+    ],
+)
+def test_a_signal_ends_all_of_it(project, line, number):
+    process = demo(project, TMPDIR=str(project.parent))
+    assert any(line in printed for printed in process.stdout)
+    process.send_signal(number)
+    process.send_signal(number)  # as where somebody is impatient, or a shell's whole group gets it
     process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert left_of(project) == []
+    assert not list(project.parent.glob("csdn-prefect-*"))
+
+
+@pytest.mark.parametrize(("behaviour", "says"), [("exit 3", "has ended (3)"), ("sleep 9", "within 1 s")])
+def test_a_server_that_does_not_start_names_its_log(tmp_path, behaviour, says):
+    program = tmp_path / "prefect"
+    program.write_text(f"#!/bin/sh\necho no room\nexec {behaviour}\n")
+    program.chmod(0o755)
+    server = LocalServer(tmp_path)
+    server.environment["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
+    server.start_seconds = 1.0
+    with pytest.raises(ServerFailed) as error, server.running(tmp_path, "pool"):
+        pass
+    assert says in str(error.value)
+    assert f"{tmp_path}/server.log" in str(error.value) and "no room" in str(error.value)
+
+
+def test_a_server_of_this_machine_is_not_asked_through_a_proxy(tmp_path, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "example.com, localhost")
+    monkeypatch.setenv("NO_PROXY", "")
+    server = LocalServer(tmp_path)
+    for name in ("no_proxy", "NO_PROXY"):
+        assert {"localhost", "127.0.0.1", "::1"} <= set(server.environment[name].split(","))
+    assert server.environment["no_proxy"].startswith("example.com,localhost,")
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"true")
+
+    with HTTPServer(("127.0.0.1", server.port), Answer) as there:
+        threading.Thread(target=there.serve_forever, daemon=True).start()
+        assert server.ask("health") is True
+        assert httpx.get(server.address).json() is True  # as Prefect's own client asks
+        there.shutdown()

@@ -1,4 +1,4 @@
-"""How a model keeps up with its cameras: read it as the documentation of csdn/retrain.
+"""How a model keeps up with its cameras: read it as the documentation of csdn-retrain/retrain.
 
 It is all of it: a real Prefect server, worker and scheduler, an object store that asks for keys, a Git remote
 and a webhook.

@@ -185,7 +185,7 @@ def test_a_clone_of_another_owner_gets_git_s_own_words(project, monkeypatch, que
     arguments = (arrive(),) if question is begin else ()
     with pytest.raises(UserError, match="dubious ownership") as error:
         question(project, *arguments)
-    assert f"git config --global --add safe.directory {project}" in str(error.value)
+    assert f"\n    git config --global --add safe.directory {project}" in str(error.value)
 
 
 def test_the_doctor_shows_git_s_own_words(project, monkeypatch, tmp_path):

@@ -122,7 +122,8 @@ def git(
 
 def words(stderr: bytes) -> str:
     """What a program wrote, with no password of an address in it."""
-    return re.sub(r"://[^/@\s]+@", "://***@", stderr.decode(errors="replace").strip())
+    text = stderr.decode(errors="replace").strip().expandtabs(4)  # a tab would be shown as \\t
+    return re.sub(r"://[^/@\s]+@", "://***@", text)
 
 
 def _failed(folder: Path, arguments: Sequence[str], done: subprocess.CompletedProcess[bytes]) -> UserError:

@@ -180,12 +180,13 @@ def tomorrow(monkeypatch):
 
 
 @pytest.mark.parametrize("question", [begin, history, rollback])
-def test_a_clone_of_another_owner_gets_git_s_own_words(project, monkeypatch, question):
+def test_a_clone_of_another_owner_gets_git_s_own_words(project, monkeypatch, fault, question):
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # Git's own tests set it
     arguments = (arrive(),) if question is begin else ()
     with pytest.raises(UserError, match="dubious ownership") as error:
         question(project, *arguments)
     assert f"\n    git config --global --add safe.directory {project}" in str(error.value)
+    fault("registry", "the clone belongs to another user", error.value)
 
 
 def test_the_doctor_shows_git_s_own_words(project, monkeypatch, tmp_path):

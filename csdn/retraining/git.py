@@ -239,9 +239,9 @@ def push(folder: Path, updates: Mapping[str, str]) -> None:
     done = answer(folder, *no_mirror, "push", "--atomic", "--porcelain", ORIGIN, *pairs)
     if not done.returncode:
         return
-    refusals = [line.split("\t") for line in words(done.stdout).splitlines() if line.startswith("!")]
+    refusals = [line.split(b"\t") for line in done.stdout.splitlines() if line.startswith(b"!")]
     if refusals:
-        refs = [f"{pair.rpartition(':')[2]} {why}" for _, pair, why in refusals]
+        refs = [f"{words(pair).rpartition(':')[2]} {words(why)}" for _, pair, why in refusals]
         said = [line.rstrip() for line in words(done.stderr).splitlines() if line.startswith("remote:")]
         raise Refused("\n".join([f"{folder}: the Git remote {ORIGIN} refused:", *refs, *said]))
     raise RemoteError(f"{folder}: git push to the remote {ORIGIN} failed:\n{words(done.stderr)}")

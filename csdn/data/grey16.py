@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 Range = Sequence[int]  # low, high
 Facts = Mapping[str, int]  # of a camera: images, low, high, span
@@ -27,15 +28,18 @@ def range_of(camera: str, ranges: Mapping[str, Range]) -> Range | None:
     return ranges.get(camera, ranges.get("*"))
 
 
-def png_of_range(values: np.ndarray, low: int, high: int) -> bytes:
+def png_of_range(values: np.ndarray, low: int, high: int, source: str) -> bytes:
     """uint16 [height, width] -> a PNG of 8 bits in which `low` is black and `high` white.
 
-    It is not compressed: the bytes must not depend on the version of zlib.
+    It names the hash of its source, so that two images stay two where 8 bits of them are the same. It is not
+    compressed: the bytes must not depend on the version of zlib.
     """
     above = np.clip(values, low, high).astype(np.uint32) - low
     grey = ((255 * above + (high - low) // 2) // (high - low)).astype(np.uint8)
+    about = PngInfo()
+    about.add_text("Source", f"sha256 {source}")
     buffer = io.BytesIO()
-    Image.fromarray(grey).save(buffer, "PNG", compress_level=0)
+    Image.fromarray(grey).save(buffer, "PNG", compress_level=0, pnginfo=about)
     return buffer.getvalue()
 
 

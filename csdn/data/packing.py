@@ -178,7 +178,7 @@ def _pack_image(
         if deep is not None:
             packed.grey16.append((record.camera, *extremes(deep)))
             if given := range_of(record.camera, task.grey16_range):
-                data, extension = png_of_range(deep, *given), "png"
+                data, extension = png_of_range(deep, *given, source=original), "png"
                 key = hashlib.sha256(data).hexdigest()
         if key not in offsets:  # a tar must not have two members of one name
             offsets[key] = writer.add(key, extension, data, _facts(record, len(data)))

@@ -79,7 +79,7 @@ QUARANTINED = "Quarantined as `{}`, with path and hash; the rest of the drop goe
         ("d.jpg", jpeg("d", 64, 32)[:-100], "truncated", "an image whose end is missing"),
         ("e.jpg", b"\xff\xd8" + bytes(50), "cannot be decoded", "an image with a damaged header"),
         ("f.png", huge_png(60_000), "too large", "a few bytes that promise 60000x60000 pixels"),
-        ("g.jpg", jpeg_with_a_hole("g"), "truncated", "a JPEG with EXIF whose second half is zeroes"),
+        ("g.jpg", jpeg_with_a_hole("g"), "cannot be decoded", "a JPEG with EXIF whose second half is zeroes"),
         ("h.png", png_with_a_wrong_checksum("h"), "cannot be decoded", "a PNG whose checksum is wrong"),
         ("i.tif", tiff_of(FLOATS), "TIFF of floats", "a TIFF of floats"),
         ("j.tiff", tiff_pages("j"), "more than one image in the file", "a TIFF of several pages"),

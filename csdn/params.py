@@ -32,11 +32,20 @@ def _in_a_store(address: str) -> str:
     return address
 
 
+def _rising(ends: list[int]) -> list[int]:
+    if ends[0] >= ends[1]:
+        raise ValueError("the first value (black) must be below the second (white)")
+    return ends
+
+
 Address = Annotated[str, AfterValidator(_no_credentials)]
 StoreAddress = Annotated[str, AfterValidator(_no_credentials), AfterValidator(_in_a_store)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Grey16 = Annotated[int, Field(ge=0, le=65535)]
+Grey16Range = Annotated[list[Grey16], Field(min_length=2, max_length=2), AfterValidator(_rising)]
+MOST_PIXELS = 178_956_970  # Pillow opens nothing larger
 
 
 class Section(BaseModel):
@@ -56,8 +65,9 @@ class IngestParams(Section):
     landing: list[Address] = []
     store: StoreAddress | None = None
     max_bad_fraction: Fraction
-    max_pixels: Count
+    max_pixels: Annotated[int, Field(ge=1, le=MOST_PIXELS)]
     shard_megabytes: Count
+    grey16_range: dict[str, Grey16Range] = {}  # by camera; "*": every other (csdn.data.grey16)
 
 
 class ModelParams(Section):

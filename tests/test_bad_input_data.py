@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from make_images import Project, encoded, huge_png, jpeg, make_drop, people_named, pixels, write
+from PIL import Image
 
 from csdn.data import packing
 from csdn.data.dataset import load_dataset
@@ -37,6 +39,34 @@ def results(project) -> dict[str, bytes]:
     return {n: d for n, d in project.outputs().items() if "/shards/" not in n and "/index/" not in n}
 
 
+FLOATS = np.zeros((16, 8), np.float32)
+
+
+def jpeg_with_a_hole(name: str) -> bytes:
+    """A JPEG with EXIF whose second half is zeroes up to the marker of its end, as lost blocks leave it."""
+    exif = Image.Exif()
+    exif[271] = "maker of cameras"
+    data = encoded(pixels(name, 64, 32), "JPEG", quality=90, exif=exif)
+    half = len(data) // 2
+    return data[:half] + bytes(len(data) - half - 2) + data[-2:]
+
+
+def png_with_a_wrong_checksum(name: str) -> bytes:
+    """A pixel of it has changed; what is stored uncompressed still decodes."""
+    data = bytearray(encoded(pixels(name), compress_level=0))
+    data[data.index(b"IDAT") + 50] ^= 1
+    return bytes(data)
+
+
+def tiff_of(values: np.ndarray) -> bytes:
+    return encoded(values, "TIFF")
+
+
+def tiff_pages(name: str) -> bytes:
+    page = Image.fromarray(pixels(name))
+    return encoded(pixels(name), "TIFF", save_all=True, append_images=[page])
+
+
 QUARANTINED = "Quarantined as `{}`, with path and hash; the rest of the drop goes on."
 
 
@@ -49,6 +79,10 @@ QUARANTINED = "Quarantined as `{}`, with path and hash; the rest of the drop goe
         ("d.jpg", jpeg("d", 64, 32)[:-100], "truncated", "an image whose end is missing"),
         ("e.jpg", b"\xff\xd8" + bytes(50), "cannot be decoded", "an image with a damaged header"),
         ("f.png", huge_png(60_000), "too large", "a few bytes that promise 60000x60000 pixels"),
+        ("g.jpg", jpeg_with_a_hole("g"), "cannot be decoded", "a JPEG with EXIF whose second half is zeroes"),
+        ("h.png", png_with_a_wrong_checksum("h"), "cannot be decoded", "a PNG whose checksum is wrong"),
+        ("i.tif", tiff_of(FLOATS), "TIFF of floats", "a TIFF of floats"),
+        ("j.tiff", tiff_pages("j"), "more than one image in the file", "a TIFF of several pages"),
     ],
 )
 def test_a_bad_image_is_quarantined_with_reason_and_hash(project, tmp_path, name, data, reason, what, fault):

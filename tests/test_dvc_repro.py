@@ -66,6 +66,7 @@ def test_git_sees_the_lock_and_the_metrics_and_nothing_else(finished):
         ({"model.normalize": "clip"}, ["prompts", "embedding", "evaluate", "report"]),
         ({"data.salt": "other"}, ["ingest", "report"]),
         ({"ingest.shard_megabytes": 1}, ["ingest", "report"]),
+        ({"ingest.grey16_range": {"*": [0, 1000]}}, ["ingest", "report"]),
         ({"ingest.store": "s3://bucket/shards"}, ["ingest", "report"]),
         ({"warm.prompts": "all"}, ["prompts", "report"]),
         ({"warm.epochs": 1}, ["embedding", "report"]),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from csdn.data.drops import Drop, Status
+from csdn.data.grey16 import facts_of_cameras
 from csdn.data.integrity import Verified
 from csdn.data.listing import (
     NewDrop,
@@ -127,6 +128,7 @@ def _keep(entry: NewDrop, settings: IngestParams, places: Places, verified: Veri
     facts = {
         "ignored": entry.ignored,
         "settings": deciding(settings),
+        "grey16": facts_of_cameras(row for shard in packed for row in shard.grey16),
         "shards": {shard.name: shard.size for shard in packed if shard.size},
     }
     write_table(places.index(entry.drop), table_of(images, INDEX_SCHEMA), facts)
@@ -144,11 +146,13 @@ def _forget(entry: NewDrop, places: Places) -> None:
 def load_index(drop: Drop, places: Places) -> IndexedDrop:
     """What was found in a drop when it was read; raises UserError where the files are damaged."""
     path = places.index(drop)
+    facts = read_facts(path)
     return IndexedDrop(
         drop,
         index=read_table(path, INDEX_SCHEMA),
         refused=read_table(places.refused(drop), REFUSED_SCHEMA),
-        ignored=read_facts(path)["ignored"],
+        ignored=facts["ignored"],
+        grey16=facts.get("grey16", {}),
     )
 
 

@@ -82,7 +82,7 @@ def _merge(
         raise UserError("nothing to train on: no drop of the ledger has a usable image; see `csdn drops`")
     merged = merge(indexed, identity, settings.max_bad_fraction)
     check_trainable(merged.people, merged.held, minimum_people)
-    figures = summary(indexed, merged)
+    figures = summary(indexed, merged, settings.grey16_range)
     write_table(places.root / "people.parquet", merged.people)
     write_table(places.root / "samples.parquet", merged.samples)
     write_table(places.root / "quarantine.parquet", merged.quarantine)

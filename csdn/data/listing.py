@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from csdn.data.drops import LEDGER, SHORT, Drop, drop_id
 from csdn.data.integrity import Verified
@@ -88,9 +88,10 @@ def is_indexed(drop: Drop, settings: IngestParams, places: Places) -> bool:
     return read_facts(places.index(drop))["settings"] == deciding(settings)
 
 
-def deciding(settings: IngestParams) -> dict[str, int]:
-    """The settings that decide a drop's shards and index."""
-    return {"max_pixels": settings.max_pixels, "shard_megabytes": settings.shard_megabytes}
+def deciding(settings: IngestParams) -> dict[str, Any]:
+    """The settings that decide a drop's shards and index; those that are off are left out."""
+    ranges = {"grey16_range": settings.grey16_range} if settings.grey16_range else {}
+    return {"max_pixels": settings.max_pixels, "shard_megabytes": settings.shard_megabytes} | ranges
 
 
 def list_drop(
@@ -118,6 +119,7 @@ def list_drop(
             folder=places.shards,
             stem=f"{drop.id[:16]}-{number:06d}",
             max_pixels=settings.max_pixels,
+            grey16_range=settings.grey16_range,
             run=places.run,
             store=places.store,
         )

@@ -11,12 +11,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 import pyarrow as pa
 
 from csdn.data.drops import Drop, Status
+from csdn.data.grey16 import Facts
 from csdn.data.packing import NO_LABEL
 from csdn.data.people import Identity
 from csdn.data.sides import check_trial, given_sides, people_sides
@@ -36,6 +37,7 @@ class IndexedDrop:
     index: pa.Table
     refused: pa.Table
     ignored: int
+    grey16: Mapping[str, Facts] = field(default_factory=dict)  # by camera (csdn.data.grey16)
 
 
 @dataclass(frozen=True)

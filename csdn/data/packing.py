@@ -9,7 +9,7 @@ import hashlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from csdn.data.ahead import Taken, read_ahead
-from csdn.data.images import BadImage, extension_of, probe
+from csdn.data.grey16 import Range, extremes, png_of_range, range_of
+from csdn.data.images import BadImage, extension_of, grey16, probe
 from csdn.data.people import canonical_label
 from csdn.data.records import ImageRecord
 from csdn.data.shards import ShardWriter
@@ -47,6 +48,7 @@ class ShardTask:
     folder: Path
     stem: str
     max_pixels: int
+    grey16_range: Mapping[str, Range] = field(default_factory=dict)
     run: str = ""
     store: str | None = None
 
@@ -65,6 +67,7 @@ class PackedShard:
     images: list[tuple[Any, ...]] = field(default_factory=list)
     refused: list[tuple[Any, ...]] = field(default_factory=list)
     hashes: list[str | None] = field(default_factory=list)  # of every record, in order
+    grey16: list[tuple[str, int, int]] = field(default_factory=list)  # camera and extremes of 16-bit images
 
 
 def cut_shards(records: Sequence[ImageRecord], shard_bytes: int) -> list[Sequence[ImageRecord]]:
@@ -144,7 +147,7 @@ def _write(task: ShardTask, packed: PackedShard) -> ShardWriter:
             offsets: dict[str, int] = {}
             threads = STORE_READERS if task.address.startswith("s3://") else 0
             for record, taken in read_ahead(source.read, task.records, threads):
-                _pack_image(record, taken, task.max_pixels, writer, offsets, packed)
+                _pack_image(record, taken, task, writer, offsets, packed)
         file.flush()
         os.fsync(file.fileno())
     return writer
@@ -153,30 +156,36 @@ def _write(task: ShardTask, packed: PackedShard) -> ShardWriter:
 def _pack_image(
     record: ImageRecord,
     taken: Taken,
-    max_pixels: int,
+    task: ShardTask,
     writer: ShardWriter,
     offsets: dict[str, int],
     packed: PackedShard,
 ) -> None:
     """Add one image to the shard, or to what is refused."""
     about = (record.person, record.modality, record.camera)
-    key = None
+    original = None
     try:
         data = _read(taken, record)
-        key = hashlib.sha256(data).hexdigest()
+        key = original = hashlib.sha256(data).hexdigest()
         extension = extension_of(record.path)
         if not canonical_label(record.person):
             raise BadImage(NO_LABEL)
-        height, width = probe(data, extension, max_pixels)
+        height, width = probe(data, extension, task.max_pixels)
+        deep = grey16(data, extension)
     except BadImage as bad:
-        packed.refused.append((record.path, bad.reason, key, *about))
+        packed.refused.append((record.path, bad.reason, original, *about))
     else:
+        if deep is not None:
+            packed.grey16.append((record.camera, *extremes(deep)))
+            if given := range_of(record.camera, task.grey16_range):
+                data, extension = png_of_range(deep, *given, source=original), "png"
+                key = hashlib.sha256(data).hexdigest()
         if key not in offsets:  # a tar must not have two members of one name
             offsets[key] = writer.add(key, extension, data, _facts(record, len(data)))
         place = (offsets[key], len(data))
         listed = (record.captured_at, record.sides or None, record.places or None)
         packed.images.append((key, extension, *place, *about, record.path, width, height, *listed))
-    packed.hashes.append(key)
+    packed.hashes.append(original)
 
 
 def _facts(record: ImageRecord, size: int) -> dict[str, Any]:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from csdn.data.drops import SHORT, Status
+from csdn.data.grey16 import Range, few_levels
 from csdn.data.merge import IndexedDrop, Merged
 from csdn.data.published import unlike_published
 
 
-def summary(drops: Sequence[IndexedDrop], merged: Merged) -> dict[str, Any]:
+def summary(
+    drops: Sequence[IndexedDrop], merged: Merged, grey16_range: Mapping[str, Range]
+) -> dict[str, Any]:
     """Counts as JSON values; the same data and ledger give the same."""
     held = {held.drop.id for held in merged.held}
-    used = [d.drop for d in drops if d.drop.status == Status.ACCEPTED and d.drop.id not in held]
+    used = [d for d in drops if d.drop.status == Status.ACCEPTED and d.drop.id not in held]
     return {
         "drops": {"used": len(used), "held": _held(merged), "left_out": _left_out(drops)},
         "people": dict.fromkeys(("train", "test", "waiting", "removed"), 0)
@@ -25,7 +28,8 @@ def summary(drops: Sequence[IndexedDrop], merged: Merged) -> dict[str, Any]:
         "cameras": _cameras(merged.samples),
         "duplicates": merged.duplicates,
         "quarantined": dict(sorted(Counter(merged.quarantine["reason"].to_pylist()).items())),
-        "unlike_published": unlike_published(used, merged.samples),
+        "unlike_published": unlike_published([d.drop for d in used], merged.samples),
+        "few_grey_levels": few_levels([d.grey16 for d in used], grey16_range),
         "ignored_files": sum(d.ignored for d in drops if d.drop.status != Status.REJECTED),
     }
 
@@ -79,7 +83,8 @@ def summary_lines(metrics: dict[str, Any]) -> list[str]:
         f"{side:10}{people[side]:>8}{images[side]['visible']:>10}{images[side]['infrared']:>10}"
         for side in ("train", "test")
     ]
-    lines += [f"WARNING: {difference}" for difference in metrics["unlike_published"]]
+    warnings = metrics["unlike_published"] + metrics["few_grey_levels"]
+    lines += [f"WARNING: {warning}" for warning in warnings]
     notes = {
         f"{people['waiting']} people wait for images of the other modality": people["waiting"],
         f"{metrics['duplicates']} images came more than once and are used once": metrics["duplicates"],

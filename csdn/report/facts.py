@@ -31,7 +31,8 @@ def data_remarks(ingest: Mapping[str, Any]) -> list[str]:
         remarks.append(f"{people['waiting']} people wait for images of the other modality and are not used.")
     if ingest["duplicates"]:
         remarks.append(f"{ingest['duplicates']} images came more than once and are used once.")
-    remarks += [f"Warning: {difference}." for difference in ingest["unlike_published"]]
+    warnings = ingest["unlike_published"] + ingest["few_grey_levels"]
+    remarks += [f"Warning: {warning}." for warning in warnings]
     for held in drops["held"]:
         remarks.append(
             f"Held and left out: {held['address']}, {held['bad']} of {held['images']} images are bad."

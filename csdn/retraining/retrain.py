@@ -7,7 +7,6 @@ conclude  the gate's decision is carried out: main moves, or the drops that came
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,13 +14,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from csdn.champion import Champion
 from csdn.data.drops import LEDGER, Drop, Status, parse_ledger
 from csdn.data.people import Identity, parse_aliases
 from csdn.data.syncing import synced
 from csdn.data.tables import PEOPLE_SCHEMA, read_table
+from csdn.documents import parse_yaml, read_json
 from csdn.errors import UserError
 from csdn.params import Params, parse_params
 from csdn.retraining.champions import fetch_champion
@@ -106,9 +104,8 @@ def _what_is_there(workspace: Path, drops: list[Drop]) -> tuple[list[Drop], Look
 
 
 def _params_at(workspace: Path, main: str) -> Params:
-    return parse_params(
-        yaml.safe_load(file_at(workspace, main, "params.yaml") or b""), f"params.yaml of {main}"
-    )
+    source = f"params.yaml of {main}"
+    return parse_params(parse_yaml(file_at(workspace, main, "params.yaml") or b"", source), source)
 
 
 def _absolute(places: list[str]) -> list[str]:
@@ -172,10 +169,7 @@ def _refused(run: Run, reasons: Sequence[str]) -> Outcome:
 
 def _metrics(run: Run, name: str, command: str) -> dict[str, Any]:
     path = run.folder / "metrics" / f"{name}.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); `{command}` in {run.folder} makes it") from None
+    return read_json(path, f"`{command}` in {run.folder} makes it")
 
 
 def tidy(workspace: str | Path) -> None:

@@ -20,8 +20,8 @@ def _mistake(error: Any, model: type[BaseModel]) -> str:
     key = ".".join(map(str, location))
     if kind == "extra_forbidden":
         allowed = _model_at(location[:-1], model).model_fields
-        nearest = "".join(f"did you mean {one}? " for one in get_close_matches(str(location[-1]), allowed, 1))
-        return f"{key}: unknown key; {nearest}Allowed here: {', '.join(allowed)}"
+        near = "".join(f"the nearest is {one}; " for one in get_close_matches(str(location[-1]), allowed, 1))
+        return f"{key}: unknown key; {near}allowed here: {', '.join(allowed)}"
     if kind == "missing":
         return f"{key}: missing"
     if kind == "model_type" and not location:

@@ -20,7 +20,7 @@ LIMITS = {
     "embed_dim": 2**15,
     "text_width": 2**15,
     "text_heads": 2**12,
-    "text_layers": 200,
+    "text_layers": 100,
 }
 
 # Pixels a cell of the feature map spans: the stem divides by 4, layer2 and layer3 by 2, layer4 by 1.
@@ -49,7 +49,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name, most in LIMITS.items():
             self._check_size(name, getattr(self, name), most)
-        for name, length, most in (("image_size", 2, 2**14), ("depths", 4, 200)):
+        for name, length, most in (("image_size", 2, 2**14), ("depths", 4, 100)):
             values = getattr(self, name)
             if len(values) != length:
                 raise UserError(f"{name} {list(values)[:8]}: {length} integers are needed")

@@ -115,7 +115,7 @@ def _needed(
     needed = {theirs: list(state[name].shape) for name, theirs in ours.items()}
     needed |= {name: list(tensors[name].shape) for name in dropped}
     positions = tensors.get("text_encoder.positional_embedding", torch.empty(LENGTH, 0))
-    context = max(LENGTH, *positions.shape[:1])
+    context = max([LENGTH, *positions.shape[:1]])
     width = model.config.text_width
     needed["text_encoder.positional_embedding"] = [context, width]
     needed["prompt_learner1.token_prefix"] = [1, PREFIX.stop, width]

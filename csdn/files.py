@@ -90,9 +90,10 @@ def write_json(path: str | Path, value: Any) -> None:
 def as_json(value: Any) -> bytes:
     """`value` as JSON, keys sorted and one entry a line: the same value gives the same bytes.
 
-    Raises ValueError for a number that is not finite: JSON has none.
+    Raises ValueError for NaN and infinity, which JSON does not have.
     """
-    return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+    return f"{text}\n".encode()
 
 
 def sweep(folder: str | Path, keep: Container[str] = ()) -> None:

@@ -126,7 +126,8 @@ def saved_files(read: Callable[[str], bytes]) -> tuple[dict[str, Any], dict[str,
         return None
     if hashlib.sha256(data).hexdigest() != digest:
         return None
-    return position, _from_bytes(data) if data else {}
+    tensors = _from_bytes(data) if data else {}
+    return None if tensors is None else (position, tensors)
 
 
 def saved_position(read: Callable[[str], bytes]) -> dict[str, Any] | None:
@@ -219,10 +220,15 @@ def _to_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
     return save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()})
 
 
-def _from_bytes(data: bytes) -> dict[str, torch.Tensor]:
+def _from_bytes(data: bytes) -> dict[str, torch.Tensor] | None:
+    """The tensors; None where the bytes are of another format, whatever hash stands beside them."""
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
-    return load(data)
+    try:
+        return load(data)
+    except SafetensorError:
+        return None
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -108,7 +108,8 @@ DOORS = {
     "csdn figures": in_place("metrics/evaluation.json", lambda folder: ending.show()),
     "csdn drops": in_place("metrics/ingest.json", lambda folder: list_drops()),
     "what the gate decided": in_place(
-        "metrics/gate.json", lambda folder: _metrics(Run("1", folder.parent, ""), "gate", "csdn gate")
+        "metrics/gate.json",
+        lambda folder: _metrics(Run("1", folder.parent, ""), "gate", "csdn gate", "decision"),
     ),
 }
 

@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 import pytest
 from hostile import Trap, pickles
 from make_images import Project, make_drop, people_named, write
-from safetensors import SafetensorError
 from typer.testing import CliRunner
 
 from csdn.cli import app
@@ -122,8 +121,7 @@ def test_as_the_state_of_a_stage(hostile, tmp_path):
         about = {"tensors": "x.safetensors", "sha256": hashlib.sha256(data).hexdigest(), "position": {}}
         write(state.folder / "x.safetensors", data)
         write(state.folder / "state.json", json.dumps(about).encode())
-        with pytest.raises(SafetensorError):
-            state.load()
+        assert state.load() is None
 
 
 @pytest.fixture(scope="module")

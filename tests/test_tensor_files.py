@@ -24,6 +24,7 @@ from csdn.builtin.clip import WEIGHTS
 from csdn.errors import UserError
 from csdn.model import ModelConfig, convert, import_published, load, load_clip, save
 from csdn.model.tensor_files import check_weights, read_state_dict
+from csdn.training.embedding_job import load_prompts
 
 # What torch says of files that are older than it.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -300,3 +301,19 @@ def test_a_size_that_makes_no_network_is_named(name, value):
 def test_a_configuration_of_something_else_is_refused(values):
     with pytest.raises(UserError, match="model configuration"):
         ModelConfig.from_json(values)
+
+
+def test_stage_1_s_prompts_of_another_network_are_refused_before_stage_2_begins(tmp_path):
+    model = network()
+    state = {k: v for k, v in model.state_dict().items() if k.startswith(("prompts.", "integration."))}
+    state["fused_text"] = torch.ones(model.config.identities, model.config.embed_dim)
+    save_file(state, tmp_path / "prompts.safetensors")
+    assert torch.equal(load_prompts(model, tmp_path / "prompts.safetensors"), state["fused_text"])
+    for wrong, named in (
+        ({"fused_text": torch.ones(1, 2)}, r"fused_text: \[1, 2\] found"),
+        ({"integration.value.bias": torch.full_like(state["integration.value.bias"], torch.nan)}, "NaN"),
+        ({"prompts.more": torch.ones(1)}, r"prompts\.more"),
+    ):
+        save_file(state | wrong, tmp_path / "prompts.safetensors")
+        with pytest.raises(UserError, match=named):
+            load_prompts(model, tmp_path / "prompts.safetensors")

@@ -134,20 +134,19 @@ def _name_champion(run: Run) -> str:
 
 def _champion(run: Run, version: str) -> Champion:
     """champion.json's entry for what is in the run's working tree. Raises UserError naming what lacks."""
-    source, advice = run.folder / "metrics/ingest.json", "the run has not come to its end"
-    ingest = read_json(source, advice)
-    with expected_in(source, advice):
-        people, images = ingest["people"]["train"], sum(ingest["images"]["train"].values())
-    return Champion(
-        version=version,
-        prompts=_hash(run.folder / "models/prompts/prompts.safetensors"),
-        embedding=_hash(run.folder / "models/embedding/model.safetensors"),
-        run=run.id,
-        people=people,
-        images=images,
-        date=datetime.now(UTC).date(),
-        figures=read_json(run.folder / "metrics/headline.json", advice),
-    )
+    metrics, advice = run.folder / "metrics", "the run has not come to its end"
+    ingest, figures = (read_json(metrics / f"{name}.json", advice) for name in ("ingest", "headline"))
+    with expected_in(f"{metrics}/ingest.json or headline.json", advice):
+        return Champion(
+            version=version,
+            prompts=_hash(run.folder / "models/prompts/prompts.safetensors"),
+            embedding=_hash(run.folder / "models/embedding/model.safetensors"),
+            run=run.id,
+            people=ingest["people"]["train"],
+            images=sum(ingest["images"]["train"].values()),
+            date=datetime.now(UTC).date(),
+            figures=figures,
+        )
 
 
 def _hash(path: Path) -> str:

@@ -19,7 +19,7 @@ from csdn.data.drops import LEDGER, Drop, Status, parse_ledger
 from csdn.data.people import Identity, parse_aliases
 from csdn.data.syncing import synced
 from csdn.data.tables import PEOPLE_SCHEMA, read_table
-from csdn.documents import parse_yaml, read_json
+from csdn.documents import expected_in, parse_yaml, read_json
 from csdn.errors import UserError
 from csdn.params import Params, parse_params
 from csdn.retraining.champions import fetch_champion
@@ -141,7 +141,9 @@ def nothing_usable(run: Run) -> list[str]:
 
     Asked once ingest has run. Raises UserError.
     """
-    held = {one["id"]: one for one in _metrics(run, "ingest", "dvc repro ingest")["drops"]["held"]}
+    metrics = _metrics(run, "ingest", "dvc repro ingest", "drops")
+    with expected_in(f"metrics/ingest.json of run {run.id}", "`dvc repro ingest` makes it"):
+        held = {one["id"]: one for one in metrics["drops"]["held"]}
     if not run.new_drops or not all(drop.id in held for drop in run.new_drops):
         return []
     bad = [(drop, held[drop.id]) for drop in run.new_drops]
@@ -155,7 +157,7 @@ def conclude(run: Run) -> Outcome:
     """
     if bad := nothing_usable(run):
         return _refused(run, bad)
-    gate = _metrics(run, "gate", "csdn gate")
+    gate = _metrics(run, "gate", "csdn gate", "decision", "reasons")
     if gate["decision"] != "promote":
         return _refused(run, gate["reasons"])
     done = promote(run)
@@ -167,9 +169,11 @@ def _refused(run: Run, reasons: Sequence[str]) -> Outcome:
     return Outcome("refused", None, (*reasons, *(f"held: {drop}" for drop in held)))
 
 
-def _metrics(run: Run, name: str, command: str) -> dict[str, Any]:
-    path = run.folder / "metrics" / f"{name}.json"
-    return read_json(path, f"`{command}` in {run.folder} makes it")
+def _metrics(run: Run, name: str, command: str, *keys: str) -> dict[str, Any]:
+    path, advice = run.folder / "metrics" / f"{name}.json", f"`{command}` in {run.folder} makes it"
+    values = read_json(path, advice)
+    with expected_in(path, advice):
+        return {key: values[key] for key in keys}
 
 
 def tidy(workspace: str | Path) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from text_tables import derangement, gaussian, prototypes, rotated
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from csdn.data.dataset import load_dataset
 from csdn.data.feed import ImageWalk, TrainFeed
 from csdn.data.ingest import ingest
 from csdn.device import configure_torch
+from csdn.documents import read_yaml
 from csdn.evaluation.job import embedders, prepare, test_walk
 from csdn.evaluation.results import Experiment
 from csdn.evaluation.scores import feature_distances, headline, trial_metrics
@@ -67,7 +67,7 @@ def ingested(setting: Mapping[str, Any]) -> Path:
 
 def parameters(setting: Mapping[str, Any], seed: int) -> Params:
     """params.yaml with the setting and the seed, on one thread."""
-    raw = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    raw = read_yaml(ROOT / "params.yaml")
     raw["seed"] = seed
     raw["data"]["aliases"] = str(ROOT / raw["data"]["aliases"])
     raw["model"]["weights"] = str(ROOT / raw["model"]["weights"])

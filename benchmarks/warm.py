@@ -23,13 +23,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from text_run import METRICS, embedded, searched, silent
 
 from csdn.champion import Start
 from csdn.data.arrivals import examine
 from csdn.data.dataset import load_dataset
 from csdn.data.ingest import ingest
+from csdn.documents import read_yaml
 from csdn.evaluation.job import embedders, prepare, test_walk
 from csdn.files import write_json
 from csdn.model import folded, load, load_clip
@@ -78,7 +78,7 @@ def main() -> None:
 
 def parameters(seed: int, way: dict[str, Any] | None = None) -> Params:
     """params.yaml with the seed, on one thread, and how to go on from a champion."""
-    raw = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    raw = read_yaml(ROOT / "params.yaml")
     raw["seed"] = seed
     raw["data"]["aliases"] = str(ROOT / raw["data"]["aliases"])
     raw["model"]["weights"] = str(ROOT / raw["model"]["weights"])

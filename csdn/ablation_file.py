@@ -6,7 +6,6 @@ The project ships it without a table: what the report shows is what was measured
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from csdn.ablation import FIGURES, VARIANTS, Experiment, Line, experiment_name, lines
+from csdn.documents import read_json
 from csdn.errors import UserError
 from csdn.files import write_json
 
@@ -107,14 +107,14 @@ def write_table(path: Path, table: Table) -> None:
 
 def read_table(path: Path) -> Table | None:
     """The table of a file; None where it holds none, or is not there. Raises UserError for anything else."""
-    try:
-        found = _File.model_validate(json.loads(path.read_text(encoding="utf-8"))).measured
-    except FileNotFoundError:
+    if not path.exists():
         return None
+    try:
+        found = _File.model_validate(read_json(path)).measured
     except ValidationError as error:
         fault = error.errors()[0]
         raise _damaged(path, f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
-    except ValueError as error:  # no JSON, no text
+    except UserError as error:
         raise _damaged(path, str(error)) from None
     if found is None:
         return None

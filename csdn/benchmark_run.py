@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ from csdn.champion import read_champion, write_champion
 from csdn.data.arrivals import examine
 from csdn.data.drops import LEDGER, SHORT, Drop, Status, read_ledger, write_ledger
 from csdn.data.people import read_aliases
+from csdn.documents import expected_in, read_json
 from csdn.errors import UserError
 from csdn.evaluation.average import average, shape
 from csdn.evaluation.summary import table_lines
@@ -164,12 +164,8 @@ def show_average(files: Sequence[Path], out: Path | None = None) -> None:
 
 
 def _read_figures(path: Path) -> dict[str, Any]:
-    try:
-        figures = json.loads(path.read_text(encoding="utf-8"))
+    figures = read_json(path)
+    with expected_in(path, "give files such as metrics/evaluation.json"):
         if not table_lines(average([figures])):
             raise ValueError("no direction")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} does not hold what metrics/evaluation.json holds") from None
     return figures

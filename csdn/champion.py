@@ -12,6 +12,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from csdn.documents import parse_json
 from csdn.errors import UserError
 from csdn.files import write_json
 from csdn.validation import mistakes
@@ -61,12 +62,20 @@ def read_champion(root: str | Path = ".") -> ChampionFile:
     """The file below `root`; raises UserError naming each wrong key, its value and what is allowed."""
     path = Path(root) / CHAMPION
     try:
-        return ChampionFile.model_validate_json(path.read_bytes())
+        text = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run the command in the project's root folder") from None
+    return parse_champion(text, str(path))
+
+
+def parse_champion(text: bytes, source: str) -> ChampionFile:
+    """What `read_champion` reads, from a file's text; `source` names it in the UserError."""
+    parse_json(text, source, MENDED)  # pydantic takes doubled keys, NaN and any depth
+    try:
+        return ChampionFile.model_validate_json(text.decode("utf-8-sig"))
     except ValidationError as error:
         problems = mistakes(error, ChampionFile)
-        raise UserError("\n".join([f"{path}: not usable; {MENDED}", *problems])) from None
+        raise UserError("\n".join([f"{source}: not usable; {MENDED}", *problems])) from None
 
 
 def write_champion(file: ChampionFile, root: str | Path = ".") -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +11,7 @@ from csdn.data.arrivals import examine
 from csdn.data.drops import SHORT, Status, decide, read_ledger, write_ledger
 from csdn.data.sources import LAYOUTS
 from csdn.data.syncing import synced
+from csdn.documents import expected_in, read_json
 from csdn.errors import UserError
 from csdn.params import load_params
 from csdn.safe import printable
@@ -67,11 +67,12 @@ def drops() -> None:
 
 def _held_by_ingest() -> dict[str, str]:
     """Drop id -> why the last ingest held it; empty before the first."""
-    try:
-        held = json.loads(Path("metrics/ingest.json").read_text(encoding="utf-8"))["drops"]["held"]
-    except (OSError, ValueError, KeyError):
+    path, advice = Path("metrics/ingest.json"), "`dvc repro ingest` makes it"
+    if not path.exists():
         return {}
-    return {one["id"]: f"{one['bad']} of {one['images']} images are bad" for one in held}
+    with expected_in(path, advice):
+        held = read_json(path, advice)["drops"]["held"]
+        return {one["id"]: f"{one['bad']} of {one['images']} images are bad" for one in held}
 
 
 def accept(drop: DropId, reason: Reason) -> None:

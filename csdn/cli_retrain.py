@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
+from csdn.documents import parse_yaml
 from csdn.errors import UserError
 from csdn.params import load_params
 from csdn.process import quick_imports
@@ -59,4 +59,4 @@ def _setting(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not (key and equals):
         raise UserError(f"--set {text}: expected KEY=VALUE, such as --set embedding.epochs=6")
-    return key, yaml.safe_load(value)
+    return key, parse_yaml(value, f"--set {text}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from textwrap import fill
 
 from csdn.console.times import read_times
 from csdn.console.work import duration
-from csdn.errors import UserError
+from csdn.documents import expected_in, read_json
 from csdn.evaluation.summary import notes, table_lines
 
 FIGURES = Path("metrics/evaluation.json")
@@ -31,13 +30,12 @@ def show() -> None:
 
 
 def _lines() -> Iterator[str]:
-    try:
-        figures = json.loads(FIGURES.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{FIGURES}: no such file; run `dvc repro` first") from None
-    yield from table_lines(figures)
-    yield _unit(figures)
-    for note in notes(figures["counts"]):
+    advice = "`dvc repro` makes it"
+    figures = read_json(FIGURES, advice)
+    with expected_in(FIGURES, advice):
+        shown, unit, said = table_lines(figures), _unit(figures), notes(figures["counts"])
+    yield from (*shown, unit)
+    for note in said:
         yield fill(f"Note: {note}", COLUMNS, subsequent_indent="      ")
     times = read_times()
     if times:

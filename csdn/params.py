@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from csdn.documents import check_values, read_yaml
 from csdn.errors import UserError
 from csdn.safe import has_credentials
 from csdn.validation import mistakes
@@ -49,7 +49,7 @@ MOST_PIXELS = 178_956_970  # Pillow opens nothing larger
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class DataParams(Section):
@@ -268,18 +268,14 @@ class Params(Section):
 
 def load_params(path: str | Path = "params.yaml") -> Params:
     """Read and validate a file; raises UserError naming each wrong key, its value and what is allowed."""
-    path = Path(path)
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run the command in the project's root folder") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
-    return parse_params(raw, source=str(path))
+    if not Path(path).exists():
+        raise UserError(f"{path}: no such file; run the command in the project's root folder")
+    return parse_params(read_yaml(path), source=str(path))
 
 
 def parse_params(raw: Any, source: str = "parameters") -> Params:
     """Validate a mapping as Params; `source` names it in the error."""
+    check_values(raw, source)  # it may come from elsewhere than a file that was read by csdn.documents
     try:
         return Params.model_validate(raw)
     except ValidationError as error:

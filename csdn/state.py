@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from csdn.documents import parse_json
 from csdn.errors import UserError
 from csdn.files import replace_file
 
@@ -35,7 +36,7 @@ METHOD_VERSION = 1
 LIBRARIES = ("numpy", "pillow", "simplejpeg", "torch")
 # Unfinished runs of a stage that are kept beside the present one, for a return to their parameters.
 KEPT = 3
-_NOT_WHOLE = (FileNotFoundError, ValueError, KeyError, TypeError)
+_NOT_WHOLE = (FileNotFoundError, UserError, KeyError, TypeError)
 # What this process has opened: the state that its next run would continue.
 _opened: list[Path] = []
 
@@ -118,20 +119,21 @@ def as_files(
 def saved_files(read: Callable[[str], bytes]) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
     """(position, tensors) out of files that `read` gives by name; None where they are not whole."""
     try:
-        entry = json.loads(read("state.json"))
+        entry = parse_json(read("state.json"), "state.json")
         position, name, digest = entry["position"], entry["tensors"], entry["sha256"]
         data = read(Path(name).name) if name else b""
     except _NOT_WHOLE:
         return None
     if hashlib.sha256(data).hexdigest() != digest:
         return None
-    return position, _from_bytes(data) if data else {}
+    tensors = _from_bytes(data) if data else {}
+    return None if tensors is None else (position, tensors)
 
 
 def saved_position(read: Callable[[str], bytes]) -> dict[str, Any] | None:
     """The position alone, without a look at the tensors; None where there is none."""
     try:
-        return json.loads(read("state.json"))["position"]
+        return parse_json(read("state.json"), "state.json")["position"]
     except _NOT_WHOLE:
         return None
 
@@ -218,10 +220,15 @@ def _to_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
     return save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()})
 
 
-def _from_bytes(data: bytes) -> dict[str, torch.Tensor]:
+def _from_bytes(data: bytes) -> dict[str, torch.Tensor] | None:
+    """The tensors; None where the bytes are of another format, whatever hash stands beside them."""
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
-    return load(data)
+    try:
+        return load(data)
+    except SafetensorError:
+        return None
 
 
 def _write(path: Path, data: bytes) -> None:

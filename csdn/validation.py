@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+
+SHOWN = 200  # characters of a wrong value
 
 
 def mistakes(error: ValidationError, model: type[BaseModel]) -> list[str]:
@@ -16,7 +19,9 @@ def _mistake(error: Any, model: type[BaseModel]) -> str:
     location, kind = error["loc"], error["type"]
     key = ".".join(map(str, location))
     if kind == "extra_forbidden":
-        return f"{key}: unknown key; allowed here: {', '.join(_model_at(location[:-1], model).model_fields)}"
+        allowed = _model_at(location[:-1], model).model_fields
+        near = "".join(f"the nearest is {one}; " for one in get_close_matches(str(location[-1]), allowed, 1))
+        return f"{key}: unknown key; {near}allowed here: {', '.join(allowed)}"
     if kind == "missing":
         return f"{key}: missing"
     if kind == "model_type" and not location:
@@ -27,7 +32,8 @@ def _mistake(error: Any, model: type[BaseModel]) -> str:
     # A credential is what must not be shown; what is wrong with a whole section names its values itself.
     if kind == "credentials" or isinstance(error["input"], dict):
         return f"{key}: {message}"
-    return f"{key} = {error['input']!r}: {message}"
+    given = repr(error["input"])
+    return f"{key} = {given if len(given) <= SHOWN else given[:SHOWN] + '...'}: {message}"
 
 
 def _model_at(location: tuple[Any, ...], model: type[BaseModel]) -> type[BaseModel]:

@@ -72,7 +72,7 @@ def test_what_is_not_there_is_not_shown(project, capsys):
 
 def test_before_the_first_evaluation_it_says_what_to_run(project):
     (project / "metrics/evaluation.json").unlink()
-    with pytest.raises(UserError, match="no such file; run `dvc repro` first"):
+    with pytest.raises(UserError, match=r"evaluation\.json: no such file; `dvc repro`"):
         show()
 
 

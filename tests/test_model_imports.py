@@ -24,7 +24,19 @@ import csdn.evaluation, csdn.losses, csdn.model, csdn.training
 assert "open_clip" not in sys.modules and "torchvision" not in sys.modules
 {more}
 """
-BLOCKED = {"pandas", "pyarrow", "pydantic", "ray", "dvc", "prefect", "rich", "yaml", "matplotlib", "PIL"}
+BLOCKED = {
+    "pandas",
+    "pyarrow",
+    "pydantic",
+    "ray",
+    "dvc",
+    "prefect",
+    "rich",
+    "ruamel",
+    "yaml",
+    "matplotlib",
+    "PIL",
+}
 
 
 def run(blocked, more=""):

@@ -23,7 +23,12 @@ def test_the_committed_file_is_valid():
 @pytest.mark.parametrize(
     ("key", "value", "says", "what"),
     [
-        ("embedding.peple", 8, "unknown key; allowed here: epochs, people", "a misspelt parameter"),
+        (
+            "embedding.peple",
+            8,
+            "unknown key; the nearest is people; allowed here: epochs",
+            "a misspelt parameter",
+        ),
         ("colour", 1, "unknown key; allowed here: seed, data", "a section that there is not"),
         ("embedding.people", "eight", "= 'eight': Input should be a valid integer", "a word for a number"),
         ("embedding.people", 1, "= 1: Input should be greater than or equal to 2", "one person in a batch"),

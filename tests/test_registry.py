@@ -147,7 +147,7 @@ def test_only_a_run_that_is_ready_is_promoted_by_hand(project, fault):
     fault("registry", "csdn promote of a refused run", str(error.value).replace(refused.id, "RUN"))
     with pytest.raises(UserError, match="has not come to the gate's decision"):
         promote_ready(project, unfinished.id)
-    with pytest.raises(UserError, match=r"metrics/ingest.json: cannot be read"):
+    with pytest.raises(UserError, match=r"metrics/ingest.json"):
         promote(unfinished)
     assert champion(project) is None
 

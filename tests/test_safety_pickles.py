@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 import pytest
 from hostile import Trap, pickles
 from make_images import Project, make_drop, people_named, write
-from safetensors import SafetensorError
 from typer.testing import CliRunner
 
 from csdn.cli import app
@@ -122,8 +121,7 @@ def test_as_the_state_of_a_stage(hostile, tmp_path):
         about = {"tensors": "x.safetensors", "sha256": hashlib.sha256(data).hexdigest(), "position": {}}
         write(state.folder / "x.safetensors", data)
         write(state.folder / "state.json", json.dumps(about).encode())
-        with pytest.raises(SafetensorError):
-            state.load()
+        assert state.load() is None
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +230,7 @@ FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shel
 FORBIDDEN_CALLS = {
     *("eval", "exec", "compile", "os.system", "os.popen"),
     *("jit.load", "torch.jit.load", "torch.hub.load", "pd.read_pickle", "yaml.full_load", "yaml.unsafe_load"),
-    *("tarfile.open", "tarfile.TarFile", "zipfile.ZipFile", "shutil.unpack_archive"),
+    *("tarfile.open", "tarfile.TarFile", "shutil.unpack_archive"),
 }
 
 
@@ -256,6 +254,7 @@ def _runs_code(call: ast.Call) -> bool:
         or (name == "torch.load" and options.get("weights_only") != "True")
         or (name == "YAML" and "unsafe" in ast.unparse(call))
         or (name == "yaml.load" and len(call.args) + len(options) > 1)  # PyYAML's names its loader
+        or name.endswith((".extract", ".extractall"))
         or any(options.get(word, "False") != "False" for word in ("shell", "allow_pickle"))
     )
 
@@ -269,7 +268,12 @@ def test_the_reader_of_code_sees_what_it_looks_for():
     bad = [
         *("import pickle", "from pickle import loads", "torch.load(f)", "torch.load(f, weights_only=False)"),
         *("eval('1')", "os.system('x')", "np.load(f, allow_pickle=True)", "subprocess.run('x', shell=True)"),
-        *("yaml.load(f, Loader=yaml.Loader)", "YAML(typ='unsafe')", "tarfile.open(f)"),
+        *(
+            "yaml.load(f, Loader=yaml.Loader)",
+            "YAML(typ='unsafe')",
+            "tarfile.open(f)",
+            "archive.extractall(p)",
+        ),
     ]
     assert [line for line in bad if not complaints(line)] == []
     good = ["torch.load(f, weights_only=True)", "model.eval()", "yaml.safe_load(f)", "YAML().load(f)"]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from csdn.documents import read_json
+from csdn.errors import UserError
 from csdn.files import write_json
 
 TIMES = Path(".state/times.json")
@@ -17,7 +18,8 @@ def note_time(stage: str, seconds: float) -> None:
 def read_times() -> dict[str, float]:
     """Stage -> seconds; empty where nothing has run, or the file is not ours."""
     try:
-        found = json.loads(TIMES.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read_json(TIMES)
+    except UserError:
         return {}
-    return found if isinstance(found, dict) else {}
+    ours = isinstance(found, dict) and all(isinstance(value, int | float) for value in found.values())
+    return found if ours else {}

@@ -14,6 +14,7 @@ from typing import Any
 from csdn.data.images import BadImage
 from csdn.data.records import ImageRecord
 from csdn.data.sources import LAYOUTS, Source
+from csdn.documents import parse_json
 from csdn.errors import UserError
 from csdn.files import write_json
 from csdn.safe import has_credentials
@@ -82,10 +83,7 @@ def read_ledger(path: Path = LEDGER) -> list[Drop]:
 
 def parse_ledger(text: bytes, path: str) -> list[Drop]:
     """The drops of a ledger's text, in order; `path` names it in the UserError."""
-    try:
-        ledger = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}; `git diff {path}` shows what changed") from None
+    ledger = parse_json(text, path, f"`git diff {path}` shows what changed")
     if not isinstance(ledger, dict) or not isinstance(ledger.get("drops"), list):
         raise UserError(
             f'{path}: expected {{"version": {LEDGER_VERSION}, "drops": [...]}}; '

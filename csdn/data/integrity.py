@@ -8,12 +8,13 @@ read once and not at each ingest. What changes later without a trace in these is
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from csdn.documents import read_json
+from csdn.errors import UserError
 from csdn.files import write_json
 
 HASH_DIGITS = 16  # of SHA-256, in a shard's name
@@ -68,7 +69,7 @@ def _trace(path: Path) -> list[int] | None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        known = read_json(path)
+    except UserError:
         return {}
     return known if isinstance(known, dict) else {}

@@ -8,12 +8,12 @@ put them (csdn.data.sides).
 from __future__ import annotations
 
 import hashlib
-import json
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from csdn.documents import parse_json
 from csdn.errors import UserError
 
 BUCKETS = 100
@@ -62,10 +62,7 @@ def read_aliases(path: str | Path) -> dict[str, str]:
 
 def parse_aliases(text: bytes, path: str | Path) -> dict[str, str]:
     """What `read_aliases` reads, from a file's text; `path` names it in the UserError."""
-    try:
-        given = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
+    given = parse_json(text, path)
     if not isinstance(given, dict) or not all(isinstance(meant, str) for meant in given.values()):
         raise UserError(f'{path}: expected {{"label as given": "label meant", ...}}')
     aliases = {canonical_label(label): canonical_label(meant) for label, meant in given.items()}

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from csdn.documents import parse_json
 from csdn.errors import UserError
 from csdn.files import replace_file
 
@@ -114,7 +115,11 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
 
 def read_facts(path: Path) -> dict[str, Any]:
     """The facts that `write_table` kept beside the columns; raises UserError as `read_table` does."""
-    return json.loads(_metadata(path)[_FACTS_KEY])
+    advice = "delete it and run `dvc repro` again"
+    facts = parse_json(_metadata(path).get(_FACTS_KEY, b""), f"{path}: {_FACTS_KEY.decode()}", advice)
+    if not isinstance(facts, dict):
+        raise UserError(f"{path} is damaged: {_FACTS_KEY.decode()} is no object; {advice}")
+    return facts
 
 
 def _metadata(path: Path) -> dict[bytes, bytes]:

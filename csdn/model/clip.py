@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from csdn.errors import UserError
@@ -19,6 +18,7 @@ from csdn.model.config import ModelConfig
 from csdn.model.names import clip_text_name, count_numbered, text_sizes
 from csdn.model.pooling import resize_positions
 from csdn.model.prompts import LENGTH, PREFIX, SUFFIX
+from csdn.model.tensor_files import check_weights, mistaken_for_weights, read_safetensors
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,9 @@ def load_clip(name: str, weights: str | Path) -> Clip:
         check_shapes(str(path), name, found)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Clip(facts, sha256, {key: tensor.float() for key, tensor in load_file(path).items()})
+    tensors = read_safetensors(path)
+    check_weights(str(path), tensors)
+    return Clip(facts, sha256, {key: tensor.float() for key, tensor in tensors.items()})
 
 
 def _read_header(path: Path, name: str) -> tuple[dict[str, str] | None, dict[str, list[int]]]:
@@ -98,7 +100,9 @@ def _read_header(path: Path, name: str) -> tuple[dict[str, str] | None, dict[str
         with safe_open(path, framework="pt") as file:
             return file.metadata(), {key: file.get_slice(key).get_shape() for key in sorted(file.keys())}
     except SafetensorError:
+        kind = mistaken_for_weights(path)
         raise UserError(
-            f"{path}: no safetensors file. Pickles (.pt, .pth, .bin) are not loaded; "
+            f"{path}: no safetensors file{f', but {kind}' if kind else ''}. "
+            "Pickles (.pt, .pth, .bin) are not loaded; "
             f"`csdn fetch-clip` writes the weights of {name!r} as safetensors"
         ) from None

@@ -11,6 +11,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from csdn.documents import parse_json
+from csdn.errors import UserError
+
 Shapes = Mapping[str, Sequence[int]]
 _ENTRY = "csdn.clip"  # in the header of a safetensors file
 
@@ -37,11 +40,11 @@ def header(facts: ClipFacts, found: Shapes) -> dict[str, str]:
 def facts_in(header: Mapping[str, str] | None, name: str, found: Shapes) -> ClipFacts | None:
     """What a file says of itself, if it says that it is the CLIP `name` and has the shapes it had then."""
     try:
-        said = json.loads((header or {})[_ENTRY])
+        said = parse_json((header or {})[_ENTRY], "the header")
         if said.pop("shapes") != _digest(found) or said["name"] != name:
             return None
         return ClipFacts(**said | {"template": tuple(said["template"])})
-    except (KeyError, TypeError, ValueError, AttributeError):  # none of ours, or of another version
+    except (UserError, KeyError, TypeError, AttributeError):  # none of ours, or of another version
         return None
 
 

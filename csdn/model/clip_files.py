@@ -12,7 +12,7 @@ from csdn.files import replace_file
 from csdn.model.clip_facts import header
 from csdn.model.clip_models import check_shapes, facts_of, model_config
 from csdn.model.fit import shapes
-from csdn.model.tensor_files import read_state_dict
+from csdn.model.tensor_files import check_weights, read_state_dict, tensors_in
 
 # Sizes that OpenAI's own state dicts carry as tensors beside the weights.
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
@@ -39,13 +39,14 @@ def convert(source: str | Path, name: str, out: str | Path) -> None:
 
     Raises UserError, and leaves `out` as it is, where the file holds anything else.
     """
-    values = read_state_dict(source)
-    values = values.get("state_dict", values)  # of open_clip's own training
+    values = tensors_in(read_state_dict(source), str(source))
     plain = {
-        key.removeprefix("module."): value.contiguous()
+        key: value.detach()
         for key, value in values.items()
         if isinstance(value, Tensor) and key not in NOT_WEIGHTS
     }
     check_shapes(str(source), name, shapes(plain))
+    check_weights(str(source), plain)
+    plain = {key: value.contiguous() for key, value in plain.items()}
     with replace_file(Path(out)) as temporary:
         temporary.write_bytes(serialize(plain, metadata=header(facts_of(name), shapes(plain))))

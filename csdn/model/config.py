@@ -11,6 +11,17 @@ from csdn.errors import UserError
 MODALITIES = ("visible", "infrared")
 STEMS = ("clip", "published")
 INTEGRATIONS = ("attention", "sum", "concat", "visible", "infrared", "shared")
+ALLOWED = {"stem": STEMS, "integration": INTEGRATIONS, "text_activation": ("quick_gelu", "gelu")}
+# Sizes beyond these are a damaged file's: no network of today comes near them.
+LIMITS = {
+    "identities": 10**9,
+    "width": 2**12,
+    "pool_heads": 2**12,
+    "embed_dim": 2**15,
+    "text_width": 2**15,
+    "text_heads": 2**12,
+    "text_layers": 100,
+}
 
 # Pixels a cell of the feature map spans: the stem divides by 4, layer2 and layer3 by 2, layer4 by 1.
 CELL = 16
@@ -36,12 +47,30 @@ class ModelConfig:
     clip_sha256: str = ""
 
     def __post_init__(self) -> None:
-        if any(side < CELL or side % CELL for side in self.image_size):
+        for name, most in LIMITS.items():
+            self._check_size(name, getattr(self, name), most)
+        for name, length, most in (("image_size", 2, 2**14), ("depths", 4, 100)):
+            values = getattr(self, name)
+            if len(values) != length:
+                raise UserError(f"{name} {list(values)[:8]}: {length} integers are needed")
+            for value in values:
+                self._check_size(name, value, most)
+        if any(side % CELL for side in self.image_size):
             height, width = self.image_size
             raise UserError(f"image size {height}x{width}: height and width must be multiples of {CELL}")
-        for name, allowed in (("stem", STEMS), ("integration", INTEGRATIONS)):
+        for name, allowed in ALLOWED.items():
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name} {getattr(self, name)!r}: allowed are {', '.join(allowed)}")
+        if self.text_width % self.text_heads or self.map_channels % self.pool_heads:
+            raise UserError(
+                f"text_heads {self.text_heads} must divide text_width {self.text_width}, "
+                f"and pool_heads {self.pool_heads} the {self.map_channels} channels of the map"
+            )
+
+    @staticmethod
+    def _check_size(name: str, value: Any, most: int) -> None:
+        if type(value) is not int or not 1 <= value <= most:
+            raise UserError(f"{name} {str(value)[:50]}: an integer from 1 to {most} is needed")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -59,6 +88,8 @@ class ModelConfig:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ModelConfig:
         """The inverse of `to_json`; raises UserError for keys it does not know or misses."""
+        if not isinstance(values, Mapping):
+            raise UserError(f"model configuration: {str(values)[:50]!r} is no mapping of its sizes")
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise UserError(f"model configuration: unknown keys {', '.join(unknown)}")

@@ -21,8 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from csdn.documents import expected_in
 from csdn.model.checks import check_images, check_modality, check_people
 from csdn.model.config import MODALITIES, ModelConfig
+from csdn.model.fit import misfits, refuse, shapes
 from csdn.model.integration import build_integration
 from csdn.model.pooling import AttentionPool, GeM
 from csdn.model.prompts import PromptLearner
@@ -97,13 +99,19 @@ class CSDN(nn.Module):
         image_size: (height, width) in pixels, multiples of 16. What CLIP does not have (tokens, SII,
         classifiers) is a function of `seed`; the global generator is left as it was.
         """
-        config = clip.config(
-            identities=identities, image_size=tuple(image_size), stem=stem, integration=integration
-        )
+        source, advice = f"the weights of CLIP {clip.facts.name!r}", "`csdn fetch-clip` writes them anew"
+        with expected_in(source, advice):
+            config = clip.config(
+                identities=identities, image_size=tuple(image_size), stem=stem, integration=integration
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = cls(config)
-        model.load_state_dict(model.state_dict() | clip.weights_for(model))
+        state = model.state_dict()
+        with expected_in(source, advice):
+            weights = clip.weights_for(model)
+        refuse(source, misfits({name: state[name].shape for name in weights}, shapes(weights)), advice)
+        model.load_state_dict(state | weights)
         return model.eval()
 
     # Images

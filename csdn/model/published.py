@@ -20,7 +20,7 @@ from csdn.model.names import count_numbered, text_sizes
 from csdn.model.network import CSDN
 from csdn.model.prompts import CONTEXT, LENGTH, PREFIX, SUFFIX
 from csdn.model.published_names import published_name, without_effect
-from csdn.model.tensor_files import read_state_dict
+from csdn.model.tensor_files import check_weights, read_state_dict, tensors_in
 
 # Tensors of which our network keeps the first 12 token positions.
 _CUT = ("text_encoder.positional_embedding", "prompt_learner1.token_suffix")
@@ -64,11 +64,15 @@ def import_published(
     """
     label = "checkpoint" if isinstance(source, Mapping) else str(source)
     tensors = _tensors(source if isinstance(source, Mapping) else read_state_dict(source), label)
-    model = CSDN(_config(tensors, image_size, text_heads, label))
+    check_weights(label, tensors)
+    config = _config(tensors, image_size, text_heads, label)
+    with torch.device("meta"):  # no memory before the shapes are known to be the file's
+        model = CSDN(config)
     ours = {name: published_name(name) for name in model.state_dict()}
     dropped = without_effect(tensors)
     problems = misfits(_needed(model, ours, tensors, dropped), shapes(tensors)) + _unequal_templates(tensors)
     refuse(label, problems, f"not a checkpoint of this method at {image_size[0]}x{image_size[1]} pixels:")
+    model = CSDN(config)
     model.load_state_dict({name: _kept(name, tensors[theirs]) for name, theirs in ours.items()})
     taken = tuple(name for name in tensors if name not in dropped)
     behind = dict.fromkeys(_CUT, f"token positions {LENGTH} and up, behind end-of-text")
@@ -76,10 +80,10 @@ def import_published(
 
 
 def _tensors(values: Mapping[str, Tensor], label: str) -> dict[str, Tensor]:
-    others = [str(name) for name, value in values.items() if not isinstance(value, Tensor)]
-    if others:
+    tensors = tensors_in(values, label)
+    if others := [name for name, value in tensors.items() if not isinstance(value, Tensor)]:
         raise UserError(f"{label}: not a state dict; no tensors are {', '.join(others[:8])}")
-    return {name.removeprefix("module."): value for name, value in values.items()}
+    return {name: value.detach() for name, value in tensors.items()}
 
 
 def _config(
@@ -89,12 +93,12 @@ def _config(
         sizes = text_sizes(tensors, "text_encoder.")
         width = len(tensors["image_encoder1.4.weight"])
         identities = len(tensors["classifier.classifier.weight"])
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{label}: not a checkpoint of this method; missing or misshapen: {error}") from None
     return ModelConfig(
         identities=identities,
         image_size=(image_size[0], image_size[1]),
-        depths=tuple(count_numbered(tensors, rf"image_encoder\.{n}\.(\d+)\.conv1") for n in range(4)),
+        depths=tuple(max(1, count_numbered(tensors, rf"image_encoder\.{n}\.(\d+)\.conv1")) for n in range(4)),
         width=width,
         pool_heads=width * 32 // 64,
         text_heads=text_heads or max(2, sizes["text_width"] // 64),
@@ -110,7 +114,8 @@ def _needed(
     state = model.state_dict()
     needed = {theirs: list(state[name].shape) for name, theirs in ours.items()}
     needed |= {name: list(tensors[name].shape) for name in dropped}
-    context = max(len(tensors.get("text_encoder.positional_embedding", ())), LENGTH)
+    positions = tensors.get("text_encoder.positional_embedding", torch.empty(LENGTH, 0))
+    context = max([LENGTH, *positions.shape[:1]])
     width = model.config.text_width
     needed["text_encoder.positional_embedding"] = [context, width]
     needed["prompt_learner1.token_prefix"] = [1, PREFIX.stop, width]
@@ -123,7 +128,7 @@ def _unequal_templates(tensors: Mapping[str, Tensor]) -> list[str]:
     lines = []
     for part in ("token_prefix", "token_suffix"):
         first, second = (tensors.get(f"prompt_learner{number}.{part}") for number in (1, 2))
-        if first is not None and second is not None and not torch.equal(first, second):
+        if first is not None and second is not None and not torch.equal(first.float(), second.float()):
             lines.append(f"prompt_learner2.{part}: differs from prompt_learner1.{part}")
     return lines
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save as serialize
 
+from csdn.documents import read_json
 from csdn.errors import UserError
 from csdn.files import replace_folder, write_json
 from csdn.model.config import ModelConfig
 from csdn.model.fit import misfits, refuse, shapes
 from csdn.model.network import CSDN
-from csdn.model.tensor_files import read_safetensors
+from csdn.model.tensor_files import check_weights, read_safetensors
 
 FORMAT = 1
 
@@ -33,12 +34,9 @@ def save(model: CSDN, folder: str | Path, **extra_config: Any) -> None:
 def read_config(folder: str | Path) -> dict[str, Any]:
     """config.json of a saved network: `format`, `model` (ModelConfig) and what `save` was given beside."""
     path = Path(folder) / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder}: no saved network (config.json is missing)") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
+    if not path.exists():
+        raise UserError(f"{folder}: no saved network (config.json is missing)")
+    config = read_json(path)
     if not isinstance(config, dict) or config.get("format") != FORMAT or "model" not in config:
         raise UserError(f"{path}: not a network of format {FORMAT}; write it anew with this version of csdn")
     return config
@@ -46,10 +44,13 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 def load(folder: str | Path) -> CSDN:
     """The network saved in `folder`, on the CPU, in evaluation mode; raises UserError if it does not fit."""
-    model = CSDN(ModelConfig.from_json(read_config(folder)["model"]))
+    config = ModelConfig.from_json(read_config(folder)["model"])
+    with torch.device("meta"):  # no memory before the sizes are known to be the file's
+        needed = shapes(CSDN(config).state_dict())
     path = Path(folder) / "model.safetensors"
     tensors = read_safetensors(path)
-    problems = misfits(shapes(model.state_dict()), shapes(tensors))
-    refuse(str(path), problems, "does not fit the config.json beside it:")
+    refuse(str(path), misfits(needed, shapes(tensors)), "does not fit the config.json beside it:")
+    check_weights(str(path), tensors)
+    model = CSDN(config)
     model.load_state_dict(tensors)
     return model.eval()

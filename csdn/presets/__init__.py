@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.representer import RoundTripRepresenter
 
 from csdn.errors import UserError
 from csdn.files import replace_file
@@ -75,22 +74,9 @@ def _read(name: str) -> Any:
     return _round_trip().load(FOLDER / f"{name}.yaml")
 
 
-class _Representer(RoundTripRepresenter):
-    """Writes floats so that every reader takes them for such: to YAML 1.1, PyYAML's, 1e-05 is a text."""
-
-    def represent_float(self, value: float) -> Any:
-        digits, e, power = repr(value).partition("e")
-        text = f"{digits}.0e{power}" if e and "." not in digits else repr(value)
-        return self.represent_scalar("tag:yaml.org,2002:float", text)
-
-
-_Representer.add_representer(float, _Representer.represent_float)
-
-
 def _round_trip() -> YAML:
     """A parser that gives back comments, order, quotes, blank lines and the spelling of numbers."""
     parser = YAML()
-    parser.Representer = _Representer
     parser.preserve_quotes = True
     parser.width = 4096
     return parser

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from csdn.ablation_file import Table, data_hash
 from csdn.ablation_file import read_table as read_ablation
 from csdn.data.dataset import Dataset, load_dataset
 from csdn.data.tables import QUARANTINE_SCHEMA, read_table
+from csdn.documents import read_json
 from csdn.errors import UserError
 
 
@@ -76,12 +76,15 @@ def read_inputs(root: Path, shards: str | Path) -> ReportInputs:
         )
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: no such file; `dvc repro` makes it") from None
-    except (SafetensorError, ValueError) as error:  # no tensors, Parquet, JSON or text
+    except (SafetensorError, ValueError, pa.ArrowException, OSError) as error:  # no tensors, Parquet or text
         raise UserError(f"a file of an earlier stage is damaged: {error}; run `dvc repro`") from None
 
 
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+def _json(path: Path) -> dict[str, Any]:
+    value = read_json(path, "`dvc repro` makes it")
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged; `dvc repro` makes it")
+    return value
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

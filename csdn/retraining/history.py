@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from csdn.documents import parse_json
 from csdn.retraining.branches import MEASURE, PROMOTE, READY, REFUSE, ROLLBACK, decision_of, run_tips, trailer
 from csdn.retraining.git import ORIGIN, commit_of, contains, file_at, git, has_origin, shown
 from csdn.retraining.mainline import branch_of, champion_at
@@ -77,7 +77,8 @@ def _on_branches(workspace: Path, newest: str) -> Iterator[Event]:
 
 def _headline(workspace: Path, commit: str) -> dict[str, Any]:
     content = file_at(workspace, commit, "metrics/headline.json")
-    return json.loads(content) if content else {}
+    figures = parse_json(content, f"metrics/headline.json in commit {commit[:12]}") if content else {}
+    return figures if isinstance(figures, dict) else {}
 
 
 def _reason(body: str) -> str:

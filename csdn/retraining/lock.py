@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
+from csdn.documents import read_json
 from csdn.errors import UserError
 
 RUNS = ".runs"
@@ -86,8 +87,8 @@ def _busy(path: Path) -> str:
     workspace = path.parents[1]
     advice = "wait for it to end, or stop it"
     try:
-        holder = json.loads(path.read_text(encoding="utf-8"))
+        holder = read_json(path)
         who = f"{holder['what']}, process {holder['pid']}, since {holder['since']}"
-    except (OSError, ValueError, KeyError, TypeError):  # it has the lock, and is about to write who it is
+    except (UserError, LookupError, TypeError):  # it has the lock, and is about to write who it is
         return f"{workspace}: another process works here; {advice}"
     return f"{workspace}: busy: {who}; {advice}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from csdn.champion import CHAMPION, Champion, ChampionFile
+from csdn.champion import CHAMPION, Champion, ChampionFile, parse_champion
 from csdn.errors import UserError
 from csdn.files import flush
 from csdn.params import load_params
@@ -95,10 +95,7 @@ def champion_file_at(workspace: Path, commit: str) -> ChampionFile:
     content = file_at(workspace, commit, CHAMPION)
     if content is None:
         return ChampionFile(champion=None, start=None)
-    try:
-        return ChampionFile.model_validate_json(content)
-    except ValueError as error:
-        raise UserError(f"{CHAMPION} in commit {commit[:12]} is not usable: {error}") from None
+    return parse_champion(content, f"{CHAMPION} in commit {commit[:12]}")
 
 
 def complete_tags(workspace: Path, commit: str) -> dict[str, str]:

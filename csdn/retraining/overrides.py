@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
+from csdn.documents import check_values, parse_yaml
 from csdn.errors import UserError
 from csdn.params import Params, leaves, parse_params
 
@@ -19,6 +18,7 @@ FORBIDDEN = (
 
 def allowed(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Overrides as {dotted key: value}; raises UserError naming each key that no run may change."""
+    check_values(overrides, "overrides")
     values = dict(leaves(overrides))
     wrong = [key for key in values if any(key == name or key.startswith(f"{name}.") for name in FORBIDDEN)]
     if wrong:
@@ -36,8 +36,8 @@ def check_overrides(overrides: Mapping[str, Any], params: str | bytes) -> dict[s
 def overridden(overrides: Mapping[str, Any], params: str | bytes) -> Params:
     """The parameters in a params.yaml's text with the overrides. Raises UserError."""
     values = allowed(overrides)
-    raw = yaml.safe_load(params)
-    for key, value in values.items():
+    raw = parse_yaml(params, "params.yaml")
+    for key, value in values.items() if isinstance(raw, dict) else ():
         _set(raw, key, value)
     return parse_params(raw, source="params.yaml with the overrides" if values else "params.yaml")
 

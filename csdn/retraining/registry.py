@@ -6,15 +6,14 @@ early, the next one finds either nothing of it or all that was decided, and goes
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from csdn.champion import Champion, ChampionFile, read_champion, write_champion
 from csdn.data.drops import LEDGER, Drop, Status, read_ledger, write_ledger
+from csdn.documents import expected_in, read_json
 from csdn.errors import UserError
 from csdn.retraining import dvc_files, git
 from csdn.retraining.branches import PROMOTE, READY, REFUSE, as_message, decision_of
@@ -134,17 +133,19 @@ def _name_champion(run: Run) -> str:
 
 def _champion(run: Run, version: str) -> Champion:
     """champion.json's entry for what is in the run's working tree. Raises UserError naming what lacks."""
-    ingest = _json(run.folder / "metrics/ingest.json")
-    return Champion(
-        version=version,
-        prompts=_hash(run.folder / "models/prompts/prompts.safetensors"),
-        embedding=_hash(run.folder / "models/embedding/model.safetensors"),
-        run=run.id,
-        people=ingest["people"]["train"],
-        images=sum(ingest["images"]["train"].values()),
-        date=datetime.now(UTC).date(),
-        figures=_json(run.folder / "metrics/headline.json"),
-    )
+    metrics, advice = run.folder / "metrics", "the run has not come to its end"
+    ingest, figures = (read_json(metrics / f"{name}.json", advice) for name in ("ingest", "headline"))
+    with expected_in(f"{metrics}/ingest.json or headline.json", advice):
+        return Champion(
+            version=version,
+            prompts=_hash(run.folder / "models/prompts/prompts.safetensors"),
+            embedding=_hash(run.folder / "models/embedding/model.safetensors"),
+            run=run.id,
+            people=ingest["people"]["train"],
+            images=sum(ingest["images"]["train"].values()),
+            date=datetime.now(UTC).date(),
+            figures=figures,
+        )
 
 
 def _hash(path: Path) -> str:
@@ -152,13 +153,6 @@ def _hash(path: Path) -> str:
     if value is None:
         raise UserError(f"{path}: no such file; the run has not come to its end")
     return value
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); the run has not come to its end") from None
 
 
 def _ready(run: Run, reason: str) -> Promotion:

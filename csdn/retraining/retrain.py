@@ -7,7 +7,6 @@ conclude  the gate's decision is carried out: main moves, or the drops that came
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,13 +14,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from csdn.champion import Champion
 from csdn.data.drops import LEDGER, Drop, Status, parse_ledger
 from csdn.data.people import Identity, parse_aliases
 from csdn.data.syncing import synced
 from csdn.data.tables import PEOPLE_SCHEMA, read_table
+from csdn.documents import expected_in, parse_yaml, read_json
 from csdn.errors import UserError
 from csdn.params import Params, parse_params
 from csdn.retraining.champions import fetch_champion
@@ -106,9 +104,8 @@ def _what_is_there(workspace: Path, drops: list[Drop]) -> tuple[list[Drop], Look
 
 
 def _params_at(workspace: Path, main: str) -> Params:
-    return parse_params(
-        yaml.safe_load(file_at(workspace, main, "params.yaml") or b""), f"params.yaml of {main}"
-    )
+    source = f"params.yaml of {main}"
+    return parse_params(parse_yaml(file_at(workspace, main, "params.yaml") or b"", source), source)
 
 
 def _absolute(places: list[str]) -> list[str]:
@@ -144,7 +141,9 @@ def nothing_usable(run: Run) -> list[str]:
 
     Asked once ingest has run. Raises UserError.
     """
-    held = {one["id"]: one for one in _metrics(run, "ingest", "dvc repro ingest")["drops"]["held"]}
+    metrics = _metrics(run, "ingest", "dvc repro ingest", "drops")
+    with expected_in(f"metrics/ingest.json of run {run.id}", "`dvc repro ingest` makes it"):
+        held = {one["id"]: one for one in metrics["drops"]["held"]}
     if not run.new_drops or not all(drop.id in held for drop in run.new_drops):
         return []
     bad = [(drop, held[drop.id]) for drop in run.new_drops]
@@ -158,7 +157,7 @@ def conclude(run: Run) -> Outcome:
     """
     if bad := nothing_usable(run):
         return _refused(run, bad)
-    gate = _metrics(run, "gate", "csdn gate")
+    gate = _metrics(run, "gate", "csdn gate", "decision", "reasons")
     if gate["decision"] != "promote":
         return _refused(run, gate["reasons"])
     done = promote(run)
@@ -170,12 +169,11 @@ def _refused(run: Run, reasons: Sequence[str]) -> Outcome:
     return Outcome("refused", None, (*reasons, *(f"held: {drop}" for drop in held)))
 
 
-def _metrics(run: Run, name: str, command: str) -> dict[str, Any]:
-    path = run.folder / "metrics" / f"{name}.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); `{command}` in {run.folder} makes it") from None
+def _metrics(run: Run, name: str, command: str, *keys: str) -> dict[str, Any]:
+    path, advice = run.folder / "metrics" / f"{name}.json", f"`{command}` in {run.folder} makes it"
+    values = read_json(path, advice)
+    with expected_in(path, advice):
+        return {key: values[key] for key in keys}
 
 
 def tidy(workspace: str | Path) -> None:

@@ -6,8 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import yaml
-
+from csdn.documents import expected_in, read_yaml
 from csdn.errors import Away, UserError
 from csdn.process import EX_TEMPFAIL
 from csdn.retraining.commands import CommandFailed, run
@@ -65,8 +64,12 @@ def push(folder: Path, remote: str, log: Log) -> None:
 def missing_outs(folder: Path) -> list[str]:
     """Outs of dvc.lock that the folder has not, sorted; none before the first run."""
     lock = folder / "dvc.lock"
-    stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"] if lock.exists() else {}
-    outs = {out["path"] for stage in stages.values() for out in stage.get("outs", ())}
+    if not lock.exists():
+        return []
+    advice = "`git checkout dvc.lock` brings it back"
+    with expected_in(lock, advice):
+        stages = read_yaml(lock, advice)["stages"]
+        outs = {out["path"] for stage in stages.values() for out in stage.get("outs", ())}
     return sorted(path for path in outs if not (folder / path).exists())
 
 

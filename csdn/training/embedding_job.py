@@ -17,7 +17,8 @@ from csdn.data.rows import VIEWS
 from csdn.device import configure_torch
 from csdn.files import replace_folder, write_json
 from csdn.model import CSDN, save
-from csdn.model.tensor_files import read_safetensors
+from csdn.model.fit import misfits, refuse, shapes
+from csdn.model.tensor_files import check_weights, read_safetensors
 from csdn.pace import Pace
 from csdn.params import EmbeddingParams, Params
 from csdn.state import open_state
@@ -113,10 +114,14 @@ def train_source(params: Params, table: SampleTable, data: Path) -> TrainSource:
 def load_prompts(model: CSDN, weights: Path) -> Tensor:
     """Put stage 1's tokens and SII into `model`; returns the fused text table [identities, d]."""
     tensors = read_safetensors(weights)
-    for name in ("prompts", "integration"):
-        part = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
-        getattr(model, name).load_state_dict(part)
-    return tensors["fused_text"]
+    parts = ("prompts.", "integration.")
+    needed = {name: shape for name, shape in shapes(model.state_dict()).items() if name.startswith(parts)}
+    needed["fused_text"] = [model.config.identities, model.config.embed_dim]
+    refuse(str(weights), misfits(needed, shapes(tensors)), "not of this network; `dvc repro` makes it")
+    check_weights(str(weights), tensors)
+    text_table = tensors.pop("fused_text")
+    model.load_state_dict(model.state_dict() | tensors)
+    return text_table
 
 
 def embedding_settings(params: EmbeddingParams, precision: str) -> EmbeddingSettings:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from csdn.champion import Start
+from csdn.documents import read_json
 from csdn.errors import UserError
 from csdn.model import CSDN
 from csdn.model.fit import misfits, refuse, shapes
@@ -153,14 +154,12 @@ def _not_fetched(path: Path, version: str) -> UserError:
 
 
 def _read_json(path: Path, warm: WarmStart) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise _not_fetched(path, warm.start.version) from None
-    except ValueError:
-        found = None
+    if not path.exists():
+        raise _not_fetched(path, warm.start.version)
+    advice = "`csdn champion` fetches the champion's files"
+    found = read_json(path, advice)
     if not isinstance(found, dict):
-        raise UserError(f"{path} is damaged; `csdn champion` fetches the champion's files")
+        raise UserError(f"{path} is damaged; {advice}")
     return found
 
 

@@ -21,6 +21,10 @@ class Away(UserError):
     """Something outside this machine, such as an object store, does not answer: it may do so later on."""
 
 
+class Diverged(UserError):
+    """Training gave numbers that are not finite: the same data and parameters give them again."""
+
+
 def is_away(error: BaseException | None) -> bool:
     """Whether an Away is at the bottom of an error, whatever was said of it on the way."""
     return error is not None and (isinstance(error, Away) or is_away(error.__cause__))

@@ -88,8 +88,12 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def as_json(value: Any) -> bytes:
-    """`value` as JSON, keys sorted and one entry a line: the same value gives the same bytes."""
-    return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
+    """`value` as JSON, keys sorted and one entry a line: the same value gives the same bytes.
+
+    Raises ValueError for NaN and infinity, which JSON does not have.
+    """
+    text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+    return f"{text}\n".encode()
 
 
 def sweep(folder: str | Path, keep: Container[str] = ()) -> None:

@@ -111,7 +111,7 @@ def as_files(
     data = _to_bytes(tensors) if tensors else b""
     digest = hashlib.sha256(data).hexdigest()
     name = f"{digest[:16]}.safetensors" if data else None
-    entry = json.dumps({"tensors": name, "sha256": digest, "position": position}).encode()
+    entry = json.dumps({"tensors": name, "sha256": digest, "position": position}, allow_nan=False).encode()
     return ({name: data} if name else {}) | {"state.json": entry}
 
 

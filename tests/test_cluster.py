@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -123,6 +125,60 @@ def test_the_object_store_holds_a_few_blocks_of_a_feed_many_times_larger(ray_ins
     bound = 4 * stretch.BLOCKS_STORED * block
     assert count / stretch.ROWS_OF_TASK * block > 4 * bound
     assert 0 < most_stored() < bound
+
+
+@pytest.mark.parametrize(
+    ("images", "rows"),
+    # A row is twice as many images of 288 x 144 x 3 bytes, and 128 MiB hold 539 of those.
+    [(1, 16), (33, 16), (34, 15), (64, 8), (134, 4), (135, 3), (256, 2), (269, 2), (270, 1), (10_000, 1)],
+)
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_a_task_reads_as_many_rows_as_ray_data_does_not_cut(images, rows, size):
+    from csdn.cluster.stretch import block_bytes, rows_of_task, stretch_steps
+
+    made = SimpleNamespace(shape=(3, size * images, 3, 288, 144))
+    assert rows_of_task(made, size) == rows
+    assert block_bytes(made, size) == rows * 2 * images * 288 * 144 * 3
+    assert block_bytes(made, size) <= 128 * 2**20 or rows == 1
+    assert stretch_steps(made, size) == 2000 // size * rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("images", "steps"), [(64, 18), (256, 5)])
+def test_each_worker_gets_its_rows_of_large_batches(ray_instance, tmp_path, images, steps, monkeypatch):
+    """At 288x144, `images` of a modality in a worker's part: 16 rows of the plan are 243 MiB and 972 MiB."""
+    from csdn.cluster import feed
+    from csdn.cluster.feed import RayFeed
+
+    write_data(tmp_path, sizes=((288, 144),))
+    table = load_dataset(tmp_path).train_table()
+    workers, people = 2, 4
+    made = TrainSource(
+        table, tmp_path / "shards", people, workers * images // people, (288, 144), "imagenet", 10, 0
+    )
+    assert made.steps_per_epoch == 1
+    given, all_there = [], threading.Barrier(workers)
+
+    def broadcast(parts):
+        """What Ray Train does for its workers, which are threads here: all get what the first one gives."""
+        given.extend(parts or ())
+        all_there.wait(timeout=60)
+        return given
+
+    monkeypatch.setattr(feed.ray.train.collective, "broadcast_from_rank_zero", broadcast)
+
+    def work(rank):
+        over_ray = RayFeed(made, steps, rank, workers)
+        row, out = None, np.empty((3, images, 3, 288, 144), np.float32)
+        for epoch in range(steps):
+            (batch,) = over_ray.epoch(epoch)
+            row = made.plan(epoch).slice(rank, workers)[0]
+            assert batch.labels.tolist() == np.repeat(row.identities, workers * images // people).tolist()
+        made.rows.fill(row, out)
+        assert_same(batch, train_batch(row, out))
+
+    with ThreadPoolExecutor(workers) as threads:
+        list(threads.map(work, range(workers)))
 
 
 def most_stored() -> int:

@@ -96,6 +96,24 @@ def _left_by_dvc() -> bool:
         return True
 
 
+@contextmanager
+def quiet_tracker() -> Iterator[None]:
+    """Around a pool of spawned processes: nothing is printed of its semaphores where this process is killed.
+
+    Python's resource tracker, a process of its own, removes them then, and warns of a leak that there is not.
+    It takes its filter of warnings from the environment in which it is started.
+    """
+    name, before = "PYTHONWARNINGS", os.environ.get("PYTHONWARNINGS")
+    os.environ[name] = ",".join(filter(None, (before, "ignore:resource_tracker:UserWarning")))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
 def available_cores() -> int:
     """Cores that this process may use; a container often has fewer than the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

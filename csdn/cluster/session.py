@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from types import ModuleType
@@ -15,6 +16,10 @@ from csdn.errors import UserError
 from csdn.safe import without_credentials
 
 CONNECT_SECONDS = 5.0
+# What Ray adds to its temporary folder for a socket, with the time and a process's id at their longest, and
+# the bytes that a socket's path may have.
+SOCKET = "/ray/session_2026-11-28_23-59-59_999999_4194304/sockets/plasma_store"
+SOCKET_PATH = 107
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
@@ -42,12 +47,29 @@ def ray_session(address: str | None, cpus: int) -> Iterator[bool]:
     if ray.is_initialized():
         yield address is None
         return
-    with guarded() if address is None else nullcontext():
+    with guarded(_own_folder()) if address is None else nullcontext():
         _connect(ray, address, cpus)
         try:
             yield address is None
         finally:
             ray.shutdown()
+
+
+def _own_folder() -> str | None:
+    """A temporary folder made for this run's instance, where the usual one's path is too long for sockets.
+
+    That of a cluster's job often is. Raises UserError.
+    """
+    usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR", "")
+    if len(os.fsencode(usual + SOCKET)) <= SOCKET_PATH:
+        return None
+    try:
+        return tempfile.mkdtemp(prefix="csdn-ray-", dir="/tmp")
+    except OSError as error:
+        raise UserError(
+            f"Ray did not start: its temporary folder {usual} (TMPDIR, RAY_TMPDIR) has too long a path for "
+            f"sockets, and none can be made in /tmp ({error.strerror}); set RAY_TMPDIR to a shorter one"
+        ) from error
 
 
 def _connect(ray: ModuleType, address: str | None, cpus: int) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from csdn.safe import redacted
+
 GUARD = Path(__file__).with_name("guard.py")
 LAST_LINES = 15  # of a failed command, shown in its error
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
@@ -52,7 +54,7 @@ def run(
     try:
         for line in process.stdout:
             if line.strip():
-                last.append(line.rstrip())
+                last.append(redacted(line.rstrip()))
                 log(last[-1])
         code = process.wait()
     except BaseException:  # a cancelled run arrives as one

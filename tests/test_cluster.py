@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +19,7 @@ import torch
 from feed_data import write_data
 
 from csdn.cluster.guard import MARK
-from csdn.cluster.session import ray_session
+from csdn.cluster.session import _own_folder, ray_session
 from csdn.data.batches import train_batch
 from csdn.data.dataset import load_dataset
 from csdn.data.feed import TrainFeed, TrainSource
@@ -206,6 +209,60 @@ def test_a_shard_damaged_after_ingest_is_named_by_ray_data_too(ray_instance, tmp
         shard.write_bytes(shard.read_bytes()[:2000])
     with pytest.raises(UserError, match=r"shards/.*\.tar: ends before byte"):
         list(damaged.epoch(0))
+
+
+@pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
+@pytest.mark.parametrize(("length", "own"), [(39, False), (40, True), (300, True)])
+def test_ray_gets_a_folder_of_its_own_where_a_socket_s_path_would_be_too_long(
+    monkeypatch, variable, length, own
+):
+    """A socket's path has 107 bytes at most, of which Ray's own part may take 68."""
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv(variable, "/" + "é" * ((length - 1) // 2) + "x" * ((length - 1) % 2))
+    folder = _own_folder()
+    assert (folder is not None) == own
+    if own:
+        Path(folder).rmdir()
+
+
+def test_where_ray_can_have_no_short_folder_the_variable_to_set_is_named(monkeypatch, fault):
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    monkeypatch.setenv("RAY_TMPDIR", "/scratch/" + "x" * 90)
+    with pytest.raises(UserError, match="RAY_TMPDIR") as error, ray_session(None, cpus=1):
+        raise AssertionError
+    fault("processes", "TMPDIR has too long a path for Ray's sockets, and /tmp refuses a folder", error.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [False, True])
+def test_ray_runs_where_the_path_of_tmpdir_is_long_and_leaves_nothing(tmp_path, killed):
+    """Whether the run comes to its end or is killed."""
+    code = f"""
+import os, time
+from csdn.cluster.session import _own_folder, ray_session
+with ray_session(None, cpus=1):
+    import ray
+    print(ray.get(ray.remote(lambda: "works").remote()), os.environ["RAY_TMPDIR"], flush=True)
+    time.sleep({60 if killed else 0})
+"""
+    long = tmp_path / ("x" * 60) / ("y" * 60)
+    long.mkdir(parents=True)
+    environment = {**os.environ, "TMPDIR": str(long)}
+    command = [sys.executable, "-c", code]
+    started = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    said, folder = started.stdout.readline().split()
+    if killed:
+        started.kill()
+    started.wait()
+    assert said == "works" and folder.startswith("/tmp/csdn-ray-")
+    ended = time.monotonic() + 20
+    while Path(folder).exists():
+        assert time.monotonic() < ended
+        time.sleep(0.1)
+    assert list(long.iterdir()) == []
 
 
 def test_a_cluster_that_does_not_answer_is_a_clear_error(fault):

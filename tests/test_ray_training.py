@@ -19,7 +19,7 @@ from ray_work import (
     write_images,
 )
 
-from csdn.errors import UserError
+from csdn.errors import Diverged, UserError
 from csdn.state import StageState
 from csdn.training.attempts import Attempts
 from csdn.training.embedding_job import train_here
@@ -165,6 +165,24 @@ def test_a_user_s_mistake_is_not_tried_again(ray_instance, tmp_path):
         shard.write_bytes(shard.read_bytes()[:2000])
     with pytest.raises(UserError, match=r"shards/.*\.tar: ends before byte"):
         train(root, make_state(tmp_path / "state"), 1)
+
+
+def test_a_loss_that_is_no_number_in_one_worker_ends_all_and_is_not_tried_again(
+    ray_instance, images, tmp_path
+):
+    """The text of one person is spoilt: only the worker that has images of that one sees it in its loss."""
+    from csdn.cluster.embedding import train_on_ray
+
+    work = make_work(images)
+    plan = work.source.plan(0)
+    of_second_worker = set(plan.slice(1, 2).identities[1])
+    work.text_table[(of_second_worker - set(plan.identities[0])).pop()] = float("nan")
+    state = make_state(tmp_path / "state")
+    with pytest.raises(Diverged, match=r"epoch 1, step 2, .*hse_visible = nan"):
+        train_on_ray(make_params(2), work, state, lambda *_: None)
+    position, tensors = state.load()
+    assert (position["epoch"], position["step"]) == (0, 1)
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
 
 
 def test_a_cluster_without_a_core_for_the_feed_is_named(capsys):

@@ -21,7 +21,7 @@ def check_losses(means: Mapping[str, float], about: Mapping[str, Any], advice: s
     """Raise Diverged for losses that are not finite; `about` and `advice` as in `diverged`."""
     bad = [f"{name} = {value:g}" for name, value in means.items() if not math.isfinite(value)]
     if bad:
-        raise diverged(f"not finite are the losses {', '.join(bad)}", about, advice)
+        raise diverged(f"losses that are not finite: {', '.join(bad)}", about, advice)
 
 
 def check_tensors(tensors: Mapping[str, Tensor], about: Mapping[str, Any], advice: str) -> None:

@@ -31,8 +31,9 @@ class Attempts:
     def __init__(self, state: StageState, storage: str | None) -> None:
         self.state = state
         self.filesystem, root = _place(storage or str(state.folder / "attempts"))
-        of_clone = f"{root}/{clone_name(state.folder.parent)}/{state.folder.name[:16]}"
-        self.folder = of_clone if storage else root
+        if storage:
+            root = f"{root}/{clone_name(state.folder.parent)}/{state.folder.name[:16]}"
+        self.folder = root
         self._furthest = ""  # the folder that was loaded
 
     def load(self) -> Saved | None:

@@ -19,6 +19,7 @@ from ray_work import (
     write_images,
 )
 
+from csdn.data.rows import TrainRows
 from csdn.errors import Diverged, UserError
 from csdn.state import StageState
 from csdn.training.attempts import Attempts
@@ -167,21 +168,24 @@ def test_a_user_s_mistake_is_not_tried_again(ray_instance, tmp_path):
         train(root, make_state(tmp_path / "state"), 1)
 
 
-def test_a_loss_that_is_no_number_in_one_worker_ends_all_and_is_not_tried_again(
-    ray_instance, images, tmp_path
-):
-    """The text of one person is spoilt: only the worker that has images of that one sees it in its loss."""
+def test_a_training_that_diverges_ends_all_workers_and_is_not_tried_again(ray_instance, images, tmp_path):
+    """A pixel of the second worker's part of step 3 is no number."""
     from csdn.cluster.embedding import train_on_ray
 
-    work = make_work(images)
-    plan = work.source.plan(0)
-    of_second_worker = set(plan.slice(1, 2).identities[1])
-    work.text_table[(of_second_worker - set(plan.identities[0])).pop()] = float("nan")
-    state = make_state(tmp_path / "state")
-    with pytest.raises(Diverged, match=r"epoch 1, step 2, .*hse_visible = nan"):
-        train_on_ray(make_params(2), work, state, lambda *_: None)
+    class Spoilt(TrainRows):  # here, so that it travels to the workers by value
+        def augment(self, row, visible, infrared, out):
+            super().augment(row, visible, infrared, out)
+            if row.step == 2 and row.positions[0] > 0:
+                out[2, 0] = float("nan")
+
+    work, state = make_work(images), make_state(tmp_path / "state")
+    work.source.rows.__class__ = Spoilt
+    reports = []
+    with pytest.raises(Diverged, match=r"epoch 1, step 3, .*total = nan"):
+        train_on_ray(make_params(2), work, state, lambda *report: reports.append(report))
+    assert not [report for report in reports if "lost worker" in str(report)]
     position, tensors = state.load()
-    assert (position["epoch"], position["step"]) == (0, 1)
+    assert (position["epoch"], position["step"]) == (0, 2)
     assert all(tensor.isfinite().all() for tensor in tensors.values())
 
 

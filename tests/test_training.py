@@ -305,6 +305,23 @@ def test_the_first_bad_step_of_a_row_is_named():
     assert log.rows == []
 
 
+def test_what_is_not_finite_in_one_worker_ends_all_of_them(monkeypatch):
+    """Each decides by what all have: one that went on would wait for the others."""
+    means = {1: 1.0, 2: math.nan, 3: 1.0}
+    monkeypatch.setattr(
+        "csdn.training.log.mean_over_ranks",
+        lambda losses: {name: torch.tensor(means.get(int(loss), math.nan)) for name, loss in losses.items()},
+    )
+    log = LossLog(60, "lower it")
+    log.add({"loss": torch.tensor(1.0)}, 0.5, epoch=0, step=1)
+    log.add({"loss": torch.tensor(2.0)}, 0.5, epoch=0, step=2)
+    with pytest.raises(Diverged, match="step 2, "):
+        log.add({"loss": torch.tensor(3.0)}, 0.5, epoch=0, step=3)
+    monkeypatch.setattr("csdn.training.divergence.any_rank", lambda own: True)
+    with pytest.raises(Diverged, match="weights of another worker"):
+        check_tensors({"a": torch.ones(1)}, {"epoch": 0, "step": 1, "learning_rate": 1.0}, "lower it")
+
+
 @pytest.mark.parametrize("name", ["prompts", "integration"])
 def test_a_phase_of_stage_1_ends_at_its_first_bad_step_too(tmp_path, name):
     phase = phases(small_model())[name]

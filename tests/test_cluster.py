@@ -225,6 +225,24 @@ def test_ray_gets_a_folder_of_its_own_where_a_socket_s_path_would_be_too_long(
         Path(folder).rmdir()
 
 
+@pytest.mark.parametrize("path", ["tmp", "./tmp", ""])
+def test_a_relative_temporary_folder_is_none_for_ray(monkeypatch, path):
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", path)
+    folder = _own_folder()
+    assert Path(folder).is_absolute()
+    Path(folder).rmdir()
+
+
+def test_ray_that_does_not_start_here_is_not_blamed_on_an_address(monkeypatch, tmp_path):
+    from csdn.cluster.session import _unusable
+
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    said = str(_unusable(None, Exception("The current node timed out during startup")))
+    assert "timed out" in said and f"{tmp_path}/ray" in said and "scaling.workers" in said
+    assert "RAY_ADDRESS" not in said
+
+
 def test_where_ray_can_have_no_short_folder_the_variable_to_set_is_named(monkeypatch, fault):
     def refuse(**_):
         raise PermissionError(13, "Permission denied")

@@ -6,19 +6,26 @@ import errno
 import os
 import re
 
-from csdn.safe import printable
+from csdn.safe import printable, redacted
 
 
 class UserError(Exception):
     """Something the user can mend: the message says what was wrong, where, and what to do."""
 
     def __str__(self) -> str:
-        """The message; a name from a drop that is quoted in it cannot steer the terminal that shows it."""
-        return printable(super().__str__(), keep="\n")
+        """The message; a name from a drop that is quoted in it cannot steer the terminal that shows it.
+
+        An address in it shows neither password nor query.
+        """
+        return printable(redacted(super().__str__()), keep="\n")
 
 
 class Away(UserError):
     """Something outside this machine, such as an object store, does not answer: it may do so later on."""
+
+
+class Diverged(UserError):
+    """Training gave numbers that are not finite: the same data and parameters give them again."""
 
 
 def is_away(error: BaseException | None) -> bool:

@@ -11,16 +11,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from csdn.errors import UserError, is_away, machine_fault
+from csdn.errors import Diverged, UserError, is_away, machine_fault
 from csdn.state import seconds_since_save
 
 _PR_SET_PDEATHSIG = 1
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 EX_TEMPFAIL = 75  # of sysexits.h: the same command may succeed later on
+EX_DATAERR = 65  # of sysexits.h: training diverged, and would again
 
 
 def run_stage(main: Callable[[], None], stage: str, lower: str = "") -> None:
-    """Run a stage's `main`; exits 1 with the text of what is wrong (75: a store is away), 130 on Ctrl-C.
+    """Run a stage's `main`; exits with the text of what is wrong, by `_code`; 130 on Ctrl-C.
 
     Only a defect of the program shows a traceback. lower: the parameters to lower where memory runs out.
     """
@@ -29,7 +30,7 @@ def run_stage(main: Callable[[], None], stage: str, lower: str = "") -> None:
         die_with_parent()
         main()
     except UserError as error:
-        _exit(EX_TEMPFAIL if is_away(error) else 1, f"error: {error}")
+        _exit(_code(error), f"error: {error}")
     except KeyboardInterrupt:
         _exit(130, f"\nstopped. Finished stages are kept; {_kept(stage)}")
     except Exception as error:
@@ -37,6 +38,13 @@ def run_stage(main: Callable[[], None], stage: str, lower: str = "") -> None:
         if fault is None:
             raise
         _exit(1, f"error: {fault}\nFinished stages are kept; {_kept(stage)}")
+
+
+def _code(error: UserError) -> int:
+    """How a retraining that started the stage tells what ended it."""
+    if is_away(error):
+        return EX_TEMPFAIL
+    return EX_DATAERR if isinstance(error, Diverged) else 1
 
 
 def _exit(code: int, text: str) -> NoReturn:
@@ -99,6 +107,24 @@ def reach_loopback_directly() -> None:
         named = [part.strip() for part in os.environ.get(name, "").split(",") if part.strip()]
         if "*" not in named:
             os.environ[name] = ",".join(dict.fromkeys([*named, *LOOPBACK]))
+
+
+@contextmanager
+def quiet_tracker() -> Iterator[None]:
+    """Around a pool of spawned processes: nothing is printed of its semaphores where this process is killed.
+
+    Python's resource tracker, a process of its own, removes them then, and warns of a leak that there is not.
+    It takes its filter of warnings from the environment in which it is started.
+    """
+    name, before = "PYTHONWARNINGS", os.environ.get("PYTHONWARNINGS")
+    os.environ[name] = ",".join(filter(None, (before, "ignore:resource_tracker:UserWarning")))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def available_cores() -> int:

@@ -7,6 +7,10 @@ import re
 # A colon before an @, as in s3://key:secret@bucket, or a query, as in a signed link.
 _CREDENTIALS = re.compile(r"[a-z0-9+.-]+://([^@]*:[^@]*@|[^/]*@|.*\?)", re.IGNORECASE)
 
+# The same inside a text. Names of S3's objects may have a question mark; elsewhere a secret may follow it.
+_USER_IN_TEXT = re.compile(r"(?<=://)[^/?#\s]*@")
+_QUERY_IN_TEXT = re.compile(r"\b((?!s3:)[a-z][a-z0-9+.-]*://[^\s?#]*[?#])[^\s`'\")>]+", re.IGNORECASE)
+
 
 def printable(text: str, keep: str = "") -> str:
     r"""`text` with escapes for what does not print: control characters, and those that hide or turn text.
@@ -40,6 +44,15 @@ def without_credentials(address: str) -> str:
     scheme, _, rest = address.partition("://")
     place = rest.rpartition("@")[2].partition("?")
     return f"{scheme}://{'***@' if '@' in rest else ''}{place[0]}{'?***' if place[1] else ''}"
+
+
+def redacted(text: str) -> str:
+    """A text, such as another program's words, whose addresses may be shown.
+
+    >>> redacted("no answer from https://ana:secret@host/in?token=secret")
+    'no answer from https://***@host/in?***'
+    """
+    return _QUERY_IN_TEXT.sub(r"\1***", _USER_IN_TEXT.sub("***@", text))
 
 
 def unmarked(name: str) -> str:

@@ -1,5 +1,6 @@
 """State of an unfinished stage: its position and tensors, so that a killed run continues exactly.
 
+    .state/clone                        what names this clone where several share a place
     .state/<key>/lock                   held for as long as the stage runs; its text is the stage's name
     .state/<key>/<part>/<n>.safetensors the tensors of a part of the stage
     .state/<key>/<part>/state.json      position, and the name and hash of the tensors: it is replaced last
@@ -13,6 +14,7 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -112,7 +114,7 @@ def as_files(
     data = _to_bytes(tensors) if tensors else b""
     digest = hashlib.sha256(data).hexdigest()
     name = f"{digest[:16]}.safetensors" if data else None
-    entry = json.dumps({"tensors": name, "sha256": digest, "position": position}).encode()
+    entry = json.dumps({"tensors": name, "sha256": digest, "position": position}, allow_nan=False).encode()
     return ({name: data} if name else {}) | {"state.json": entry}
 
 
@@ -160,6 +162,29 @@ def open_state(stage: str, key: str, root: str | Path = ".state") -> Iterator[St
         _opened.append(folder)
         yield StageState(folder)
         _remove(folder)
+
+
+def clone_name(root: Path) -> str:
+    """The name of the clone whose state is below `root`, for places that clones share (16 hex digits).
+
+    CSDN_CLONE in the environment decides it, where a clone shall go on with what an earlier one has left.
+    Else it is drawn once, and holds for this path: a copy of the folder has another name.
+    """
+    named = os.environ.get("CSDN_CLONE")
+    text = named or f"{_drawn(root / 'clone')} {root.resolve()}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _drawn(path: Path) -> str:
+    """What the file holds: a random text, written by the first process that asks."""
+    with path.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        text = file.read()
+        if not text:
+            text = secrets.token_hex(16)
+            file.write(text)
+    return text
 
 
 def seconds_since_save() -> float | None:

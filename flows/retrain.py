@@ -12,6 +12,7 @@ from prefect import State, flow, get_run_logger, runtime, task
 from prefect.client.orchestration import get_client
 from prefect.states import Completed
 
+from csdn.errors import Diverged
 from csdn.retraining import retrain as run_steps
 from csdn.retraining import steps
 from csdn.retraining.lock import Busy, when_asked
@@ -84,11 +85,14 @@ def retrain_once(workspace: Path, overrides: dict[str, Any], settings: Settings)
 
 
 def carry_out(run: Run, settings: Settings) -> Outcome:
-    """The five stages, the gate, and its decision."""
+    """The five stages, the gate, and its decision; a training that diverged is refused, and does not fail."""
     run_ingest(run.folder, settings.environment)
     if not run_steps.nothing_usable(run):
-        run_others(run.folder, settings.environment)
-        gate(run, dict(settings.environment))
+        try:
+            run_others(run.folder, settings.environment)
+            gate(run, dict(settings.environment))
+        except Diverged as error:
+            run_steps.refuse_diverged(run, error)
         show_gate(run.folder)
     return conclude(run)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
-from csdn.state import StageState, as_files
+from csdn.state import StageState, as_files, clone_name
 from csdn.training import attempts as module
 from csdn.training.attempts import Attempts
 
@@ -65,3 +68,43 @@ def test_earlier_attempts_go_but_the_one_to_go_on_from(made):
     made.remove()
     assert not Path(made.folder).exists()
     assert made.state.folder.is_dir()
+
+
+def workspace(folder: Path, storage: Path) -> Attempts:
+    """The attempts of a clone in `folder` that trains what the others do."""
+    (folder / ".state" / KEY).mkdir(parents=True, exist_ok=True)
+    return Attempts(StageState(folder / ".state" / KEY), str(storage))
+
+
+def test_clones_that_share_a_storage_neither_read_nor_remove_each_other_s(tmp_path):
+    one, other = (workspace(tmp_path / name, tmp_path / "storage") for name in ("one", "other"))
+    checkpoint(one, "a", 3)
+    assert other.load() is None
+    checkpoint(other, "b", 5)
+    assert one.load()[0]["step"] == 3
+    one.forget_others()
+    one.remove()
+    assert (one.load(), other.load()[0]["step"]) == (None, 5)
+
+
+def test_a_clone_finds_its_own_again_and_a_copy_of_its_folder_does_not(tmp_path):
+    checkpoint(workspace(tmp_path / "one", tmp_path / "storage"), "a", 3)
+    assert workspace(tmp_path / "one", tmp_path / "storage").load()[0]["step"] == 3
+    shutil.copytree(tmp_path / "one", tmp_path / "copy")
+    assert workspace(tmp_path / "copy", tmp_path / "storage").load() is None
+    # A retraining's working tree is a folder of its own, with a state of its own.
+    assert workspace(tmp_path / "one/.runs/20261128-0123abcd", tmp_path / "storage").load() is None
+
+
+def test_a_clone_may_be_named_so_that_another_goes_on_for_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("CSDN_CLONE", "the cluster's job")
+    checkpoint(workspace(tmp_path / "lost", tmp_path / "storage"), "a", 3)
+    assert workspace(tmp_path / "new", tmp_path / "storage").load()[0]["step"] == 3
+    monkeypatch.setenv("CSDN_CLONE", "another job")
+    assert workspace(tmp_path / "new", tmp_path / "storage").load() is None
+
+
+def test_processes_that_ask_at_once_get_one_name(tmp_path):
+    with ThreadPoolExecutor(8) as threads:
+        names = set(threads.map(lambda _: clone_name(tmp_path), range(50)))
+    assert len(names) == 1 and re.fullmatch("[0-9a-f]{16}", names.pop())

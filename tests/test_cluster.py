@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +19,7 @@ import torch
 from feed_data import write_data
 
 from csdn.cluster.guard import MARK
-from csdn.cluster.session import ray_session
+from csdn.cluster.session import _own_folder, ray_session
 from csdn.data.batches import train_batch
 from csdn.data.dataset import load_dataset
 from csdn.data.feed import TrainFeed, TrainSource
@@ -125,6 +130,60 @@ def test_the_object_store_holds_a_few_blocks_of_a_feed_many_times_larger(ray_ins
     assert 0 < most_stored() < bound
 
 
+@pytest.mark.parametrize(
+    ("images", "rows"),
+    # A row is twice as many images of 288 x 144 x 3 bytes, and 128 MiB hold 539 of those.
+    [(1, 16), (33, 16), (34, 15), (64, 8), (134, 4), (135, 3), (256, 2), (269, 2), (270, 1), (10_000, 1)],
+)
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_a_task_reads_as_many_rows_as_ray_data_does_not_cut(images, rows, size):
+    from csdn.cluster.stretch import block_bytes, rows_of_task, stretch_steps
+
+    made = SimpleNamespace(shape=(3, size * images, 3, 288, 144))
+    assert rows_of_task(made, size) == rows
+    assert block_bytes(made, size) == rows * 2 * images * 288 * 144 * 3
+    assert block_bytes(made, size) <= 128 * 2**20 or rows == 1
+    assert stretch_steps(made, size) == 2000 // size * rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("images", "steps"), [(64, 14), (256, 4)])
+def test_each_worker_gets_its_rows_of_large_batches(ray_instance, tmp_path, images, steps, monkeypatch):
+    """At 288x144, `images` of a modality for each worker: 14 rows of the plan have 213 MiB, 4 have 243."""
+    from csdn.cluster import feed
+    from csdn.cluster.feed import RayFeed
+
+    write_data(tmp_path, sizes=((288, 144),))
+    table = load_dataset(tmp_path).train_table()
+    workers, people = 2, 4
+    made = TrainSource(
+        table, tmp_path / "shards", people, workers * images // people, (288, 144), "imagenet", 10, 0
+    )
+    assert made.steps_per_epoch == 1
+    given, all_there = [], threading.Barrier(workers)
+
+    def broadcast(parts):
+        """What Ray Train does for its workers, which are threads here: all get what the first one gives."""
+        given.extend(parts or ())
+        all_there.wait(timeout=60)
+        return given
+
+    monkeypatch.setattr(feed.ray.train.collective, "broadcast_from_rank_zero", broadcast)
+
+    def work(rank):
+        over_ray = RayFeed(made, steps, rank, workers)
+        row, out = None, np.empty((3, images, 3, 288, 144), np.float32)
+        for epoch in range(steps):
+            (batch,) = over_ray.epoch(epoch)
+            row = made.plan(epoch).slice(rank, workers)[0]
+            assert batch.labels.tolist() == np.repeat(row.identities, workers * images // people).tolist()
+        made.rows.fill(row, out)
+        assert_same(batch, train_batch(row, out))
+
+    with ThreadPoolExecutor(workers) as threads:
+        list(threads.map(work, range(workers)))
+
+
 def most_stored() -> int:
     """Bytes of the object store's file that were ever used: what it allocated once it gives out again."""
     for folder in Path("/proc").glob("[0-9]*/fd"):
@@ -150,6 +209,78 @@ def test_a_shard_damaged_after_ingest_is_named_by_ray_data_too(ray_instance, tmp
         shard.write_bytes(shard.read_bytes()[:2000])
     with pytest.raises(UserError, match=r"shards/.*\.tar: ends before byte"):
         list(damaged.epoch(0))
+
+
+@pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
+@pytest.mark.parametrize(("length", "own"), [(39, False), (40, True), (300, True)])
+def test_ray_gets_a_folder_of_its_own_where_a_socket_s_path_would_be_too_long(
+    monkeypatch, variable, length, own
+):
+    """A socket's path has 107 bytes at most, of which Ray's own part may take 68."""
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv(variable, "/" + "é" * ((length - 1) // 2) + "x" * ((length - 1) % 2))
+    folder = _own_folder()
+    assert (folder is not None) == own
+    if own:
+        Path(folder).rmdir()
+
+
+@pytest.mark.parametrize("path", ["tmp", "./tmp", ""])
+def test_a_relative_temporary_folder_is_none_for_ray(monkeypatch, path):
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", path)
+    folder = _own_folder()
+    assert Path(folder).is_absolute()
+    Path(folder).rmdir()
+
+
+def test_ray_that_does_not_start_here_is_not_blamed_on_an_address(monkeypatch, tmp_path):
+    from csdn.cluster.session import _unusable
+
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    said = str(_unusable(None, Exception("The current node timed out during startup")))
+    assert "timed out" in said and f"{tmp_path}/ray" in said and "scaling.workers" in said
+    assert "RAY_ADDRESS" not in said
+
+
+def test_where_ray_can_have_no_short_folder_the_variable_to_set_is_named(monkeypatch, fault):
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    monkeypatch.setenv("RAY_TMPDIR", "/scratch/" + "x" * 90)
+    with pytest.raises(UserError, match="RAY_TMPDIR") as error, ray_session(None, cpus=1):
+        raise AssertionError
+    fault("processes", "TMPDIR has too long a path for Ray's sockets, and /tmp refuses a folder", error.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [False, True])
+def test_ray_runs_where_the_path_of_tmpdir_is_long_and_leaves_nothing(tmp_path, killed):
+    """Whether the run comes to its end or is killed."""
+    code = f"""
+import os, time
+from csdn.cluster.session import _own_folder, ray_session
+with ray_session(None, cpus=1):
+    import ray
+    print(ray.get(ray.remote(lambda: "works").remote()), os.environ["RAY_TMPDIR"], flush=True)
+    time.sleep({60 if killed else 0})
+"""
+    long = tmp_path / ("x" * 60) / ("y" * 60)
+    long.mkdir(parents=True)
+    environment = {**os.environ, "TMPDIR": str(long)}
+    command = [sys.executable, "-c", code]
+    started = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    said, folder = started.stdout.readline().split()
+    if killed:
+        started.kill()
+    started.wait()
+    assert said == "works" and folder.startswith("/tmp/csdn-ray-")
+    ended = time.monotonic() + 20
+    while Path(folder).exists():
+        assert time.monotonic() < ended
+        time.sleep(0.1)
+    assert list(long.iterdir()) == []
 
 
 def test_a_cluster_that_does_not_answer_is_a_clear_error(fault):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from csdn.files import replace_file, replace_folder
+from csdn.files import replace_file, replace_folder, write_json
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of open files")
@@ -40,4 +40,14 @@ def test_an_output_that_fails_leaves_what_was_there(tmp_path, replace):
         write(place, "new")
         raise OSError("no room")
     assert (out / "file" if out.is_dir() else out).read_text() == "old"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_json_does_not_have_replaces_no_file(tmp_path, value):
+    out = tmp_path / "metrics.json"
+    write_json(out, {"loss": 1.5})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(out, {"loss": [value]})
+    assert out.read_text() == '{\n "loss": 1.5\n}\n'
     assert list(tmp_path.iterdir()) == [out]

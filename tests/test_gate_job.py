@@ -17,7 +17,7 @@ from csdn.data.dataset import load_dataset
 from csdn.data.drops import Status, decide, read_ledger, write_ledger
 from csdn.data.tables import SAMPLES_SCHEMA, read_table, write_table
 from csdn.errors import UserError
-from csdn.evaluation.job import prepare
+from csdn.evaluation.job import prepare, run_evaluation
 from csdn.evaluation.scores import camera_pairs, feature_distances, headline, trial_metrics
 from csdn.params import GateParams
 from csdn.retraining.comparison import compare
@@ -216,6 +216,25 @@ def test_a_newcomer_without_numbers_is_refused(project):
     result = gate(project)
     assert result["decision"] == "keep"
     assert result["reasons"] == ["the newcomer's features are not finite numbers: its training went wrong"]
+
+
+@pytest.mark.parametrize(
+    ("factor", "says"),
+    [
+        (float("nan"), r"models/embedding: \d+ tensors have weights that are not finite"),
+        (1e30, r"features of the method trained are not finite numbers for \d+ of \d+ test images"),
+    ],
+)
+def test_a_model_without_numbers_is_not_evaluated(project, tmp_path, factor, says, fault):
+    """Of weights that are finite and too large it is the features."""
+    spoil(project, lambda tensor: tensor * factor)
+    folder = project.root / "models/embedding"
+    metrics = tmp_path / "evaluation.json"
+    with pytest.raises(UserError, match=says) as error:
+        run_evaluation(project.params(), project.root / "data", folder, tmp_path / "out", metrics, silent)
+    if factor != factor:
+        fault("weights and checkpoints", "the model to evaluate has weights that are NaN", error.value)
+    assert not metrics.exists() and not (tmp_path / "out").exists()
 
 
 def test_the_same_files_give_the_same_bytes(project):

@@ -183,7 +183,9 @@ def test_an_ended_stage_leaves_no_process_and_the_next_run_goes_on(tmp_path, how
             stage = subprocess.Popen(**stage_command(project), stderr=subprocess.PIPE, start_new_session=True)
             assert stage.stderr.readline().startswith(b"ingest: ")  # the first shard is done
             os.killpg(stage.pid, end) if end == signal.SIGINT else stage.kill()
-            stage.communicate(timeout=30)  # until no process, worker processes too, has standard error open
+            # Until no process, worker processes and Python's resource tracker too, has standard error open.
+            _, said = stage.communicate(timeout=30)
+            assert b"resource_tracker" not in said, "nothing leaks: the tracker removes the semaphores"
             assert stage.returncode == {signal.SIGINT: 130, signal.SIGKILL: -9}[end]
             assert not project.metrics.exists()
             saved = list((project.root / ".state/ingest").glob("*/*/state.json"))

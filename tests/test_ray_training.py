@@ -19,7 +19,8 @@ from ray_work import (
     write_images,
 )
 
-from csdn.errors import UserError
+from csdn.data.rows import TrainRows
+from csdn.errors import Diverged, UserError
 from csdn.state import StageState
 from csdn.training.attempts import Attempts
 from csdn.training.embedding_job import train_here
@@ -165,6 +166,27 @@ def test_a_user_s_mistake_is_not_tried_again(ray_instance, tmp_path):
         shard.write_bytes(shard.read_bytes()[:2000])
     with pytest.raises(UserError, match=r"shards/.*\.tar: ends before byte"):
         train(root, make_state(tmp_path / "state"), 1)
+
+
+def test_a_training_that_diverges_ends_all_workers_and_is_not_tried_again(ray_instance, images, tmp_path):
+    """A pixel of the second worker's part of step 3 is no number."""
+    from csdn.cluster.embedding import train_on_ray
+
+    class Spoilt(TrainRows):  # here, so that it travels to the workers by value
+        def augment(self, row, visible, infrared, out):
+            super().augment(row, visible, infrared, out)
+            if row.step == 2 and row.positions[0] > 0:
+                out[2, 0] = float("nan")
+
+    work, state = make_work(images), make_state(tmp_path / "state")
+    work.source.rows.__class__ = Spoilt
+    reports = []
+    with pytest.raises(Diverged, match=r"epoch 1, step 3, .*total = nan"):
+        train_on_ray(make_params(2), work, state, lambda *report: reports.append(report))
+    assert not [report for report in reports if "lost worker" in str(report)]
+    position, tensors = state.load()
+    assert (position["epoch"], position["step"]) == (0, 2)
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
 
 
 def test_a_cluster_without_a_core_for_the_feed_is_named(capsys):

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import registry_project
@@ -20,11 +21,14 @@ from csdn.data.drops import Status, decide, read_ledger, write_ledger
 from csdn.data.tables import PEOPLE_SCHEMA, table_of, write_table
 from csdn.errors import UserError
 from csdn.params import load_params
-from csdn.retraining import retrain
+from csdn.retraining import retrain, steps
+from csdn.retraining.branches import refused_ledgers
 from csdn.retraining.by_hand import retrain_here
+from csdn.retraining.history import history
 from csdn.retraining.lock import asked, workspace_lock
 from csdn.retraining.retrain import conclude, look, nothing_usable
 from csdn.retraining.thresholds import Arrivals
+from flows import retrain as flow
 
 ROOT = Path(__file__).parents[1]
 
@@ -128,6 +132,48 @@ def test_a_refusal_holds_the_drops_and_the_next_look_finds_nothing_new(with_cham
     assert git(with_champion, "rev-parse", "main") == before
     assert conclude(run).event == "refused"  # after a kill, say
     assert look(with_champion).why == "nothing is new"
+
+
+@pytest.fixture(params=["csdn retrain", "Prefect"])
+def retrained(request, monkeypatch):
+    """retrained(project): a retraining whose stage 2 diverges; by hand, and by the flow's own functions."""
+    said = "embedding: training diverged: epoch 1, step 7"
+
+    def repro(stage, folder, *_):
+        if stage == "ingest":
+            registry_project.run(folder, "python", "stage.py")
+        if stage == "embedding":
+            (folder / "metrics/embedding.json").unlink(missing_ok=True)  # DVC removes outs first
+            raise steps.StepDiverged(said)
+
+    monkeypatch.setattr(steps, "repro", repro)
+    if request.param == "csdn retrain":
+        return lambda project: retrain_here(project, {}, regardless=False)
+    monkeypatch.setattr(flow, "run_ingest", lambda folder, _: repro("ingest", folder))
+    monkeypatch.setattr(flow, "run_others", lambda folder, _: repro("embedding", folder))
+    monkeypatch.setattr(flow, "show_gate", lambda _: None)
+    monkeypatch.setattr(flow, "conclude", conclude)
+
+    def by_flow(project):
+        found = look(project)
+        return found.run and flow.carry_out(found.run, SimpleNamespace(environment={}))
+
+    return by_flow
+
+
+def test_a_training_that_diverged_is_refused_and_not_repeated(with_champion, retrained):
+    before = git(with_champion, "rev-parse", "main")
+    arrive(with_champion, "tuesday", people_named(5, "new"))
+    retrained(with_champion)
+    event = history(with_champion)[-1]
+    assert event.outcome == "refused" and "diverged: epoch 1, step 7" in event.reason
+    assert event.figures == {}, "this run has no model; those that it began with are the champion's"
+    assert git(with_champion, "rev-parse", "main") == before
+    (held,) = [drop for drop in refused_ledgers(with_champion)[-1] if drop.status is Status.HELD]
+    assert held.address.endswith("in/tuesday") and "step 7" in held.reason
+    assert look(with_champion).why == "nothing is new"
+    retrained(with_champion)
+    assert len(history(with_champion)) == 2, "the next night begins no run"
 
 
 def test_a_drop_that_a_person_accepts_after_all_is_new(with_champion):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+import traceback
 import zlib
 
 import pytest
@@ -17,6 +18,7 @@ from workspace import ROOT
 
 from csdn.cluster.session import _unusable
 from csdn.data.drops import LEDGER, read_ledger, write_ledger
+from csdn.data.store import Store, bucket
 from csdn.errors import UserError
 from csdn.params import load_params
 from csdn.safe import has_credentials
@@ -127,6 +129,36 @@ def test_a_ledger_that_somebody_wrote_a_key_into_is_refused_without_showing_it(p
         read_ledger()
     assert "hush" not in str(error.value).lower()
     fault("ledger", "an address in the ledger has a key in it", error.value)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "http://127.0.0.1:9/?token=hush7",
+        "http://127.0.0.1:9/path?a=1&token=hush7",
+        "http://127.0.0.1:9/#hush7",
+        "http://ana:hush7@127.0.0.1:9",
+        "ftp://store/?hush7",
+        "store:9000?token=hush7",
+        "http://[::1/?hush7",
+    ],
+)
+def test_an_error_of_a_store_does_not_show_the_secrets_of_its_endpoint(endpoint, monkeypatch):
+    """AWS_ENDPOINT_URL may be a signed link; nor does the traceback show it that a log of Prefect has."""
+    for name, value in {**SECRETS, "AWS_ENDPOINT_URL": endpoint}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(bucket, "FIRST_PATIENCE", 0.0)
+    with pytest.raises(UserError, match="s3://bucket/in: ") as error:
+        Store("s3://bucket/in").check()
+    shown = "".join(traceback.format_exception(error.value))
+    assert "hush7" not in shown, shown
+
+
+def test_an_error_shows_addresses_without_their_secrets_and_names_of_objects_as_they_are():
+    said = "from https://ana:hush7@host/in?token=hush7: s3://bucket/img?1.jpg, ray://x:hush7@head:1, a@b?c"
+    assert str(UserError(said)) == (
+        "from https://***@host/in?*** s3://bucket/img?1.jpg, ray://***@head:1, a@b?c"
+    )
 
 
 def test_a_cluster_that_does_not_answer_is_named_without_its_password():

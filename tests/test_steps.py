@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from csdn.errors import Away, is_away
+from csdn.errors import Away, Diverged, is_away
+from csdn.process import run_stage
 from csdn.retraining.commands import CommandFailed
 from csdn.retraining.steps import failed, missing_outs
 from flows.stages import nobody_answered
@@ -44,6 +45,23 @@ def test_the_step_s_own_words_are_the_error(lines, says, away):
 
 def test_csdn_gate_says_it_by_its_exit_code():
     assert isinstance(failed("gate", CommandFailed(["csdn"], 75, ["error: no answer"])), Away)
+
+
+def test_a_stage_says_by_its_exit_code_that_training_diverged(monkeypatch):
+    """The retraining, which started it through DVC, then refuses the run."""
+
+    def stage():
+        raise Diverged("step 7")
+
+    monkeypatch.setattr("csdn.process.die_with_parent", lambda: None)  # this process is no stage
+    with pytest.raises(SystemExit) as ended:
+        run_stage(stage, "embedding")
+    error = failed(
+        "embedding", CommandFailed(["dvc"], 255, ["error: step 7", f"{REPRODUCED}{ended.value.code}"])
+    )
+    assert isinstance(error, Diverged) and str(error) == "embedding: step 7" and not is_away(error)
+    for code in (1, 75):
+        assert not isinstance(failed("x", CommandFailed(["dvc"], 255, [f"{REPRODUCED}{code}"])), Diverged)
 
 
 @pytest.mark.parametrize("data", [None, KeyError("a defect"), {"a": "value"}])

@@ -8,10 +8,13 @@ import pytest
 import torch
 
 from csdn.data.plan import pair_plan, pooled_plan
+from csdn.errors import Diverged
 from csdn.model import CSDN, ModelConfig
 from csdn.pace import Pace
 from csdn.state import open_state
+from csdn.training.divergence import check_tensors
 from csdn.training.embedding_stage import EmbeddingSettings, build_optimizer, train_embedding, training_step
+from csdn.training.log import LossLog
 from csdn.training.prompt_stage import IntegrationPhase, PhaseSettings, PromptPhase, train_phase
 
 PEOPLE, IMAGES, SIZE = 3, 2, (32, 16)
@@ -218,3 +221,130 @@ def test_a_lower_precision_gives_losses_near_those_of_float32(precision, toleran
     assert lower.dtype == torch.float32
     assert torch.allclose(lower, exact, rtol=tolerance, atol=0)
     assert torch.equal(lower, exact) == (precision != "bf16")
+
+
+class SpoiltFeed(RandomFeed):
+    """A value of one batch is not finite."""
+
+    def __init__(self, epoch, step, value):
+        self.at, self.value = (epoch, step), value
+
+    def epoch(self, epoch, start=0):
+        for batch in super().epoch(epoch, start):
+            if (epoch, batch.step) == self.at:
+                batch.infrared[0, 0, 0, 0] = self.value
+            yield batch
+
+
+def diverge(folder, feed=None, settings=EMBEDDING, report=lambda *_: None):
+    """(the error, the last checkpoint's step over all epochs, whether all of it is finite) of a stage 2."""
+    with pytest.raises(Diverged) as error, open_state("stage", "k", folder) as state:
+        train_embedding(
+            small_model(), torch.eye(PEOPLE, 16), feed or RandomFeed(), settings, state, report, always()
+        )
+    with pytest.raises(Killed), open_state("stage", "k", folder) as state:
+        position, tensors = state.load() or ({"epoch": 0, "step": 0}, {})
+        raise Killed
+    done = position["epoch"] * RandomFeed.steps_per_epoch + position["step"]
+    return str(error.value), done, all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(("epoch", "step"), [(0, 0), (1, 2), (2, 3)])
+def test_a_loss_that_is_no_number_ends_stage_2_at_its_step(tmp_path, epoch, step, value, fault):
+    said, saved, finite = diverge(tmp_path, SpoiltFeed(epoch, step, value))
+    bad = 4 * epoch + step + 1
+    assert f"epoch {epoch + 1}, step {bad}, at learning rate " in said
+    assert "total = nan" in said and "lower learning_rate" in said and "training.precision" in said
+    assert (saved, finite) == (bad - 1, True)
+    if (epoch, step) == (1, 2):
+        fault("training", "a loss becomes NaN in the middle of stage 2", said)
+
+
+def test_a_learning_rate_of_1000_ends_stage_2_and_a_second_run_says_so_again(tmp_path):
+    """It goes on from what the first one saved, and not in silence."""
+    settings = replace(EMBEDDING, learning_rate=1000.0, head_learning_rate=1000.0)
+    first = diverge(tmp_path, settings=settings)
+    assert "epoch 1, step 2, at learning rate 505" in first[0]
+    assert first[1:] == (1, True)
+    steps = []
+    assert diverge(tmp_path, settings=settings, report=lambda done, *_: steps.append(done)) == first
+    assert set(steps) <= {2}, "step 1 is not made again"
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_weights_that_are_not_finite_are_never_kept_though_losses_are(tmp_path, monkeypatch, saves):
+    """Neither in a checkpoint nor, where none was due, as the model of the last step."""
+    from csdn.training import embedding_stage
+
+    real = embedding_stage.training_step
+
+    def step_that_spoils(model, optimizer, batch, *rest):
+        losses = real(model, optimizer, batch, *rest)
+        if batch.step == 3:
+            with torch.no_grad():
+                next(iter(model.stems.parameters())).view(-1)[0] = math.inf
+        return losses
+
+    monkeypatch.setattr(embedding_stage, "training_step", step_that_spoils)
+    if not saves:
+        monkeypatch.setattr(embedding_stage, "due_to_save", lambda *_: False)
+    said, saved, finite = diverge(tmp_path, settings=replace(EMBEDDING, epochs=1))
+    assert "epoch 1, step 4, " in said and "model.stems." in said
+    assert (saved, finite) == (3 if saves else 0, True)
+
+
+def test_the_first_bad_step_of_a_row_is_named():
+    log = LossLog(60, "lower it")  # a row each three steps
+    for step, value in ((1, 1.0), (2, math.inf)):
+        assert not log.add({"loss": torch.tensor(value)}, 0.5, epoch=3, step=step, phase="integration")
+    with pytest.raises(
+        Diverged, match=r"phase integration, epoch 4, step 2, at learning rate 0\.5: .*loss = inf"
+    ):
+        log.add({"loss": torch.tensor(math.nan)}, 0.4, epoch=3, step=3, phase="integration")
+    assert log.rows == []
+
+
+def test_what_is_not_finite_in_one_worker_ends_all_of_them(monkeypatch):
+    """Each decides by what all have: one that went on would wait for the others."""
+    means = {1: 1.0, 2: math.nan, 3: 1.0}
+    monkeypatch.setattr(
+        "csdn.training.log.mean_over_ranks",
+        lambda losses: {name: torch.tensor(means.get(int(loss), math.nan)) for name, loss in losses.items()},
+    )
+    log = LossLog(60, "lower it")
+    log.add({"loss": torch.tensor(1.0)}, 0.5, epoch=0, step=1)
+    log.add({"loss": torch.tensor(2.0)}, 0.5, epoch=0, step=2)
+    with pytest.raises(Diverged, match="step 2, "):
+        log.add({"loss": torch.tensor(3.0)}, 0.5, epoch=0, step=3)
+    monkeypatch.setattr("csdn.training.divergence.any_rank", lambda own: True)
+    with pytest.raises(Diverged, match="weights of another worker"):
+        check_tensors({"a": torch.ones(1)}, {"epoch": 0, "step": 1, "learning_rate": 1.0}, "lower it")
+
+
+@pytest.mark.parametrize("name", ["prompts", "integration"])
+def test_a_phase_of_stage_1_ends_at_its_first_bad_step_too(tmp_path, name):
+    phase = phases(small_model())[name]
+    phase.embeddings[5] = math.nan
+    rows = (np.concatenate(row) if name == "prompts" else row for row in phase.plan(0))
+    bad = 1 + next(step for step, row in enumerate(rows) if 5 in row)
+    with pytest.raises(Diverged) as error, open_state("stage", "k", tmp_path) as state:
+        train_phase(phase, PHASE, state.part(name), lambda *_: None, always())
+    assert f"phase {name}, epoch 1, step {bad}, " in str(error.value)
+    assert f"lower prompts.{name}.learning_rate" in str(error.value)
+
+
+def test_a_high_learning_rate_ends_a_phase_of_stage_1(tmp_path):
+    schedule = PHASE.schedule | {"learning_rate": 1e38, "warmup_learning_rate": 1e38}
+    with pytest.raises(Diverged, match="at learning rate"), open_state("stage", "k", tmp_path) as state:
+        phase = phases(small_model())["integration"]
+        train_phase(phase, replace(PHASE, schedule=schedule), state, lambda *_: None, always())
+
+
+def test_tensors_without_a_value_or_of_whole_numbers_are_finite():
+    row = {"epoch": 0, "step": 1, "learning_rate": 1.0}
+    check_tensors({"empty": torch.empty(0), "count": torch.tensor(3)}, row, "lower it")
+    with pytest.raises(Diverged, match="c, d, e and 1 more"):
+        check_tensors(
+            {"a": torch.ones(2)} | {n: torch.tensor([1, -math.inf]) for n in "cdef"}, row, "lower it"
+        )

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from csdn.errors import UserError
+
 SECONDS = 0.5  # between two looks at the board
 
 
@@ -16,7 +18,7 @@ class Board:
     def __init__(self) -> None:
         self._progress: tuple[Any, ...] | None = None
         self._notes: list[str] = []
-        self._failure: str | None = None
+        self._failure: UserError | None = None
 
     def put(self, done: int, total: int, values: Mapping[str, float]) -> None:
         self._progress = (done, total, dict(values))
@@ -30,11 +32,11 @@ class Board:
         """The latest (done, total, values), or None; all that was noted so far."""
         return self._progress, self._notes
 
-    def fail(self, message: str) -> None:
-        """Note the text of a UserError: another try would meet it again."""
-        self._failure = self._failure or message
+    def fail(self, error: UserError) -> None:
+        """Note a UserError: another try would meet it again."""
+        self._failure = self._failure or error
 
-    def failure(self) -> str | None:
+    def failure(self) -> UserError | None:
         return self._failure
 
 

@@ -93,4 +93,4 @@ def _fit(scaling: ScalingParams, config: dict[str, Any], attempts: Attempts) -> 
             f"run the same command again to go on from it\n{error}"
         ) from error
     if failure := ray.get(config["board"].failure.remote()):
-        raise UserError(failure)
+        raise failure

@@ -52,7 +52,7 @@ class RayFeed:
             yield next(self._batches)
 
     def _from(self, first: int) -> Iterator[TrainBatch]:
-        length = stretch_steps(self.size)
+        length = stretch_steps(self.source.rows, self.size)
         for begin in range(first, self.steps, length):
             stretch = Stretch(self.source, begin, min(begin + length, self.steps), self.size)
             yield from self._batches_of(stretch)

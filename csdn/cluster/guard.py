@@ -2,12 +2,14 @@
 
 Ray's servers notice such a death themselves, but some of them only after a minute. What a run started knows
 its mark: an entry of the environment that every process of the instance inherits. The run itself, which
-started without it, has none. Linux, as all of csdn.cluster.
+started without it, has none. A temporary folder that was made for the instance is removed at the end, too.
+Linux, as all of csdn.cluster.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,10 +31,14 @@ def marks(value: str) -> dict[str, str]:
 
 
 @contextmanager
-def guarded() -> Iterator[None]:
-    """While the block runs, a process that bears this run's mark ends, at the latest, with this process."""
-    of_this_run = marks(str(uuid.uuid4()))
-    command = [sys.executable, "-I", __file__, of_this_run[MARK]]
+def guarded(folder: str | None = None) -> Iterator[None]:
+    """While the block runs, a process that bears this run's mark ends, at the latest, with this process.
+
+    folder: removed then; Ray has it for its temporary one.
+    """
+    of_this_run = marks(str(uuid.uuid4())) | ({"RAY_TMPDIR": folder} if folder else {})
+    before = {name: os.environ.get(name) for name in of_this_run}
+    command = [sys.executable, "-I", __file__, of_this_run[MARK], *([folder] if folder else [])]
     # A group of its own: whoever kills this run's whole group leaves the guard to do its work.
     guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     os.environ |= of_this_run  # not before: the guard is none of those that it ends
@@ -40,8 +46,10 @@ def guarded() -> Iterator[None]:
         yield
     finally:
         guard.communicate()  # it hears the end of its input, and ends what is left
-        for name in of_this_run:
+        for name, value in before.items():
             del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
 
 
 def end_marked(value: str) -> None:
@@ -68,3 +76,5 @@ def marked(value: str, name: str = MARK) -> list[int]:
 if __name__ == "__main__":
     sys.stdin.read()  # ends when the run does
     end_marked(sys.argv[1])
+    for folder in sys.argv[2:]:
+        shutil.rmtree(folder, ignore_errors=True)

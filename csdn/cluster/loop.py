@@ -35,7 +35,7 @@ def train_worker(config: dict[str, Any]) -> None:
     try:
         _train(work, WorkerState(resume, board), config["scaling"], board)
     except UserError as error:
-        ray.get(board.fail.remote(str(error)))
+        ray.get(board.fail.remote(error))
         raise
 
 

@@ -6,8 +6,10 @@ import logging
 import os
 import secrets
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from types import ModuleType
 
 from csdn.cluster.guard import guarded
@@ -15,6 +17,11 @@ from csdn.errors import UserError
 from csdn.safe import without_credentials
 
 CONNECT_SECONDS = 5.0
+# What Ray adds to its temporary folder for a socket, with the time and a process's id at their longest, and
+# the bytes that a socket's path may have.
+SOCKET = "/ray/session_2026-11-28_23-59-59_999999_4194304/sockets/plasma_store"
+SOCKET_PATH = 107
+_OF_CLUSTER = "Correct scaling.address or RAY_ADDRESS"
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
@@ -42,12 +49,36 @@ def ray_session(address: str | None, cpus: int) -> Iterator[bool]:
     if ray.is_initialized():
         yield address is None
         return
-    with guarded() if address is None else nullcontext():
+    with guarded(_own_folder()) if address is None else nullcontext():
         _connect(ray, address, cpus)
         try:
             yield address is None
         finally:
             ray.shutdown()
+
+
+def _own_folder() -> str | None:
+    """A temporary folder made for this run's instance, where the usual one's path is too long for sockets.
+
+    That of a cluster's job often is. A relative path would be another one in each of Ray's processes. Raises
+    UserError.
+    """
+    usual = _usual_folder()
+    if Path(usual).is_absolute() and len(os.fsencode(usual + SOCKET)) <= SOCKET_PATH:
+        return None
+    try:
+        return tempfile.mkdtemp(prefix="csdn-ray-", dir="/tmp")
+    except OSError as error:
+        raise UserError(
+            f"Ray did not start: its temporary folder {usual!r} (TMPDIR, RAY_TMPDIR) has too long a path for "
+            f"sockets, or a relative one, and none can be made in /tmp ({error.strerror}); set RAY_TMPDIR to "
+            "a folder with a short path"
+        ) from error
+
+
+def _usual_folder() -> str:
+    """Below which Ray has its files."""
+    return os.environ.get("RAY_TMPDIR", os.environ.get("TMPDIR", "/tmp"))
 
 
 def _connect(ray: ModuleType, address: str | None, cpus: int) -> None:
@@ -59,7 +90,7 @@ def _connect(ray: ModuleType, address: str | None, cpus: int) -> None:
             ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
         else:
             ray.init(address=address, **quiet)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # where its servers do not start, Ray raises no narrower one
         raise _unusable(address, error) from error
 
 
@@ -74,13 +105,10 @@ def _check_answer(address: str) -> None:
 
 
 def _unusable(address: str | None, error: Exception) -> UserError:
-    where = "Ray did not start"
-    if address:
-        where = f"the Ray cluster at {without_credentials(address)} does not answer"
-    return UserError(
-        f"{where}: {error}\n"
-        "Correct scaling.address or RAY_ADDRESS, or set scaling.workers to 0 to train in this process"
-    )
+    where, advice = f"the Ray cluster at {without_credentials(address or '')} does not answer", _OF_CLUSTER
+    if address is None:
+        where, advice = "Ray did not start", f"See its logs in {_usual_folder()}/ray (RAY_TMPDIR, TMPDIR)"
+    return UserError(f"{where}: {error}\n{advice}, or set scaling.workers to 0 to work in this process")
 
 
 def _configure_own_instance() -> None:

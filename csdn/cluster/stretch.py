@@ -21,14 +21,33 @@ COLUMNS = ("step", "rank", "pixels")
 # Starting a data set costs a second, a task some 30 ms, whose shares these make small.
 TASKS_OF_STRETCH = 2_000
 ROWS_OF_TASK = 16
+# Of pixels: Ray Data cuts a task's output of 192 MiB (1.5 times its target) and deals the parts to different
+# workers. A single row is never cut, however large.
+BYTES_OF_TASK = 128 * 2**20
 # Blocks, a task's output, of each worker that may lie in the object store: the feed's memory. Ray counts also
 # those that running tasks will make: with half as many only one task runs at a time.
 BLOCKS_STORED = 8
 
 
-def stretch_steps(size: int) -> int:
+def rows_of_task(rows: TrainRows, size: int) -> int:
+    """Rows of the plan that a task reads for one worker of `size`: what BYTES_OF_TASK hold, one at least."""
+    return min(ROWS_OF_TASK, max(1, BYTES_OF_TASK // row_bytes(rows, size)))
+
+
+def row_bytes(rows: TrainRows, size: int) -> int:
+    """Pixels of a row of the plan, for one worker of `size`."""
+    _, count, channels, height, width = rows.shape
+    return 2 * (count // size) * channels * height * width
+
+
+def block_bytes(rows: TrainRows, size: int) -> int:
+    """Pixels of a block, a task's output, for one worker of `size`."""
+    return rows_of_task(rows, size) * row_bytes(rows, size)
+
+
+def stretch_steps(rows: TrainRows, size: int) -> int:
     """Rows of the plan that a stretch for `size` workers has."""
-    return max(1, TASKS_OF_STRETCH // size) * ROWS_OF_TASK
+    return max(1, TASKS_OF_STRETCH // size) * rows_of_task(rows, size)
 
 
 class Stretch:
@@ -36,7 +55,7 @@ class Stretch:
 
     def __init__(self, source: TrainSource, first: int, last: int, size: int) -> None:
         self.first, self.last, self.size = first, last, size
-        self.rows_of_task = ROWS_OF_TASK
+        self.rows_of_task = rows_of_task(source.rows, size)
         self.steps_per_epoch = source.steps_per_epoch
         epochs = range(first // self.steps_per_epoch, (last - 1) // self.steps_per_epoch + 1)
         self._plans: dict[int, EpochPlan] = {epoch: source.plan(epoch) for epoch in epochs}
@@ -47,7 +66,7 @@ class Stretch:
 
 
 def stretch_dataset(stretch: Stretch, rows: TrainRows) -> ray.data.Dataset:
-    """Blocks of up to ROWS_OF_TASK rows of the plan, each of one worker, the workers in turn.
+    """Blocks of up to `rows_of_task` rows of the plan, each of one worker, the workers in turn.
 
     Columns `step`, `rank`, `pixels` uint8 [2 modalities, n, H, W, 3].
     """
@@ -58,12 +77,6 @@ def stretch_dataset(stretch: Stretch, rows: TrainRows) -> ray.data.Dataset:
         object_store_memory=BLOCKS_STORED * stretch.size * block_bytes(rows, stretch.size)
     )
     return dataset
-
-
-def block_bytes(rows: TrainRows, size: int) -> int:
-    """Pixels of a block, for one worker of `size`."""
-    _, count, channels, height, width = rows.shape
-    return ROWS_OF_TASK * 2 * (count // size) * channels * height * width
 
 
 class _Read:

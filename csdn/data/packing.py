@@ -26,7 +26,7 @@ from csdn.data.shards import ShardWriter
 from csdn.data.sources import Source, open_source
 from csdn.errors import UserError, machine_fault
 from csdn.files import naming, partial
-from csdn.process import die_with_parent
+from csdn.process import die_with_parent, quiet_tracker
 
 # A shard also ends after so many images, so that small ones are spread over all cores.
 SHARD_IMAGES = 1000
@@ -99,7 +99,7 @@ def packed_shards(tasks: Sequence[ShardTask], processes: int) -> Iterator[Packed
         return
     # Not forked: the parent may have threads. Workers import this module, no tables and no torch.
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_start_worker) as pool:
+    with quiet_tracker(), ProcessPoolExecutor(processes, mp_context=spawn, initializer=_start_worker) as pool:
         try:
             yield from pool.map(pack, tasks)
         except BrokenProcessPool:

@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from csdn.data.dataset import Dataset, SampleTable, load_dataset
@@ -62,13 +63,14 @@ def run_evaluation(
     """Evaluate the model in folder `model` on the test people; returns what is written to `metrics`.
 
     Writes folder `out` too, and headline.json beside `metrics`. embedder: this one, or csdn.cluster's.
-    Raises UserError where no test person has an image of one modality, or a gallery would be empty.
+    Raises UserError where no test person has an image of one modality, a gallery would be empty, or weights
+    or features are not finite numbers.
     """
     device = configure_torch(params.scaling.threads, params.scaling.device)
     dataset = load_dataset(data)
     experiment = prepare(dataset, params.evaluation.protocol, **params.evaluation.options())
     clip = load_clip(params.model.clip, params.model.weights)
-    trained = folded(load(model))
+    trained = _load(model)
     walk = test_walk(experiment.table, params, data)
     make_embeds = partial(embedders, params, clip, trained)
     embedded = partial(embedder, walk, make_embeds, params.scaling, device)
@@ -76,12 +78,34 @@ def run_evaluation(
     with open_state("evaluate", stage_key("evaluation", params, clip.sha256, inputs)) as state:
         with progress("embed", "images") as report:
             features = embed_all(embedded, len(experiment.table), state, report)
+        _check_finite(features)
         methods = {name: feature_distances(features[name]) for name in METHODS}
         results = evaluate(experiment, methods, params.seed)
         write_results(results, features, maps_of_people(trained.to(device), dataset, params, data), out)
         write_json(metrics, results.figures)
         write_json(metrics.with_name("headline.json"), headline(results.figures))
     return results.figures
+
+
+def _load(folder: Path) -> CSDN:
+    network = load(folder)
+    bad = [name for name, tensor in network.state_dict().items() if not tensor.isfinite().all()]
+    if bad:
+        raise UserError(
+            f"{folder}: {len(bad)} tensors have weights that are not finite numbers, such as {bad[0]}: its "
+            "training went wrong; train again with lower learning rates, or put another model there"
+        )
+    return folded(network)
+
+
+def _check_finite(features: Mapping[str, np.ndarray]) -> None:
+    for name, rows in features.items():
+        bad = np.count_nonzero(~np.isfinite(rows.sum(axis=1)))
+        if bad:
+            raise UserError(
+                f"features of the method {name} are not finite numbers for {bad} of {len(rows)} test images: "
+                "the weights of its network are too large; train again with lower learning rates"
+            )
 
 
 def prepare(dataset: Dataset, name: str, **options: Any) -> Experiment:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from csdn.errors import UserError
+from csdn.errors import Diverged, UserError
 from csdn.retraining import steps
 from csdn.retraining.notify import News, notify
-from csdn.retraining.retrain import Look, Outcome, conclude, look, nothing_usable, tidy
+from csdn.retraining.retrain import Look, Outcome, conclude, look, nothing_usable, refuse_diverged, tidy
 
 
 def retrain_here(workspace: Path, overrides: Mapping[str, Any], regardless: bool) -> None:
@@ -32,9 +32,12 @@ def _carried_out(found: Look) -> Outcome:
     first, *others = steps.STAGES
     steps.repro(first, found.run.folder, _say)
     if not nothing_usable(found.run):
-        for stage in others:
-            steps.repro(stage, found.run.folder, _say)
-        steps.gate(found.run.folder, _say)
+        try:
+            for stage in others:
+                steps.repro(stage, found.run.folder, _say)
+            steps.gate(found.run.folder, _say)
+        except Diverged as error:
+            refuse_diverged(found.run, error)
     return conclude(found.run)
 
 

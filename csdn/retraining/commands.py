@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from csdn.retraining import dvc_files
+from csdn.safe import redacted
 
 GUARD = Path(__file__).with_name("guard.py")
 LAST_LINES = 15  # of a failed command, shown in its error
@@ -54,7 +55,7 @@ def run(
     try:
         for line in process.stdout:
             if line.strip():
-                last.append(line.rstrip())
+                last.append(redacted(line.rstrip()))
                 log(last[-1])
         code = process.wait()
     except BaseException:  # a cancelled run arrives as one

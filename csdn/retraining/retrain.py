@@ -14,15 +14,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from csdn.champion import Champion
+from csdn.champion import Champion, read_champion
 from csdn.data.drops import LEDGER, Drop, Status, parse_ledger
 from csdn.data.people import Identity, parse_aliases
 from csdn.data.syncing import synced
 from csdn.data.tables import PEOPLE_SCHEMA, read_table
 from csdn.documents import expected_in, parse_yaml, read_json
-from csdn.errors import UserError
+from csdn.errors import Diverged, UserError
+from csdn.files import write_json
 from csdn.params import Params, parse_params
 from csdn.retraining.champions import fetch_champion
+from csdn.retraining.gate import KEEP, Decision, as_json
 from csdn.retraining.git import file_at
 from csdn.retraining.lock import RUNS
 from csdn.retraining.mainline import branch_of, champion_at
@@ -150,12 +152,27 @@ def nothing_usable(run: Run) -> list[str]:
     return [f"{drop}: {one['bad']} of {one['images']} images are bad" for drop, one in bad]
 
 
+def refuse_diverged(run: Run, error: Diverged) -> None:
+    """Have the run refused by `conclude`, since its training diverged: another night's would do so again."""
+    champion = read_champion(run.folder).champion
+    _drop_figures(run)
+    decision = Decision(KEEP, [str(error)])
+    write_json(run.folder / "metrics/gate.json", as_json(decision, champion and champion.version, []))
+
+
+def _drop_figures(run: Run) -> None:
+    """Remove those of the model that the run began with: this run has made none to compare with it."""
+    for name in ("headline", "evaluation"):
+        (run.folder / f"metrics/{name}.json").unlink(missing_ok=True)
+
+
 def conclude(run: Run) -> Outcome:
     """Carry out what the gate decided: main moves to the run, or the drops that came with it are held.
 
     Called again after a failure, it goes on. Raises UserError, Away where a remote does not answer.
     """
     if bad := nothing_usable(run):
+        _drop_figures(run)
         return _refused(run, bad)
     gate = _metrics(run, "gate", "csdn gate", "decision", "reasons")
     if gate["decision"] != "promote":

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from csdn.documents import expected_in, read_yaml
-from csdn.errors import Away, UserError
-from csdn.process import EX_TEMPFAIL
+from csdn.errors import Away, Diverged, UserError
+from csdn.process import EX_DATAERR, EX_TEMPFAIL
 from csdn.retraining.commands import CommandFailed, run
 from csdn.retraining.dvc_files import DVC
 
@@ -35,6 +35,10 @@ class StepFailed(UserError):
 
 class StepAway(StepFailed, Away):
     """It failed because a store or a remote did not answer."""
+
+
+class StepDiverged(StepFailed, Diverged):
+    """It failed because training diverged: the run is over, and has no model."""
 
 
 def repro(stage: str, folder: Path, log: Log, environment: Environment | None = None) -> None:
@@ -88,6 +92,13 @@ def failed(name: str, failure: CommandFailed) -> StepFailed:
     begin = next((n for n, line in enumerate(lines) if line.startswith("error: ")), None)
     own = [line for line in lines[begin or 0 :] if not line.startswith("ERROR: failed to reproduce")]
     text = str(failure) if begin is None else "\n".join(own).removeprefix("error: ")
-    away = f"exited with {EX_TEMPFAIL}", f"exit code {EX_TEMPFAIL}", *SILENCE
     said = "\n".join([str(failure), *lines])
-    return (StepAway if any(words in said for words in away) else StepFailed)(f"{name}: {text}")
+    if any(words in said for words in (*_ended_with(EX_TEMPFAIL), *SILENCE)):
+        return StepAway(f"{name}: {text}")
+    diverged = any(words in said for words in _ended_with(EX_DATAERR))
+    return (StepDiverged if diverged else StepFailed)(f"{name}: {text}")
+
+
+def _ended_with(code: int) -> tuple[str, str]:
+    """How DVC and csdn.retraining.commands say it."""
+    return f"exited with {code}", f"exit code {code}"

@@ -1,8 +1,9 @@
 """Where stage 2 goes on: at the furthest of what any run of it has saved, here or on a cluster.
 
-Each run on Ray keeps the checkpoints of its workers in a folder of its own, an attempt, in `scaling.storage`
-or below the state; whatever an orphan still writes stands in its own attempt. A checkpoint has the files of a
-saved state (csdn.state).
+Each run on Ray keeps the checkpoints of its workers in a folder of its own, an attempt: below the state, or
+in `scaling.storage` below the clone's name and the state's key. So the state's lock keeps others from both,
+and clones that share a storage never read or remove each other's. Whatever an orphan still writes stands in
+its own attempt. A checkpoint has the files of a saved state (csdn.state).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pyarrow import fs
 from torch import Tensor
 
 from csdn.data.store import arrow_filesystem
-from csdn.state import StageState, saved_files, saved_position
+from csdn.state import StageState, clone_name, saved_files, saved_position
 
 Saved = tuple[dict[str, Any], dict[str, Tensor]]
 
@@ -30,7 +31,9 @@ class Attempts:
     def __init__(self, state: StageState, storage: str | None) -> None:
         self.state = state
         self.filesystem, root = _place(storage or str(state.folder / "attempts"))
-        self.folder = f"{root}/{state.folder.name[:16]}" if storage else root
+        if storage:
+            root = f"{root}/{clone_name(state.folder.parent)}/{state.folder.name[:16]}"
+        self.folder = root
         self._furthest = ""  # the folder that was loaded
 
     def load(self) -> Saved | None:

@@ -18,10 +18,16 @@ from csdn.pace import Pace
 from csdn.training.adam import Adam
 from csdn.training.checkpoint import model_tensors, optimizer_tensors, restore_model, restore_optimizer
 from csdn.training.collectives import any_rank, average_gradients, distributed, world
+from csdn.training.divergence import check_tensors
 from csdn.training.log import LossLog
 from csdn.training.losses import embedding_losses
 from csdn.training.schedules import factor
 from csdn.training.waiting import Waiting
+
+ADVICE = (
+    "lower learning_rate and head_learning_rate in params.yaml (section embedding; warm, where training goes "
+    "on from a champion), or set training.precision to float32 where it is another"
+)
 
 
 class Batch(Protocol):
@@ -81,11 +87,12 @@ def train_embedding(
 
     text_table: [identities, d] fused text features, constants of this stage.
     Each of several workers (torch.distributed) calls it with its part of every batch; all save together.
+    Raises Diverged where losses or weights are not finite: before they are saved, in all workers.
     """
     only_images_train(model)
     optimizer = build_optimizer(model, settings)
     first, start, rows = restore(model, optimizer, state)
-    log = LossLog(feed.steps_per_epoch, rows)
+    log = LossLog(feed.steps_per_epoch, ADVICE, rows)
     trained = distributed(model.train())
     pace, waiting = pace or Pace(), Waiting()
     for epoch in range(first, settings.epochs):
@@ -95,14 +102,14 @@ def train_embedding(
             done = batch.step + 1
             last = done == feed.steps_per_epoch
             step = epoch * feed.steps_per_epoch + done
-            if log.add(losses, due=last, epoch=epoch, step=step):
-                log.rows[-1]["learning_rate"] = rate
+            if log.add(losses, rate, due=last, epoch=epoch, step=step):
                 total = settings.epochs * feed.steps_per_epoch
                 report(step, total, {"loss": log.rows[-1]["total"], "waiting": waiting.share()})
                 if due_to_save(pace, state):
                     with pace.saving():
                         save(model, optimizer, state, epoch + last, 0 if last else done, log.rows)
         start = 0
+    check_tensors(model_tensors(model), log.rows[-1], ADVICE)
     return log.rows
 
 
@@ -176,8 +183,9 @@ def save(
     step: int,
     rows: list[dict[str, Any]],
 ) -> None:
-    """Checkpoint with the plan's position: the next batch is row `step` of `epoch`."""
+    """Checkpoint with the plan's position: the next batch is row `step` of `epoch`. Raises Diverged."""
     tensors = model_tensors(model) | optimizer_tensors(optimizer, "optimizer.")
+    check_tensors(tensors, rows[-1], ADVICE)
     state.save({"epoch": epoch, "step": step, "log": rows}, tensors)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from csdn.training.collectives import mean_over_ranks
+from csdn.training.divergence import check_losses
 
 ROWS_PER_EPOCH = 20
 
@@ -18,23 +20,40 @@ class LossLog:
     """Collects losses step by step; `rows` holds the means over every `every` steps and over the workers.
 
     Losses stay tensors until a row is due: reading one earlier would make a GPU wait at each step.
+    advice: what to do where training diverged.
     """
 
-    def __init__(self, steps_per_epoch: int, rows: Sequence[Mapping[str, Any]] = ()) -> None:
+    def __init__(self, steps_per_epoch: int, advice: str, rows: Sequence[Mapping[str, Any]] = ()) -> None:
         self.every = max(1, steps_per_epoch // ROWS_PER_EPOCH)
         self.rows: list[dict[str, Any]] = [dict(row) for row in rows]
-        self._pending: list[dict[str, torch.Tensor]] = []
+        self._advice = advice
+        self._pending: list[tuple[dict[str, Any], dict[str, torch.Tensor]]] = []
 
-    def add(self, losses: Mapping[str, torch.Tensor], due: bool = False, **position: Any) -> bool:
-        """Take one step's losses; true when that (or `due`, the epoch's last step) completed a row."""
-        self._pending.append({name: loss.detach() for name, loss in losses.items()})
+    def add(
+        self, losses: Mapping[str, torch.Tensor], learning_rate: float, due: bool = False, **position: Any
+    ) -> bool:
+        """Take one step's losses; true when that (or `due`, the epoch's last step) completed a row.
+
+        Raises Diverged where a row has losses that are not finite: of their first step, in all workers.
+        """
+        about = {**position, "learning_rate": learning_rate}
+        self._pending.append((about, {name: loss.detach() for name, loss in losses.items()}))
         if len(self._pending) < self.every and not due:
             return False
-        means = {name: _mean([step[name] for step in self._pending]) for name in self._pending[0]}
-        means = mean_over_ranks(means)
-        self.rows.append({**position, **{name: float(mean) for name, mean in means.items()}})
+        means = {name: _mean([step[name] for _, step in self._pending]) for name in losses}
+        row = {name: float(mean) for name, mean in mean_over_ranks(means).items()}
+        if not all(map(math.isfinite, row.values())):
+            self._check_each_step()
+        check_losses(row, about, self._advice)
+        self.rows.append({**position, **row, "learning_rate": learning_rate})
         self._pending.clear()
         return True
+
+    def _check_each_step(self) -> None:
+        """Raise Diverged of the first bad step; the row alone says no more than that there is one."""
+        for about, step in self._pending:
+            means = mean_over_ranks(step)
+            check_losses({name: float(mean) for name, mean in means.items()}, about, self._advice)
 
 
 def _mean(losses: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -21,6 +21,7 @@ from csdn.randomness import Stream, generator
 from csdn.state import StageState
 from csdn.training.adam import Adam
 from csdn.training.checkpoint import optimizer_tensors, restore_optimizer
+from csdn.training.divergence import check_tensors
 from csdn.training.log import LossLog
 from csdn.training.schedules import warmup_cosine
 
@@ -139,28 +140,31 @@ def train_phase(
     report: Callable[..., None],
     pace: Pace | None = None,
 ) -> list[dict[str, Any]]:
-    """Train one phase, from its last checkpoint if `state` holds one; returns the log's rows."""
+    """Train one phase, from its last checkpoint if `state` holds one; returns the log's rows.
+
+    Raises Diverged where losses or parameters are not finite, before they are saved.
+    """
     parameters = phase.parameters()
     if not parameters:  # variants of SII without weights have nothing to learn
         return []
     optimizer = Adam(parameters, weight_decay=settings.weight_decay)
     first, start, rows = _restore(phase, optimizer, state)
     steps = len(phase.plan(0))
-    log = LossLog(steps, rows)
+    log = LossLog(steps, _advice(phase), rows)
     total = settings.epochs * steps
     pace = pace or Pace()
     for epoch in range(first, settings.epochs):
         plan = phase.plan(epoch)
         for step in range(start, steps):
             at = epoch + step / steps if settings.schedule_update == "step" else epoch
-            optimizer.param_groups[0]["lr"] = warmup_cosine(at, epochs=settings.epochs, **settings.schedule)
+            rate = warmup_cosine(at, epochs=settings.epochs, **settings.schedule)
+            optimizer.param_groups[0]["lr"] = rate
             losses = phase.loss(plan[step], epoch, step)
             optimizer.zero_grad(set_to_none=True)
             losses["loss"].backward()
             optimizer.step()
             done, last = epoch * steps + step + 1, step + 1 == steps
-            if log.add(losses, due=last, phase=phase.name, epoch=epoch, step=done):
-                log.rows[-1]["learning_rate"] = optimizer.param_groups[0]["lr"]
+            if log.add(losses, rate, due=last, phase=phase.name, epoch=epoch, step=done):
                 report(done, total, {"loss": log.rows[-1]["loss"]})
                 if pace.due() or done == total:
                     with pace.saving():
@@ -177,11 +181,15 @@ def _save(
     step: int,
     rows: list[dict[str, Any]],
 ) -> None:
-    """Checkpoint with the plan's position: the next row is row `step` of `epoch`."""
+    """Checkpoint with the plan's position: the next row is row `step` of `epoch`. Raises Diverged."""
     tensors = {f"parameter.{n}": parameter for n, parameter in enumerate(phase.parameters())}
-    state.save(
-        {"epoch": epoch, "step": step, "log": rows}, tensors | optimizer_tensors(optimizer, "optimizer.")
-    )
+    tensors |= optimizer_tensors(optimizer, "optimizer.")
+    check_tensors(tensors, rows[-1], _advice(phase))
+    state.save({"epoch": epoch, "step": step, "log": rows}, tensors)
+
+
+def _advice(phase: Phase) -> str:
+    return f"lower prompts.{phase.name}.learning_rate in params.yaml"
 
 
 def _restore(

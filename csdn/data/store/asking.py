@@ -53,7 +53,8 @@ def ask(request: Callable[[], T], where: str, endpoint: str, patience: float) ->
     """The request's answer, asked for again with back-off for `patience` seconds while the store is away.
 
     where: the address that an error names; endpoint: whom it names as silent. Raises UserError, Away
-    where only patience ended; of a missing object, FileNotFoundError.
+    where only patience ended; of a missing object, FileNotFoundError. The client's own error, whose text may
+    have the endpoint's query, is no cause of theirs: it would stand in the traceback of a log.
     """
     began, wait = time.monotonic(), _FIRST_WAIT
     while True:
@@ -64,9 +65,9 @@ def ask(request: Callable[[], T], where: str, endpoint: str, patience: float) ->
                 raise FileNotFoundError(where) from None
             tried = time.monotonic() - began
             if not _is_away(error):
-                raise UserError(f"{where}: {_explained(error, endpoint, tried)}") from error
+                raise UserError(f"{where}: {_explained(error, endpoint, tried)}") from None
             if tried + wait > patience:
-                raise Away(f"{where}: {_explained(error, endpoint, tried)}") from error
+                raise Away(f"{where}: {_explained(error, endpoint, tried)}") from None
         # A random part keeps the processes of a run from all coming back at once.
         time.sleep(wait * random.SystemRandom().uniform(0.5, 1))
         wait = min(2 * wait, _LONGEST_WAIT)

@@ -193,4 +193,5 @@ def _connect(address: str, bucket: str) -> _Connection:
         client = session.create_client("s3", config=config)
         return _Connection(os.getpid(), client, RangeRequests(session, client, bucket, CONNECTIONS))
     except (BotoCoreError, ValueError) as error:  # such as an endpoint that is no URL
-        raise UserError(f"{address}: the settings of the object store are not usable: {error}") from error
+        why = str(error).partition("?")[0]  # it names the endpoint, whose query may be a secret
+        raise UserError(f"{address}: the settings of the object store are not usable: {why}") from None

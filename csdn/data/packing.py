@@ -19,7 +19,7 @@ from typing import Any
 
 from csdn.data.ahead import Taken, read_ahead
 from csdn.data.images import BadImage, extension_of, probe
-from csdn.data.people import canonical_label
+from csdn.data.labels import NO_LABEL, label_fault
 from csdn.data.records import ImageRecord
 from csdn.data.shards import ShardWriter
 from csdn.data.sources import Source, open_source
@@ -30,7 +30,6 @@ from csdn.process import die_with_parent
 # A shard also ends after so many images, so that small ones are spread over all cores.
 SHARD_IMAGES = 1000
 STORE_READERS = 8  # of each process: an object store takes its time to answer
-NO_LABEL = "no label"
 
 
 @dataclass(frozen=True)
@@ -165,8 +164,8 @@ def _pack_image(
         data = _read(taken, record)
         key = hashlib.sha256(data).hexdigest()
         extension = extension_of(record.path)
-        if not canonical_label(record.person):
-            raise BadImage(NO_LABEL)
+        if fault := label_fault(record.person):
+            raise BadImage(fault if fault == NO_LABEL else f"person {fault}")
         height, width = probe(data, extension, max_pixels)
     except BadImage as bad:
         packed.refused.append((record.path, bad.reason, key, *about))

@@ -25,6 +25,7 @@ def summary(drops: Sequence[IndexedDrop], merged: Merged) -> dict[str, Any]:
         "cameras": _cameras(merged.samples),
         "duplicates": merged.duplicates,
         "quarantined": dict(sorted(Counter(merged.quarantine["reason"].to_pylist()).items())),
+        "labels": merged.labels,
         "unlike_published": unlike_published(used, merged.samples),
         "ignored_files": sum(d.ignored for d in drops if d.drop.status != Status.REJECTED),
     }
@@ -79,7 +80,7 @@ def summary_lines(metrics: dict[str, Any]) -> list[str]:
         f"{side:10}{people[side]:>8}{images[side]['visible']:>10}{images[side]['infrared']:>10}"
         for side in ("train", "test")
     ]
-    lines += [f"WARNING: {difference}" for difference in metrics["unlike_published"]]
+    lines += [f"WARNING: {note}" for note in metrics["unlike_published"] + metrics["labels"]]
     notes = {
         f"{people['waiting']} people wait for images of the other modality": people["waiting"],
         f"{metrics['duplicates']} images came more than once and are used once": metrics["duplicates"],

@@ -1,7 +1,7 @@
 """Labels of people, cameras and modalities: one function says which spellings are the same one.
 
 Every door uses it: folders, manifests, the lists of benchmarks, aliases, `csdn evaluate-features`, and
-csdn.evaluation. The rules are in docs/labels.md.
+csdn.evaluation. The rules are in docs/public-benchmarks.md, "Labels".
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from numbers import Integral, Real
 from typing import Any
@@ -133,23 +133,6 @@ def _remembered(value: Any, known: dict[Any, str]) -> str:
         return canonical_label(value)
 
 
-def joined_spellings(given: Iterable[str]) -> list[list[str]]:
-    """Labels as given, those of one canonical label together, where there are several."""
-    return _groups((label for label in given if canonical_label(label)), canonical_label)
-
-
-def look_alikes(labels: Iterable[str]) -> list[list[str]]:
-    """Canonical labels that stay apart and look alike, together: see `_look`."""
-    return _groups(labels, _look)
-
-
-def _groups(labels: Iterable[str], key: Any) -> list[list[str]]:
-    groups: dict[Any, list[str]] = defaultdict(list)
-    for label in sorted(set(labels)):
-        groups[key(label)].append(label)
-    return [group for group in groups.values() if len(group) > 1]
-
-
 def _look(label: str) -> tuple[str, ...] | str:
     """What is left of a label without punctuation, spaces and leading zeros: its runs of letters and digits.
 
@@ -170,17 +153,28 @@ def _visible(letter: str) -> str:
     return "" if category == "C" else letter
 
 
-def spelling_notes(what: str, given: Sequence[str], labels: Iterable[str], remedy: str) -> list[str]:
-    """Warnings: labels as given that were joined, and `labels` that look alike and stay apart.
+def spelling_notes(
+    what: str, spellings: Mapping[Any, Any], labels: Iterable[str], remedy: str = ""
+) -> list[str]:
+    """Warnings: spellings that were joined, and labels that stay apart and look alike (`_look`).
 
-    what: "people" or "cameras"; remedy: how to join two that are one.
+    what: "people" or "cameras"; spellings: of each label as given, what it was taken as; remedy: how to join
+    two that are one.
     """
     notes = []
-    if joined := joined_spellings(given):
-        notes.append(f"{what} {_named(joined)} were joined: they are spellings of one label")
-    if alike := look_alikes(labels):
-        notes.append(f"{what} {_named(alike)} look alike and stay apart; if they are one, {remedy}")
+    if joined := _groups(spellings, spellings.__getitem__):
+        notes.append(f"{what}: {_named(joined)} were joined, as spellings of one label")
+    if alike := _groups(set(labels), _look):
+        notes.append(f"{what}: {_named(alike)} look alike and stay apart; if they are one, {remedy}")
     return notes
+
+
+def _groups(labels: Iterable[Any], key: Callable[[Any], Any]) -> list[list[str]]:
+    """The labels that have the same key, where there are several."""
+    groups: dict[Any, list[str]] = defaultdict(list)
+    for label in sorted(labels, key=str):
+        groups[key(label)].append(str(label))
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _named(groups: Sequence[Sequence[str]]) -> str:

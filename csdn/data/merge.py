@@ -97,15 +97,20 @@ def _all_rows(drops: Sequence[IndexedDrop], identity: Identity) -> pd.DataFrame:
 
 def _label_notes(rows: pd.DataFrame) -> list[str]:
     """Warnings about the labels of the drops in use."""
-    people, cameras = rows[["label", "person"]], rows[["camera_label", "camera"]]
+    remedies = (
+        ("people", "label", "person", "join them in the file that data.aliases names"),
+        ("cameras", "camera_label", "camera", "name them alike, in the folders or the manifest"),
+    )
     return [
-        *spelling_notes("people", *_distinct(people), "join them in the file that data.aliases names"),
-        *spelling_notes("cameras", *_distinct(cameras), "name them alike, in the folders or the manifest"),
+        note
+        for what, given, column, remedy in remedies
+        for note in spelling_notes(
+            what,
+            {label: canonical_label(label) for label in rows[given].unique()},  # what aliases join was meant
+            rows[column].unique(),
+            remedy,
+        )
     ]
-
-
-def _distinct(labels: pd.DataFrame) -> list[list[str]]:
-    return [labels[column].unique().tolist() for column in labels]
 
 
 def _fates(rows: pd.DataFrame, taken: Collection[int]) -> pd.Series:

@@ -6,9 +6,25 @@ from typing import Any
 
 import numpy as np
 
+from csdn.data.labels import spelling_notes
 from csdn.evaluation.counts import counts_of
 from csdn.evaluation.protocols import Index, canonical_index, protocol, rule_cameras, rule_people
 from csdn.evaluation.scores import Labels, feature_distances, headline, trial_metrics
+
+
+def label_notes(index: Index, name: str) -> list[str]:
+    """Warnings: labels of the index that the protocol `name` joins, or that look alike and stay apart."""
+    labels = canonical_index(name, index)
+    return [
+        note
+        for what, plural in (("person", "people"), ("camera", "cameras"))
+        for note in spelling_notes(
+            plural,
+            dict(zip(index[what], labels[what], strict=True)),
+            map(str, labels[what]),
+            "name them alike in the index",
+        )
+    ]
 
 
 def evaluate_features(features: np.ndarray, index: Index, name: str, **options: Any) -> dict[str, Any]:

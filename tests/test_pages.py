@@ -86,6 +86,7 @@ def test_a_name_from_a_drop_cannot_end_the_block_of_text():
         "images": {"train": counts, "test": counts},
         "drops": {"held": [], "left_out": []},
         "unlike_published": ["```<b>"],
+        "labels": [],
         "duplicates": 0,
         "ignored_files": 0,
         "quarantined": {},

@@ -77,7 +77,7 @@ def evaluate_features(
     try:
         figures = evaluate(read_features(features), columns, protocol, **options)
     except ValueError as error:
-        raise UserError(f"{features}: {error}") from None
+        raise UserError(f"{features}, with the index {index}: {error}") from None
     if out is not None:
         write_json(out, figures)
     warnings = [printable(f"WARNING: {note}") for note in label_notes(columns, protocol)]

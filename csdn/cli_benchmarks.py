@@ -65,16 +65,20 @@ def evaluate_features(
     of a CSV file with the columns person, modality, camera and path. Features are compared by dot product.
     """
     from csdn.evaluation.own_features import evaluate_features as evaluate
+    from csdn.evaluation.own_features import label_notes
     from csdn.evaluation.summary import notes, table_lines
     from csdn.files import write_json
     from csdn.index_files import read_features, read_index
+    from csdn.safe import printable
 
+    columns = read_index(index)
     given = (("mode", mode), ("shots", shots), ("trials", trials))
     options = {name: value for name, value in given if value is not None}
     try:
-        figures = evaluate(read_features(features), read_index(index), protocol, **options)
+        figures = evaluate(read_features(features), columns, protocol, **options)
     except ValueError as error:
-        raise UserError(f"{features}: {error}") from None
+        raise UserError(f"{features}, with the index {index}: {error}") from None
     if out is not None:
         write_json(out, figures)
-    print(*table_lines(figures, {"features": "features"}), *notes(figures["counts"]), sep="\n")
+    warnings = [printable(f"WARNING: {note}") for note in label_notes(columns, protocol)]
+    print(*table_lines(figures, {"features": "features"}), *notes(figures["counts"]), *warnings, sep="\n")

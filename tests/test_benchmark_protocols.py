@@ -154,7 +154,7 @@ SYSU_CAMERAS = [
 
 
 def published_draw(index, cameras, trial, draw, modality="visible"):
-    """The draw as the literature writes it: the module's generator, nested loops, sorted names."""
+    """A draw in the order of the literature's codes: the module's generator, nested loops, sorted names."""
     random.seed(trial)
     gallery = []
     for person in sorted(set(index["person"])):
@@ -176,7 +176,7 @@ def published_draw(index, cameras, trial, draw, modality="visible"):
     ("shots", "draw"),
     [(1, lambda files: [random.choice(files)]), (10, lambda files: random.sample(files, 10))],
 )
-def test_sysu_draws_what_the_literature_draws(mode, cameras, shots, draw):
+def test_sysu_draws_one_shot_as_the_literature_and_ten_with_the_trials_seed(mode, cameras, shots, draw):
     index = many(SYSU_CAMERAS)
     (search,) = protocol("sysu", index, mode=mode, shots=shots)
     assert len(search.galleries) == 10

@@ -222,13 +222,15 @@ def test_places_of_gallery_images_are_those_of_the_permutation_file(miniatures, 
     assert seen == project.figures()["images"]["test"]["visible"]
 
 
-def samples_of(drop, train_people, test_people):
-    """samples.parquet of a drop with one visible and one infrared image of each person."""
+def samples_of(drop, train_people, test_people, images=1, cameras=None):
+    """samples.parquet of a drop with so many visible and infrared images of each person."""
+    cameras = cameras or {"visible": "cam1", "infrared": "cam1"}
     rows = [
-        ("k", "jpg", "s", 0, 1, person, side, modality, "cam1", "p", drop.id, [])
+        ("k", "jpg", "s", 0, 1, person, side, modality, cameras[modality], "p", drop.id, [])
         for person in range(train_people + test_people)
         for side in ("train" if person < train_people else "test",)
         for modality in ("visible", "infrared")
+        for _ in range(images)
     ]
     return table_of(rows, SAMPLES_SCHEMA)
 
@@ -240,6 +242,12 @@ def test_a_copy_that_is_not_the_published_data_is_named(tmp_path):
     assert unlike_published([llcm], samples_of(llcm, 300, 1)) == []  # a miniature
     assert unlike_published([llcm], samples_of(llcm, 712, 1)) == [
         f"{llcm}: 712 train people, llcm as published has 713"
+    ]
+    regdb = type(drop)(drop.id, "/data/regdb", "regdb")
+    genuine = samples_of(regdb, 206, 206, 10, {"visible": "visible", "infrared": "thermal"})
+    assert unlike_published([regdb], genuine) == []  # a camera is called as its modality
+    assert unlike_published([regdb], genuine.slice(0, genuine.num_rows - 1)) == [
+        f"{regdb}: 2059 test infrared images, regdb as published has 2060"
     ]
     sysu = type(drop)(drop.id, "/data/sysu", "sysu")
     assert [line.split(": ")[1] for line in unlike_published([sysu], samples_of(sysu, 395, 96))] == [

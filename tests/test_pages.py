@@ -87,6 +87,7 @@ def test_a_name_from_a_drop_cannot_end_the_block_of_text():
         "drops": {"held": [], "left_out": []},
         "unlike_published": ["```<b>"],
         "few_grey_levels": [],
+        "labels": [],
         "duplicates": 0,
         "ignored_files": 0,
         "quarantined": {},

@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from csdn.data.people import Identity, canonical_label, read_aliases
+from csdn.data.labels import canonical_label
+from csdn.data.people import Identity, read_aliases
 from csdn.errors import UserError
 
 

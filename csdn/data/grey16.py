@@ -14,6 +14,8 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from csdn.data.labels import canonical_label
+
 Range = Sequence[int]  # low, high
 Facts = Mapping[str, int]  # of a camera: images, low, high, span
 
@@ -25,7 +27,8 @@ ODD_IMAGES = 1  # percent of a camera's darkest and brightest images that are no
 
 def range_of(camera: str, ranges: Mapping[str, Range]) -> Range | None:
     """The range that `ingest.grey16_range` gives a camera; None where it gives none."""
-    return ranges.get(camera, ranges.get("*"))
+    wanted = canonical_label(camera)
+    return next((given for name, given in ranges.items() if canonical_label(name) == wanted), ranges.get("*"))
 
 
 def png_of_range(values: np.ndarray, low: int, high: int, source: str) -> bytes:

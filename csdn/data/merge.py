@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from csdn.data.drops import Drop, Status
 from csdn.data.grey16 import Facts
-from csdn.data.packing import NO_LABEL
+from csdn.data.labels import NO_LABEL, canonical_label, spelling_notes
 from csdn.data.people import Identity
 from csdn.data.sides import check_trial, given_sides, people_sides
 from csdn.data.tables import PEOPLE_SCHEMA, QUARANTINE_SCHEMA, SAMPLES_SCHEMA
@@ -56,6 +56,7 @@ class Merged:
     quarantine: pa.Table
     duplicates: int
     held: list[HeldDrop]
+    labels: list[str]  # warnings: spellings that were joined, or look alike
 
 
 def merge(drops: Sequence[IndexedDrop], identity: Identity, max_bad_fraction: float) -> Merged:
@@ -74,22 +75,44 @@ def merge(drops: Sequence[IndexedDrop], identity: Identity, max_bad_fraction: fl
         quarantine=_quarantine(drops, rows),
         duplicates=int((rows["fate"] == _DUPLICATE).sum()),
         held=held,
+        labels=_label_notes(rows[rows["drop"].isin(list(taken))]),
     )
 
 
 def _all_rows(drops: Sequence[IndexedDrop], identity: Identity) -> pd.DataFrame:
-    """Every indexed image with its drop's position, canonical person, and numbers for image and owner."""
+    """Every indexed image with its drop's position, canonical person and camera, and numbers for image and
+    owner; `label` and `camera_label` are as given.
+    """
     frames = [
         indexed.index.to_pandas().assign(drop=n, given=given_sides(indexed.index, identity.trial))
         for n, indexed in enumerate(drops)
     ]
     rows = pd.concat(frames, ignore_index=True)
-    canonical = {label: identity.person(label) for label in rows["person"].unique()}
-    rows["label"] = rows["person"]
-    rows["person"] = rows["person"].map(canonical)
+    people = {label: identity.person(label) for label in rows["person"].unique()}
+    cameras = {label: canonical_label(label) for label in rows["camera"].unique()}
+    rows["label"], rows["camera_label"] = rows["person"], rows["camera"]
+    rows["person"], rows["camera"] = rows["person"].map(people), rows["camera"].map(cameras)
     rows["image"] = pd.factorize(rows["key"])[0]
     rows["owner"] = rows.groupby(["person", "modality"]).ngroup()
     return rows
+
+
+def _label_notes(rows: pd.DataFrame) -> list[str]:
+    """Warnings about the labels of the drops in use."""
+    remedies = (
+        ("people", "label", "person", "join them in the file that data.aliases names"),
+        ("cameras", "camera_label", "camera", "name them alike, in the folders or the manifest"),
+    )
+    return [
+        note
+        for what, given, column, remedy in remedies
+        for note in spelling_notes(
+            what,
+            {label: canonical_label(label) for label in rows[given].unique()},  # what aliases join was meant
+            rows[column].unique(),
+            remedy,
+        )
+    ]
 
 
 def _fates(rows: pd.DataFrame, taken: Collection[int]) -> pd.Series:
@@ -184,7 +207,9 @@ def _quarantine(drops: Sequence[IndexedDrop], rows: pd.DataFrame) -> pa.Table:
         if indexed.drop.status != Status.REJECTED
     ]
     torn = rows[rows["fate"].isin(_CONFLICTS)].assign(drop=lambda frame: frame["drop"].map(ids))
-    torn = torn.drop(columns="person").rename(columns={"fate": "reason", "key": "sha256", "label": "person"})
+    torn = torn.drop(columns=["person", "camera"]).rename(
+        columns={"fate": "reason", "key": "sha256", "label": "person", "camera_label": "camera"}
+    )
     place = {drop: n for n, drop in ids.items()}
     frame = pd.concat([table.to_pandas() for table in [*parts, _as_table(torn, QUARANTINE_SCHEMA)]])
     frame["place"] = frame["drop"].map(place)

@@ -20,7 +20,7 @@ from typing import Any
 from csdn.data.ahead import Taken, read_ahead
 from csdn.data.grey16 import Range, extremes, png_of_range, range_of
 from csdn.data.images import BadImage, extension_of, grey16, probe
-from csdn.data.people import canonical_label
+from csdn.data.labels import NO_LABEL, canonical_label, label_fault
 from csdn.data.records import ImageRecord
 from csdn.data.shards import ShardWriter
 from csdn.data.sources import Source, open_source
@@ -31,7 +31,6 @@ from csdn.process import die_with_parent, quiet_tracker
 # A shard also ends after so many images, so that small ones are spread over all cores.
 SHARD_IMAGES = 1000
 STORE_READERS = 8  # of each process: an object store takes its time to answer
-NO_LABEL = "no label"
 
 
 @dataclass(frozen=True)
@@ -168,15 +167,15 @@ def _pack_image(
         data = _read(taken, record)
         key = original = hashlib.sha256(data).hexdigest()
         extension = extension_of(record.path)
-        if not canonical_label(record.person):
-            raise BadImage(NO_LABEL)
+        if fault := label_fault(record.person):
+            raise BadImage(fault if fault == NO_LABEL else f"person {fault}")
         height, width = probe(data, extension, task.max_pixels)
         deep = grey16(data, extension)
     except BadImage as bad:
         packed.refused.append((record.path, bad.reason, original, *about))
     else:
         if deep is not None:
-            packed.grey16.append((record.camera, *extremes(deep)))
+            packed.grey16.append((canonical_label(record.camera), *extremes(deep)))
             if given := range_of(record.camera, task.grey16_range):
                 data, extension = png_of_range(deep, *given, source=original), "png"
                 key = hashlib.sha256(data).hexdigest()

@@ -8,25 +8,15 @@ put them (csdn.data.sides).
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from csdn.data.labels import BadLabel, canonical_label
 from csdn.documents import parse_json
 from csdn.errors import UserError
 
 BUCKETS = 100
-
-
-def canonical_label(label: str) -> str:
-    """Unicode NFC, stripped, case-folded: 'Ana ' and 'ANA' are one person; '' is nobody.
-
-    >>> canonical_label(" Person 7 ")
-    'person 7'
-    """
-    folded = unicodedata.normalize("NFC", label).strip().casefold()
-    return unicodedata.normalize("NFC", folded)  # folding can undo the composition
 
 
 @dataclass(frozen=True)
@@ -65,10 +55,19 @@ def parse_aliases(text: bytes, path: str | Path) -> dict[str, str]:
     given = parse_json(text, path)
     if not isinstance(given, dict) or not all(isinstance(meant, str) for meant in given.values()):
         raise UserError(f'{path}: expected {{"label as given": "label meant", ...}}')
-    aliases = {canonical_label(label): canonical_label(meant) for label, meant in given.items()}
+    aliases: dict[str, str] = {}
+    for label, meant in given.items():
+        try:
+            one, other = canonical_label(label), canonical_label(meant)
+        except BadLabel as bad:
+            raise UserError(f"{path}: {label!r} -> {meant!r}: {bad}") from None
+        if not one or not other:
+            raise UserError(f"{path}: {label!r} -> {meant!r}: a label is empty, or a missing value")
+        if aliases.setdefault(one, other) != other:
+            raise UserError(
+                f"{path}: {label!r} -> {meant!r}: another spelling of {one!r} means somebody else"
+            )
     for label, meant in aliases.items():
-        if not label or not meant:
-            raise UserError(f"{path}: {label!r} -> {meant!r}: a label is empty")
         if aliases.get(meant, meant) != meant:
             raise UserError(f"{path}: {label!r} -> {meant!r}, which is an alias itself; name the last one")
     return aliases

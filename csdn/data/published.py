@@ -9,22 +9,22 @@ import pyarrow as pa
 
 from csdn.data.drops import Drop
 
-# (side, what) -> how many; what: "people", or images by modality or camera.
+# (side, "people", "") -> how many; (side, column, value) -> images: RegDB's cameras are called as modalities.
 PUBLISHED = {
     "sysu": {
-        ("train", "people"): 395,
-        ("test", "people"): 96,
-        ("test", "infrared"): 3803,
-        ("test", "cam3"): 1883,
-        ("test", "cam6"): 1920,
+        ("train", "people", ""): 395,
+        ("test", "people", ""): 96,
+        ("test", "modality", "infrared"): 3803,
+        ("test", "camera", "cam3"): 1883,
+        ("test", "camera", "cam6"): 1920,
     },
     "regdb": {
-        ("train", "people"): 206,
-        ("test", "people"): 206,
-        ("test", "visible"): 2060,
-        ("test", "infrared"): 2060,
+        ("train", "people", ""): 206,
+        ("test", "people", ""): 206,
+        ("test", "modality", "visible"): 2060,
+        ("test", "modality", "infrared"): 2060,
     },
-    "llcm": {("train", "people"): 713},
+    "llcm": {("train", "people", ""): 713},
 }
 
 
@@ -34,22 +34,23 @@ def unlike_published(drops: Sequence[Drop], samples: pa.Table) -> list[str]:
     A drop with less than half as many training people is a miniature, and is not compared.
     """
     return [
-        f"{drop}: {count} {side} {what}{'' if what == 'people' else ' images'}, "
+        f"{drop}: {count} {side} {f'{value} images' if value else column}, "
         f"{drop.layout} as published has {published}"
         for drop in drops
         if drop.layout in PUBLISHED
-        for (side, what), published, count in _compared(drop, samples)
+        for (side, column, value), published, count in _compared(drop, samples)
         if count != published
     ]
 
 
-def _compared(drop: Drop, samples: pa.Table) -> list[tuple[tuple[str, str], int, int]]:
+def _compared(drop: Drop, samples: pa.Table) -> list[tuple[tuple[str, str, str], int, int]]:
     rows = samples.filter(pa.compute.equal(samples["drop"], drop.id))
-    side, modality, camera = (rows[name].to_pylist() for name in ("side", "modality", "camera"))
-    people = Counter(of for of, _ in set(zip(side, rows["person_row"].to_pylist(), strict=True)))
-    counts = Counter(zip(side, modality, strict=True)) + Counter(zip(side, camera, strict=True))
-    counts.update({(of, "people"): count for of, count in people.items()})
+    side = rows["side"].to_pylist()
+    people = set(zip(side, rows["person_row"].to_pylist(), strict=True))
+    counts = Counter((of, "people", "") for of, _ in people)
+    for column in ("modality", "camera"):
+        counts.update((of, column, value) for of, value in zip(side, rows[column].to_pylist(), strict=True))
     published = PUBLISHED[drop.layout]
-    if 2 * people["train"] < published["train", "people"]:
+    if 2 * counts["train", "people", ""] < published["train", "people", ""]:
         return []
     return [(what, number, counts[what]) for what, number in published.items()]

@@ -19,8 +19,8 @@ MODALITIES = tuple(Modality)
 class ImageRecord:
     """One image of a drop.
 
-    `path` is relative to the drop's root, with `/`; `person` is the label as given ("" means none);
-    `size` is in bytes, 0 where only reading tells; `etag` names the content where the source knows it.
+    `path` is relative to the drop's root, with `/`; `person` and `camera` are the labels as given ("" means
+    none); `size` is in bytes, 0 where only reading tells; `etag` names the content where the source knows it.
     A benchmark's authors say more: `sides`, "train" or "test" in each of their splits ("" where it is on no
     list), and `places`, where the image stands in their order of a gallery, from 0, for each of their trials.
     """

@@ -28,6 +28,7 @@ def summary(
         "cameras": _cameras(merged.samples),
         "duplicates": merged.duplicates,
         "quarantined": dict(sorted(Counter(merged.quarantine["reason"].to_pylist()).items())),
+        "labels": merged.labels,
         "unlike_published": unlike_published([d.drop for d in used], merged.samples),
         "few_grey_levels": few_levels([d.grey16 for d in used], grey16_range),
         "ignored_files": sum(d.ignored for d in drops if d.drop.status != Status.REJECTED),
@@ -83,7 +84,7 @@ def summary_lines(metrics: dict[str, Any]) -> list[str]:
         f"{side:10}{people[side]:>8}{images[side]['visible']:>10}{images[side]['infrared']:>10}"
         for side in ("train", "test")
     ]
-    warnings = metrics["unlike_published"] + metrics["few_grey_levels"]
+    warnings = metrics["unlike_published"] + metrics["labels"] + metrics["few_grey_levels"]
     lines += [f"WARNING: {warning}" for warning in warnings]
     notes = {
         f"{people['waiting']} people wait for images of the other modality": people["waiting"],

@@ -24,8 +24,8 @@ def _schema(**types: pa.DataType) -> pa.Schema:
 
 
 # data/index/<drop id>.parquet: a row for each good image of a drop, sorted by path. `offset` and `size` are
-# the image's bytes in the shard; `person` is the label as given. A key that comes twice is the same image.
-# `sides` and `places` are null but for benchmarks (csdn.data.records).
+# the image's bytes in the shard; `person` and `camera` are the labels as given. A key that comes twice is
+# the same image. `sides` and `places` are null but for benchmarks (csdn.data.records).
 INDEX_SCHEMA = _schema(
     key=pa.string(),
     extension=pa.string(),
@@ -67,7 +67,8 @@ PEOPLE_SCHEMA = _schema(
     infrared=pa.int64(),
 )
 
-# data/samples.parquet: every image that is trained on or tested with, in the ledger's order, then by path.
+# data/samples.parquet: every image that is trained on or tested with, in the ledger's order, then by path;
+# `camera` is the canonical label (csdn.data.labels).
 SAMPLES_SCHEMA = _schema(
     key=pa.string(),
     extension=pa.string(),

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from csdn.evaluation.features import embed_with_mirror
     from csdn.evaluation.metrics import QueryMetrics, RankMetrics, query_metrics, rank_metrics, top_ranked
     from csdn.evaluation.own_features import evaluate_features
-    from csdn.evaluation.protocols import Search, protocol, rule_cameras
+    from csdn.evaluation.protocols import Search, protocol, rule_cameras, rule_people
 
 __all__ = [
     "QueryMetrics",
@@ -21,13 +21,14 @@ __all__ = [
     "query_metrics",
     "rank_metrics",
     "rule_cameras",
+    "rule_people",
     "top_ranked",
 ]
 _PLACES = {
     "features": ("embed_with_mirror",),
     "metrics": ("QueryMetrics", "RankMetrics", "query_metrics", "rank_metrics", "top_ranked"),
     "own_features": ("evaluate_features",),
-    "protocols": ("Search", "protocol", "rule_cameras"),
+    "protocols": ("Search", "protocol", "rule_cameras", "rule_people"),
 }
 
 

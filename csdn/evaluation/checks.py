@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from csdn.data.labels import canonical_labels
+
 
 def check_shapes(
     shape: tuple[int, ...],
@@ -42,5 +44,21 @@ def check_names(
         raise ValueError("rule sysu needs the cameras' numbers; csdn.evaluation.rule_cameras gives them")
 
 
+def comparable(what: str, queries: np.ndarray, gallery: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both columns as whole numbers, equal where the labels are the same (csdn.data.labels).
+
+    Raises ValueError for a missing value, and for a number that is not whole.
+    """
+    if all(column.dtype.kind in "iub" for column in (queries, gallery)):
+        return queries, gallery
+    labels = canonical_labels(queries, f"{what} of the queries")
+    labels += canonical_labels(gallery, f"{what} of the gallery")
+    if _is_text(queries) or _is_text(gallery):
+        numbers = np.unique(labels, return_inverse=True)[1]
+    else:
+        numbers = np.array([int(label) for label in labels], np.int64)
+    return numbers[: len(queries)], numbers[len(queries) :]
+
+
 def _is_text(values: np.ndarray) -> bool:
-    return values.dtype.kind in "US"
+    return values.dtype.kind in "USO"

@@ -35,7 +35,7 @@ from csdn.errors import UserError
 from csdn.evaluation.baselines import gradient_histograms
 from csdn.evaluation.features import clip_embed, mirrored
 from csdn.evaluation.people_maps import maps_of_people
-from csdn.evaluation.protocols import protocol, rule_cameras
+from csdn.evaluation.protocols import Index, canonical_index, protocol, rule_cameras
 from csdn.evaluation.results import Experiment, evaluate, write_results
 from csdn.evaluation.scores import Labels, feature_distances
 from csdn.evaluation.summary import headline
@@ -120,6 +120,7 @@ def prepare(dataset: Dataset, name: str, **options: Any) -> Experiment:
     index = dataset.test_index()
     try:
         searches = protocol(name, index, **options)
+        _check_apart(index, canonical_index(name, index))
         labels = Labels(table.label, rule_cameras(name, index))
     except ValueError as error:
         raise UserError(f"evaluation.protocol = {name} does not fit the data: {error}") from error
@@ -131,6 +132,18 @@ def prepare(dataset: Dataset, name: str, **options: Any) -> Experiment:
                 "its cameras; add such images, or choose another protocol or mode"
             )
     return Experiment(table, index, labels, searches, name, options)
+
+
+def _check_apart(index: Index, compared: Index) -> None:
+    """Raise ValueError where a protocol counts two people or cameras of the data as one."""
+    for what in ("person", "camera"):
+        known: dict[Any, str] = {}
+        for label, number in zip(index[what], compared[what], strict=True):
+            if known.setdefault(number, label) != label:
+                raise ValueError(
+                    f"{what} {known[number]!r} and {label!r} are number {number} of the protocol, and two in "
+                    "the data; protocol cameras compares names"
+                )
 
 
 def embedders(params: Params, clip: Clip, trained: CSDN, device: torch.device) -> dict[str, Embed]:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from csdn.evaluation.checks import check_names, check_shapes
+from csdn.evaluation.checks import check_names, check_shapes, comparable
 from csdn.evaluation.counting import People, count_places, distinct
 
 RANKS = 20
@@ -102,9 +102,10 @@ def rank_metrics(
 ) -> RankMetrics:
     """CMC, mAP and mINP, as fractions 0..1, of a distance matrix [q, g] (smaller = more alike).
 
-    NumPy arrays, tensors or lists; ids [q], [g] and cameras [q], [g] are numbers or names, for rule "sysu"
-    the cameras are the benchmark's numbers. Raises ValueError for an unknown rule, shapes that do not fit, no
-    gallery images, distances that are not finite, and ids or cameras that cannot be compared.
+    NumPy arrays, tensors or lists; ids [q], [g] and cameras [q], [g] are numbers or names, compared as
+    csdn.data.labels says; for rule "sysu" the cameras are the benchmark's numbers. Raises ValueError for an
+    unknown rule, shapes that do not fit, no gallery images, distances that are not finite, and ids or cameras
+    that are missing or cannot be compared.
 
     >>> rank_metrics(np.array([[0.1, 0.3, 0.2]]), np.array([7]), np.array([5, 7, 7]),
     ...              np.array([0]), np.array([1, 1, 2]), "cameras").mean_ap
@@ -135,9 +136,9 @@ def query_metrics(
     rule: str,
 ) -> QueryMetrics:
     """Figures of each query; arguments and errors as for `rank_metrics`."""
-    chunks = _chunks(distances, query_ids, gallery_ids, query_cameras, gallery_cameras, rule)
-    people = People(as_numpy(gallery_ids)) if _rule(rule).cmc_of_people else None
-    parts = [_chunk_metrics(chunk, people) for chunk in chunks]
+    columns = _columns(distances, query_ids, gallery_ids, query_cameras, gallery_cameras, rule)
+    people = People(columns.gallery_ids) if RULES[rule].cmc_of_people else None
+    parts = [_chunk_metrics(chunk, people) for chunk in _chunks(columns, rule)]
     empty = QueryMetrics(np.zeros(0, np.int64), np.zeros(0), np.zeros(0), np.zeros(0, np.int64))
     return QueryMetrics(*map(np.concatenate, zip(empty, *parts, strict=True)))
 
@@ -153,7 +154,8 @@ def top_ranked(
 ) -> np.ndarray:
     """Gallery positions each query sees first, int64 [q, min(count, g)]; -1 behind a short ranking's end."""
     parts = [np.zeros((0, min(count, len(gallery_ids))), np.int64)]
-    for rows, seen, _ in _chunks(distances, query_ids, gallery_ids, query_cameras, gallery_cameras, rule):
+    columns = _columns(distances, query_ids, gallery_ids, query_cameras, gallery_cameras, rule)
+    for rows, seen, _ in _chunks(columns, rule):
         first = np.argsort(np.where(seen, rows, np.inf), axis=1, kind="stable")[:, :count]
         parts.append(np.where(np.take_along_axis(seen, first, axis=1), first, -1))
     return np.concatenate(parts)
@@ -161,9 +163,38 @@ def top_ranked(
 
 def as_numpy(values: Array) -> np.ndarray:
     if not isinstance(values, torch.Tensor):
-        return np.asarray(values)
+        found = np.asarray(values)
+        return np.asarray(found.tolist()) if found.dtype == object else found  # a column of pandas
     values = values.detach().cpu()
     return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+
+
+class _Columns(NamedTuple):
+    """The arguments of `rank_metrics`, checked, the labels as whole numbers."""
+
+    distances: Array | DotDistances
+    query_ids: np.ndarray
+    gallery_ids: np.ndarray
+    query_cameras: np.ndarray
+    gallery_cameras: np.ndarray
+
+
+def _columns(
+    distances: Array | DotDistances,
+    query_ids: Array,
+    gallery_ids: Array,
+    query_cameras: Array,
+    gallery_cameras: Array,
+    rule: str,
+) -> _Columns:
+    if rule not in RULES:
+        raise ValueError(f"unknown rule {rule!r}; allowed: {', '.join(RULES)}")
+    columns = tuple(map(as_numpy, (query_ids, gallery_ids, query_cameras, gallery_cameras)))
+    if not isinstance(distances, DotDistances | torch.Tensor):
+        distances = np.asarray(distances)
+    check_shapes(tuple(distances.shape), *columns)
+    check_names(rule, *columns)
+    return _Columns(distances, *comparable("ids", *columns[:2]), *comparable("cameras", *columns[2:]))
 
 
 class _Chunk(NamedTuple):
@@ -174,22 +205,9 @@ class _Chunk(NamedTuple):
     same_person: np.ndarray  # bool [n, g]
 
 
-def _chunks(
-    distances: Array | DotDistances,
-    query_ids: Array,
-    gallery_ids: Array,
-    query_cameras: Array,
-    gallery_cameras: Array,
-    rule: str,
-) -> Iterator[_Chunk]:
-    excluded = _rule(rule).excluded
-    query_ids, gallery_ids, query_cameras, gallery_cameras = map(
-        as_numpy, (query_ids, gallery_ids, query_cameras, gallery_cameras)
-    )
-    if not isinstance(distances, DotDistances | torch.Tensor):
-        distances = np.asarray(distances)
-    check_shapes(tuple(distances.shape), query_ids, gallery_ids, query_cameras, gallery_cameras)
-    check_names(rule, query_ids, gallery_ids, query_cameras, gallery_cameras)
+def _chunks(columns: _Columns, rule: str) -> Iterator[_Chunk]:
+    distances, query_ids, gallery_ids, query_cameras, gallery_cameras = columns
+    excluded = RULES[rule].excluded
     for start in range(0, len(query_ids), QUERIES_AT_A_TIME):
         part = slice(start, start + QUERIES_AT_A_TIME)
         rows = as_numpy(distances[part])
@@ -216,9 +234,3 @@ def _chunk_metrics(chunk: _Chunk, people: People | None) -> QueryMetrics:
         first_right[valid] = places.first_right
         first[valid] = 1 + people.ahead(values, places.distance[:, 0]) if people else places.position[:, 0]
     return QueryMetrics(first, ap, inp, first_right)
-
-
-def _rule(name: str) -> Rule:
-    if name not in RULES:
-        raise ValueError(f"unknown rule {name!r}; allowed: {', '.join(RULES)}")
-    return RULES[name]

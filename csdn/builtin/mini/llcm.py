@@ -1,6 +1,6 @@
 """LLCM in small: 24 people to train on and 8 to test, nine visible and eight near-infrared cameras.
 
-A person is seen by a few of the cameras only, and a camera sees both ways under one number.
+A person is seen by a few of the cameras only. Cameras 1, 2 and 4 to 9 see both ways, each under one number.
 """
 
 from __future__ import annotations

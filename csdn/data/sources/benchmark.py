@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 
 from csdn.data.images import extension_of
+from csdn.data.labels import canonical_label, label_fault
 from csdn.data.records import ImageRecord
 from csdn.data.sources.tree import FileEntry, Files, open_tree
 from csdn.errors import UserError
@@ -82,11 +83,12 @@ class BenchmarkSource(ABC):
         for word in ",".join(self.read_lines(files, path)).split(","):
             if not word.strip():
                 continue
-            if not re.fullmatch(r"\d{1,9}", word.strip(), re.ASCII):
+            person = whole_number(word)
+            if person is None:
                 raise UserError(f"{self.address}: {path}: {word.strip()!r} is not a person's number")
-            if int(word) in numbers:
-                raise UserError(f"{self.address}: {path}: person {int(word)} is listed twice")
-            numbers.append(int(word))
+            if person in numbers:
+                raise UserError(f"{self.address}: {path}: person {person} is listed twice")
+            numbers.append(person)
         if not numbers:
             raise UserError(f"{self.address}: {path} lists nobody")
         return numbers
@@ -97,15 +99,16 @@ class BenchmarkSource(ABC):
         for number, line in enumerate(self.read_lines(files, path), start=1):
             if not line.strip():
                 continue
-            parts = re.fullmatch(r"\s*(\S.*?)\s+(\d{1,9})\s*", line, re.ASCII)
-            if parts is None:
+            parts = re.fullmatch(r"\s*(\S.*?)\s+(\S+)\s*", line, re.ASCII)
+            label = whole_number(parts[2]) if parts else None
+            if parts is None or label is None:
                 raise UserError(
                     f"{self.address}: {path}, line {number}: {line!r} is not `path label`, such as "
                     "Visible/285/image.bmp 0"
                 )
             if parts[1] in rows:
                 raise UserError(f"{self.address}: {path}, line {number}: {parts[1]} is listed twice")
-            rows[parts[1]] = int(parts[2])
+            rows[parts[1]] = label
         if not rows:
             raise UserError(f"{self.address}: {path} lists nothing")
         return list(rows.items())
@@ -145,6 +148,14 @@ class BenchmarkSource(ABC):
                 f"{self.address}: {', '.join(empty)} has no image of a person on the lists; "
                 "is the copy complete?"
             )
+
+
+def whole_number(text: str) -> int | None:
+    """12 of "12", "0012", "12.0" and "12."; None where it is no such number, or has more than nine digits."""
+    if label_fault(text):
+        return None
+    label = canonical_label(text)
+    return int(label) if re.fullmatch(r"\d{1,9}", label, re.ASCII) else None
 
 
 def is_image(path: str) -> bool:

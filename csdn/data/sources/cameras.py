@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from csdn.data.images import extension_of
+from csdn.data.labels import NO_LABEL, canonical_label, label_fault
 from csdn.data.records import MODALITIES, ImageRecord
 from csdn.data.sources.tree import FileEntry, Files, open_tree
 from csdn.errors import UserError
@@ -98,12 +99,15 @@ def _folder_images(files: Files) -> Iterator[_Found]:
 def _reason(path: str, modality: str, camera: str) -> tuple[str, str] | None:
     if extension_of(path) is None:
         return path, "not a jpg, png or bmp file"
-    if modality not in MODALITIES:
+    if label_fault(modality) or canonical_label(modality) not in MODALITIES:
         return path, "unknown modality"
-    return None if camera.strip() else (path, "unknown camera")
+    fault = label_fault(camera)
+    return (path, "unknown camera" if fault == NO_LABEL else f"camera {fault}") if fault else None
 
 
 def _record(
     file: FileEntry, person: str, modality: str, camera: str, captured_at: str | None = None
 ) -> ImageRecord:
-    return ImageRecord(file.path, person, modality, camera, file.size, captured_at, file.etag)
+    return ImageRecord(
+        file.path, person, canonical_label(modality), camera, file.size, captured_at, file.etag
+    )

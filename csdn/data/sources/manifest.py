@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import csv
 
+from csdn.data.labels import exact_below
 from csdn.errors import UserError
 
 REQUIRED = ("path", "person", "modality", "camera")
@@ -33,12 +35,27 @@ def read_manifest(data: bytes, name: str) -> Iterator[ManifestRow]:
     """The rows of a manifest's bytes; `name` names it in errors. Raises UserError."""
     try:
         table = _read_table(data, name)
-        columns = [table[column].cast(pa.string()).to_pylist() for column in (*REQUIRED, *OPTIONAL)]
+        columns = [_texts(table[column], f"{name}: column {column}") for column in (*REQUIRED, *OPTIONAL)]
     except (pa.ArrowException, ValueError) as error:
         raise UserError(f"{name}: not readable as a table: {error}") from None
     for path, person, modality, camera, captured_at in zip(*columns, strict=True):
         clean, refusal = _inside(path or "")
         yield ManifestRow(clean, person or "", modality or "", camera or "", captured_at or None, refusal)
+
+
+def _texts(column: pa.ChunkedArray, where: str) -> list[str | None]:
+    """Values as given, as texts. Raises UserError for floats too large for their type."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if not pa.types.is_floating(column.type):
+        return column.cast(pa.string()).to_pylist()
+    values = column.to_numpy()  # a missing value is NaN
+    if len(inexact := values[np.isfinite(values) & (np.abs(values) >= exact_below(values.dtype))]):
+        raise UserError(
+            f"{where}: {inexact[0]}, as {values.dtype}, may stand for several numbers: write whole numbers, "
+            "or texts"
+        )
+    return [str(value) for value in values.tolist()]
 
 
 def _read_table(data: bytes, name: str) -> pa.Table:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from csdn.evaluation.protocols.numbers import canonical_index
+
 # Columns, one entry an image: person, modality ("visible" | "infrared"), camera, key (the image's own name),
 # path (below the data set's root), and places (csdn.data.records) for sysu_official.
 Index = Mapping[str, Sequence[Any]]
@@ -52,6 +54,7 @@ def excluded_pairs(search: Search, index: Index, trial: int = 0) -> int | None:
     """
     if search.rule not in ("cameras", "llcm"):
         return None
+    index = canonical_index(search.rule, index)  # both rules are called as their protocols
     person, camera = index["person"], index["camera"]
     asked = Counter((person[row], camera[row]) for row in search.asking(trial))
     answers = Counter((person[row], camera[row]) for row in search.galleries[trial])

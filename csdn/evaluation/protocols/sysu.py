@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from csdn.evaluation.protocols.numbers import Place, camera_numbers, folders, seeded_draw
+from csdn.evaluation.protocols.numbers import Place, folders, seeded_draw
 from csdn.evaluation.protocols.search import Index, Search, rows_of
 
 GALLERY_CAMERAS = {"all": (1, 2, 4, 5), "indoor": (1, 2)}
@@ -16,10 +16,10 @@ OFFICIAL_TRIALS = 10
 
 
 def sysu(index: Index, mode: str = "all", shots: int = 1, trials: int = 10) -> list[Search]:
-    """Protocol "sysu": galleries as the literature's codes draw them (`csdn.evaluation.protocols.numbers`).
+    """Protocol "sysu": single-shot galleries as the literature's codes draw them, ten-shot ones by our draw.
 
     mode: gallery of the cameras 1, 2, 4, 5 ("all") or 1, 2 ("indoor"). shots: images of each person and
-    camera, 1 or 10. Trial t is `random.seed(t)`, t = 0, 1, ...
+    camera, 1 or 10. Trial t is `random.seed(t)`, t = 0, 1, ... (`csdn.evaluation.protocols.numbers`).
     """
     return _searches(index, mode, shots, trials, lambda places, trial: seeded_draw(places, shots, trial))
 
@@ -62,7 +62,7 @@ def _searches(
         raise ValueError(f"mode = {mode!r}; allowed: {', '.join(GALLERY_CAMERAS)}")
     if shots not in SHOTS:
         raise ValueError(f"shots = {shots!r}; allowed: 1, 10")
-    camera = camera_numbers(index)
+    camera = np.array(index["camera"], np.int64)
     queries, visible = rows_of(index, "infrared"), rows_of(index, "visible")
     for rows, known in ((queries, QUERY_CAMERAS), (visible, GALLERY_CAMERAS["all"])):
         if strange := sorted(set(camera[rows].tolist()) - set(known)):

@@ -1,0 +1,183 @@
+"""Labels of people, cameras and modalities: one function says which spellings are the same one.
+
+Every door uses it: folders, manifests, the lists of benchmarks, aliases, `csdn evaluate-features`, and
+csdn.evaluation. The rules are in docs/public-benchmarks.md, "Labels".
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from decimal import Decimal
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+# What tools write where a value is missing, case-folded. "na" is none of them: it is also a name.
+MISSING = frozenset({"", "nan", "none", "null", "<na>"})
+NO_LABEL = "no label"
+NOT_WHOLE = "is a number that is not whole"
+INEXACT = "is a float too large to be exact"
+
+# A number as tools write one of a float. R and C write 1e+05, with a sign: 1e5 can be an id of hex digits.
+_FLOAT = re.compile(r"[+-]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=e))(?:e[+-][0-9]+)?|inf(?:inity)?)")
+_RUNS = re.compile(r"[0-9]+|[^0-9\s]+")
+
+
+class BadLabel(ValueError):
+    """A value that can be no label; `reason` says why, without the value."""
+
+    def __init__(self, value: Any, reason: str) -> None:
+        super().__init__(f"{value!r} {reason}")
+        self.reason = reason
+
+
+def canonical_label(value: Any) -> str:
+    """The label of a person, camera or modality; "" for a missing value, which is no label.
+
+    value: a text, bytes, a number of Python or NumPy, or a missing value. Texts get Unicode NFC, lose outer
+    white space and case; a whole number is the same in any spelling of a float. Raises BadLabel for a number
+    that is not whole, for a float so large that digits are lost, and for what is neither text nor number.
+
+    >>> canonical_label(" Person 7 "), canonical_label("12.0"), canonical_label(np.float32(12))
+    ('person 7', '12', '12')
+    >>> canonical_label("007"), canonical_label(float("nan"))
+    ('007', '')
+    """
+    value = _single(value)
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            raise BadLabel(value, "is not UTF-8") from None
+    if isinstance(value, str):
+        return _of_text(value)
+    if isinstance(value, Real) and not isinstance(value, Integral):
+        return _of_float(value, value)
+    text = str(value)
+    if isinstance(value, Integral | Decimal | np.bool_):
+        return _of_text(text)
+    if value is None or text in ("<NA>", "NaT"):  # pandas' and NumPy's own missing values
+        return ""
+    raise BadLabel(value, "is neither a text nor a number")
+
+
+def _single(value: Any) -> Any:
+    """The element of an array of one: MATLAB has no other values."""
+    while isinstance(value, np.ndarray) and value.size == 1:
+        value = value.reshape(-1)[0]
+    return value.item() if hasattr(value, "numel") and value.numel() == 1 else value  # a torch scalar
+
+
+def _of_text(text: str) -> str:
+    folded = unicodedata.normalize("NFC", text).strip().casefold()
+    folded = unicodedata.normalize("NFC", folded)  # folding can undo the composition
+    if folded in MISSING:
+        return ""
+    return _of_float(float(folded), text) if _FLOAT.fullmatch(folded) else folded
+
+
+def _of_float(number: Real, given: Any) -> str:
+    if number != number:
+        return ""
+    if math.isinf(number):
+        raise BadLabel(given, NOT_WHOLE)
+    if abs(number) >= exact_below(number.dtype if isinstance(number, np.floating) else np.float64):
+        raise BadLabel(given, INEXACT)
+    if number != int(number):
+        raise BadLabel(given, NOT_WHOLE)
+    return str(int(number))
+
+
+def exact_below(kind: Any) -> int:
+    """The number from which on a type of floats holds some whole numbers no more: 2**53 for float64."""
+    return int(2 / np.finfo(kind).eps)
+
+
+def label_fault(value: Any) -> str | None:
+    """Why a value is no label, without the value; None where it is one."""
+    try:
+        return None if canonical_label(value) else NO_LABEL
+    except BadLabel as bad:
+        return bad.reason
+
+
+def canonical_labels(column: Iterable[Any], what: str) -> list[str]:
+    """The labels of a column of an index; `what` is its name. ValueError names the first bad entry."""
+    known: dict[Any, str] = {}
+    labels = []
+    for row, value in enumerate(column):
+        try:
+            label = _remembered(value, known)
+        except BadLabel as bad:
+            raise ValueError(f"image {row} (from 0): {what} {bad}") from None
+        if not label:
+            raise ValueError(
+                f"image {row} (from 0): {what} {value!r} is a missing value; leave out images without one"
+            )
+        labels.append(label)
+    return labels
+
+
+def _remembered(value: Any, known: dict[Any, str]) -> str:
+    key = (type(value), value)  # 1 equals True and 1.0
+    try:
+        if key not in known:
+            known[key] = canonical_label(value)
+        return known[key]
+    except TypeError:  # an array has no hash, and pd.NA no truth
+        return canonical_label(value)
+
+
+def _look(label: str) -> tuple[str, ...] | str:
+    """What is left of a label without punctuation, spaces and leading zeros: its runs of letters and digits.
+
+    >>> _look("gate-01") == _look("gate_1") == _look("gate 1"), _look("1-2") == _look("12")
+    (True, False)
+    """
+    plain = unicodedata.normalize("NFKC", label).casefold()
+    apart = "".join(_visible(letter) for letter in plain)
+    runs = (run.lstrip("0") or "0" if run[0] in "0123456789" else run for run in _RUNS.findall(apart))
+    return tuple(runs) or label
+
+
+def _visible(letter: str) -> str:
+    """A letter or digit as it is, a space for what separates, nothing for what cannot be seen."""
+    category = unicodedata.category(letter)[0]
+    if letter.isspace() or category in "PSZ":
+        return " "
+    return "" if category == "C" else letter
+
+
+def spelling_notes(
+    what: str, spellings: Mapping[Any, Any], labels: Iterable[str], remedy: str = ""
+) -> list[str]:
+    """Warnings: spellings that were joined, and labels that stay apart and look alike (`_look`).
+
+    what: "people" or "cameras"; spellings: of each label as given, what it was taken as; remedy: how to join
+    two that are one.
+    """
+    notes = []
+    if joined := _groups(spellings, spellings.__getitem__):
+        notes.append(f"{what}: {_named(joined)} were joined, as spellings of one label")
+    if alike := _groups(set(labels), _look):
+        notes.append(f"{what}: {_named(alike)} look alike and stay apart; if they are one, {remedy}")
+    return notes
+
+
+def _groups(labels: Iterable[Any], key: Callable[[Any], Any]) -> list[list[str]]:
+    """The labels that have the same key, where there are several."""
+    groups: dict[Any, list[str]] = defaultdict(list)
+    for label in sorted(labels, key=str):
+        groups[key(label)].append(str(label))
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _named(groups: Sequence[Sequence[str]]) -> str:
+    first, *others = groups
+    names = " and ".join(map(repr, first[:3])) + (f" (and {len(first) - 3} more)" if len(first) > 3 else "")
+    return names + (f" (and {len(others)} more such groups)" if others else "")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from csdn.files import write_json
+from csdn.files import locked, write_json
 
 TIMES = Path(".state/times.json")
 
 
 def note_time(stage: str, seconds: float) -> None:
-    write_json(TIMES, read_times() | {stage: round(seconds, 1)})
+    with locked(TIMES):
+        write_json(TIMES, read_times() | {stage: round(seconds, 1)})
 
 
 def read_times() -> dict[str, float]:

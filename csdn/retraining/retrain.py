@@ -20,6 +20,7 @@ import yaml
 from csdn.champion import Champion
 from csdn.data.drops import LEDGER, Drop, Status, parse_ledger
 from csdn.data.people import Identity, parse_aliases
+from csdn.data.refusals import in_words
 from csdn.data.syncing import synced
 from csdn.data.tables import PEOPLE_SCHEMA, read_table
 from csdn.errors import UserError
@@ -148,7 +149,10 @@ def nothing_usable(run: Run) -> list[str]:
     if not run.new_drops or not all(drop.id in held for drop in run.new_drops):
         return []
     bad = [(drop, held[drop.id]) for drop in run.new_drops]
-    return [f"{drop}: {one['bad']} of {one['images']} images are bad" for drop, one in bad]
+    return [
+        f"{drop}: {one['bad']} of {one['images']} images are bad: {in_words(one['reasons'], one['examples'])}"
+        for drop, one in bad
+    ]
 
 
 def conclude(run: Run) -> Outcome:

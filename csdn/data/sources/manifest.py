@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import PurePosixPath, PureWindowsPath
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import csv
 
+from csdn.data.text import read_text
 from csdn.errors import UserError
 
 REQUIRED = ("path", "person", "modality", "camera")
@@ -34,7 +35,7 @@ def read_manifest(data: bytes, name: str) -> Iterator[ManifestRow]:
     try:
         table = _read_table(data, name)
         columns = [table[column].cast(pa.string()).to_pylist() for column in (*REQUIRED, *OPTIONAL)]
-    except (pa.ArrowException, ValueError) as error:
+    except (pa.ArrowException, ValueError, OSError, KeyError) as error:  # of damaged pages it is an OSError
         raise UserError(f"{name}: not readable as a table: {error}") from None
     for path, person, modality, camera, captured_at in zip(*columns, strict=True):
         clean, refusal = _inside(path or "")
@@ -42,11 +43,12 @@ def read_manifest(data: bytes, name: str) -> Iterator[ManifestRow]:
 
 
 def _read_table(data: bytes, name: str) -> pa.Table:
-    if name.endswith(".parquet"):
-        table = pq.read_table(io.BytesIO(data))
+    if name.lower().endswith(".parquet"):
+        table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
     else:
         texts = dict.fromkeys((*REQUIRED, *OPTIONAL), pa.string())  # "007" and "NA" are labels, no values
-        table = csv.read_csv(io.BytesIO(data), convert_options=csv.ConvertOptions(column_types=texts))
+        text = read_text(data, name).encode()
+        table = csv.read_csv(io.BytesIO(text), convert_options=csv.ConvertOptions(column_types=texts))
     missing = [column for column in REQUIRED if column not in table.column_names]
     if missing:
         raise UserError(
@@ -61,9 +63,11 @@ def _read_table(data: bytes, name: str) -> pa.Table:
 
 def _inside(path: str) -> tuple[str, str | None]:
     """The path in its plain form, and why it is refused: it must stay below the manifest's folder."""
-    plain = PurePosixPath(path)
+    plain, windows = PurePosixPath(path), PureWindowsPath(path)
     if not path or path == ".":
         return path, "no path"
-    if plain.is_absolute() or ".." in plain.parts:
+    if plain.is_absolute() or windows.drive or windows.root:
+        return path, "absolute path, not one below the manifest's folder"
+    if ".." in (*plain.parts, *windows.parts):
         return path, "outside the drop"
     return str(plain), None

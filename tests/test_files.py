@@ -2,11 +2,16 @@
 
 import os
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from csdn.files import replace_file, replace_folder
+from csdn import files
+from csdn.console import times
+from csdn.errors import UserError
+from csdn.files import locked, replace_file, replace_folder
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of open files")
@@ -41,3 +46,29 @@ def test_an_output_that_fails_leaves_what_was_there(tmp_path, replace):
         raise OSError("no room")
     assert (out / "file" if out.is_dir() else out).read_text() == "old"
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_no_stage_s_time_is_lost_where_several_end_at_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = times.read_times
+
+    def slowly():
+        found = before()
+        time.sleep(0.01)  # long enough for the others to have read what this one is about to replace
+        return found
+
+    monkeypatch.setattr(times, "read_times", slowly)
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(lambda n: times.note_time(f"stage {n}", n), range(6)))
+    assert before() == {f"stage {n}": n for n in range(6)}
+
+
+def test_a_lock_that_is_not_let_go_is_an_error_that_names_the_file(tmp_path, monkeypatch, fault):
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.1)
+    held = r"drops\.json: another process has held"
+    with locked(tmp_path / "drops.json"), pytest.raises(UserError, match=held) as error:
+        with locked(tmp_path / "drops.json"):
+            pass
+    with locked(tmp_path / "drops.json"):  # and is free again
+        pass
+    fault("ledger", "another process does not let go of the ledger", error.value)

@@ -57,7 +57,12 @@ def test_no_path_of_a_manifest_leaves_the_drop(kind, tmp_path):
     source = CameraSource(str(drop))
     assert [record.path for record in source.listing()] == ["a.jpg"]
     absolute = "absolute path, not one below the manifest's folder"
-    assert {reason for _, reason in source.refused} == {"outside the drop", "no such file", "no path", absolute}
+    assert {reason for _, reason in source.refused} == {
+        "outside the drop",
+        "no such file",
+        "no path",
+        absolute,
+    }
     assert len(source.refused) == len(OUTSIDE)
 
 

@@ -80,8 +80,8 @@ def _merge(
     """Lay the drops together and write the tables and the figures, which are returned."""
     indexed = [load_index(drop, places) for drop in drops if places.index(drop).exists()]
     if not any(entry.index.num_rows for entry in indexed):
-        found = [(entry, refused_in_words(bad_files(entry))) for entry in indexed]
-        lines = [f"  {entry.drop}: {words or 'rejected'}" for entry, words in found]
+        found = [(entry.drop, refused_in_words(bad_files(entry))) for entry in indexed]
+        lines = [f"  {drop}, {drop.status}: {words or 'no image'}" for drop, words in found]
         raise UserError("\n".join(["nothing to train on: no drop of the ledger has a usable image", *lines]))
     merged = merge(indexed, identity, settings.max_bad_fraction)
     check_trainable(merged.people, merged.held, minimum_people)

@@ -67,7 +67,7 @@ class CameraSource:
             there = refused_in_words(kinds_in_words(sorted(others)))
             raise UserError(
                 f"{self.address}: no image; expected {' or '.join(self.manifests)}, or files "
-                f"<visible|infrared>/<camera>/<person>/<name> with the ending {taken_kinds()}"
+                f"<visible|infrared>/<camera>/<person>/<name> ending in {taken_kinds()}"
                 f"{f'. There are: {there}' if there else ''}"
             )
         self._check_cameras(found)
@@ -108,7 +108,7 @@ class CameraSource:
                 words = refused_in_words([(item.path, item.reason or not_taken(item.path)) for item in items])
                 raise UserError(
                     f"{self.address}: {modality} camera {camera}: none of {len(items)} files can be taken: "
-                    f"{words}. Taken are {taken_kinds()}; mend the files, or take the camera out of the drop"
+                    f"{words}. Taken are {taken_kinds()} files; mend these, or take the camera out of it"
                 )
 
 

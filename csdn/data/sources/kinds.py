@@ -91,9 +91,9 @@ def not_taken(path: str) -> str:
 
 
 def taken_kinds() -> str:
-    """The endings that images have, for a message."""
+    """The endings that images have, as in ".jpg, .png or .bmp"."""
     *first, last = (f".{extension}" for extension in EXTENSIONS)
-    return f"{', '.join(first)} and {last}"
+    return f"{', '.join(first)} or {last}"
 
 
 def kinds_in_words(paths: Iterable[str]) -> list[tuple[str, str]]:

@@ -65,10 +65,10 @@ def test_no_stage_s_time_is_lost_where_several_end_at_once(tmp_path, monkeypatch
 
 def test_a_lock_that_is_not_let_go_is_an_error_that_names_the_file(tmp_path, monkeypatch, fault):
     monkeypatch.setattr(files, "LOCK_SECONDS", 0.1)
+    path = tmp_path / "drops.json"
     held = r"drops\.json: another process has held"
-    with locked(tmp_path / "drops.json"), pytest.raises(UserError, match=held) as error:
-        with locked(tmp_path / "drops.json"):
-            pass
-    with locked(tmp_path / "drops.json"):  # and is free again
+    with locked(path), pytest.raises(UserError, match=held) as error, locked(path):
+        pass
+    with locked(path):  # it is free again
         pass
     fault("ledger", "another process does not let go of the ledger", error.value)

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_images import Project, encoded, jpeg, make_drop, people_named, pixels, write
 from memory_store import memory_tree
+from test_drops import csdn
 
 from csdn.data.arrivals import examine
 from csdn.data.drops import Drop, change_ledger, read_ledger, write_ledger
@@ -170,6 +171,13 @@ def test_a_benchmark_s_single_image_of_another_kind_is_refused(tmp_path):
     assert listed(root, "sysu")[1] == {"cam3/0001/0001.heic": ".heic files are not taken"}
 
 
+def test_a_drop_that_is_still_being_written_is_not_complete_and_no_more(tmp_path):
+    root = make_drop(tmp_path / "drop", ["Ana"])
+    (root / "_SUCCESS").unlink()
+    write(root / "visible/west/Ana/0.jpg.part", b"1")
+    assert "not complete" in str(refusal(root))
+
+
 # Letter case, separators, composition
 
 
@@ -219,6 +227,7 @@ def test_a_path_that_may_mean_two_files_means_none(tmp_path):
         (r"\\server\share\a.jpg", "absolute path, not one below the manifest's folder"),
         ("/cameras/a.jpg", "absolute path, not one below the manifest's folder"),
         (".hidden/a.jpg", "hidden or system file"),
+        ("c:12.jpg", "no such file"),
         (r"sub\._a.jpg", "hidden or system file"),
     ],
 )
@@ -401,7 +410,7 @@ def test_a_drop_that_is_held_for_conflicts_names_them(tmp_path):
     assert held["reasons"] == {reason: 1} and held["examples"] == {reason: ["visible/north/guest 000/9.jpg"]}
 
 
-def test_when_nothing_is_usable_every_drop_says_why(tmp_path, fault):
+def test_when_nothing_is_usable_every_drop_says_why(tmp_path, monkeypatch, fault):
     project = Project(tmp_path / "project")
     write(tmp_path / "drop/visible/gate/Ana/0.jpg", b"x")
     write(tmp_path / "drop/_SUCCESS", b"")
@@ -409,6 +418,8 @@ def test_when_nothing_is_usable_every_drop_says_why(tmp_path, fault):
     with pytest.raises(UserError, match="1 x not a jpg image") as error:
         project.ingest()
     assert str(drop) in str(error.value) and "(visible/gate/Ana/0.jpg)" in str(error.value)
+    monkeypatch.chdir(project.root)
+    assert "bad: 1 x not a jpg image (visible/gate/Ana/0.jpg)" in csdn("drops")
     fault(AREA, "no image of any drop is usable", error.value)
 
 

@@ -70,7 +70,8 @@ class CameraSource:
                 f"<visible|infrared>/<camera>/<person>/<name> ending in {taken_kinds()}"
                 f"{f'. There are: {there}' if there else ''}"
             )
-        self._check_cameras(found)
+        if self.complete:  # a camera's images may be on their way
+            self._check_cameras(found)
         return sorted(records, key=_order)
 
     def read(self, record: ImageRecord) -> bytes:

@@ -66,7 +66,7 @@ def _inside(path: str) -> tuple[str, str | None]:
     plain, windows = PurePosixPath(path), PureWindowsPath(path)
     if not path or path == ".":
         return path, "no path"
-    if plain.is_absolute() or windows.drive or windows.root:
+    if plain.is_absolute() or windows.is_absolute():
         return path, "absolute path, not one below the manifest's folder"
     if ".." in (*plain.parts, *windows.parts):
         return path, "outside the drop"

@@ -108,7 +108,8 @@ class LocalTree:
 
     def files(self) -> Files:
         if not self.root.is_dir():
-            raise UserError(f"{self.root}: no such folder; is the path right, and the disk mounted?")
+            where = "" if self.root.is_absolute() else f" in {Path.cwd()}"
+            raise UserError(f"{self.root}: no such folder{where}; is the path right, and the disk mounted?")
         files = Files({}, {})
         inside = os.path.realpath(self.root)
         try:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from csdn.data.dataset import load_dataset
-from csdn.data.text import read_text
+from csdn.data.text import delimiter_of, read_text
 from csdn.errors import UserError
 
 COLUMNS = ("person", "modality", "camera", "path")
@@ -38,7 +38,7 @@ def read_index(path: Path) -> dict[str, list[Any]]:
         return load_dataset(path).test_index()
     try:
         text = read_text(path.read_bytes(), str(path))
-        rows = list(csv.DictReader(io.StringIO(text), strict=True))
+        rows = list(csv.DictReader(io.StringIO(text), delimiter=delimiter_of(text), strict=True))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except csv.Error as error:

@@ -276,6 +276,15 @@ def test_lists_may_be_saved_by_any_editor(tmp_path, layout, encoding, end):
     assert listed(root, layout) == before
 
 
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_a_manifest_s_columns_may_be_separated_as_by_a_spreadsheet(tmp_path, delimiter):
+    write(tmp_path / "a,1.jpg", b"1")
+    path = manifest(tmp_path, ["'a,1.jpg',007,visible,gate".replace("'", '"')])
+    before = listed(tmp_path)
+    path.write_text(path.read_text().replace(",", delimiter).replace(f"a{delimiter}1", "a,1"))
+    assert listed(tmp_path) == before == ([("a,1.jpg", "007", "visible", "gate")], {})
+
+
 def test_the_separator_of_windows_in_a_benchmark_s_list(tmp_path):
     root = make_regdb(tmp_path / "drop")
     before = listed(root, "regdb")

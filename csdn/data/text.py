@@ -23,3 +23,13 @@ def read_text(data: bytes, where: str) -> str:
             f"(byte {error.object[error.start]:#04x}); save the file as UTF-8"
         ) from None
     return io.StringIO(text, newline=None).read()
+
+
+def delimiter_of(text: str) -> str:
+    """What separates the columns of a table: a comma, or what spreadsheets of some countries put instead.
+
+    >>> delimiter_of("path;person"), delimiter_of("path,a;b"), delimiter_of("path")
+    (';', ',', ',')
+    """
+    head = text.partition("\n")[0]
+    return next((letter for letter in ",;\t" if letter in head), ",")

@@ -109,7 +109,7 @@ class CameraSource:
                 words = refused_in_words([(item.path, item.reason or not_taken(item.path)) for item in items])
                 raise UserError(
                     f"{self.address}: {modality} camera {camera}: none of {len(items)} files can be taken: "
-                    f"{words}. Taken are {taken_kinds()} files; mend these, or take the camera out of it"
+                    f"{words}. Mend them, or take the camera out of the drop; taken are {taken_kinds()}"
                 )
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import csv
 
-from csdn.data.text import read_text
+from csdn.data.text import delimiter_of, read_text
 from csdn.errors import UserError
 
 REQUIRED = ("path", "person", "modality", "camera")
@@ -47,8 +47,12 @@ def _read_table(data: bytes, name: str) -> pa.Table:
         table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
     else:
         texts = dict.fromkeys((*REQUIRED, *OPTIONAL), pa.string())  # "007" and "NA" are labels, no values
-        text = read_text(data, name).encode()
-        table = csv.read_csv(io.BytesIO(text), convert_options=csv.ConvertOptions(column_types=texts))
+        text = read_text(data, name)
+        table = csv.read_csv(
+            io.BytesIO(text.encode()),
+            parse_options=csv.ParseOptions(delimiter=delimiter_of(text)),
+            convert_options=csv.ConvertOptions(column_types=texts),
+        )
     missing = [column for column in REQUIRED if column not in table.column_names]
     if missing:
         raise UserError(

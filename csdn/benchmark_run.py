@@ -14,7 +14,7 @@ from typing import Any
 
 from csdn.champion import read_champion, write_champion
 from csdn.data.arrivals import examine
-from csdn.data.drops import LEDGER, SHORT, Drop, Status, read_ledger, write_ledger
+from csdn.data.drops import LEDGER, SHORT, Drop, Status, change_ledger, read_ledger
 from csdn.data.people import read_aliases
 from csdn.documents import expected_in, read_json
 from csdn.errors import UserError
@@ -24,6 +24,7 @@ from csdn.files import write_json
 from csdn.params import load_params
 from csdn.presets import set_value, use
 from csdn.retraining.dvc_files import DVC, environment
+from csdn.safe import printable
 from csdn.state import state_key
 
 NAMES = ("sysu", "regdb", "llcm")
@@ -37,7 +38,8 @@ def run_benchmark(name: str, address: str, small: bool, trials: str) -> None:
     if name not in NAMES:
         raise UserError(f"no benchmark is called {name!r}; there are: {', '.join(NAMES)}")
     wanted = parse_trials(trials)
-    drop, images = examine(address, name)
+    notes: list[str] = []
+    drop, images = examine(address, name, notes.append)
     trial = load_params(PARAMS).data.trial
     print(*use(name, PARAMS, small), sep="\n")
     if name == "regdb":
@@ -47,10 +49,9 @@ def run_benchmark(name: str, address: str, small: bool, trials: str) -> None:
         raise UserError(f"{weights} is not there: run `csdn fetch-clip`, then the same command again")
     write_champion(read_champion().model_copy(update={"start": None}))  # its people are others
     before = read_ledger()
-    after = alone(before, drop)
-    write_ledger(after)
-    print(f"{LEDGER}: drop {drop.id[:SHORT]} alone, {address}, {images} images")
-    for line in left_out(before, after):
+    change_ledger(lambda drops: alone(drops, drop))
+    print(f"{LEDGER}: drop {drop.id[:SHORT]} alone, {drop.address}, {images} images")
+    for line in [*map(printable, notes), *left_out(before, read_ledger())]:
         print(line)
     if name == "regdb":
         _each_trial(wanted, drop)

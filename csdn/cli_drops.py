@@ -8,9 +8,11 @@ from typing import Annotated
 import typer
 
 from csdn.data.arrivals import examine
-from csdn.data.drops import SHORT, Status, decide, read_ledger, write_ledger
+from csdn.data.drops import SHORT, Drop, Status, change_ledger, decide, read_ledger
+from csdn.data.refusals import in_words, refused_in_words
 from csdn.data.sources import LAYOUTS
-from csdn.data.syncing import synced
+from csdn.data.syncing import DATA, synced
+from csdn.data.tables import REFUSED_SCHEMA, read_table
 from csdn.documents import expected_in, read_json
 from csdn.errors import UserError
 from csdn.params import load_params
@@ -25,13 +27,20 @@ def add(
     layout: Annotated[str, typer.Option(help=f"How the drop is laid out: {', '.join(LAYOUTS)}.")] = "cameras",
 ) -> None:
     """Append a drop of images to the ledger."""
-    drops = read_ledger()
-    drop, images = examine(address, layout)
-    known = next((other for other in drops if other.id == drop.id), None)
-    if known:
-        raise UserError(f"{address}: these images are already in the ledger as {known}, {known.status}")
-    write_ledger([*drops, drop])
-    print(f"added drop {drop.id[:SHORT]}: {printable(address)}, {images} images. Next: dvc repro")
+    read_ledger()  # what is wrong with it is said before images are read
+    notes: list[str] = []
+    drop, images = examine(address, layout, notes.append)
+
+    def append(drops: list[Drop]) -> list[Drop]:
+        known = next((other for other in drops if other.id == drop.id), None)
+        if known:
+            raise UserError(f"{address}: these images are already in the ledger as {known}, {known.status}")
+        return [*drops, drop]
+
+    change_ledger(append)
+    print(f"added drop {drop.id[:SHORT]}: {printable(drop.address)}, {images} images. Next: dvc repro")
+    for line in notes:
+        print(f"  {printable(line)}")
 
 
 def sync(
@@ -48,31 +57,50 @@ def sync(
         raise UserError("ingest.landing in params.yaml is empty; name the folders or s3:// prefixes to watch")
     before = read_ledger()
     drops, notes = synced(before, places, thorough=thorough)
-    if drops != before:
-        write_ledger(drops)
+    new = drops[len(before) :]
+    if new:
+        change_ledger(lambda now: [*now, *(drop for drop in new if drop.id not in {one.id for one in now})])
     for note in notes:
         print(note)
-    print(f"{len(drops) - len(before)} new, {len(drops)} in the ledger")
+    print(f"{len(new)} new, {len(read_ledger())} in the ledger")
 
 
 def drops() -> None:
-    """List the ledger: id, status, layout, address, reason."""
+    """List the ledger: id, status, layout, address, reason; below each drop, which of its files are bad."""
     held = _held_by_ingest()
     for drop in read_ledger():
-        waiting = drop.id in held and not drop.reason
+        waiting = held.get(drop.id) if not drop.reason else None
         status = "held" if waiting else str(drop.status)
-        why = f"{held[drop.id]}: csdn accept or reject it" if waiting else drop.reason
+        why = f"{waiting[0]}: csdn accept or reject it" if waiting else drop.reason
         print(printable(f"{drop.id[:SHORT]}  {status:8}  {drop.layout:8}  {drop.address}  {why}".rstrip()))
+        bad = waiting[1] if waiting else _refused(drop)
+        if bad and drop.status != Status.REJECTED:
+            print(printable(f"{'':14}bad: {bad}"))
 
 
-def _held_by_ingest() -> dict[str, str]:
-    """Drop id -> why the last ingest held it; empty before the first."""
+def _held_by_ingest() -> dict[str, tuple[str, str]]:
+    """Drop id -> (how many images are bad, which and why) of what the last ingest held; empty before it."""
     path, advice = Path("metrics/ingest.json"), "`dvc repro ingest` makes it"
     if not path.exists():
         return {}
     with expected_in(path, advice):
         held = read_json(path, advice)["drops"]["held"]
-        return {one["id"]: f"{one['bad']} of {one['images']} images are bad" for one in held}
+        return {
+            one["id"]: (
+                f"{one['bad']} of {one['images']} images are bad",
+                in_words(one["reasons"], one["examples"]),
+            )
+            for one in held
+        }
+
+
+def _refused(drop: Drop) -> str:
+    """What ingest refused when it read the drop, though it may have stopped later; empty before."""
+    path = DATA / "index" / f"{drop.id}.quarantine.parquet"
+    if not path.exists():
+        return ""
+    table = read_table(path, REFUSED_SCHEMA)
+    return refused_in_words(list(zip(table["path"].to_pylist(), table["reason"].to_pylist(), strict=True)))
 
 
 def accept(drop: DropId, reason: Reason) -> None:
@@ -86,5 +114,5 @@ def reject(drop: DropId, reason: Reason) -> None:
 
 
 def _decide(name: str, status: Status, reason: str) -> None:
-    write_ledger(decide(read_ledger(), name, status, reason))
+    change_ledger(lambda drops: decide(drops, name, status, reason))
     print(f"{printable(name)}: {status}. Next: dvc repro")

@@ -13,6 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from csdn.errors import UserError
+
+LOCK_SECONDS = 60  # a lock is held while a small file is read and written, never while data is read
+
 
 def partial(path: Path) -> Path:
     """The temporary name of an output, beside it (a rename must not cross file systems)."""
@@ -94,6 +98,27 @@ def as_json(value: Any) -> bytes:
     """
     text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
     return f"{text}\n".encode()
+
+
+@contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    """Nobody else who locks `path` reads, changes and writes it during the block.
+
+    The lock is the file `.<name>.lock` beside it, which stays. Raises UserError where it cannot be had.
+    """
+    from filelock import FileLock, Timeout  # imported here: worker processes lock nothing
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        with FileLock(lock, timeout=LOCK_SECONDS):
+            yield
+    except Timeout:
+        raise UserError(
+            f"{path}: another process has held {lock.name} beside it for {LOCK_SECONDS} s; wait for that "
+            "process to end, or stop it, then run the command again"
+        ) from None
 
 
 def sweep(folder: str | Path, keep: Container[str] = ()) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from csdn.data.dataset import load_dataset
+from csdn.data.text import delimiter_of, read_text
 from csdn.errors import UserError
 
 COLUMNS = ("person", "modality", "camera", "path")
@@ -35,11 +37,11 @@ def read_index(path: Path) -> dict[str, list[Any]]:
     if path.is_dir():
         return load_dataset(path).test_index()
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, strict=True))
+        text = read_text(path.read_bytes(), str(path))
+        rows = list(csv.DictReader(io.StringIO(text), delimiter=delimiter_of(text), strict=True))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (csv.Error, UnicodeDecodeError) as error:
+    except csv.Error as error:
         raise UserError(f"{path}: not readable as CSV: {error}") from None
     found = rows[0].keys() if rows else ()
     if missing := [column for column in COLUMNS if column not in found]:

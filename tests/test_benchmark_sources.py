@@ -38,7 +38,7 @@ def test_sysu_has_four_visible_and_two_infrared_cameras(tmp_path):
         **dict.fromkeys(("cam3", "cam6"), "infrared"),
     }
     assert records["cam2/0012/0001.jpg"].person == "sysu-0012"
-    assert source.complete and not source.refused and source.ignored == 0
+    assert source.complete and not source.refused and source.ignored == []
 
 
 def test_sysu_validation_people_are_training_people(tmp_path):
@@ -54,13 +54,13 @@ def test_people_on_no_list_and_other_files_are_left_alone(tmp_path):
         write(tmp_path / path, b"")
     write(tmp_path / "cam1/somebody/0001.jpg", b"")
     records, source = listed(tmp_path, "sysu")
-    assert len(records) == 58 and source.ignored == 4
+    assert len(records) == 58 and len(source.ignored) == 4
     assert source.refused == [("cam1/somebody/0001.jpg", "not at camera/person/name")]
 
 
 def test_regdb_gives_each_image_a_side_in_each_of_the_ten_trials(tmp_path):
     records, source = listed(make_regdb(tmp_path), "regdb")
-    assert len(records) == 16 and not source.refused and source.ignored == 0
+    assert len(records) == 16 and not source.refused and source.ignored == []
     sides = sides_of(records)
     assert set(sides) == {"regdb-0001", "regdb-0002", "regdb-0003", "regdb-0004"}
     for trial in range(1, 11):
@@ -84,7 +84,7 @@ def test_llcm_trains_on_its_lists_and_tests_with_folders(tmp_path):
     record = records["nir/0008/0008_c07_s185535_f7010_nir.jpg"]
     assert (record.camera, record.modality) == ("cam7", "infrared")
     assert records["test_nir/cam7/0020/a_7.jpg"].camera == "cam7"  # one camera sees both ways
-    assert len(records) == 8 + 2 * 17 and source.ignored == 2
+    assert len(records) == 8 + 2 * 17 and len(source.ignored) == 2
 
 
 @pytest.mark.parametrize("layout", MAKERS)

@@ -77,7 +77,8 @@ def test_add_appends_and_keeps_the_order(project):
     assert "6 images" in csdn("add", "b")
     csdn("add", "a", "--layout", "cameras")
     csdn("add", "builtin:tiny", "--layout", "builtin")
-    assert [drop.address for drop in read_ledger()] == ["b", "a", "builtin:tiny"]
+    folders = [str(project / name) for name in ("b", "a")]
+    assert [drop.address for drop in read_ledger()] == [*folders, "builtin:tiny"]
     assert {drop.status for drop in read_ledger()} == {Status.ACCEPTED}
 
 
@@ -108,7 +109,7 @@ def test_sync_takes_what_is_new_and_complete_and_skips_the_rest(project):
     (project / "in/empty").mkdir()
     landing(project, "in")
     output = csdn("sync")
-    assert "1 new, 1 in the ledger" in output and "skipped: in/tuesday: not complete" in output
+    assert "1 new, 1 in the ledger" in output and f"skipped: {project}/in/tuesday: not complete" in output
     write(project / "in/tuesday/_SUCCESS", b"")
     assert "1 new, 2 in the ledger" in csdn("sync")
     before = LEDGER.read_bytes()
@@ -131,9 +132,11 @@ def test_drops_lists_the_ledger(project):
     csdn("add", "a")
     (drop,) = read_ledger()
     assert drop.id[:12] in csdn("drops") and "accepted" in csdn("drops")
-    held = {"drops": {"held": [{"id": drop.id, "bad": 3, "images": 6}]}}
+    files = {"reasons": {"truncated": 3}, "examples": {"truncated": ["north/1.jpg"]}}
+    held = {"drops": {"held": [{"id": drop.id, "bad": 3, "images": 6, **files}]}}
     write(project / "metrics/ingest.json", json.dumps(held).encode())
     assert "held" in csdn("drops") and "3 of 6 images are bad" in csdn("drops")
+    assert "3 x truncated (north/1.jpg, ...)" in csdn("drops")
 
 
 def test_a_decision_keeps_place_and_says_why(project):

@@ -2,11 +2,16 @@
 
 import os
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from csdn.files import replace_file, replace_folder, write_json
+from csdn import files
+from csdn.console import times
+from csdn.errors import UserError
+from csdn.files import locked, replace_file, replace_folder, write_json
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of open files")
@@ -51,3 +56,29 @@ def test_what_json_does_not_have_replaces_no_file(tmp_path, value):
         write_json(out, {"loss": [value]})
     assert out.read_text() == '{\n "loss": 1.5\n}\n'
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_no_stage_s_time_is_lost_where_several_end_at_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = times.read_times
+
+    def slowly():
+        found = before()
+        time.sleep(0.01)  # long enough for the others to have read what this one is about to replace
+        return found
+
+    monkeypatch.setattr(times, "read_times", slowly)
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(lambda n: times.note_time(f"stage {n}", n), range(6)))
+    assert before() == {f"stage {n}": n for n in range(6)}
+
+
+def test_a_lock_that_is_not_let_go_is_an_error_that_names_the_file(tmp_path, monkeypatch, fault):
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.1)
+    path = tmp_path / "drops.json"
+    held = r"drops\.json: another process has held"
+    with locked(path), pytest.raises(UserError, match=held) as error, locked(path):
+        pass
+    with locked(path):  # it is free again
+        pass
+    fault("ledger", "another process does not let go of the ledger", error.value)

@@ -213,9 +213,11 @@ def test_where_ingest_holds_all_that_came_nothing_is_trained(with_champion, bad)
     run = look(with_champion).run
     registry_project.work(run)
     metrics = json.loads((run.folder / "metrics/ingest.json").read_text())
-    metrics["drops"] = {"held": [{"id": drop.id, "images": 60, "bad": 9} for drop in run.new_drops[:bad]]}
+    why = {"reasons": {"truncated": 9}, "examples": {"truncated": ["north/1.jpg"]}}
+    held = [{"id": drop.id, "images": 60, "bad": 9, **why} for drop in run.new_drops[:bad]]
+    metrics["drops"] = {"held": held}
     (run.folder / "metrics/ingest.json").write_text(json.dumps(metrics))
-    reasons = [f"{drop}: 9 of 60 images are bad" for drop in run.new_drops]
+    reasons = [f"{drop}: 9 of 60 images are bad: 9 x truncated (north/1.jpg, ...)" for drop in run.new_drops]
     assert nothing_usable(run) == (reasons if bad == 2 else [])
     if bad == 2:
         assert conclude(run).reasons[:2] == tuple(reasons)

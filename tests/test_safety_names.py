@@ -46,11 +46,13 @@ def project(tmp_path, monkeypatch):
 
 def test_the_ledger_is_listed_a_line_a_drop(project, capsys):
     drop = read_ledger()[0]
-    held = {"drops": {"held": [{"id": drop.id, "bad": 3, "images": 6}]}}
+    files = {"reasons": {"truncated": 3}, "examples": {"truncated": [f"north/{EVIL}"]}}
+    held = {"drops": {"held": [{"id": drop.id, "bad": 3, "images": 6, **files}]}}
     write(project.metrics, json.dumps(held).encode())
-    for output in (csdn("drops"), csdn("reject", EVIL, "--reason", EVIL + "\nforged line"), csdn("drops")):
+    outputs = (csdn("drops"), csdn("reject", EVIL, "--reason", EVIL + "\nforged line"), csdn("drops"))
+    for output, lines in zip(outputs, (2, 1, 1), strict=True):  # a held drop has one more: what is bad in it
         assert ACTS.findall(output) == []
-        assert output.count("\n") == 1
+        assert output.count("\n") == lines
         assert "[bold red]y[/] [link=evil]z[/link] %s {0}" in output
 
 

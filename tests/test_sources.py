@@ -31,7 +31,7 @@ def test_a_folder_drop_says_modality_camera_and_person_by_its_path(tmp_path):
         ImageRecord("infrared/gate/Ana/z.PNG", "Ana", "infrared", "gate", 5),
         ImageRecord("visible/gate/Ana/a.jpg", "Ana", "visible", "gate", 3),
     ]
-    assert not refused and source.ignored == 0
+    assert not refused and source.ignored == []
     assert source.read(records[1]) == b"123"
 
 
@@ -44,8 +44,9 @@ def test_images_at_other_places_are_refused(tmp_path):
     write(tmp_path / "thermal/gate/Ana/a.jpg", b"1")
     write(tmp_path / "a.jpg", b"1")
     write(tmp_path / "visible/gate/Ana/day/a.jpg", b"1")
+    write(tmp_path / "visible/gate/Ana/a.jpg", b"1")
     records, refused, _ = listed(tmp_path)
-    assert records == []
+    assert [record.path for record in records] == ["visible/gate/Ana/a.jpg"]
     assert refused == {
         "thermal/gate/Ana/a.jpg": "unknown modality",
         "a.jpg": "not at modality/camera/person/name",
@@ -58,7 +59,7 @@ def test_other_files_and_hidden_ones_are_ignored_and_counted(tmp_path):
     for name in ("notes.txt", "visible/north/Ana/._0.jpg", "visible/north/Ana/Thumbs.db"):
         write(tmp_path / name, b"1")
     records, refused, source = listed(tmp_path)
-    assert len(records) == 6 and not refused and source.ignored == 3
+    assert len(records) == 6 and not refused and len(source.ignored) == 3
 
 
 def test_a_drop_is_complete_with_its_marker_or_manifest(tmp_path):
@@ -93,12 +94,12 @@ RECORDS = [
 ]
 REFUSED = {
     "gone.jpg": "no such file",
-    "/etc/hostname.jpg": "outside the drop",
+    "/etc/hostname.jpg": "absolute path, not one below the manifest's folder",
     "../outside.jpg": "outside the drop",
     "deep/../b.jpg": "outside the drop",
     "c.jpg": "unknown modality",
     "d.jpg": "unknown camera",
-    "e.txt": "not a jpg, png or bmp file",
+    "e.txt": ".txt files are not taken",
     "": "no path",
 }
 
@@ -110,7 +111,7 @@ def test_a_csv_manifest_names_images_wherever_they_are_below_it(tmp_path):
     write(tmp_path / "manifest.csv", MANIFEST.encode())
     records, refused, source = listed(tmp_path)
     assert records == RECORDS and refused == REFUSED
-    assert source.ignored == 1  # unnamed.jpg
+    assert source.ignored == ["unnamed.jpg"]
 
 
 def test_a_parquet_manifest_says_the_same_and_may_have_numbers_for_people(tmp_path):
@@ -162,15 +163,11 @@ def test_links_out_of_the_root_are_refused_and_never_opened(tmp_path):
     (drop / "visible/gate/Ana/link.jpg").symlink_to(secret)
     (drop / "visible/gate/Ana/inside.jpg").symlink_to("real.jpg")
     (drop / "visible/gate/Ana/dangling.jpg").symlink_to("nothing.jpg")
-    (drop / "visible/gate/Eve").symlink_to(tmp_path)
-    (drop / "visible/loop").symlink_to(drop)
     records, refused, _ = listed(drop)
     assert [record.path.rpartition("/")[2] for record in records] == ["inside.jpg", "real.jpg"]
     assert refused == {
         "visible/gate/Ana/link.jpg": "link out of the folder",
         "visible/gate/Ana/dangling.jpg": "not a regular file",
-        "visible/gate/Eve": "link out of the folder",
-        "visible/loop": "link out of the folder",
     }
 
 
@@ -179,9 +176,11 @@ def test_a_manifest_cannot_reach_through_a_link(tmp_path):
     drop = tmp_path / "drop"
     drop.mkdir()
     (drop / "a.jpg").symlink_to(secret)
-    write(drop / "manifest.csv", b"path,person,modality,camera\na.jpg,Ana,visible,gate\n")
+    write(drop / "b.jpg", b"1")
+    rows = b"a.jpg,Ana,visible,gate\nb.jpg,Ana,visible,gate\n"
+    write(drop / "manifest.csv", b"path,person,modality,camera\n" + rows)
     records, refused, _ = listed(drop)
-    assert records == [] and refused == {"a.jpg": "link out of the folder"}
+    assert [record.path for record in records] == ["b.jpg"] and refused == {"a.jpg": "link out of the folder"}
 
 
 def test_what_is_no_regular_file_is_refused(tmp_path):

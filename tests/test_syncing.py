@@ -58,7 +58,7 @@ def test_a_known_drop_that_changed_is_reported_once_a_sync(project, change):
     change(project.root / "in/monday")
     (line,) = notes(project)
     drop = read_ledger(project.ledger)[0]
-    assert line.startswith(f"changed: drop {drop.id[:12]} (in/monday): ")
+    assert line.startswith(f"changed: drop {drop.id[:12]} ({drop.address}): ")
     assert [line] == notes(project)
 
 
@@ -68,7 +68,7 @@ def test_bytes_that_changed_under_the_same_size_are_seen_by_a_thorough_sync(proj
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     assert notes(project) == []
     (line,) = notes(project, thorough=True)
-    assert "its files are not those that were added" in line and "csdn add in/monday" in line
+    assert "its files are not those that were added" in line and f"csdn add {project.root}/in/monday" in line
 
 
 def test_a_quarantined_image_is_no_change(project):
@@ -95,7 +95,7 @@ def test_a_drop_that_vanished_is_reported_with_what_is_left_of_it(project, read)
     name = "monday" if read else "tuesday"
     shutil.rmtree(project.root / "in" / name)
     (line,) = notes(project)
-    assert line.startswith("vanished: drop ") and f"(in/{name})" in line
+    assert line.startswith("vanished: drop ") and f"({project.root}/in/{name})" in line
     assert ("its shards stay" in line) == read
     assert ("csdn reject" in line) != read
 
@@ -110,8 +110,9 @@ def test_drops_from_elsewhere_are_nobody_s_business(project):
 def test_a_repeated_drop_is_skipped_and_names_the_first(project):
     shutil.copytree(project.root / "in/monday", project.root / "in/copy")
     (line,) = notes(project)
-    assert line.startswith("skipped: in/copy: the same images are already in the ledger as drop ")
-    assert line.endswith("(in/monday)")
+    root = project.root
+    assert line.startswith(f"skipped: {root}/in/copy: the same images are already in the ledger as drop ")
+    assert line.endswith(f"({root}/in/monday)")
 
 
 def test_a_rejected_drop_may_change_and_vanish(project):

@@ -16,6 +16,7 @@ from functools import partial
 from csdn.console.lines import JsonLines, TextLines, json_line
 from csdn.console.times import note_time
 from csdn.console.work import View, Work
+from csdn.errors import UserError
 
 # Called as report(units done, units in all, figures to show); safe to call very often. With a note as well,
 # a sentence, that alone is shown, at once, and stays: units in all may then be None.
@@ -33,7 +34,7 @@ def stage(name: str) -> Iterator[Callable]:
         _stage_event("end", name, seconds=time.monotonic() - began, error=type(error).__name__)
         raise
     _stage_event("end", name, seconds=time.monotonic() - began, error=None)
-    with suppress(OSError):  # the stage has succeeded: no room for its time is no reason to fail it
+    with suppress(OSError, UserError):  # the stage has succeeded: its time is no reason to fail it
         note_time(name, time.monotonic() - began)
 
 

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from csdn.documents import read_json
 from csdn.errors import UserError
-from csdn.files import write_json
+from csdn.files import locked, write_json
 
 TIMES = Path(".state/times.json")
 
 
 def note_time(stage: str, seconds: float) -> None:
-    write_json(TIMES, read_times() | {stage: round(seconds, 1)})
+    with locked(TIMES):
+        write_json(TIMES, read_times() | {stage: round(seconds, 1)})
 
 
 def read_times() -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
@@ -16,7 +16,7 @@ from csdn.data.records import ImageRecord
 from csdn.data.sources import LAYOUTS, Source
 from csdn.documents import parse_json
 from csdn.errors import UserError
-from csdn.files import write_json
+from csdn.files import locked, write_json
 from csdn.safe import has_credentials
 
 LEDGER = Path("data/drops.json")
@@ -134,9 +134,29 @@ def write_ledger(drops: Sequence[Drop], path: Path = LEDGER) -> None:
     write_json(path, {"version": LEDGER_VERSION, "drops": [asdict(drop) for drop in drops]})
 
 
+def change_ledger(change: Callable[[list[Drop]], list[Drop]], path: Path = LEDGER) -> None:
+    """Replace the ledger by what `change` makes of it; no other process changes it meanwhile."""
+    read_ledger(path)  # no lock is left in a folder that is no project
+    with locked(path):
+        write_ledger(change(read_ledger(path)), path)
+
+
+def whole_address(address: str) -> str:
+    """The address as any folder finds it: that of a local folder becomes absolute.
+
+    >>> whole_address("s3://bucket/in"), whole_address("builtin:demo"), whole_address("/data/in/")
+    ('s3://bucket/in', 'builtin:demo', '/data/in')
+    """
+    if "://" in address or address.startswith("builtin:"):
+        return address
+    path = Path(address)
+    return str(path.resolve() if ".." in path.parts else path.absolute())  # `..` of a link is its target's
+
+
 def find_drop(drops: Sequence[Drop], name: str) -> Drop:
     """The one drop at the address `name`, or whose id begins so; UserError if there is none, or several."""
-    found = [drop for drop in drops if name and (drop.address == name or drop.id.startswith(name))]
+    addresses = (name, whole_address(name))
+    found = [drop for drop in drops if name and (drop.address in addresses or drop.id.startswith(name))]
     if len(found) != 1:
         known = "\n".join(f"  {drop.id[:SHORT]}  {drop.address}" for drop in found or drops)
         many = "names more than one drop" if found else "is no drop's id or address"

@@ -14,9 +14,10 @@ from csdn.data.drops import Drop
 from csdn.data.indexing import Progress, index_new_drops, load_index, remove_unnamed_shards
 from csdn.data.integrity import Verified
 from csdn.data.listing import Places
-from csdn.data.merge import merge
+from csdn.data.merge import bad_files, merge
 from csdn.data.packing import Packer, packed_shards
 from csdn.data.people import Identity, read_aliases
+from csdn.data.refusals import refused_in_words
 from csdn.data.summary import summary
 from csdn.data.tables import write_table
 from csdn.data.trainable import check_trainable
@@ -79,7 +80,9 @@ def _merge(
     """Lay the drops together and write the tables and the figures, which are returned."""
     indexed = [load_index(drop, places) for drop in drops if places.index(drop).exists()]
     if not any(entry.index.num_rows for entry in indexed):
-        raise UserError("nothing to train on: no drop of the ledger has a usable image; see `csdn drops`")
+        found = [(entry.drop, refused_in_words(bad_files(entry))) for entry in indexed]
+        lines = [f"  {drop}, {drop.status}: {words or 'no image'}" for drop, words in found]
+        raise UserError("\n".join(["nothing to train on: no drop of the ledger has a usable image", *lines]))
     merged = merge(indexed, identity, settings.max_bad_fraction)
     check_trainable(merged.people, merged.held, minimum_people)
     figures = summary(indexed, merged, settings.grey16_range)

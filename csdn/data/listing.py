@@ -127,7 +127,7 @@ def list_drop(
     ]
     of_drop = drop_state(state, drop, deciding(settings), records, source.refused)
     packed = saved_shards(of_drop, tasks, processes)
-    return NewDrop(drop, records, source.refused, source.ignored, tasks, packed, of_drop)
+    return NewDrop(drop, records, source.refused, len(source.ignored), tasks, packed, of_drop)
 
 
 def _unlisted(drop: Drop, damaged: Sequence[str], places: Places, error: UserError) -> UserError:

@@ -5,7 +5,8 @@
 * Under another person than in an earlier drop, the earlier drop keeps it and the later copy is quarantined.
 * A benchmark's drop keeps images that come twice for one person: its counts are its authors'. An image that
   is on no list of the split `data.trial` is not used.
-* A drop with more bad images than allowed is left out as if it were not there: it decides nothing for others.
+* A drop with more bad images than allowed, or with a camera of which every image is bad, is left out as if it
+  were not there: it decides nothing for others.
 """
 
 from __future__ import annotations
@@ -42,11 +43,19 @@ class IndexedDrop:
 
 @dataclass(frozen=True)
 class HeldDrop:
-    """An accepted drop that is left out because of its bad images."""
+    """An accepted drop that is left out because of its bad images: `refused` has (path, reason) of each.
+
+    cameras: those of which every image is bad, as in "visible camera gate".
+    """
 
     drop: Drop
     images: int
-    bad: int
+    refused: list[tuple[str, str]]
+    cameras: list[str]
+
+    @property
+    def bad(self) -> int:
+        return len(self.refused)
 
 
 @dataclass(frozen=True)
@@ -137,20 +146,44 @@ def _taken(
 ) -> tuple[set[int], list[HeldDrop]]:
     """Positions of the drops that are used, and the accepted ones that are held."""
     images = [indexed.index.num_rows + indexed.refused.num_rows for indexed in drops]
-    refused = [sum(reason != NO_LABEL for reason in d.refused["reason"].to_pylist()) for d in drops]
+    refused, blind = [bad_files(d) for d in drops], [_blind_cameras(d) for d in drops]
     taken = {n for n, indexed in enumerate(drops) if indexed.drop.status == Status.ACCEPTED}
     judged = {n for n in taken if not drops[n].drop.reason}  # a reason: somebody accepted it as it is
     held: dict[int, HeldDrop] = {}
     while True:
-        conflicts = rows.loc[_fates(rows, taken).isin(_CONFLICTS), "drop"].value_counts()
-        bad = {n: refused[n] + int(conflicts.get(n, 0)) for n in judged & taken}
-        over = sorted(n for n in bad if bad[n] > max_bad_fraction * images[n])
+        fates = rows[["drop", "path"]].assign(reason=_fates(rows, taken))
+        conflicts = fates[fates["reason"].isin(_CONFLICTS)]
+        torn = conflicts["drop"].value_counts()
+        bad = {n: len(refused[n]) + int(torn.get(n, 0)) for n in judged & taken}
+        over = sorted(n for n in bad if bad[n] > max_bad_fraction * images[n] or blind[n])
         if not over:
             return taken, [held[n] for n in sorted(held)]
         # Of those over the limit the first is held for certain; a later one may owe it to the first.
         first = over[0]
-        held[first] = HeldDrop(drops[first].drop, images[first], bad[first])
+        of_first = conflicts.loc[conflicts["drop"] == first, ["path", "reason"]]
+        files = refused[first] + list(of_first.itertuples(index=False, name=None))
+        held[first] = HeldDrop(drops[first].drop, images[first], files, blind[first])
         taken.remove(first)
+
+
+def bad_files(indexed: IndexedDrop) -> list[tuple[str, str]]:
+    """(path, reason) of what was refused when the drop was read; an image without a label is not bad."""
+    columns = (indexed.refused[name].to_pylist() for name in ("path", "reason"))
+    return [(path, reason) for path, reason in zip(*columns, strict=True) if reason != NO_LABEL]
+
+
+def _blind_cameras(indexed: IndexedDrop) -> list[str]:
+    """The drop's cameras of which every image is bad."""
+    good = set(_cameras(indexed.index))
+    bad = set()
+    for place, reason in zip(_cameras(indexed.refused), indexed.refused["reason"].to_pylist(), strict=True):
+        (good if reason == NO_LABEL else bad).add(place)
+    # What was refused unread has no camera here; its source has checked that the camera has other images.
+    return [f"{modality} camera {camera}" for modality, camera in sorted(bad - good - {(None, None)})]
+
+
+def _cameras(table: pa.Table) -> list[tuple[str | None, str | None]]:
+    return list(zip(table["modality"].to_pylist(), table["camera"].to_pylist(), strict=True))
 
 
 def _people(

@@ -12,6 +12,7 @@ from csdn.data.drops import SHORT, Status
 from csdn.data.grey16 import Range, few_levels
 from csdn.data.merge import IndexedDrop, Merged
 from csdn.data.published import unlike_published
+from csdn.data.refusals import examples, in_words
 
 
 def summary(
@@ -43,15 +44,12 @@ def _held(merged: Merged) -> list[dict[str, Any]]:
             "images": held.images,
             "bad": held.bad,
             "bad_fraction": round(held.bad / held.images, 6),
-            "reasons": dict(sorted(_reasons(merged.quarantine, held.drop.id).items())),
+            "reasons": dict(sorted(Counter(reason for _, reason in held.refused).items())),
+            "examples": examples(held.refused),
+            "cameras": list(held.cameras),
         }
         for held in merged.held
     ]
-
-
-def _reasons(quarantine: pa.Table, drop: str) -> Counter[str]:
-    rows = zip(quarantine["drop"].to_pylist(), quarantine["reason"].to_pylist(), strict=True)
-    return Counter(reason for of, reason in rows if of == drop)
 
 
 def _left_out(drops: Sequence[IndexedDrop]) -> list[dict[str, str]]:
@@ -106,10 +104,13 @@ def summary_lines(metrics: dict[str, Any]) -> list[str]:
 
 def _held_lines(held: dict[str, Any]) -> list[str]:
     short = held["id"][:SHORT]
-    reasons = ", ".join(f"{count} x {reason}" for reason, count in held["reasons"].items())
+    reasons = in_words(held["reasons"], held["examples"])
+    why = "more than ingest.max_bad_fraction allows"
+    if held["cameras"]:
+        why = f"and {', '.join(held['cameras'])} has no good image"
     return [
         f"HELD: drop {short} ({held['address']}) is left out: {held['bad']} of {held['images']} images "
-        f"({held['bad_fraction']:.1%}) are bad, more than ingest.max_bad_fraction allows: {reasons}",
+        f"({held['bad_fraction']:.1%}) are bad, {why}: {reasons}",
         f"  take it as it is:  csdn accept {short} --reason '...'",
         f"  leave it out:      csdn reject {short} --reason '...'",
     ]

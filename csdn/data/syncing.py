@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from csdn.data.arrivals import examine, id_of, sub_folders
-from csdn.data.drops import SHORT, Drop, Status
+from csdn.data.drops import SHORT, Drop, Status, whole_address
 from csdn.data.records import ImageRecord
 from csdn.data.sources import open_source
 from csdn.data.tables import INDEX_SCHEMA, REFUSED_SCHEMA, read_table
@@ -31,28 +31,29 @@ def synced(
     for address in found:
         known = [drop for drop in drops if drop.address == address]
         if not known:
-            now, note = _with_arrival(now, address)
-            notes.append(note)
+            now, said = _with_arrival(now, address)
+            notes += said
         notes += [note for drop in known if (note := _change(drop, data, thorough))]
     gone = [drop for drop in drops if drop.address not in found and _from(drop, places)]
     return now, notes + [_vanished(drop, data) for drop in gone]
 
 
-def _with_arrival(drops: list[Drop], address: str) -> tuple[list[Drop], str]:
+def _with_arrival(drops: list[Drop], address: str) -> tuple[list[Drop], list[str]]:
     """The ledger with the drop at `address`, if it can be taken; one bad folder does not stop the others."""
-    shown = printable(address)
+    shown, left_out = printable(address), []
     try:
         if Path(address).is_symlink():
             raise UserError(f"{address}: a link to another place; if it is meant: csdn add {address}")
-        drop, images = examine(address, "cameras")
+        drop, images = examine(address, "cameras", left_out.append)
     except Away:  # nothing can be said of the drop
         raise
     except UserError as error:
-        return drops, f"skipped: {error}"
+        return drops, [f"skipped: {error}"]
     same = next((other for other in drops if other.id == drop.id), None)
     if same:
-        return drops, f"skipped: {shown}: the same images are already in the ledger as {_named(same)}"
-    return [*drops, drop], f"added drop {drop.id[:SHORT]}: {shown}, {images} images"
+        return drops, [f"skipped: {shown}: the same images are already in the ledger as {_named(same)}"]
+    added = f"added drop {drop.id[:SHORT]}: {shown}, {images} images"
+    return [*drops, drop], [added, *(f"  {printable(line)}" for line in left_out)]
 
 
 def _change(drop: Drop, data: Path, thorough: bool) -> str | None:
@@ -102,7 +103,7 @@ def _from(drop: Drop, places: Sequence[str]) -> bool:
 
 def _folder(place: str) -> str:
     """A place as it stands in the addresses of its sub-folders."""
-    return place.rstrip("/") if "://" in place else str(Path(place))
+    return place.rstrip("/") if "://" in place else whole_address(place)
 
 
 def _vanished(drop: Drop, data: Path) -> str:

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from csdn.data.drops import SHORT
 from csdn.data.merge import HeldDrop
+from csdn.data.refusals import refused_in_words
 from csdn.errors import UserError
 
 
@@ -22,7 +23,8 @@ def check_trainable(people: pa.Table, held: Sequence[HeldDrop], minimum_people: 
         return
     notes = [
         f"  held, and so left out: drop {one.drop.id[:SHORT]} ({one.drop.address}), {one.bad} of "
-        f"{one.images} images bad; take it as it is with: csdn accept {one.drop.id[:SHORT]} --reason '...'"
+        f"{one.images} images bad: {refused_in_words(one.refused)}; take it as it is with: "
+        f"csdn accept {one.drop.id[:SHORT]} --reason '...'"
         for one in held
     ]
     raise UserError("\n".join([problem, *notes]))

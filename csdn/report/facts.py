@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from csdn.data.refusals import in_words
 from csdn.params import Params, leaves
 
 QUARANTINE_ROWS = 50
@@ -35,7 +36,8 @@ def data_remarks(ingest: Mapping[str, Any]) -> list[str]:
     remarks += [f"Warning: {warning}." for warning in warnings]
     for held in drops["held"]:
         remarks.append(
-            f"Held and left out: {held['address']}, {held['bad']} of {held['images']} images are bad."
+            f"Held and left out: {held['address']}, {held['bad']} of {held['images']} images are bad: "
+            f"{in_words(held['reasons'], held['examples'])}."
         )
     for drop in drops["left_out"]:
         remarks.append(f"Left out: {drop['address']}, {drop['status']}: {drop['reason']}")

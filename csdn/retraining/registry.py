@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from csdn.champion import Champion, ChampionFile, read_champion, write_champion
-from csdn.data.drops import LEDGER, Drop, Status, read_ledger, write_ledger
+from csdn.data.drops import LEDGER, Drop, Status, change_ledger
 from csdn.documents import expected_in, read_json
 from csdn.errors import UserError
 from csdn.retraining import dvc_files, git
@@ -96,8 +96,7 @@ def refuse(run: Run, reasons: Sequence[str]) -> list[Drop]:
     reason = f"gate of run {run.id}: {'; '.join(reasons)}"
     held = {drop.id: replace(drop, status=Status.HELD, reason=reason) for drop in run.new_drops}
     if decision_of(run.workspace, run.tip) != REFUSE:
-        ledger = run.folder / LEDGER
-        write_ledger([held.get(drop.id, drop) for drop in read_ledger(ledger)], ledger)
+        change_ledger(lambda drops: [held.get(drop.id, drop) for drop in drops], run.folder / LEDGER)
         run.commit("refused by the gate", REFUSE, "\n".join(reasons))
     git.push(run.workspace, {f"refs/heads/{run.branch}": run.tip})
     return list(held.values())

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from csdn.champion import Champion, read_champion
 from csdn.data.drops import LEDGER, Drop, Status, parse_ledger
 from csdn.data.people import Identity, parse_aliases
+from csdn.data.refusals import in_words
 from csdn.data.syncing import synced
 from csdn.data.tables import PEOPLE_SCHEMA, read_table
 from csdn.documents import expected_in, parse_yaml, read_json
@@ -149,7 +150,10 @@ def nothing_usable(run: Run) -> list[str]:
     if not run.new_drops or not all(drop.id in held for drop in run.new_drops):
         return []
     bad = [(drop, held[drop.id]) for drop in run.new_drops]
-    return [f"{drop}: {one['bad']} of {one['images']} images are bad" for drop, one in bad]
+    return [
+        f"{drop}: {one['bad']} of {one['images']} images are bad: {in_words(one['reasons'], one['examples'])}"
+        for drop, one in bad
+    ]
 
 
 def refuse_diverged(run: Run, error: Diverged) -> None:

@@ -14,11 +14,12 @@ class Source(Protocol):
     """One drop as its layout's module sees it; nothing is listed or read before it is asked for."""
 
     refused: list[tuple[str, str]]  # (path, reason) of what cannot be an image of this drop
-    ignored: int  # files that are no images
+    ignored: list[str]  # files that are no images of the drop
+    notes: list[str]  # what a person should know of how the drop was read
     complete: bool  # nothing is still being written to it
 
     def listing(self) -> list[ImageRecord]:
-        """Every image, sorted by path; sets `refused`, `ignored` and `complete`. Raises UserError."""
+        """Every image, sorted by path; sets the attributes above. Raises UserError."""
         ...
 
     def read(self, record: ImageRecord) -> bytes:

@@ -10,10 +10,12 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 
-from csdn.data.images import extension_of
 from csdn.data.labels import canonical_label, label_fault
 from csdn.data.records import ImageRecord
+from csdn.data.refusals import refused_in_words
+from csdn.data.sources.kinds import Kind, kind_of, not_taken
 from csdn.data.sources.tree import FileEntry, Files, open_tree
+from csdn.data.text import read_text
 from csdn.errors import UserError
 
 TRAIN, TEST = "train", "test"
@@ -32,7 +34,8 @@ class BenchmarkSource(ABC):
         self.address = address
         self.tree = open_tree(address)
         self.refused: list[tuple[str, str]] = []
-        self.ignored = 0
+        self.ignored: list[str] = []
+        self.notes: list[str] = []
         self.complete = True  # its lists say what belongs to it
 
     def listing(self) -> list[ImageRecord]:
@@ -48,7 +51,9 @@ class BenchmarkSource(ABC):
         )
         self.refused = sorted(item for item in found if isinstance(item, tuple))
         spoken_of = {record.path for record in records} | {path for path, _ in self.refused}
-        self.ignored = sum(not path.startswith(f"{self.lists}/") for path in set(files.entries) - spoken_of)
+        others = sorted(set(files.entries) - spoken_of)
+        lists = f"{self.lists}/"
+        self.ignored = files.ignored + [path for path in others if not path.lower().startswith(lists)]
         return records
 
     @abstractmethod
@@ -66,16 +71,14 @@ class BenchmarkSource(ABC):
 
     def read_bytes(self, files: Files, path: str) -> bytes:
         """A list's file; raises UserError where it is missing."""
-        if path not in files.entries:
-            why = f" ({files.refused[path]})" if path in files.refused else ""
+        real = files.real_path(path)
+        if real not in files.entries:
+            why = f" ({files.refused[real]})" if real in files.refused else ""
             raise UserError(f"{self.address}: {path} is missing{why}; layout {self.layout} needs it")
-        return self.tree.read(path)
+        return self.tree.read(real)
 
     def read_lines(self, files: Files, path: str) -> list[str]:
-        try:
-            return self.read_bytes(files, path).decode("utf-8").splitlines()
-        except UnicodeDecodeError:
-            raise UserError(f"{self.address}: {path} is not a text file") from None
+        return read_text(self.read_bytes(files, path), f"{self.address}: {path}").split("\n")
 
     def read_people(self, files: Files, path: str) -> list[int]:
         """People's numbers, separated by commas; raises UserError where one is no number or comes twice."""
@@ -94,7 +97,10 @@ class BenchmarkSource(ABC):
         return numbers
 
     def read_images(self, files: Files, path: str) -> list[tuple[str, int]]:
-        """Lines `path label`, as (path, label); raises UserError for a line that is not, or a path twice."""
+        """Lines `path label`, as (path of the file that is meant, label).
+
+        Raises UserError for a line that is something else, or a path that is listed twice.
+        """
         rows: dict[str, int] = {}
         for number, line in enumerate(self.read_lines(files, path), start=1):
             if not line.strip():
@@ -106,9 +112,10 @@ class BenchmarkSource(ABC):
                     f"{self.address}: {path}, line {number}: {line!r} is not `path label`, such as "
                     "Visible/285/image.bmp 0"
                 )
-            if parts[1] in rows:
+            image = files.real_path(parts[1])
+            if image in rows:
                 raise UserError(f"{self.address}: {path}, line {number}: {parts[1]} is listed twice")
-            rows[parts[1]] = label
+            rows[image] = label
         if not rows:
             raise UserError(f"{self.address}: {path} lists nothing")
         return list(rows.items())
@@ -141,12 +148,16 @@ class BenchmarkSource(ABC):
                 f"({len(missing)} in all); is the copy complete?"
             )
 
-    def check_cameras(self, expected: Collection[str], found: Collection[str]) -> None:
-        """Every camera of the layout has an image; raises UserError naming those that have none."""
+    def check_cameras(self, files: Files, expected: Collection[str], found: Collection[str]) -> None:
+        """Every camera (a folder) of the layout has an image; raises UserError naming those without any."""
         if empty := sorted(set(expected) - set(found)):
+            below = tuple(f"{camera}/".lower() for camera in empty)
+            refused = [(path, reason) for path, reason in files.refused.items()]
+            refused += [(path, not_taken(path)) for path in files.entries if kind_of(path) != Kind.IMAGE]
+            words = refused_in_words([(p, reason) for p, reason in refused if p.lower().startswith(below)])
             raise UserError(
-                f"{self.address}: {', '.join(empty)} has no image of a person on the lists; "
-                "is the copy complete?"
+                f"{self.address}: {', '.join(empty)} has no image of a person on the lists"
+                f"{f'; refused there: {words}' if words else '; is the copy complete?'}"
             )
 
 
@@ -156,10 +167,6 @@ def whole_number(text: str) -> int | None:
         return None
     label = canonical_label(text)
     return int(label) if re.fullmatch(r"\d{1,9}", label, re.ASCII) else None
-
-
-def is_image(path: str) -> bool:
-    return extension_of(path) is not None
 
 
 def outside(path: str) -> bool:

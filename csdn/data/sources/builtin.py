@@ -19,7 +19,8 @@ class BuiltinSource:
             )
         self.people = find_set(address.removeprefix(SCHEME))
         self.refused: list[tuple[str, str]] = []
-        self.ignored = 0
+        self.ignored: list[str] = []
+        self.notes: list[str] = []
         self.complete = True
 
     def listing(self) -> list[ImageRecord]:

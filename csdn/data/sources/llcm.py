@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterator
 
 from csdn.data.records import Modality
-from csdn.data.sources.benchmark import TEST, TRAIN, BenchmarkSource, Found, is_image, outside
+from csdn.data.sources.benchmark import TEST, TRAIN, BenchmarkSource, Found, outside
+from csdn.data.sources.kinds import Kind, kind_of, not_taken
 from csdn.data.sources.tree import Files
 
 MODALITIES = {"vis": Modality.VISIBLE, "nir": Modality.INFRARED}
@@ -19,9 +20,11 @@ TEST_LIST = "idx/test_id.txt"
 TEST_CAMERAS = {"vis": (1, 2, 3, 4, 5, 6, 7, 8, 9), "nir": (1, 2, 4, 5, 6, 7, 8, 9)}
 
 _TRAIN_PATH = re.compile(
-    r"(?P<kind>vis|nir)/(?P<person>\d{1,9})/(?:[^/]*?_)?c(?P<camera>\d{1,3})_[^/]*", re.ASCII
+    r"(?P<kind>vis|nir)/(?P<person>\d{1,9})/(?:[^/]*?_)?c(?P<camera>\d{1,3})_[^/]*", re.ASCII | re.IGNORECASE
 )
-_TEST_PATH = re.compile(r"test_(?P<kind>vis|nir)/cam(?P<camera>\d{1,3})/(?P<person>\d{1,9})/[^/]+", re.ASCII)
+_TEST_PATH = re.compile(
+    r"test_(?P<kind>vis|nir)/cam(?P<camera>\d{1,3})/(?P<person>\d{1,9})/[^/]+", re.ASCII | re.IGNORECASE
+)
 
 
 class LlcmSource(BenchmarkSource):
@@ -47,33 +50,38 @@ class LlcmSource(BenchmarkSource):
             match = _TRAIN_PATH.fullmatch(path)
             if outside(path):
                 yield path, "outside the drop"
-            elif match is None or match["kind"] != kind or not is_image(path):
+            elif match is None or match["kind"].lower() != kind:
                 yield path, f"not at {kind}/person/..._c<camera>_..."
+            elif kind_of(path) != Kind.IMAGE:
+                yield path, not_taken(path)
             elif path not in files.entries:
                 yield path, files.refused.get(path, "no such file")
             else:
                 there = True
                 yield self._record(files, path, match, TRAIN)
-        self.check_cameras([kind], [kind] if there else [])
+        self.check_cameras(files, [kind], [kind] if there else [])
 
     def _test_images(self, files: Files, people: set[int]) -> Iterator[Found]:
         cameras, found = set(), set()
         for path in sorted({*files.entries, *files.refused}):
             match = _TEST_PATH.fullmatch(path)
-            if match is None or not is_image(path) or int(match["person"]) not in people:
+            if match is None or kind_of(path) == Kind.NO_IMAGE or int(match["person"]) not in people:
                 continue
             if path in files.refused:
                 yield path, files.refused[path]
                 continue
-            cameras.add(f"test_{match['kind']}/cam{int(match['camera'])}")
+            if kind_of(path) == Kind.OTHER_IMAGE:
+                yield path, not_taken(path)
+                continue
+            cameras.add(f"test_{match['kind'].lower()}/cam{int(match['camera'])}")
             found.add(int(match["person"]))
             yield self._record(files, path, match, TEST)
         expected = [f"test_{kind}/cam{n}" for kind, numbers in TEST_CAMERAS.items() for n in numbers]
-        self.check_cameras(expected, cameras)
+        self.check_cameras(files, expected, cameras)
         self.check_there(people, found, TEST_LIST)
 
     def _record(self, files: Files, path: str, match: re.Match[str], side: str) -> Found:
         camera = f"cam{int(match['camera'])}"
         return self.record(
-            files.entries[path], int(match["person"]), MODALITIES[match["kind"]], camera, (side,)
+            files.entries[path], int(match["person"]), MODALITIES[match["kind"].lower()], camera, (side,)
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import PurePosixPath, PureWindowsPath
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 
 from csdn.data.labels import exact_below
+from csdn.data.text import delimiter_of, read_text
 from csdn.errors import UserError
 
 REQUIRED = ("path", "person", "modality", "camera")
@@ -36,7 +37,7 @@ def read_manifest(data: bytes, name: str) -> Iterator[ManifestRow]:
     try:
         table = _read_table(data, name)
         columns = [_texts(table[column], f"{name}: column {column}") for column in (*REQUIRED, *OPTIONAL)]
-    except (pa.ArrowException, ValueError) as error:
+    except (pa.ArrowException, ValueError, OSError, KeyError) as error:  # of damaged pages it is an OSError
         raise UserError(f"{name}: not readable as a table: {error}") from None
     for path, person, modality, camera, captured_at in zip(*columns, strict=True):
         clean, refusal = _inside(path or "")
@@ -59,11 +60,16 @@ def _texts(column: pa.ChunkedArray, where: str) -> list[str | None]:
 
 
 def _read_table(data: bytes, name: str) -> pa.Table:
-    if name.endswith(".parquet"):
-        table = pq.read_table(io.BytesIO(data))
+    if name.lower().endswith(".parquet"):
+        table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
     else:
         texts = dict.fromkeys((*REQUIRED, *OPTIONAL), pa.string())  # "007" and "NA" are labels, no values
-        table = csv.read_csv(io.BytesIO(data), convert_options=csv.ConvertOptions(column_types=texts))
+        text = read_text(data, name)
+        table = csv.read_csv(
+            io.BytesIO(text.encode()),
+            parse_options=csv.ParseOptions(delimiter=delimiter_of(text)),
+            convert_options=csv.ConvertOptions(column_types=texts),
+        )
     missing = [column for column in REQUIRED if column not in table.column_names]
     if missing:
         raise UserError(
@@ -78,9 +84,11 @@ def _read_table(data: bytes, name: str) -> pa.Table:
 
 def _inside(path: str) -> tuple[str, str | None]:
     """The path in its plain form, and why it is refused: it must stay below the manifest's folder."""
-    plain = PurePosixPath(path)
+    plain, windows = PurePosixPath(path), PureWindowsPath(path)
     if not path or path == ".":
         return path, "no path"
-    if plain.is_absolute() or ".." in plain.parts:
+    if plain.is_absolute() or windows.is_absolute():
+        return path, "absolute path, not one below the manifest's folder"
+    if ".." in (*plain.parts, *windows.parts):
         return path, "outside the drop"
     return str(plain), None

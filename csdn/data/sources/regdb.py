@@ -11,13 +11,14 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from csdn.data.records import Modality
-from csdn.data.sources.benchmark import TEST, TRAIN, BenchmarkSource, Found, is_image, outside
+from csdn.data.sources.benchmark import TEST, TRAIN, BenchmarkSource, Found, outside
+from csdn.data.sources.kinds import Kind, kind_of, not_taken
 from csdn.data.sources.tree import Files
 
 TRIALS = 10
 CAMERAS = {"visible": Modality.VISIBLE, "thermal": Modality.INFRARED}  # one camera of each kind
 
-_PATH = re.compile(r"(?P<camera>Visible|Thermal)/(?P<person>\d{1,9})/[^/]+", re.ASCII)
+_PATH = re.compile(r"(?P<camera>Visible|Thermal)/(?P<person>\d{1,9})/[^/]+", re.ASCII | re.IGNORECASE)
 
 
 class RegdbSource(BenchmarkSource):
@@ -40,7 +41,7 @@ class RegdbSource(BenchmarkSource):
             yield self.record(
                 files.entries[path], int(match["person"]), CAMERAS[camera], camera, tuple(sides[path])
             )
-        self.check_cameras(CAMERAS, cameras)
+        self.check_cameras(files, CAMERAS, cameras)
 
     def _trial(self, files: Files, trial: int) -> dict[str, str]:
         """Side of each path on the lists of a trial, checked."""
@@ -62,6 +63,8 @@ def _refusal(path: str, fits: bool, files: Files) -> str | None:
     """Why a listed path is no image of the drop; None where it is one."""
     if outside(path):
         return "outside the drop"
-    if not fits or not is_image(path):
+    if not fits:
         return "not at Visible|Thermal/person/name"
+    if kind_of(path) != Kind.IMAGE:
+        return not_taken(path)
     return None if path in files.entries else files.refused.get(path, "no such file")

@@ -14,7 +14,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from csdn.data.records import ImageRecord, Modality
-from csdn.data.sources.benchmark import TEST, TRAIN, BenchmarkSource, Found, is_image
+from csdn.data.sources.benchmark import TEST, TRAIN, BenchmarkSource, Found
+from csdn.data.sources.kinds import Kind, kind_of, not_taken
 from csdn.data.sources.tree import Files
 from csdn.errors import UserError
 
@@ -24,8 +25,8 @@ PERMUTATIONS = "exp/rand_perm_cam.mat"
 CAMERAS = tuple(f"cam{number}" for number in range(1, 7))
 INFRARED = ("cam3", "cam6")
 
-_PATH = re.compile(r"(?P<camera>cam[1-6])/(?P<person>\d{1,9})/[^/]+", re.ASCII)
-_CAMERA_FOLDER = re.compile(r"cam\d+/.*", re.ASCII)
+_PATH = re.compile(r"(?P<camera>cam[1-6])/(?P<person>\d{1,9})/[^/]+", re.ASCII | re.IGNORECASE)
+_CAMERA_FOLDER = re.compile(r"cam\d+/.*", re.ASCII | re.IGNORECASE)
 
 
 class Place(NamedTuple):
@@ -44,18 +45,21 @@ class SysuSource(BenchmarkSource):
         folders: dict[Place, list[ImageRecord]] = defaultdict(list)
         for path in sorted({*files.entries, *files.refused}):
             match = _PATH.fullmatch(path)
-            if not is_image(path) or not (match or _CAMERA_FOLDER.fullmatch(path)):
+            kind = kind_of(path)
+            if kind == Kind.NO_IMAGE or not (match or _CAMERA_FOLDER.fullmatch(path)):
                 continue
             if path in files.refused:
                 yield path, files.refused[path]
             elif match is None:
                 yield path, "not at camera/person/name"
-            elif (person := int(match["person"])) in sides:
-                camera = match["camera"]
+            elif (person := int(match["person"])) in sides and kind == Kind.OTHER_IMAGE:
+                yield path, not_taken(path)
+            elif person in sides:
+                camera = match["camera"].lower()
                 modality = Modality.INFRARED if camera in INFRARED else Modality.VISIBLE
                 record = self.record(files.entries[path], person, modality, camera, (sides[person],))
                 folders[Place(int(camera[3:]), person)].append(record)
-        self.check_cameras(CAMERAS, {f"cam{place.camera}" for place in folders})
+        self.check_cameras(files, CAMERAS, {f"cam{place.camera}" for place in folders})
         self.check_there(sides, {place.person for place in folders}, "exp/*_id.txt")
         yield from self._with_places(files, folders)
 
@@ -69,7 +73,7 @@ class SysuSource(BenchmarkSource):
 
     def _with_places(self, files: Files, folders: dict[Place, list[ImageRecord]]) -> Iterator[ImageRecord]:
         """The records, those of the galleries with their places in the authors' permutations."""
-        if PERMUTATIONS not in files.entries:
+        if files.real_path(PERMUTATIONS) not in files.entries:
             for records in folders.values():
                 yield from records
             return
@@ -77,7 +81,7 @@ class SysuSource(BenchmarkSource):
         from csdn.data.sources.permutations import read_permutations
 
         where = f"{self.address}: {PERMUTATIONS}"
-        permutations = read_permutations(self.tree.read(PERMUTATIONS), where)
+        permutations = read_permutations(self.read_bytes(files, PERMUTATIONS), where)
         for place, records in folders.items():
             if records[0].sides == (TEST,) and records[0].modality == Modality.VISIBLE:
                 trials = permutations.get(place)

@@ -5,13 +5,16 @@ A killed run leaves at most `.<name>.partial` beside the output; `sweep` removes
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from csdn.safe import as_cell, from_cell
 
 
 def partial(path: Path) -> Path:
@@ -90,6 +93,32 @@ def write_json(path: str | Path, value: Any) -> None:
 def as_json(value: Any) -> bytes:
     """`value` as JSON, keys sorted and one entry a line: the same value gives the same bytes."""
     return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def write_csv(
+    path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = (), digits: int | None = None
+) -> None:
+    """Rows as CSV, for people and their spreadsheets: texts as `as_cell` has them, numbers as they are.
+
+    columns: of a table without rows; digits: significant ones of floats, by default all.
+    """
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        columns = list(rows[0]) if rows else columns
+        writer.writerow(columns)
+        writer.writerows([_cell(row[column], digits) for column in columns] for row in rows)
+
+
+def _cell(value: Any, digits: int | None) -> Any:
+    if isinstance(value, float) and digits:
+        return f"{value:.{digits}g}"
+    return as_cell(value) if isinstance(value, str) else value
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a file of `write_csv`, texts as they were, numbers as texts."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{name: from_cell(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
 
 
 def sweep(folder: str | Path, keep: Container[str] = ()) -> None:

@@ -24,6 +24,7 @@ from csdn.report.distances import Panel
 from csdn.report.figures import Curves, tick_label, ticks
 from csdn.report.naming import NamingBars
 from csdn.report.projection import Plane
+from csdn.safe import printable
 
 DPI = 120
 MARGINS = (0.55, 0.15, 0.5, 0.35)  # left, right, bottom, top of a plot, inches
@@ -204,14 +205,20 @@ def _grid(
 
 
 def _short(name: str, length: int = 16) -> str:
+    name = printable(name)
     return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
 @contextmanager
 def _settings() -> Iterator[None]:
-    """Our look; a name in a script that the font lacks is drawn as boxes, and is no reason for a warning."""
+    """Our look; a name in a script that the font lacks is drawn as boxes, and is no reason for a warning.
+
+    Letters are drawn from left to right in every script: matplotlib knows no other direction.
+    """
     with matplotlib.rc_context(RC), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        warnings.filterwarnings(
+            "ignore", message="Glyph .* missing from|Matplotlib currently does not support"
+        )
         yield
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from csdn.files import write_csv
 from csdn.training.collectives import mean_over_ranks
 
 ROWS_PER_EPOCH = 20
@@ -43,8 +43,4 @@ def _mean(losses: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def write_log(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
     """Rows as CSV, floats with six significant digits (a DVC plot); columns: of a log without rows."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else columns, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+    write_csv(path, rows, columns, digits=6)

@@ -49,9 +49,11 @@ def hostile_page(tmp_path_factory):
     return write_report(PARAMS, root, root / "report").read_text(encoding="utf-8")
 
 
-def test_no_name_turns_or_hides_what_stands_beside_it(hostile_page):
+def test_no_name_turns_or_hides_what_stands_beside_it(hostile_page, fault):
     assert STEERS.findall(hostile_page) == []
     text = Elements(hostile_page).text
+    shown = str(words.bdi("gate\u202e"))
+    fault("report", "a name with U+202E, which turns what follows around, in the page", shown)
     assert "\\u202egate\\u2069" in text and "\\x1b[31m" in text
     titles = [attributes.get("title", "") for _, attributes in Elements(hostile_page).found]
     assert any("\u2068\\u202egate\\u2069\u2069" in title for title in titles)

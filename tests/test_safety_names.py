@@ -79,6 +79,10 @@ def test_a_text_in_a_csv_file_is_no_formula_and_comes_back_as_it_was(tmp_path, n
     assert read_csv(tmp_path / "t.csv") == [{"name": name, "n": "-1", "x": "-0.5", "none": ""}]
 
 
+def test_the_faults_table_says_how_a_formula_is_written(fault):
+    fault("report", "a camera called =cmd|'/c calc'!A1, in the CSV files", as_cell("=cmd|'/c calc'!A1"))
+
+
 @given(st.text())
 def test_every_text_comes_back_from_a_csv_file(text):
     assert from_cell(as_cell(text)) == text

@@ -91,8 +91,16 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def as_json(value: Any) -> bytes:
-    """`value` as JSON, keys sorted and one entry a line: the same value gives the same bytes."""
-    return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
+    """`value` as JSON, keys sorted and one entry a line: the same value gives the same bytes.
+
+    What does not print is escaped, as JSON has it: people read these files in terminals, and with `git diff`.
+    """
+    lines = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False).split("\n")
+    return "".join(f"{line if line.isprintable() else _escaped(line)}\n" for line in lines).encode()
+
+
+def _escaped(line: str) -> str:
+    return "".join(letter if letter.isprintable() else json.dumps(letter)[1:-1] for letter in line)
 
 
 def write_csv(

@@ -22,7 +22,7 @@ import stages.ingest
 from csdn import console
 from csdn.data.drops import Drop, Status, decide, find_drop, read_ledger, write_ledger
 from csdn.errors import UserError
-from csdn.files import read_csv, write_csv
+from csdn.files import as_json, read_csv, write_csv
 from csdn.retraining.commands import run as run_in_flow
 from csdn.safe import as_cell, as_markdown, from_cell, printable, unmarked
 
@@ -87,6 +87,13 @@ def test_the_faults_table_says_how_a_formula_is_written(fault):
 def test_every_text_comes_back_from_a_csv_file(text):
     assert from_cell(as_cell(text)) == text
     assert as_cell(text).isprintable() and as_cell(text).lstrip()[:1] not in tuple("=+-@")
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_every_text_comes_back_from_a_json_file_that_a_terminal_shows(text):
+    written = as_json({text: text})
+    assert json.loads(written) == {text: text}
+    assert all(line.isprintable() for line in written.decode().split("\n"))
 
 
 def test_csv_files_are_written_in_one_place():

@@ -5,15 +5,17 @@ A killed run leaves at most `.<name>.partial` beside the output; `sweep` removes
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from csdn.errors import UserError
+from csdn.safe import as_cell, from_cell
 
 LOCK_SECONDS = 60  # a lock is held while a small file is read and written, never while data is read
 
@@ -94,10 +96,16 @@ def write_json(path: str | Path, value: Any) -> None:
 def as_json(value: Any) -> bytes:
     """`value` as JSON, keys sorted and one entry a line: the same value gives the same bytes.
 
+    What does not print is escaped, as JSON has it: people read these files in terminals, and with `git diff`.
     Raises ValueError for NaN and infinity, which JSON does not have.
     """
     text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
-    return f"{text}\n".encode()
+    lines = text.split("\n")
+    return "".join(f"{line if line.isprintable() else _escaped(line)}\n" for line in lines).encode()
+
+
+def _escaped(line: str) -> str:
+    return "".join(letter if letter.isprintable() else json.dumps(letter)[1:-1] for letter in line)
 
 
 @contextmanager
@@ -119,6 +127,32 @@ def locked(path: str | Path) -> Iterator[None]:
             f"{path}: another process has held {lock.name} beside it for {LOCK_SECONDS} s; wait for that "
             "process to end, or stop it, then run the command again"
         ) from None
+
+
+def write_csv(
+    path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = (), digits: int | None = None
+) -> None:
+    """Rows as CSV, for people and their spreadsheets: texts as `as_cell` has them, numbers as they are.
+
+    columns: of a table without rows; digits: significant ones of floats, by default all.
+    """
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        columns = list(rows[0]) if rows else columns
+        writer.writerow(columns)
+        writer.writerows([_cell(row[column], digits) for column in columns] for row in rows)
+
+
+def _cell(value: Any, digits: int | None) -> Any:
+    if isinstance(value, float) and digits:
+        return f"{value:.{digits}g}"
+    return as_cell(value) if isinstance(value, str) else value
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a file of `write_csv`, texts as they were, numbers as texts."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{name: from_cell(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
 
 
 def sweep(folder: str | Path, keep: Container[str] = ()) -> None:

@@ -1,11 +1,19 @@
-"""What may be shown and kept: names that cannot steer a terminal, addresses without a password in them."""
+"""What may be shown and kept: names that cannot steer what shows them, addresses without a password."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 
 # A colon before an @, as in s3://key:secret@bucket, or a query, as in a signed link.
 _CREDENTIALS = re.compile(r"[a-z0-9+.-]+://([^@]*:[^@]*@|[^/]*@|.*\?)", re.IGNORECASE)
+# What begins a formula in a spreadsheet, and the apostrophe that says that the cell is a text.
+_FORMULA = frozenset("=+-@'")
+# In many countries a semicolon ends a cell; and DVC writes cells into a page as they are.
+_MARKS_OF_CELLS = ";<>"
+_ESCAPE = re.compile(r"\\(?:\\|[nrt]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
+# Markdown's marks, HTML's, and what makes an address a link.
+_MARKS = re.compile(r"[\\`*_\[\]<>|&~$@]|(?<=:)/|(?<=www)\.")
 
 # The same inside a text. Names of S3's objects may have a question mark; elsewhere a secret may follow it.
 _USER_IN_TEXT = re.compile(r"(?<=://)[^/?#\s]*@")
@@ -18,10 +26,44 @@ def printable(text: str, keep: str = "") -> str:
     >>> printable("gate\x1b[2J\n")
     'gate\\x1b[2J\\n'
     """
+    if text.isprintable():
+        return text
     return "".join(
         letter if letter.isprintable() or letter in keep else letter.encode("unicode_escape").decode()
         for letter in text
     )
+
+
+def as_cell(text: str) -> str:
+    r"""A text as a cell of a CSV file: no formula, no tag, on one line. `from_cell` gives the text back.
+
+    >>> as_cell("=1+1"), as_cell("gate\x1b[2J"), as_cell("north; south")
+    ("'=1+1", 'gate\\x1b[2J', 'north\\x3b south')
+    """
+    cell = printable(text.replace("\\", "\\\\"))
+    for letter in _MARKS_OF_CELLS:
+        cell = cell.replace(letter, f"\\x{ord(letter):02x}")
+    # A spreadsheet skips spaces, and in some languages takes full-width signs as well.
+    first = unicodedata.normalize("NFKC", cell.lstrip()[:1])[:1]
+    return f"'{cell}" if first in _FORMULA else cell
+
+
+def from_cell(cell: str) -> str:
+    r"""The text that `as_cell` made a cell of.
+
+    >>> from_cell("'=1+1"), from_cell("gate\\x1b[2J")
+    ('=1+1', 'gate\x1b[2J')
+    """
+    return _ESCAPE.sub(lambda found: found[0].encode().decode("unicode_escape"), cell.removeprefix("'"))
+
+
+def as_markdown(text: str) -> str:
+    r"""A text within a line of Markdown: no mark, no tag and no link comes of it.
+
+    >>> as_markdown("north|gate <b>")
+    'north\\|gate \\<b\\>'
+    """
+    return _MARKS.sub(lambda found: f"\\{found[0]}", printable(text))
 
 
 def has_credentials(address: str) -> bool:
@@ -55,10 +97,10 @@ def redacted(text: str) -> str:
     return _QUERY_IN_TEXT.sub(r"\1***", _USER_IN_TEXT.sub("***@", text))
 
 
-def unmarked(name: str) -> str:
-    """A name for a page that somebody else writes without care: it can neither begin nor end a tag.
+def unmarked(text: str, keep: str = "") -> str:
+    """`printable` for a page that somebody else writes without care: no tag begins or ends in the text.
 
     >>> unmarked("</script>")
     '‹/script›'
     """
-    return printable(name).replace("<", "‹").replace(">", "›")
+    return printable(text, keep).replace("<", "‹").replace(">", "›")

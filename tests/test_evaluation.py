@@ -14,15 +14,17 @@ from small_network import SMALL
 
 from csdn.data.dataset import load_dataset
 from csdn.errors import UserError
-from csdn.evaluation import RankMetrics, Search, embed_with_mirror
+from csdn.evaluation import RankMetrics, Search, embed_with_mirror, scores
 from csdn.evaluation.job import prepare, run_evaluation
-from csdn.evaluation.results import PeopleMaps, evaluate, write_results
+from csdn.evaluation.results import Experiment, PeopleMaps, evaluate, write_results
 from csdn.evaluation.scores import (
+    PAIRS,
     Labels,
     camera_pairs,
     feature_distances,
     first_trial,
     headline,
+    pair_searches,
     spread,
     trial_metrics,
 )
@@ -30,6 +32,8 @@ from csdn.evaluation.summary import notes
 from csdn.evaluation.text_maps import TextMaps
 from csdn.model import CSDN, load_clip, save
 from csdn.params import load_params
+from csdn.report.cameras import camera_grids
+from csdn.report.words import pairs_left_out
 
 
 def test_retrieval_feature_is_that_of_the_image_beside_that_of_its_mirror_image():
@@ -86,12 +90,85 @@ def test_figures_of_a_search_are_those_of_its_own_rows():
 
 
 def test_camera_pairs_search_between_two_cameras_alone():
-    found = camera_pairs(SEARCH, LABELS, feature_distances(FEATURES))
+    found, left_out = camera_pairs(SEARCH, LABELS, feature_distances(FEATURES))
+    assert left_out == 0
     assert [(row["query_camera"], row["gallery_camera"]) for row in found] == [(5, 1), (5, 2), (6, 1), (6, 2)]
     # Camera 6 saw only person 2, who is not in the gallery of camera 1: no figure, not a zero.
     assert [row["queries"] for row in found] == [2, 1, 0, 2]
     assert found[0]["rank1"] == 100.0
     assert found[2]["rank1"] is None
+
+
+def people_before_cameras(people, cameras_of):
+    """A search of each person's infrared image for the visible ones; cameras_of: infrared, visible camera."""
+    cameras = np.array([cameras_of(person) for person in range(people)]).T.ravel()
+    labels = Labels(people=np.tile(np.arange(people), 2), cameras=cameras)
+    queries, gallery = np.arange(people), np.arange(people, 2 * people)
+    return Search("infrared_to_visible", "cameras", queries, (gallery,) * 2), labels
+
+
+def test_a_camera_for_each_image_gives_a_table_of_stated_length(monkeypatch):
+    searched = []
+    counted = lambda pair, *rest: searched.append(pair) or trial_metrics(pair, *rest)  # noqa: E731
+    monkeypatch.setattr(scores, "trial_metrics", counted)
+    search, labels = people_before_cameras(640, lambda person: (person, 640 + person))
+    rows, left_out = camera_pairs(search, labels, feature_distances(np.tile(np.eye(640, dtype="f4"), (2, 1))))
+    # Of 640 * 640 pairs these have a person in common; no other is searched.
+    assert len(rows) == len(searched) == PAIRS
+    assert left_out == 640 * 640 - PAIRS
+    assert all(row["gallery_camera"] == 640 + row["query_camera"] and row["rank1"] == 100.0 for row in rows)
+    assert sum(len(pair.queries) + len(pair.galleries[0]) for pair in searched) == 2 * PAIRS
+
+
+def test_all_cameras_of_one_person_that_are_hundreds_on_either_side_are_not_paired():
+    many = np.arange(1000)
+    labels = Labels(people=np.zeros(2000, np.int64), cameras=np.arange(2000))
+    pairs = pair_searches(Search("a_to_b", "cameras", many, (1000 + many,)), labels)
+    assert (len(pairs.searches), pairs.every, pairs.left_out) == (PAIRS, 1_000_000, 1_000_000 - PAIRS)
+
+
+def test_of_too_many_pairs_those_with_the_most_people_in_common_have_figures():
+    # Thirty places with a camera of each kind: 900 pairs, of which the thirty of one place have people.
+    search, labels = people_before_cameras(90, lambda person: (person % 30, 30 + person % 30))
+    pairs = pair_searches(search, labels)
+    assert [(pair.query_camera, pair.gallery_camera) for pair in pairs.searches] == [
+        (n, 30 + n) for n in range(30)
+    ]
+    assert [pair.place for pair in pairs.searches] == [31 * n for n in range(30)]
+    assert [pair.search.queries.tolist() for pair in pairs.searches[:2]] == [[0, 30, 60], [1, 31, 61]]
+    assert pairs.left_out == 900 - 30
+    # The first place loses a person to the second: with few pairs to show, the second is the first chosen.
+    labels.cameras[[0, 90]] = 1, 31
+    (most,) = pair_searches(search, labels, most_pairs=1).searches
+    assert (most.query_camera, most.gallery_camera) == (1, 31)
+
+
+def test_pairs_with_too_few_people_in_common_are_not_searched():
+    search, labels = people_before_cameras(7, lambda person: (person % 2, 2 + person % 2))
+    for least, expected in ((0, 4), (1, 2), (3, 2), (4, 1), (5, 0)):
+        pairs = pair_searches(search, labels, least)
+        assert (len(pairs.searches), pairs.left_out) == (expected, 0)
+
+
+def test_the_pairs_that_are_left_out_are_in_the_table_and_in_the_counts(fault):
+    search, labels = people_before_cameras(30, lambda person: (person, 30 + person))
+    names = [f"c{code}" for code in labels.cameras]
+    index = {"key": names, "person": [f"p{n}" for n in labels.people], "camera": names}
+    experiment = Experiment(None, index, labels, [search], "cameras", {})
+    features = np.tile(np.eye(30, dtype="f4"), (2, 1))
+    methods = dict.fromkeys(("trained", "clip", "hog"), feature_distances(features))
+    results = evaluate(experiment, methods, seed=0)
+    assert results.figures["counts"]["infrared_to_visible"]["camera_pairs_left_out"] == 870
+    *rows, rest = results.camera_pairs
+    assert len(rows) == 30 and rest["query_camera"] == "870 other pairs" and rest["queries"] is None
+    (said,) = [note for note in notes(results.figures["counts"]) if "870 pairs of cameras" in note]
+    fault("report", "more pairs of cameras than 400 in a direction, as with a camera for each image", said)
+    (grid,) = camera_grids(
+        [{name: str(value) for name, value in row.items()} for row in rows]
+        + [{name: value or "" for name, value in rest.items()}]
+    )
+    assert len(grid.down) == len(grid.across) == 30 and "870" not in str(grid)
+    assert "870 more pairs" in pairs_left_out(results.figures)[0]
 
 
 def test_notes_name_a_rule_that_never_fires_and_queries_without_a_match():

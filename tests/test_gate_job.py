@@ -20,7 +20,8 @@ from csdn.errors import UserError
 from csdn.evaluation.job import prepare, run_evaluation
 from csdn.evaluation.scores import camera_pairs, feature_distances, headline, trial_metrics
 from csdn.params import GateParams
-from csdn.retraining.comparison import compare
+from csdn.retraining import comparison, gate_job
+from csdn.retraining.comparison import compare, unjudged_pairs
 from csdn.retraining.gate_job import run_gate
 from csdn.walk import embedded_here
 
@@ -96,6 +97,7 @@ def test_any_protocol_gives_the_figures_of_its_evaluation(tmp_path, benchmark, p
     project.add(tmp_path / "drop", benchmark)
     project.ingest()
     experiment = prepare(load_dataset(project.data), protocol, **options)
+    names = dict(zip(experiment.labels.cameras.tolist(), experiment.index["camera"], strict=True))
     draws = np.random.default_rng(0)
     distances = [feature_distances(draws.random((len(experiment.table), 4))) for _ in range(2)]
     found = compare(experiment, *distances, "today", RULE, seed=0)
@@ -105,12 +107,43 @@ def test_any_protocol_gives_the_figures_of_its_evaluation(tmp_path, benchmark, p
         expected += [(before[metric]["mean"], after[metric]["mean"]) for metric in ("rank1", "mAP")]
     figures = [(one.champion, one.newcomer) for one in found if not one.of_pair]
     assert np.array(figures) == pytest.approx(np.array(expected), abs=2e-6)
-    pairs = [
-        row for search in experiment.searches for row in camera_pairs(search, experiment.labels, distances[1])
-    ]
-    assert [one.newcomer for one in found if one.of_pair] == pytest.approx(
-        [row[metric] for row in pairs if row["queries"] for metric in ("rank1", "mAP")], abs=2e-6
+    pairs = {
+        (row["direction"], names[row["query_camera"]], names[row["gallery_camera"]]): row
+        for search in experiment.searches
+        for row in camera_pairs(search, experiment.labels, distances[1])[0]
+    }
+    of_pairs = [one for one in found if one.of_pair]
+    assert of_pairs and all(one.people >= 1 for one in of_pairs)
+    for one in of_pairs:
+        row = pairs[one.direction, one.query_camera, one.gallery_camera]
+        assert one.newcomer == pytest.approx(row[one.metric], abs=2e-6)
+
+
+def test_pairs_with_too_few_people_are_not_compared_and_no_other_changes_for_it(tmp_path, monkeypatch):
+    """The draws of a pair do not depend on which other pairs have people enough."""
+    write_miniature("llcm", tmp_path / "drop")
+    project = Project(tmp_path)
+    project.add(tmp_path / "drop", "llcm")
+    project.ingest()
+    experiment = prepare(load_dataset(project.data), "llcm", trials=2)
+    draws = np.random.default_rng(0)
+    distances = [feature_distances(draws.random((len(experiment.table), 4))) for _ in range(2)]
+    every, enough = (
+        compare(experiment, *distances, "today", RULE.model_copy(update={"pair_people": least}), seed=0)
+        for least in (1, 3)
     )
+    assert enough == [one for one in every if not one.of_pair or one in enough]
+    of_pairs = [one for one in every if one.of_pair]
+    assert [one for one in enough if one.of_pair] == [one for one in of_pairs if one.people >= 3]
+    pairs = {(one.direction, one.query_camera, one.gallery_camera) for one in of_pairs}
+    monkeypatch.setattr(comparison, "JUDGED_PAIRS", 20)
+    assert unjudged_pairs(experiment, RULE.model_copy(update={"pair_people": 1})) == len(pairs) - 2 * 20 > 0
+
+
+def test_pairs_that_are_too_many_to_judge_are_counted_in_the_reasons(project, monkeypatch):
+    monkeypatch.setattr(gate_job, "unjudged_pairs", lambda experiment, rule: 7)
+    said = [reason for reason in gate(project)["reasons"] if "not judged" in reason]
+    assert len(said) == 2 and all(reason.startswith("7 pairs of cameras") for reason in said)
 
 
 def test_each_image_is_embedded_once_by_each_model(project):

@@ -192,7 +192,7 @@ def test_the_parameter_decides_a_drop_s_shards_only_where_it_is_set():
         ({"a": [0, 65_536]}, "grey16_range.a"),
         ({"a": [1]}, "grey16_range.a"),
         ({"a": [1.5, 2]}, "grey16_range.a"),
-        ({1: [1, 2]}, "grey16_range.1"),
+        ({1: [1, 2]}, "grey16_range"),
         ([1, 2], "grey16_range"),
     ],
 )

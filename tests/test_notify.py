@@ -40,6 +40,12 @@ def test_a_promotion_names_the_version():
     assert News("promoted", "run", version="v3").text == "csdn: run: promoted, v3 is champion"
 
 
+def test_a_camera_s_name_calls_nobody_and_is_no_link():
+    """Slack takes <!channel> for a call, and <http://a|b> for a link with a text of its own."""
+    text = News("refused", "run", reasons=("a pair collapsed: <!channel> to <http://a|b>\u202e",)).text
+    assert "<" not in text and "!channel" in text and "\u202e" not in text
+
+
 def test_what_is_given_counts_before_the_environment(hook, monkeypatch):
     monkeypatch.setenv("CSDN_WEBHOOK", "http://127.0.0.1:9/other")
     assert notify(NEWS, hook.address) is None and len(hook.got) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import datetime
 import io
+import re
 
 from PIL import Image
 
@@ -77,6 +78,14 @@ def test_the_gate_s_page_has_its_reasons_and_the_comparisons_over_all_cameras():
 def test_the_first_champion_s_page_has_no_table():
     page = gate_page({"decision": "promote", "champion": None, "reasons": ["no champion"], "comparisons": []})
     assert page.startswith("### Promote") and "|" not in page
+
+
+def test_a_camera_s_name_is_text_in_the_gate_s_page():
+    name = "[x](http://evil) | `<img src=x>` \u202e"
+    page = gate_page(GATE | {"reasons": [f"a pair of cameras collapsed: {name}, -20.0 points"]})
+    line = next(line for line in page.splitlines() if "collapsed" in line)
+    assert line.endswith(", -20.0 points") and "\u202e" not in line
+    assert not re.search(r"(?<!\\)[\[\]|`<>]|://", line)
 
 
 def test_a_name_from_a_drop_cannot_end_the_block_of_text():

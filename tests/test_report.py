@@ -33,6 +33,43 @@ def test_names_from_files_are_text_and_never_elements(page):
     assert not [name for _, attributes in elements.found for name in attributes if name.startswith("on")]
 
 
+HOSTILE_NAMES = (
+    *("\u202edlonra", "\u2069\u202e19.3 %", "\u2066a\u2069", "<script>alert(3)</script>", "$x$ \\frac{"),
+    *("L" * 300, "محمد ٣", "דוד 12", "👩\u200d👧", "two\nlines\x1b[31m\x9b", "zero\u200bwidth\u00ad"),
+)
+# What turns or hides text, and what a terminal acts on; FSI and PDI are the page's own.
+STEERS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2066\u2067\ufeff]")
+
+
+@pytest.fixture(scope="module")
+def hostile_page(tmp_path_factory):
+    cameras = {"visible": ("\u202egate\u2069", "מצלמה 7"), "infrared": ("C" * 300, "\u2067ir\x00")}
+    people = [f"{name}{n}" for n in range(2) for name in HOSTILE_NAMES]
+    root = make_project(tmp_path_factory.mktemp("hostile"), people, cameras, shots=1)
+    return write_report(PARAMS, root, root / "report").read_text(encoding="utf-8")
+
+
+def test_no_name_turns_or_hides_what_stands_beside_it(hostile_page, fault):
+    assert STEERS.findall(hostile_page) == []
+    text = Elements(hostile_page).text
+    shown = str(words.bdi("gate\u202e"))
+    fault("report", "a name with U+202E, which turns what follows around, in the page", shown)
+    assert "\\u202egate\\u2069" in text and "\\x1b[31m" in text
+    titles = [attributes.get("title", "") for _, attributes in Elements(hostile_page).found]
+    assert any("\u2068\\u202egate\\u2069\u2069" in title for title in titles)
+    # Isolates are only in attributes, which hold no elements, and each is ended.
+    assert "\u2068" not in text
+    assert all(title.count("\u2068") == title.count("\u2069") for title in titles)
+
+
+def test_names_in_text_are_isolated_from_the_figures(hostile_page):
+    """Every piece of text with a name written from right to left is in an element <bdi>."""
+    assert "מצלמה 7" in hostile_page
+    for name in ("מצלמה 7", "דוד 12", "محمد ٣"):
+        outside = re.sub(r"<bdi>[^<]*</bdi>|(title|alt)=\"[^\"]*\"", "", hostile_page)
+        assert name not in outside
+
+
 def test_page_asks_nobody_for_anything_and_links_to_its_own_pictures_alone(project, page):
     for tag, attributes in Elements(page).found:
         for name in ("src", "data", "poster", "srcset"):

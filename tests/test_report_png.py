@@ -3,12 +3,14 @@
 import warnings
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 
 from csdn.report.cameras import camera_grids
 from csdn.report.figures import Curves, Series
 from csdn.report.naming import naming_bars
-from csdn.report.png import Drawn, lines, write_pngs
+from csdn.report.png import Drawn, lines, numbered, write_pngs
 from csdn.report.projection import Plane
 
 NAMING = {f"{t}_names_{m}": 50.0 for t in ("visible", "infrared", "fused") for m in ("visible", "infrared")}
@@ -40,6 +42,22 @@ def test_strange_names_are_drawn_as_they_are_without_a_warning(tmp_path):
         with Image.open(tmp_path / "figures" / f"{name}.png") as image:
             assert image.text == {}  # no date, no version
             assert len(image.getcolors(1 << 24)) > 2
+
+
+def test_a_person_s_number_stands_before_a_name_of_any_script():
+    latin, hebrew, turned = (drawn_text(numbered(7, name)) for name in ("ab", "אב", "\u202eab\u2069"))
+    assert latin[:, :9].any()  # the number
+    assert np.array_equal(latin[:, :9], hebrew[:, :9]) and np.array_equal(latin[:, :9], turned[:, :9])
+    assert not np.array_equal(latin, hebrew)
+
+
+def drawn_text(text):
+    """Which pixels of a picture a text covers that begins at its left edge."""
+    figure = Figure(figsize=(2, 0.3), dpi=100)
+    figure.text(0, 0.3, text)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, 0] < 200
 
 
 def test_what_has_nothing_to_show_has_no_file(tmp_path):

@@ -6,10 +6,13 @@ import csv
 import json
 import re
 import sys
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from hostile import CAMERAS
+from hypothesis import given
+from hypothesis import strategies as st
 from make_images import make_drop, people_named, write
 from test_drops import csdn
 from test_ingest_resume import stage_project
@@ -19,8 +22,9 @@ import stages.ingest
 from csdn import console
 from csdn.data.drops import Drop, Status, decide, find_drop, read_ledger, write_ledger
 from csdn.errors import UserError
+from csdn.files import as_json, read_csv, write_csv
 from csdn.retraining.commands import run as run_in_flow
-from csdn.safe import printable, unmarked
+from csdn.safe import as_cell, as_markdown, from_cell, printable, unmarked
 
 EVIL = "\x1b[2J\x1b]0;title\x07in\rx\u202egpj [bold red]y[/] [link=evil]z[/link] %s {0}"
 # What a terminal acts on, and what turns or hides text; a line's end is none of it.
@@ -32,6 +36,80 @@ def test_what_does_not_print_is_shown_as_an_escape():
     assert printable("Ünal 日本 é [bold]") == "Ünal 日本 é [bold]"
     assert printable("two\nlines", keep="\n") == "two\nlines"
     assert unmarked("</script>\n") == "‹/script›\\n"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "=cmd|'/c calc'!A1",
+            "+1",
+            "-1+1",
+            "@SUM(1)",
+            "\t=1",
+            "\r=1",
+            "\n=1",
+            "  =1",
+            "\u3000=1",
+            "＝1",
+            "－1",
+        ),
+        *(
+            "'=1",
+            "''",
+            "a;=1",
+            'a,"b"',
+            "C:\\x41",
+            "\\",
+            "</script>",
+            "\x1b[2J\x00\x9b",
+            "\u202ea\u2069",
+            "e\udc80",
+        ),
+        *("", " ", "Ünal 日本", "אב", "🎥"),
+    ],
+)
+def test_a_text_in_a_csv_file_is_no_formula_and_comes_back_as_it_was(tmp_path, name):
+    cell = as_cell(name)
+    assert from_cell(cell) == name
+    assert cell.isprintable() and not set(";<>") & set(cell)
+    assert not cell.strip().startswith(tuple("=+-@＝＋－＠"))
+    write_csv(tmp_path / "t.csv", [{"name": name, "n": -1, "x": -0.5, "none": None}])
+    assert (tmp_path / "t.csv").read_bytes().count(b"\n") == 2  # a row is a line
+    assert read_csv(tmp_path / "t.csv") == [{"name": name, "n": "-1", "x": "-0.5", "none": ""}]
+
+
+def test_the_faults_table_says_how_a_formula_is_written(fault):
+    fault("report", "a camera called =cmd|'/c calc'!A1, in the CSV files", as_cell("=cmd|'/c calc'!A1"))
+
+
+@given(st.text())
+def test_every_text_comes_back_from_a_csv_file(text):
+    assert from_cell(as_cell(text)) == text
+    assert as_cell(text).isprintable() and as_cell(text).lstrip()[:1] not in tuple("=+-@")
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_every_text_comes_back_from_a_json_file_that_a_terminal_shows(text):
+    written = as_json({text: text})
+    assert json.loads(written) == {text: text}
+    assert all(line.isprintable() for line in written.decode().split("\n"))
+
+
+def test_csv_files_are_written_in_one_place():
+    root = Path(__file__).parents[1]
+    files = [path for folder in ("csdn", "stages", "flows") for path in (root / folder).rglob("*.py")]
+    calls = re.compile(r"csv\.(Dict)?[Ww]rite|\.to_csv")
+    assert [path.name for path in files if calls.search(path.read_text(encoding="utf-8"))] == ["files.py"]
+
+
+def test_markdown_takes_a_name_for_text_alone():
+    figures = "rank-1, -3.3 points (-4.0 to -2.0), cam5 to cam1"
+    assert as_markdown(figures) == figures
+    name = "a|b `c` [d](http://e) <img> ![f](g) **h** www.i.j k@l \u202e $m$ \\"
+    found = as_markdown(name)
+    assert re.sub(r"\\(\W)", r"\1", found) == printable(name)  # what Markdown shows of it
+    assert not re.search(r"(?<!\\)[`\[\]<>|*@$]|://|www\.", found)
 
 
 @pytest.fixture
@@ -112,7 +190,9 @@ def test_a_finished_run_holds_hostile_names_as_they_are_and_shows_none_of_them_r
     folder, output = finished_repository
     assert ACTS.findall(output.replace("\t", " ")) == []
     with (folder / "evaluation/camera_pairs.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert not [cell for cell in cells if cell.startswith(tuple("=+-@")) or not cell.isprintable()]
+    rows = read_csv(folder / "evaluation/camera_pairs.csv")
     visible, infrared = ({CAMERAS[f"cam{n}"] for n in numbers} for numbers in ((1, 2, 3, 4), (5, 6)))
     pairs = {(row["direction"], row["query_camera"], row["gallery_camera"]) for row in rows}
     assert pairs == {("infrared_to_visible", i, v) for i in infrared for v in visible} | {

@@ -7,12 +7,15 @@ Methods: `trained`, and the baselines `clip` (the same CLIP before any training)
                                      trials; figures rank1, rank5, rank10, rank20, mAP, mINP; and `counts`
     metrics/headline.json            what experiments are compared by (csdn.evaluation.summary)
     evaluation/cmc.csv               rank, score (percent), method, direction
-    evaluation/camera_pairs.csv      trained: queries, rank1, mAP (percent) by query and gallery camera
-    evaluation/camera_pairs_plot.csv the same for dvc plots, names as no page takes them for HTML
+    evaluation/camera_pairs.csv      trained: queries, rank1, mAP (percent) by query and gallery camera, of
+                                     PAIRS (csdn.evaluation.scores) a direction at most
     evaluation/queries.parquet       trained, trial 0: a row for each query (QUERIES_SCHEMA)
     evaluation/features.safetensors  `trained` and `clip` features, float16; row n is row n of the test table
     evaluation/text_maps.safetensors for some training people, where in an image their text is (TextMaps);
                                      map n is that of row n of text_maps.csv: key, person, modality
+
+Texts in the CSV files are escaped (csdn.safe.as_cell): people open them in spreadsheets. queries.parquet has
+names as they are.
 """
 
 from __future__ import annotations

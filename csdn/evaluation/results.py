@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,9 +29,10 @@ from csdn.evaluation.scores import (
 )
 from csdn.evaluation.summary import METHODS
 from csdn.evaluation.text_maps import TextMaps
-from csdn.files import replace_folder
-from csdn.safe import unmarked
+from csdn.files import replace_folder, write_csv
 
+PAIR = ("query_camera", "gallery_camera")
+PAIR_COLUMNS = ("direction", *PAIR, "queries", "rank1", "mAP")
 QUERIES_SCHEMA = pa.schema(
     {
         "direction": pa.string(),
@@ -87,12 +87,7 @@ def evaluate(experiment: Experiment, methods: Mapping[str, Distances], seed: int
             trials = trial_metrics(search, experiment.labels, distances)
             figures[name][search.name] = headline(trials)
             cmc += cmc_rows(trials, name, search.name)
-    cameras = dict(zip(experiment.labels.cameras.tolist(), experiment.index["camera"], strict=True))
-    pairs = [
-        row | {name: cameras[row[name]] for name in ("query_camera", "gallery_camera")}
-        for search in experiment.searches
-        for row in camera_pairs(search, experiment.labels, methods["trained"])
-    ]
+    pairs, left_out = camera_tables(experiment, methods["trained"])
     queries = [
         row for search in experiment.searches for row in query_rows(experiment, search, methods["trained"])
     ]
@@ -106,9 +101,28 @@ def evaluate(experiment: Experiment, methods: Mapping[str, Distances], seed: int
             experiment.protocol,
             experiment.options,
         )
+        | ({"camera_pairs_left_out": left_out[search.name]} if left_out[search.name] else {})
         for search in experiment.searches
     }
     return Results(figures, cmc, pairs, queries)
+
+
+def camera_tables(
+    experiment: Experiment, distances: Distances
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Rows of camera_pairs.csv, and how many pairs of cameras each search leaves out.
+
+    These are a row too, without figures: the table does not look whole where it is not.
+    """
+    names = dict(zip(experiment.labels.cameras.tolist(), experiment.index["camera"], strict=True))
+    table, left_out = [], {}
+    for search in experiment.searches:
+        rows, left_out[search.name] = camera_pairs(search, experiment.labels, distances)
+        table += [row | {column: names[row[column]] for column in PAIR} for row in rows]
+        if left_out[search.name]:
+            rest = {"query_camera": f"{left_out[search.name]} other pairs"}
+            table.append(dict.fromkeys(PAIR_COLUMNS) | {"direction": search.name} | rest)
+    return table, left_out
 
 
 def query_rows(experiment: Experiment, search: Search, distances: Distances) -> list[dict[str, Any]]:
@@ -139,25 +153,11 @@ def write_results(
 ) -> None:
     """The folder `evaluation/`, whole or not at all."""
     with replace_folder(out) as folder:
-        _write_csv(folder / "cmc.csv", results.cmc)
-        _write_csv(folder / "camera_pairs.csv", results.camera_pairs)
-        _write_csv(folder / "camera_pairs_plot.csv", plot_rows(results.camera_pairs))
+        write_csv(folder / "cmc.csv", results.cmc)
+        write_csv(folder / "camera_pairs.csv", results.camera_pairs, PAIR_COLUMNS)
         pq.write_table(pa.Table.from_pylist(results.queries, QUERIES_SCHEMA), folder / "queries.parquet")
         halves = {name: torch.from_numpy(features[name]).half() for name in ("trained", "clip")}
         (folder / "features.safetensors").write_bytes(serialize(halves))
-        _write_csv(folder / "text_maps.csv", people.images)
+        write_csv(folder / "text_maps.csv", people.images)
         maps = {name: found.cpu().contiguous() for name, found in people.maps._asdict().items()}
         (folder / "text_maps.safetensors").write_bytes(serialize(maps))
-
-
-def plot_rows(pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of camera_pairs.csv for `dvc plots`, which writes names into a page as they are."""
-    names = ("query_camera", "gallery_camera")
-    return [{**row, **{name: unmarked(row[name]) for name in names}} for row in pairs]
-
-
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)

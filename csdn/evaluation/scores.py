@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from csdn.evaluation.baselines import chance_distances
 from csdn.evaluation.metrics import (
     RANKS,
+    RULES,
     Array,
     DotDistances,
     QueryMetrics,
     RankMetrics,
+    Rule,
     query_metrics,
     rank_metrics,
     top_ranked,
@@ -22,6 +24,10 @@ from csdn.evaluation.metrics import (
 from csdn.evaluation.protocols import Search
 
 HEADLINE_RANKS = (1, 5, 10, 20)
+# Pairs of cameras of a direction that get figures of their own, at most: those of 20 cameras that search in
+# 20, a table that a person can read. Where each image has a camera of its own, all pairs would be as many as
+# the images squared.
+PAIRS = 400
 
 # Distances [queries, gallery] between rows of the index, in one trial.
 Distances = Callable[[np.ndarray, np.ndarray, int], Array | DotDistances]
@@ -73,13 +79,31 @@ def first_trial(
     return metrics, rows[top_ranked(*arguments, count=count)], rows[metrics.first_right]
 
 
-def camera_pairs(search: Search, labels: Labels, distances: Distances) -> list[dict[str, Any]]:
-    """One row for each (query camera, gallery camera): the search with the images of these two cameras only.
+class PairSearch(NamedTuple):
+    """The search between two cameras alone; cameras as in `Labels`, `place` in the table of all pairs."""
+
+    query_camera: Any
+    gallery_camera: Any
+    place: int
+    search: Search
+
+
+class CameraPairs(NamedTuple):
+    """Pairs of cameras that get figures of their own, in the order of the cameras."""
+
+    searches: list[PairSearch]
+    every: int  # pairs that there are, whether anybody is in common or not
+    left_out: int  # that should have figures, and are too many
+
+
+def camera_pairs(search: Search, labels: Labels, distances: Distances) -> tuple[list[dict[str, Any]], int]:
+    """A row for each pair of cameras: the search with the images of these two alone; and the pairs left out.
 
     queries: those with a valid match; rank1, mAP: percent, means over the trials (None without a query).
     """
+    pairs = pair_searches(search, labels)
     rows = []
-    for query_camera, gallery_camera, pair in pair_searches(search, labels):
+    for query_camera, gallery_camera, _, pair in pairs.searches:
         trials = trial_metrics(pair, labels, distances)
         rows.append(
             {
@@ -91,19 +115,87 @@ def camera_pairs(search: Search, labels: Labels, distances: Distances) -> list[d
                 "mAP": spread([trial.mean_ap for trial in trials])["mean"],
             }
         )
-    return rows
+    return rows, pairs.left_out
 
 
-def pair_searches(search: Search, labels: Labels) -> Iterator[tuple[Any, Any, Search]]:
-    """(query camera, gallery camera, the search between these two alone), cameras as in `labels`."""
-    gallery_cameras = np.unique(labels.cameras[search.galleries[0]])
-    for query_camera in np.unique(labels.cameras[search.queries]):
-        for gallery_camera in gallery_cameras:
-            yield (
-                query_camera,
-                gallery_camera,
-                search.among(labels.cameras == query_camera, labels.cameras == gallery_camera),
-            )
+def pair_searches(
+    search: Search, labels: Labels, least_people: int = 0, most_pairs: int = PAIRS
+) -> CameraPairs:
+    """The searches between two cameras alone, for pairs that have at least so many people in common.
+
+    A person is in common where one camera has a query of them and the other a gallery image that the rule
+    lets it see. Of more than `most_pairs` pairs those with the most people in common are taken.
+    """
+    queries, galleries = (
+        [_by_camera(rows, labels) for rows in trials]
+        for trials in (search.drawn_queries or (search.queries,), search.galleries)
+    )
+    asking, answering = (_people_of_cameras(trials, labels) for trials in (queries, galleries))
+    places, left_out = _chosen(asking, answering, RULES[search.rule], least_people, most_pairs)
+    asked, answered = list(asking), list(answering)
+    nothing = search.queries[:0]
+    found = []
+    for place in places.tolist():
+        query, gallery = asked[place // len(answered)], answered[place % len(answered)]
+        drawn = tuple(rows.get(query, nothing) for rows in queries)
+        pair = replace(
+            search,
+            queries=drawn[0],
+            galleries=tuple(rows.get(gallery, nothing) for rows in galleries),
+            drawn_queries=drawn if search.drawn_queries else (),
+        )
+        found.append(PairSearch(query, gallery, place, pair))
+    return CameraPairs(found, len(asked) * len(answered), left_out)
+
+
+def _by_camera(rows: np.ndarray, labels: Labels) -> dict[Any, np.ndarray]:
+    """Rows of the index by their camera, each in their order."""
+    order = np.argsort(labels.cameras[rows], kind="stable")
+    names, starts = np.unique(labels.cameras[rows][order], return_index=True)
+    return dict(zip(names.tolist(), np.split(rows[order], starts)[1:], strict=True))
+
+
+def _people_of_cameras(trials: Sequence[Mapping[Any, np.ndarray]], labels: Labels) -> dict[Any, np.ndarray]:
+    """Whom each camera has an image of in any trial, cameras rising."""
+    cameras = sorted(set().union(*trials))
+    return {
+        camera: np.unique(labels.people[np.concatenate([rows[camera] for rows in trials if camera in rows])])
+        for camera in cameras
+    }
+
+
+def _chosen(
+    asking: Mapping[Any, np.ndarray], answering: Mapping[Any, np.ndarray], rule: Rule, least: int, most: int
+) -> tuple[np.ndarray, int]:
+    """Places of pairs in the table of all, rising, and how many pairs with enough people are left out.
+
+    asking, answering: the people of each camera. Only the `most` cameras of a side that have the most
+    people are counted together, so the work grows with the images and not with the square of the cameras.
+    """
+    everything = len(asking) * len(answering)
+    if not least and everything <= most:
+        return np.arange(everything), 0
+    rows, columns = (_busiest(list(side.values()), least, most) for side in (asking, answering))
+    common = np.zeros((len(rows), len(columns)), np.int64)
+    if not common.size:
+        return np.zeros(0, np.int64), 0
+    query_cameras, gallery_cameras = np.array(list(asking))[rows], np.array(list(answering))[columns]
+    seen_by = [answering[camera] for camera in gallery_cameras.tolist()]
+    people, column = np.concatenate(seen_by), np.repeat(np.arange(len(columns)), list(map(len, seen_by)))
+    for number, camera in enumerate(query_cameras.tolist()):
+        common[number] = np.bincount(column[np.isin(people, asking[camera])], minlength=len(columns))
+    common[rule.excluded(query_cameras[:, None], gallery_cameras, np.ones(common.shape, bool))] = 0
+    enough = np.flatnonzero(common >= max(least, 1))
+    best = enough[np.argsort(-common.ravel()[enough], kind="stable")[:most]]
+    places = rows[best // len(columns)] * len(answering) + columns[best % len(columns)]
+    return np.sort(places), (len(enough) if least else everything) - len(best)
+
+
+def _busiest(people: Sequence[np.ndarray], least: int, most: int) -> np.ndarray:
+    """The `most` cameras with the most people, of those with enough; numbers, rising."""
+    sizes = np.array([len(of) for of in people])
+    found = np.sort(np.argsort(-sizes, kind="stable")[:most])
+    return found[sizes[found] >= least]
 
 
 def headline(trials: Sequence[RankMetrics]) -> dict[str, dict[str, float | None]]:

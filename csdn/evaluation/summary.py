@@ -79,3 +79,5 @@ def _notes(count: Mapping[str, Any]) -> Iterator[str]:
         yield f"{left_out} of {count['queries']} queries have no right image to find and are left out"
     if count["excluded_pairs"] == 0:
         yield "the rule that excludes images of a query's own person and camera never fires"
+    if rest := count.get("camera_pairs_left_out"):
+        yield f"{rest} pairs of cameras have no figures of their own; those with the most people do"

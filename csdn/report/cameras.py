@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from csdn.report.words import direction_name, percent
 
 Rows = Sequence[Mapping[str, str]]  # of evaluation/camera_pairs.csv
 
-CAMERAS = 32  # of a side at most: a page stays a page; camera_pairs.csv has them all
+CAMERAS = 32  # of a side at most: a page stays a page; camera_pairs.csv has more
 ROOMY = 8  # cameras across, up to which a cell has room for two figures
 
 
@@ -27,13 +28,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """Query cameras down, gallery cameras across; a cell is None where no query has a right image."""
+    """Query cameras down, gallery cameras across; a cell is None where there is no figure."""
 
     name: str
     across: list[str]
     down: list[str]
     cells: list[list[Cell | None]]
-    left_out: int  # cameras that are not shown
+    left_out: int  # cameras of camera_pairs.csv that are not shown
 
     @property
     def roomy(self) -> bool:
@@ -42,6 +43,7 @@ class Grid:
 
 def camera_grids(rows: Rows) -> list[Grid]:
     """One for each direction."""
+    rows = [row for row in rows if row["queries"]]  # not the row of the other pairs
     best = max((float(row["rank1"]) for row in rows if row["rank1"]), default=0.0)
     return [
         _grid(direction, [row for row in rows if row["direction"] == direction], best)
@@ -50,26 +52,32 @@ def camera_grids(rows: Rows) -> list[Grid]:
 
 
 def _grid(direction: str, rows: Rows, best: float) -> Grid:
-    sides = [list(dict.fromkeys(row[f"{side}_camera"] for row in rows)) for side in ("query", "gallery")]
-    down, across = (cameras[:CAMERAS] for cameras in sides)
+    sides = [{row[f"{side}_camera"] for row in rows} for side in ("query", "gallery")]
+    down, across = (_busiest(rows, f"{side}_camera") for side in ("query", "gallery"))
     found = {(row["query_camera"], row["gallery_camera"]): row for row in rows}
     return Grid(
         direction_name(direction),
         across,
         down,
-        [[_cell(found[query, gallery], best) for gallery in across] for query in down],
+        [[_cell(found.get((query, gallery)), best) for gallery in across] for query in down],
         sum(len(cameras) - CAMERAS for cameras in sides if len(cameras) > CAMERAS),
     )
 
 
-def _cell(row: Mapping[str, str], best: float) -> Cell | None:
-    if not row["rank1"]:
+def _busiest(rows: Rows, side: str) -> list[str]:
+    """The CAMERAS cameras of a side with the most queries, in the order of the rows."""
+    queries: Counter[str] = Counter()
+    for row in rows:
+        queries[row[side]] += int(row["queries"])
+    most = {camera for camera, _ in queries.most_common(CAMERAS)}
+    return [camera for camera in queries if camera in most]
+
+
+def _cell(row: Mapping[str, str] | None, best: float) -> Cell | None:
+    if not (row and row["rank1"]):
         return None
     rank1, mean_ap, queries = float(row["rank1"]), float(row["mAP"]), int(row["queries"])
-    title = (
-        f"{row['query_camera']} → {row['gallery_camera']}: rank-1 {percent(rank1)}, mAP {percent(mean_ap)}, "
-        f"{queries} quer{'y' if queries == 1 else 'ies'}"
-    )
+    title = f"rank-1 {percent(rank1)}, mAP {percent(mean_ap)}, {queries} quer{'y' if queries == 1 else 'ies'}"
     return Cell(rank1, mean_ap, queries, share(rank1, best), f"{rank1:.0f}", title)
 
 

@@ -74,6 +74,7 @@ def _retrieval(params: Params, inputs: ReportInputs, drawn: Drawn) -> dict[str, 
         "lists": ranked_lists(inputs.queries, params.report.queries, gallery),
         "confusions": confusions(inputs.queries, params.report.queries, gallery),
         "grids": drawn.grids,
+        "pairs_left_out": words.pairs_left_out(inputs.evaluation),
     }
 
 
@@ -109,6 +110,7 @@ def _data(params: Params, inputs: ReportInputs) -> dict[str, Any]:
         "data": facts.data_rows(inputs.ingest),
         "remarks": facts.data_remarks(inputs.ingest),
         "cameras": facts.camera_counts(inputs.ingest),
+        "more_cameras": facts.more_cameras(inputs.ingest),
         "quarantine": facts.quarantine(inputs.quarantine),
         "parameters": facts.parameter_groups(params),
         "versions": facts.versions(),

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import pyarrow as pa
+from markupsafe import Markup
 
 from csdn.data.refusals import in_words
 from csdn.params import Params, leaves
+from csdn.report.words import bdi
 
 QUARANTINE_ROWS = 50
+CAMERAS = 50  # of each modality
 PACKAGES = ("csdn", "torch", "open_clip_torch", "numpy", "pyarrow", "simplejpeg", "pillow")
 
 
@@ -32,26 +36,40 @@ def data_remarks(ingest: Mapping[str, Any]) -> list[str]:
         remarks.append(f"{people['waiting']} people wait for images of the other modality and are not used.")
     if ingest["duplicates"]:
         remarks.append(f"{ingest['duplicates']} images came more than once and are used once.")
-    warnings = ingest["unlike_published"] + ingest["few_grey_levels"]
+    warnings = ingest["unlike_published"] + ingest["labels"] + ingest["few_grey_levels"]
     remarks += [f"Warning: {warning}." for warning in warnings]
     for held in drops["held"]:
         remarks.append(
-            f"Held and left out: {held['address']}, {held['bad']} of {held['images']} images are bad: "
-            f"{in_words(held['reasons'], held['examples'])}."
+            Markup("Held and left out: {}, {} of {} images are bad: {}.").format(
+                bdi(held["address"]),
+                held["bad"],
+                held["images"],
+                bdi(in_words(held["reasons"], held["examples"])),
+            )
         )
     for drop in drops["left_out"]:
-        remarks.append(f"Left out: {drop['address']}, {drop['status']}: {drop['reason']}")
+        remarks.append(
+            Markup("Left out: {}, {}: {}").format(bdi(drop["address"]), drop["status"], bdi(drop["reason"]))
+        )
     return remarks
 
 
 def camera_counts(ingest: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Images by modality and camera; `share` of the largest, percent."""
+    """Images by modality and camera, of the CAMERAS that have most; `share` of the largest, percent."""
     largest = max((n for cameras in ingest["cameras"].values() for n in cameras.values()), default=1)
-    return [
-        {"modality": modality, "camera": camera, "images": count, "share": round(100 * count / largest, 2)}
-        for modality in ("visible", "infrared")
-        for camera, count in ingest["cameras"][modality].items()
-    ]
+    rows = []
+    for modality in ("visible", "infrared"):
+        most = Counter(ingest["cameras"][modality]).most_common(CAMERAS)
+        rows += [
+            {"modality": modality, "camera": camera, "images": n, "share": round(100 * n / largest, 2)}
+            for camera, n in sorted(most)
+        ]
+    return rows
+
+
+def more_cameras(ingest: Mapping[str, Any]) -> int:
+    """Cameras that `camera_counts` leaves out."""
+    return sum(max(0, len(cameras) - CAMERAS) for cameras in ingest["cameras"].values())
 
 
 def quarantine(table: pa.Table) -> dict[str, Any]:

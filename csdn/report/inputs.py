@@ -21,6 +21,7 @@ from csdn.data.dataset import Dataset, load_dataset
 from csdn.data.tables import QUARANTINE_SCHEMA, read_table
 from csdn.documents import read_json
 from csdn.errors import UserError
+from csdn.files import read_csv
 
 
 @dataclass(frozen=True)
@@ -63,20 +64,20 @@ def read_inputs(root: Path, shards: str | Path) -> ReportInputs:
             ingest=_json(metrics / "ingest.json"),
             naming=_json(metrics / "prompts.json"),
             evaluation=_json(metrics / "evaluation.json"),
-            cmc=_rows(evaluation / "cmc.csv"),
-            camera_pairs=_rows(evaluation / "camera_pairs.csv"),
+            cmc=read_csv(evaluation / "cmc.csv"),
+            camera_pairs=read_csv(evaluation / "camera_pairs.csv"),
             queries=pq.read_table(evaluation / "queries.parquet").to_pylist(),
             features=load_tensors((evaluation / "features.safetensors").read_bytes()),
-            text_map_images=_rows(evaluation / "text_maps.csv"),
+            text_map_images=read_csv(evaluation / "text_maps.csv"),
             text_maps=load_tensors((evaluation / "text_maps.safetensors").read_bytes()),
-            prompts_log=_rows(models / "prompts" / "log.csv"),
-            embedding_log=_rows(models / "embedding" / "log.csv"),
+            prompts_log=read_csv(models / "prompts" / "log.csv"),
+            embedding_log=read_csv(models / "embedding" / "log.csv"),
             ablation=read_ablation(metrics / "ablation.json"),
             model=_json(models / "embedding" / "config.json"),
         )
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: no such file; `dvc repro` makes it") from None
-    except (SafetensorError, ValueError, pa.ArrowException, OSError) as error:  # no tensors, Parquet or text
+    except (SafetensorError, ValueError, csv.Error, pa.ArrowException, OSError) as error:
         raise UserError(f"a file of an earlier stage is damaged: {error}; run `dvc repro`") from None
 
 
@@ -85,8 +86,3 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} is damaged; `dvc repro` makes it")
     return value
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))

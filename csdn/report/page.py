@@ -13,6 +13,7 @@ from csdn.params import Params
 from csdn.report.context import context, drawn_figures
 from csdn.report.inputs import read_inputs
 from csdn.report.png import write_pngs
+from csdn.report.words import shown
 
 FIGURES = "figures"  # the folder of PNGs beside the page
 
@@ -37,6 +38,7 @@ def render(values: dict[str, Any]) -> str:
     environment = Environment(
         loader=PackageLoader("csdn.report", "."),
         autoescape=True,
+        finalize=shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -24,6 +24,7 @@ from csdn.report.distances import Panel
 from csdn.report.figures import Curves, tick_label, ticks
 from csdn.report.naming import NamingBars
 from csdn.report.projection import Plane
+from csdn.safe import printable
 
 DPI = 120
 MARGINS = (0.55, 0.15, 0.5, 0.35)  # left, right, bottom, top of a plot, inches
@@ -157,7 +158,7 @@ def scatters(planes: Sequence[Plane], people: Sequence[str]) -> Figure:
     figure, axes = _grid(1, len(planes), (4.2, 3.8), (0.3, 0.8, 0.6, 0.35))
     for plane, plot in zip(planes, axes, strict=True):
         for person, name in enumerate(people):
-            _person(plot, plane, person, f"{person + 1}  {_short(name)}")
+            _person(plot, plane, person, numbered(person + 1, name))
         first, second = (f"{100 * value:.0f} % of the variance" for value in plane.explained)
         plot.set(title=plane.title, xlabel=first, ylabel=second)
         plot.set_aspect("equal", adjustable="datalim")
@@ -203,7 +204,13 @@ def _grid(
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
+def numbered(number: int, name: str) -> str:
+    """The number stays before the name in every script: behind a mark of left to right, the name isolated."""
+    return f"\u200e{number}  \u2068{_short(name)}\u2069"
+
+
 def _short(name: str, length: int = 16) -> str:
+    name = printable(name)
     return name if len(name) <= length else f"{name[: length - 1]}…"
 
 

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from csdn.report.cameras import pairs_by_rank1
 from csdn.report.ranked_lists import by_direction
 from csdn.report.step import Step
-from csdn.report.words import Figures, direction_name, percent
+from csdn.report.words import Figures, bdi, direction_name, percent
 
 Rows = Sequence[Mapping[str, Any]]  # of evaluation/queries.parquet
 
@@ -59,14 +60,19 @@ def weakest_pair(camera_pairs: Sequence[Mapping[str, str]]) -> Step | None:
         return None
     return Step(
         "The weakest pair of cameras",
-        f"{_pair(weakest)} has rank-1 {percent(weakest['rank1'])} over {weakest['queries']} queries; the "
-        f"best, {_pair(best)}, {percent(best['rank1'])}.",
+        Markup("{} has rank-1 {} over {} queries; the best, {}, {}.").format(
+            _pair(weakest),
+            percent(weakest["rank1"]),
+            weakest["queries"],
+            _pair(best),
+            percent(best["rank1"]),
+        ),
         "cameras",
     )
 
 
-def _pair(pair: Mapping[str, Any]) -> str:
-    return f"{pair['query_camera']} → {pair['gallery_camera']}"
+def _pair(pair: Mapping[str, Any]) -> Markup:
+    return Markup("{} → {}").format(bdi(pair["query_camera"]), bdi(pair["gallery_camera"]))
 
 
 def people_not_found(queries: Rows) -> Step | None:
@@ -79,11 +85,12 @@ def people_not_found(queries: Rows) -> Step | None:
     never = sorted(late, key=lambda person: (-late[person], person))
     if not never:
         return None
-    shown = ", ".join(never[:3]) + (" and others" if len(never) > 3 else "")
+    named = Markup(", ").join(map(bdi, never[:3])) + (" and others" if len(never) > 3 else "")
     return Step(
         "People who are not found",
-        f"{len(never)} of {len(best)} test people have no query with a right image among the first "
-        f"{NEVER_RANK}: {shown}.",
+        Markup("{} of {} test people have no query with a right image among the first {}: {}.").format(
+            len(never), len(best), NEVER_RANK, named
+        ),
         "lists",
     )
 

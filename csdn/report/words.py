@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
+from markupsafe import Markup
+
+from csdn.safe import printable
+
 Figures = Mapping[str, Any]  # metrics/evaluation.json
 
 NBSP = "\N{NO-BREAK SPACE}"
@@ -16,6 +20,18 @@ METHOD_NAMES = {
     "hog": "HOG-like",
     "chance": "Chance",
 }
+
+
+def shown(value: Any) -> Any:
+    """A value as the page has it: characters that do not print, or that turn what follows, as escapes."""
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return printable(value, keep=NBSP)
+
+
+def bdi(name: str) -> Markup:
+    """A name within a sentence: its direction of writing does not reorder the figures beside it."""
+    return Markup("<bdi>{}</bdi>").format(shown(name))
 
 
 def direction_name(direction: str) -> str:
@@ -94,6 +110,16 @@ def order(figures: Figures) -> str:
 
 def _in_text(method: str) -> str:
     return METHOD_NAMES[method] if method in ("hog", "clip") else METHOD_NAMES[method].lower()
+
+
+def pairs_left_out(figures: Figures) -> list[str]:
+    """Which directions have more pairs of cameras than get figures of their own."""
+    return [
+        f"{direction_name(direction)}: {rest} more pairs of cameras have no figures of their own; those with "
+        "the most people in common have."
+        for direction, counts in figures["counts"].items()
+        if (rest := counts.get("camera_pairs_left_out"))
+    ]
 
 
 def separation(areas: Mapping[str, Mapping[str, float]]) -> list[str]:

@@ -11,7 +11,7 @@ from csdn.evaluation.bootstrap import bootstrap_people, sums_of_people
 from csdn.evaluation.metrics import QueryMetrics
 from csdn.evaluation.protocols import Search
 from csdn.evaluation.results import Experiment
-from csdn.evaluation.scores import Distances, Labels, pair_searches, query_trials
+from csdn.evaluation.scores import CameraPairs, Distances, Labels, pair_searches, query_trials
 from csdn.randomness import generator
 from csdn.retraining.gate import METRICS, Comparison
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Own stream of randomness: far above those of csdn.randomness.Stream.
 _BOOTSTRAP = 1001
+# Pairs of cameras of a direction that are judged, at most, those with the most people: minutes of work.
+JUDGED_PAIRS = 1000
 
 
 def compare(
@@ -30,12 +32,12 @@ def compare(
     rule: GateParams,
     seed: int,
 ) -> list[Comparison]:
-    """Each metric of each search of the experiment, then of each pair of cameras that has a query.
+    """Each metric of each search of the experiment, then of each pair of cameras that has people enough.
 
     Draws are functions of (seed, search, pair): the same data gives the same intervals.
     """
     found = []
-    for number, (search, query_camera, gallery_camera) in enumerate(_searches(experiment)):
+    for number, search, query_camera, gallery_camera in _searches(experiment, rule.pair_people):
         people = sums_of_people(
             paired_trials(search, experiment.labels, champion, newcomer),
             people=int(experiment.labels.people.max()) + 1,
@@ -84,11 +86,29 @@ def _figures(queries: QueryMetrics) -> np.ndarray:
     return np.stack([queries.first_rank == 1, queries.ap], axis=1)
 
 
-def _searches(experiment: Experiment) -> Iterator[tuple[Search, str | None, str | None]]:
-    """The experiment's searches, then each between two cameras, with the cameras' names."""
-    names = dict(zip(experiment.labels.cameras.tolist(), experiment.index["camera"], strict=True))
+def unjudged_pairs(experiment: Experiment, rule: GateParams) -> int:
+    """Pairs of cameras with people enough that `compare` leaves out; of JUDGED_PAIRS cameras of a side."""
+    return sum(_pairs(search, experiment.labels, rule.pair_people).left_out for search in experiment.searches)
+
+
+def _pairs(search: Search, labels: Labels, least_people: int) -> CameraPairs:
+    return pair_searches(search, labels, least_people, JUDGED_PAIRS)
+
+
+def _searches(
+    experiment: Experiment, least_people: int
+) -> Iterator[tuple[int, Search, str | None, str | None]]:
+    """The experiment's searches, then each between two cameras, with the cameras' names.
+
+    The number before each is the same however many pairs have people enough: draws depend on it.
+    """
+    labels = experiment.labels
+    names = dict(zip(labels.cameras.tolist(), experiment.index["camera"], strict=True))
+    for number, search in enumerate(experiment.searches):
+        yield number, search, None, None
+    first = len(experiment.searches)
     for search in experiment.searches:
-        yield search, None, None
-    for search in experiment.searches:
-        for query_camera, gallery_camera, pair in pair_searches(search, experiment.labels):
-            yield pair, names[query_camera], names[gallery_camera]
+        pairs = _pairs(search, labels, least_people)
+        for query_camera, gallery_camera, place, pair in pairs.searches:
+            yield first + place, pair, names[query_camera], names[gallery_camera]
+        first += pairs.every

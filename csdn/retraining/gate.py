@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PROMOTE, KEEP = "promote", "keep"
 TODAY, CHAMPION = "today", "champion"  # the data of a comparison
 METRICS = {"rank1": "rank-1", "mAP": "mAP"}
-_DATA = {TODAY: "today's data", CHAMPION: "the champion's data"}
+DATA = {TODAY: "today's data", CHAMPION: "the champion's data"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Comparison:
         """As in "rank-1, infrared to visible, cam5 to cam1, today's data: 21.3 % to 18.0 %, -3.3 ..."."""
         cameras = printable(f", {self.query_camera} to {self.gallery_camera}") if self.of_pair else ""
         return (
-            f"{METRICS[self.metric]}, {self.direction.replace('_', ' ')}{cameras}, {_DATA[self.data]}: "
+            f"{METRICS[self.metric]}, {self.direction.replace('_', ' ')}{cameras}, {DATA[self.data]}: "
             f"{self.champion:.1f} % to {self.newcomer:.1f} %, {self.difference:+.1f} points "
             f"({self.low:+.1f} to {self.high:+.1f})"
         )

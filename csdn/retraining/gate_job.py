@@ -22,9 +22,9 @@ from csdn.evaluation.scores import feature_distances, guesses
 from csdn.files import write_json
 from csdn.model import folded, load, load_clip, read_config
 from csdn.params import Params
-from csdn.retraining.comparison import compare
+from csdn.retraining.comparison import compare, unjudged_pairs
 from csdn.retraining.features import Model, Progress, all_images, embed_models
-from csdn.retraining.gate import KEEP, TODAY, Comparison, Decision, as_json, decide, decide_first
+from csdn.retraining.gate import DATA, KEEP, TODAY, Comparison, Decision, as_json, decide, decide_first
 from csdn.retraining.gate_inputs import GateInputs, read_inputs
 from csdn.state import open_state, stage_key
 from csdn.walk import Embedder, embedded_here
@@ -56,7 +56,8 @@ def run_gate(
         }
         decision, comparisons = _decide(inputs, experiments, features, params)
         version = inputs.champion.version if inputs.champion else None
-        result = as_json(decision, version, comparisons, inputs.notes)
+        notes = [*inputs.notes, *_unjudged(experiments, params)] if inputs.champion else inputs.notes
+        result = as_json(decision, version, comparisons, notes)
         write_json(root / RESULT, result)
     return result
 
@@ -67,6 +68,15 @@ def _prepare(dataset: Dataset, data: str, params: Params) -> Experiment:
     except UserError as error:
         whose = "today's data" if data == TODAY else "the champion's data"
         raise UserError(f"gate, {whose}, without people whom a model was trained on: {error}") from None
+
+
+def _unjudged(experiments: Mapping[str, Experiment], params: Params) -> list[str]:
+    counts = {data: unjudged_pairs(experiment, params.gate) for data, experiment in experiments.items()}
+    return [
+        f"{count} pairs of cameras of {DATA[data]} are not judged: those with the most people are"
+        for data, count in counts.items()
+        if count
+    ]
 
 
 def _models(inputs: GateInputs, params: Params, root: Path) -> tuple[dict[str, Model], str]:

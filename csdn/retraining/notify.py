@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from csdn.safe import printable
+from csdn.safe import unmarked
 
 VARIABLE = "CSDN_WEBHOOK"
 TRIES = 3
@@ -37,7 +37,8 @@ class News:
     @property
     def text(self) -> str:
         head = f"csdn: {self.run}: {self.event}" + (f", {self.version} is champion" if self.version else "")
-        return printable("\n".join(filter(None, (head, *self.reasons, self.link))), keep="\n")
+        # A camera named "<!channel>" must not call everybody: Slack takes angle brackets for commands.
+        return unmarked("\n".join(filter(None, (head, *self.reasons, self.link))), keep="\n")
 
 
 def notify(news: News, address: str | None = None) -> str | None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from csdn.data.summary import summary_lines
+from csdn.files import read_csv
 from csdn.retraining.gate import METRICS
+from csdn.safe import as_markdown, printable
 
 if TYPE_CHECKING:
     from csdn.champion import Champion
@@ -51,7 +52,7 @@ def _beside(champion: Champion | None) -> str:
 def gate_page(gate: Mapping[str, Any]) -> str:
     """Markdown of metrics/gate.json: the decision, why, and the comparisons over all cameras."""
     head = "Promote" if gate["decision"] == "promote" else "Keep the champion"
-    lines = [f"### {head}", "", *(f"* {reason}" for reason in gate["reasons"]), ""]
+    lines = [f"### {head}", "", *(f"* {as_markdown(reason)}" for reason in gate["reasons"]), ""]
     overall = [one for one in gate["comparisons"] if not (one["query_camera"] or one["gallery_camera"])]
     if overall:
         lines += [
@@ -73,7 +74,8 @@ def _comparison(one: Mapping[str, Any]) -> str:
 
 def data_page(figures: Mapping[str, Any]) -> str:
     """Markdown of metrics/ingest.json: the lines that ingest printed."""
-    return "\n".join(["```", *(line.replace("`", "'") for line in summary_lines(dict(figures))), "```"])
+    lines = (printable(line).replace("`", "'") for line in summary_lines(dict(figures)))
+    return "\n".join(["```", *lines, "```"])
 
 
 def cmc_picture(path: Path) -> str:
@@ -82,9 +84,7 @@ def cmc_picture(path: Path) -> str:
 
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
-    with path.open(newline="", encoding="utf-8") as file:
-        curves = dict(_curves(csv.DictReader(file)))
-    for (direction, method), (ranks, scores) in curves.items():
+    for (direction, method), (ranks, scores) in _curves(read_csv(path)):
         plot = axes[int(direction.startswith("visible"))]
         plot.set_title(direction.replace("_", " "))
         plot.plot(ranks, scores, label=method, linewidth=2 if method == "trained" else 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from csdn.files import write_csv
 from csdn.training.collectives import mean_over_ranks
 from csdn.training.divergence import check_losses
 
@@ -62,8 +62,4 @@ def _mean(losses: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def write_log(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
     """Rows as CSV, floats with six significant digits (a DVC plot); columns: of a log without rows."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else columns, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+    write_csv(path, rows, columns, digits=6)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,15 +31,6 @@ class Search:
     def asking(self, trial: int) -> np.ndarray:
         """The queries of a trial, int64 [q]."""
         return self.drawn_queries[trial] if self.drawn_queries else self.queries
-
-    def among(self, asking: np.ndarray, answering: np.ndarray) -> Search:
-        """The search with some rows of the index only; both are bool [n], for queries and for galleries."""
-        return replace(
-            self,
-            queries=self.queries[asking[self.queries]],
-            galleries=tuple(rows[answering[rows]] for rows in self.galleries),
-            drawn_queries=tuple(rows[asking[rows]] for rows in self.drawn_queries),
-        )
 
 
 def rows_of(index: Index, modality: str) -> np.ndarray:

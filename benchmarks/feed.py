@@ -26,14 +26,14 @@ import numpy as np
 import simplejpeg
 import torch
 
-from csdn.data.dataset import SampleTable, load_dataset
-from csdn.data.feed import TrainFeed, TrainSource
-from csdn.data.plan import PlanRow, epoch_plan
-from csdn.data.rows import VIEWS
-from csdn.data.transforms import TrainTransform, draw_views, resize
-from csdn.randomness import generator
+from csdn.data.augment import TrainTransform, draw_views, resize
+from csdn.data.batch import VIEWS
+from csdn.data.catalog import SampleTable, load_dataset
+from csdn.data.loader import TrainLoader, TrainSource
+from csdn.data.rng import generator
+from csdn.data.sampler import BatchPlan, epoch_plan
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from feed_data import write_data
 from machine import machine
 
@@ -91,8 +91,8 @@ def speed(data: Path) -> None:
         print(f"{name:28}{rate:10.0f}{rate / base:8.2f}{aim:>8}")
 
 
-def feed_of(table: SampleTable, data: Path, processes: int) -> TrainFeed:
-    return TrainFeed(
+def feed_of(table: SampleTable, data: Path, processes: int) -> TrainLoader:
+    return TrainLoader(
         TrainSource(table, data / "shards", PEOPLE, IMAGES, SIZE, "imagenet", PADDING, 0), processes
     )
 
@@ -111,7 +111,7 @@ class PlainLoop:
         plan = self.plan(epoch)
         return sum(self.batch(plan[step]) for step in range(len(plan)))
 
-    def batch(self, row: PlanRow) -> int:
+    def batch(self, row: BatchPlan) -> int:
         visible, infrared = self.read(row.visible), self.read(row.infrared)
         for stream, images in zip(VIEWS, (visible, visible, infrared), strict=True):
             rng = generator(0, stream, row.epoch, row.step)

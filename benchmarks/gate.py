@@ -24,18 +24,18 @@ from typing import Any, NamedTuple
 from machine import machine
 from projects import copy_project
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from garbage import write_noise, write_shuffled
 from gate_project import name_champion
 from gate_tables import read, tables
 
-from csdn.builtin.drops import SETS
-from csdn.console import progress
-from csdn.data.arrivals import examine
-from csdn.data.drops import write_ledger
-from csdn.files import write_json
+from csdn.ingest.ledger import write_ledger
+from csdn.ingest.sync import open_drop
 from csdn.params import Params, load_params
-from csdn.retraining.gate_job import run_gate
+from csdn.retraining.gate_run import run_gate
+from csdn.runtime.console import progress
+from csdn.runtime.files import write_json
+from csdn.synthetic.sets import SETS
 
 ROOT = Path(__file__).parents[1]
 # Each with what it has made when it is done.
@@ -142,7 +142,7 @@ def make_project(project: Path, drop: str, seed: int) -> None:
     own = {"seed": seed, "data.test_percent": TEST_PERCENT}
     copy_project(project, own | {"scaling.threads": 1, "scaling.feed_processes": 0})
     addresses = filter(None, ("builtin:gate", drop))
-    drops = [examine(a, "builtin" if a.startswith("builtin:") else "cameras")[0] for a in addresses]
+    drops = [open_drop(a, "builtin" if a.startswith("builtin:") else "cameras")[0] for a in addresses]
     write_ledger(drops, project / "data/drops.json")
 
 

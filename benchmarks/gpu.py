@@ -21,11 +21,10 @@ import torch
 from speed_parts import IDENTITIES, SIZE, rn50
 from torch.utils.flop_counter import FlopCounterMode
 
-from csdn.data.batches import TrainBatch
-from csdn.device import configure_torch
+from csdn.data.loader import TrainBatch
+from csdn.model.device import configure_torch
 from csdn.params import load_params
-from csdn.training.embedding_job import embedding_settings
-from csdn.training.embedding_stage import build_optimizer, only_images_train, training_step
+from csdn.training.embedding import build_optimizer, embedding_settings, freeze_text, training_step
 
 ROOT = Path(__file__).parents[1]
 PRECISIONS = ("float32", "tf32", "bf16")
@@ -82,7 +81,7 @@ def prepared(precision: str, compiled: bool, people: int, device: torch.device) 
     settings = embedding_settings(params.embedding.model_copy(update={"images": IMAGES}), precision)
     torch.manual_seed(0)
     model = rn50().to(device).channels_last().train()
-    only_images_train(model)
+    freeze_text(model)
     optimizer = build_optimizer(model, settings)
     count = people * IMAGES
     views = [torch.randn(count, 3, *SIZE, device=device) for _ in range(3)]

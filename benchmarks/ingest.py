@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from feed_data import jpeg
 from machine import machine
 from make_images import Project
 
-from csdn.process import available_cores
+from csdn.runtime.process import available_cores
 
 HEIGHT, WIDTH = 288, 144
 PEOPLE, IMAGES = 200, 60  # of each modality: 24,000 files

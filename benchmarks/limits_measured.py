@@ -17,31 +17,29 @@ from cost_model import FLOAT, Network
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
-from csdn.data.dataset import load_dataset
-from csdn.data.drops import Drop, Status
-from csdn.data.merge import IndexedDrop, merge
-from csdn.data.people import Identity
-from csdn.data.plan import PlanRow, epoch_plan
-from csdn.data.records import MODALITIES
-from csdn.data.sampling import images_of_people
-from csdn.data.tables import (
+from csdn.data.catalog import (
     INDEX_SCHEMA,
+    MODALITIES,
     PEOPLE_SCHEMA,
     REFUSED_SCHEMA,
     SAMPLES_SCHEMA,
+    load_dataset,
     table_of,
     write_table,
 )
-from csdn.losses import weighted_triplet
+from csdn.data.sampler import BatchPlan, epoch_plan, images_of_people
+from csdn.ingest.identities import SplitRule
+from csdn.ingest.ledger import Drop, Status
+from csdn.ingest.merge import IndexedDrop, merge
+from csdn.losses import embedding_losses, wrt_loss
 from csdn.model import CSDN, ModelConfig
-from csdn.training.losses import embedding_losses
 
 SIZE, IDENTITIES, PEOPLE, IMAGES = (288, 144), 395, 8, 4
 IMAGES_OF_A_PERSON, CAMERAS = 100, 6  # half of each modality
 JPEG, SHARD = 20_000, 64 * 10**6  # bytes of an image and of a shard
 GAPS = (0, 64, 256, 1024)  # KiB between two images of a shard that one request may read over
 BATCHES = 500
-# Of csdn.data.dataset.SampleTable, which every process of the feed holds (shared pages).
+# Of csdn.data.catalog.SampleTable, which every process of the feed holds (shared pages).
 COLUMNS = (
     "shard",
     "offset",
@@ -121,7 +119,7 @@ def merged(images: int) -> dict[str, Any]:
     indexed = IndexedDrop(drop, index, table_of([], REFUSED_SCHEMA), ignored=0)
     found: dict[str, Any] = {"rows": len(index)}
     with measured(found):
-        merge([indexed], Identity(salt="", test_percent=40), max_bad_fraction=0.01)
+        merge([indexed], SplitRule(salt="", test_percent=40), max_bad_fraction=0.01)
     return found
 
 
@@ -177,7 +175,7 @@ def requests(images: int) -> dict[str, Any]:
     return found
 
 
-def ranges(row: PlanRow, places: np.ndarray, gap: int) -> tuple[int, float]:
+def ranges(row: BatchPlan, places: np.ndarray, gap: int) -> tuple[int, float]:
     """(requests, bytes read over bytes needed) of one batch; places: where images stand in the shards."""
     at = np.unique(places[np.concatenate([row.visible.ravel(), row.infrared.ravel()])])
     per_shard = SHARD // JPEG
@@ -200,7 +198,7 @@ def kept_matrices() -> float:
     labels = torch.arange(PEOPLE).repeat_interleave(IMAGES).repeat(3)
     features = torch.randn(rows, 8, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = weighted_triplet(features, labels)
+        loss = wrt_loss(features, labels)
     assert loss.requires_grad  # what it keeps is alive until here
     return 2 * sum(kept.values()) / (rows * rows * FLOAT)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
-from csdn.process import available_cores
+from csdn.runtime.process import available_cores
 
 CPUINFO = Path("/proc/cpuinfo")  # Linux
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from golden_vectors import FOLDER, MEASURED
 
 FILES = ("test_parity_forward.py", "test_parity_training.py", "test_schedules.py", "test_metrics.py")

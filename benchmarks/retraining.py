@@ -17,15 +17,15 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from prefect_server import Prefect, prefect_with_worker, wait_until
 from repository import git
 from retraining_world import EVENT, make_project
 from workspace import STAGES, run
 
-from csdn.builtin.drops import MARKER, PeopleSet, images_of, png
-from csdn.data.arrivals import examine
-from csdn.data.drops import read_ledger, write_ledger
+from csdn.ingest.ledger import read_ledger, write_ledger
+from csdn.ingest.sync import open_drop
+from csdn.synthetic.sets import MARKER, PeopleSet, images_of, png
 
 EVENTS = 3
 ROUNDS = 2
@@ -59,7 +59,7 @@ def show_ingest(folder: Path, project: Path) -> None:
     """Seconds of the stage alone, and the files that `dvc push` added to the remote."""
     for name, first, people in (("all", 1_001, PEOPLE), ("1 %", 1_001 + PEOPLE, ONE_PERCENT)):
         write_drop(folder / "drops" / name, PeopleSet(first, people, visible=2, infrared=4))
-        drop, images = examine(str(folder / "drops" / name), "cameras")
+        drop, images = open_drop(str(folder / "drops" / name), "cameras")
         write_ledger([*read_ledger(project / "data/drops.json"), drop], project / "data/drops.json")
         seconds = timed(project, "python", "-m", "stages.ingest")
         run(project, "dvc", "commit", "--force", "ingest")

@@ -23,16 +23,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-from csdn.cluster.embedding import train_on_ray
 from csdn.cluster.session import ray_session
-from csdn.data.dataset import SampleTable
-from csdn.data.feed import TrainFeed, TrainSource
+from csdn.cluster.train import train_on_ray
+from csdn.data.catalog import SampleTable
+from csdn.data.loader import TrainLoader, TrainSource
+from csdn.data.state import StageState
 from csdn.params import load_params
-from csdn.state import StageState
-from csdn.training.attempts import Attempts
-from csdn.training.embedding_job import EmbeddingWork, embedding_settings
+from csdn.training.checkpoint import CheckpointStore
+from csdn.training.embedding import EmbeddingWork, embedding_settings
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from feed_data import write_data
 from machine import machine
 from ray_work import make_params, make_state, make_work, worker_pids, write_images
@@ -67,15 +67,15 @@ def main() -> None:
 
 def feeds(table: SampleTable, shards: Path) -> None:
     """Images a second, each feed with two processes; rounds take turns, the best of each counts."""
-    from csdn.cluster.feed import RayFeed
+    from csdn.cluster.ray_loader import RayTrainLoader
 
     source = TrainSource(table, shards, PEOPLE, IMAGES, SIZE, "imagenet", PADDING, 0)
-    local = TrainFeed(source, 2)
+    local = TrainLoader(source, 2)
     best = {"DataLoader": 0.0, "Ray Data": 0.0}
     firsts = []
     for _ in range(ROUNDS):
         best["DataLoader"] = max(best["DataLoader"], rate(local)[0])
-        images, first = rate(RayFeed(source, EPOCHS))
+        images, first = rate(RayTrainLoader(source, EPOCHS))
         best["Ray Data"] = max(best["Ray Data"], images)
         firsts.append(first)
     print(f"{'feed, 2 processes':24}{'images/s':>10}{'ratio':>8}   aim")
@@ -116,7 +116,7 @@ def train(table: SampleTable, root: Path, steps: int, count: int) -> tuple[float
     seen: list[tuple[float, int, float]] = []
     state = root / f"state-{count}"
     state.mkdir()
-    train_on_ray(params, work(table, root, params), Attempts(StageState(state), None), watch(seen))
+    train_on_ray(params, work(table, root, params), CheckpointStore(StageState(state), None), watch(seen))
     (began, first, _), *rest = seen[SETTLING - 1 :]
     ended, last, _ = rest[-1]
     return (ended - began) / (last - first), statistics.median(share for _, _, share in rest)

@@ -18,7 +18,7 @@ from typing import Any
 
 from projects import copy_project
 
-from csdn.presets import set_value
+from csdn.cli.presets import set_value
 
 STAGES = ("ingest", "prompts", "embedding", "evaluate")
 METHODS = ("chance", "hog", "clip", "trained")

@@ -3,7 +3,7 @@
     python benchmarks/speed.py                   one core, CLIP RN50's sizes, 288x144
     python benchmarks/speed.py --device cuda     the same on a GPU
 
-"Plain" is tests/plain.py: the method as it is written down. Both sides have the same weights (random) and
+"Plain" is tests/support/plain.py: the method as it is written down. Both sides have the same weights (random) and
 inputs, and their results are compared before the clock starts. The floor is the floating-point operations of
 our side over the rate of a large matrix product on this machine: no code does better without doing less.
 """
@@ -20,8 +20,8 @@ from machine import machine
 from speed_parts import Part, parts, rn50
 from torch.utils.flop_counter import FlopCounterMode
 
-from csdn.device import configure_torch
 from csdn.evaluation import protocol
+from csdn.model.device import configure_torch
 
 MATRIX = 2048
 # SYSU-MM01's visible test images: so many in so many folders of a person and camera (all-search).
@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--only", default="", metavar="WORDS", help="the parts whose names have them")
-    parser.add_argument("--fresh-memory", action="store_true", help="without csdn.device.keep_memory")
+    parser.add_argument("--fresh-memory", action="store_true", help="without csdn.model.device.keep_memory")
     options = parser.parse_args()
     device = torch.device(options.device)
     if options.fresh_memory:

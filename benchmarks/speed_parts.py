@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 import plain
 
-from csdn.evaluation import embed_with_mirror, rank_metrics
-from csdn.model import CSDN, MODALITIES, ModelConfig, folded
-from csdn.training import embedding_losses
-from csdn.training.prompt_stage import contrast
+from csdn.evaluation import embed_with_flip_tta, rank_metrics
+from csdn.losses import embedding_losses
+from csdn.model import CSDN, MODALITIES, ModelConfig, fuse_batch_norms
+from csdn.training.prompts import contrast
 
 SIZE, IDENTITIES = (288, 144), 395
 PEOPLE, IMAGES = 4, 4  # of a stage-2 batch: half of the published one, so that 24 GiB hold the plain step
@@ -134,7 +134,7 @@ def embedding_step(model: CSDN, device: torch.device) -> Part:
 def test_embedding(model: CSDN, device: torch.device) -> Part:
     """32 images and their mirror images. Plain: one after the other, batch norms apart."""
     images = torch.randn(32, 3, *SIZE, device=device)
-    slow, fast = with_plain_pool(model), folded(model)
+    slow, fast = with_plain_pool(model), fuse_batch_norms(model)
 
     def embed() -> torch.Tensor:
         with torch.no_grad():
@@ -142,7 +142,7 @@ def test_embedding(model: CSDN, device: torch.device) -> Part:
 
     def embed_fast() -> torch.Tensor:
         with torch.inference_mode():
-            return embed_with_mirror(fast, images, "visible")
+            return embed_with_flip_tta(fast, images, "visible")
 
     return Part("test: embedding of 32 images", 1.4, embed, embed_fast, rounds=2)
 
@@ -150,7 +150,7 @@ def test_embedding(model: CSDN, device: torch.device) -> Part:
 def mirror_image(model: CSDN, device: torch.device) -> Part:
     """Of the part before, what one batch of twice the size brings: both sides are the folded network."""
     images = torch.randn(32, 3, *SIZE, device=device)
-    fast = folded(model)
+    fast = fuse_batch_norms(model)
 
     @torch.inference_mode()
     def one_after_the_other() -> torch.Tensor:
@@ -158,7 +158,7 @@ def mirror_image(model: CSDN, device: torch.device) -> Part:
 
     @torch.inference_mode()
     def together() -> torch.Tensor:
-        return embed_with_mirror(fast, images, "visible")
+        return embed_with_flip_tta(fast, images, "visible")
 
     return Part("  of it: mirror image in same batch", None, one_after_the_other, together, rounds=3)
 

@@ -24,8 +24,8 @@ from machine import machine
 from text_run import TABLES, ingested, run
 from text_tables import paired
 
-from csdn.ablation import FIGURES, Line, table
-from csdn.files import replace_file
+from csdn.report.ablation import FIGURES, Line, table
+from csdn.runtime.files import atomic_write
 
 RUNS = Path("runs.csv")
 Columns = Mapping[str, Sequence[float]]  # figure -> its value with each seed
@@ -88,7 +88,7 @@ def rows() -> list[dict[str, str]]:
 def append(row: Mapping[str, Any]) -> None:
     """One more line of runs.csv; a kill leaves the old file or the new one, whole."""
     everything = [*rows(), row]
-    with replace_file(RUNS) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(RUNS) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(row), lineterminator="\n")
         writer.writeheader()
         writer.writerows(everything)

@@ -15,26 +15,23 @@ import torch
 from text_tables import derangement, gaussian, prototypes, rotated
 from torch import Tensor
 
-from csdn.builtin.drops import MARKER, PeopleSet, images_of, png
-from csdn.data.arrivals import examine
-from csdn.data.dataset import load_dataset
-from csdn.data.feed import ImageWalk, TrainFeed
-from csdn.data.ingest import ingest
-from csdn.device import configure_torch
-from csdn.documents import read_yaml
-from csdn.evaluation.job import embedders, prepare, test_walk
-from csdn.evaluation.results import Experiment
-from csdn.evaluation.scores import feature_distances, headline, trial_metrics
-from csdn.files import replace_folder
-from csdn.model import folded, load_clip
+from csdn.data.catalog import load_dataset
+from csdn.data.features import MakeEmbeds, extract_features, extract_local
+from csdn.data.loader import ImageBatches, TrainLoader
+from csdn.data.state import StageState
+from csdn.evaluation.run import Experiment, embedders, prepare, test_walk
+from csdn.evaluation.scores import feature_distances, headline_figures, trial_metrics
+from csdn.ingest.run import ingest
+from csdn.ingest.sync import open_drop
+from csdn.model import fuse_batch_norms, load_clip
+from csdn.model.device import configure_torch
 from csdn.params import Params, parse_params
-from csdn.state import StageState
-from csdn.training.embedding_job import embedding_settings, load_prompts, train_source
-from csdn.training.embedding_stage import train_embedding
+from csdn.runtime.documents import read_yaml
+from csdn.runtime.files import atomic_folder
+from csdn.synthetic.sets import MARKER, PeopleSet, images_of, png
+from csdn.training.embedding import embedding_settings, load_prompts, train_embedding, train_source
 from csdn.training.inputs import TrainingInputs, training_inputs
-from csdn.training.prompt_job import run_prompts
-from csdn.training.prompt_parts import image_walk
-from csdn.walk import MakeEmbeds, embed_all, embedded_here
+from csdn.training.prompts import image_walk, run_prompts
 
 ROOT = Path(__file__).parents[1]
 TABLES = ("none", "text", "permuted", "rotated", "gaussian", "prototypes", "classifier")
@@ -52,14 +49,14 @@ def ingested(setting: Mapping[str, Any]) -> Path:
         raise SystemExit(f"--images {images}: four visible cameras share them; give a multiple of 4")
     if not (folder / "images").exists():
         drawn = PeopleSet(setting["first"], setting["people"], visible=images // 4, infrared=images // 2)
-        with replace_folder(folder / "images") as drop:
+        with atomic_folder(folder / "images") as drop:
             for image in images_of(drawn):
                 (drop / image.path).parent.mkdir(parents=True, exist_ok=True)
                 (drop / image.path).write_bytes(png(image))
             (drop / MARKER).touch()
     if not (folder / "ingest.json").exists():
         params = parameters(setting, 0)
-        drop, _ = examine(str(folder / "images"), "cameras")
+        drop, _ = open_drop(str(folder / "images"), "cameras")
         places = {"root": folder / "data", "metrics": folder / "ingest.json", "state": folder / ".state"}
         ingest([drop], params.data, params.ingest, params.embedding.people, processes=1, **places)
     return folder
@@ -88,7 +85,7 @@ def run(people: Path, setting: Mapping[str, Any], seed: int, name: str) -> dict[
         run_prompts(params, data, stage1, people / f"prompts-{seed}.json", silent)
     inputs = training_inputs(params, data, "embedding", stage1 / "prompts.safetensors")
     given = prepared(name, inputs, load_prompts(inputs.model, stage1 / "prompts.safetensors"), params, data)
-    feed = TrainFeed(train_source(params, inputs.table, data), params.scaling.feed_processes)
+    feed = TrainLoader(train_source(params, inputs.table, data), params.scaling.feed_processes)
     settings = embedding_settings(params.embedding, params.training.precision)
     inputs.model.channels_last()
     with unsaved() as state:
@@ -128,7 +125,7 @@ def tested(inputs: TrainingInputs, params: Params, data: Path) -> dict[str, floa
     evaluation = params.evaluation
     experiment = prepare(load_dataset(data), evaluation.protocol, **evaluation.options())
     clip = load_clip(params.model.clip, params.model.weights)
-    embeds = partial(embedders, params, clip, folded(inputs.model))
+    embeds = partial(embedders, params, clip, fuse_batch_norms(inputs.model))
     found = embedded(test_walk(experiment.table, params, data), embeds, params)
     figures = {f"{name}.{metric}": of for name, metric, of in searched(experiment, found["trained"], METRICS)}
     f, g = branches(found["trained"], inputs.model.config.map_channels)
@@ -137,11 +134,11 @@ def tested(inputs: TrainingInputs, params: Params, data: Path) -> dict[str, floa
     return figures | cosines(g, found["clip"], experiment.table.label, experiment.table.modality)
 
 
-def embedded(walk: ImageWalk, make_embeds: MakeEmbeds, params: Params) -> dict[str, np.ndarray]:
+def embedded(walk: ImageBatches, make_embeds: MakeEmbeds, params: Params) -> dict[str, np.ndarray]:
     """Features [n, D] of each embed."""
     with unsaved() as state:
-        batches = partial(embedded_here, walk, make_embeds, params.scaling, CPU)
-        return embed_all(batches, len(walk.table), state, quiet)
+        batches = partial(extract_local, walk, make_embeds, params.scaling, CPU)
+        return extract_features(batches, len(walk.table), state, quiet)
 
 
 def branches(features: np.ndarray, channels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -158,7 +155,7 @@ def searched(
 ) -> Iterator[tuple[str, str, float]]:
     """(direction, metric, percent) of features [images, D] of the experiment's images."""
     for search in experiment.searches:
-        found = headline(trial_metrics(search, experiment.labels, feature_distances(features)))
+        found = headline_figures(trial_metrics(search, experiment.labels, feature_distances(features)))
         for metric in metrics:
             yield DIRECTIONS[search.name], metric, found[metric]["mean"]
 

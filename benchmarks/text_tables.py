@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from csdn.randomness import generator
+from csdn.data.rng import generator
 
 DERANGEMENT, GAUSSIAN, ROTATION = 1001, 1002, 1003  # streams of draws, apart from those of the product
 

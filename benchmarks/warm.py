@@ -25,21 +25,20 @@ import numpy as np
 import torch
 from text_run import METRICS, embedded, searched, silent
 
-from csdn.champion import Start
-from csdn.data.arrivals import examine
-from csdn.data.dataset import load_dataset
-from csdn.data.ingest import ingest
-from csdn.documents import read_yaml
-from csdn.evaluation.job import embedders, prepare, test_walk
-from csdn.files import write_json
-from csdn.model import folded, load, load_clip
-from csdn.model.tensor_files import read_safetensors
+from csdn.data.catalog import load_dataset
+from csdn.evaluation.run import embedders, prepare, test_walk
+from csdn.ingest.run import ingest
+from csdn.ingest.sync import open_drop
+from csdn.model import fuse_batch_norms, load, load_clip
+from csdn.model.weights import read_safetensors
 from csdn.params import Params, parse_params
-from csdn.training.embedding_job import run_embedding, train_here
+from csdn.runtime.documents import read_yaml
+from csdn.runtime.files import write_json
+from csdn.training.champion import Start
+from csdn.training.embedding import run_embedding, train_local
 from csdn.training.inputs import training_inputs
-from csdn.training.prompt_job import run_prompts
-from csdn.training.prompt_parts import image_walk
-from csdn.training.warm import WarmStart
+from csdn.training.prompts import image_walk, run_prompts
+from csdn.training.warm_start import WarmStart
 
 ROOT = Path(__file__).parents[1]
 DROPS = {"champion": ["builtin:demo"], "today": ["builtin:demo", "builtin:later"]}
@@ -94,7 +93,7 @@ def ingested(name: str) -> None:
     """Ingest the drops of `name` into a folder of its own, once."""
     if not Path(f"{name}.json").exists():
         params = parameters(0)
-        drops = [examine(address, "builtin")[0] for address in DROPS[name]]
+        drops = [open_drop(address, "builtin")[0] for address in DROPS[name]]
         places = {"root": Path(name), "metrics": Path(f"{name}.json"), "state": Path(".state")}
         ingest(drops, params.data, params.ingest, params.embedding.people, processes=1, **places)
 
@@ -116,7 +115,7 @@ def train(seed: int, data: str, way: dict[str, Any] | None, folder: Path) -> dic
     with seconds() as stage1:
         run_prompts(params, Path(data), prompts, folder / "prompts.json", silent, warm=warm)
     with seconds() as stage2:
-        arguments = (prompts, model, folder / "embedding.json", train_here, silent)
+        arguments = (prompts, model, folder / "embedding.json", train_local, silent)
         run_embedding(params, Path(data), *arguments, warm=warm)
     trained = tested(params, model)
     texts = {} if data == "champion" else naming(params, prompts)
@@ -128,7 +127,7 @@ def tested(params: Params, model: Path) -> dict[str, float]:
     evaluation = params.evaluation
     experiment = prepare(load_dataset("today"), evaluation.protocol, **evaluation.options())
     clip = load_clip(params.model.clip, params.model.weights)
-    embeds = partial(embedders, params, clip, folded(load(model)))
+    embeds = partial(embedders, params, clip, fuse_batch_norms(load(model)))
     found = embedded(test_walk(experiment.table, params, Path("today")), embeds, params)
     return {f"{way} {metric}": of for way, metric, of in searched(experiment, found["trained"], METRICS)}
 

@@ -1,23 +1,61 @@
-"""`params.yaml` as validated values: read once, handed down typed.
-
-Every section is one stage's or one concern's; DVC tracks the same sections (see dvc.yaml). A mistake stops
-before anything runs, with the key, the value and what is allowed.
-"""
+"""What pydantic finds wrong with a file, as lines for its author: the key, its value, and what is allowed."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from csdn.documents import check_values, read_yaml
-from csdn.errors import UserError
-from csdn.safe import has_credentials
-from csdn.validation import mistakes
+from csdn.runtime.documents import check_values, read_yaml
+from csdn.runtime.errors import UserError
+from csdn.runtime.sanitize import has_credentials
+
+SHOWN = 200  # characters of a wrong value
+
+
+def mistakes(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """A line for each mistake in what was to be a `model`."""
+    return [f"  {_mistake(one, model)}" for one in error.errors()]
+
+
+def _mistake(error: Any, model: type[BaseModel]) -> str:
+    location, kind = error["loc"], error["type"]
+    key = ".".join(map(str, location))
+    if kind == "extra_forbidden":
+        allowed = _model_at(location[:-1], model).model_fields
+        near = "".join(f"the nearest is {one}; " for one in get_close_matches(str(location[-1]), allowed, 1))
+        return f"{key}: unknown key; {near}allowed here: {', '.join(allowed)}"
+    if kind == "missing":
+        return f"{key}: missing"
+    if kind == "model_type" and not location:
+        return "the file is no mapping; expected the keys " + ", ".join(model.model_fields)
+    message = error["msg"].removeprefix("Value error, ")
+    if not location:
+        return message
+    # A credential is what must not be shown; what is wrong with a whole section names its values itself.
+    if kind == "credentials" or isinstance(error["input"], dict):
+        return f"{key}: {message}"
+    given = repr(error["input"])
+    return f"{key} = {given if len(given) <= SHOWN else given[:SHOWN] + '...'}: {message}"
+
+
+def _model_at(location: tuple[Any, ...], model: type[BaseModel]) -> type[BaseModel]:
+    """The model of the section at a place below `model`; it may be one that can be None."""
+    for name in location:
+        annotation = model.model_fields[name].annotation
+        (model,) = (one for one in get_args(annotation) or [annotation] if one is not type(None))
+    return model
+
+
+# `params.yaml` as validated values: read once, handed down typed.
+#
+# Every section is one stage's or one concern's; DVC tracks the same sections (see dvc.yaml). A mistake stops
+# before anything runs, with the key, the value and what is allowed.
 
 
 def _no_credentials(address: str) -> str:
@@ -53,7 +91,7 @@ class Section(BaseModel):
 
 
 class DataParams(Section):
-    """Who is a test person, and by which name people are known (csdn.data.people)."""
+    """Who is a test person, and by which name people are known (csdn.ingest.identities)."""
 
     salt: str
     test_percent: Annotated[int, Field(ge=1, le=99)]
@@ -67,7 +105,7 @@ class IngestParams(Section):
     max_bad_fraction: Fraction
     max_pixels: Annotated[int, Field(ge=1, le=MOST_PIXELS)]
     shard_megabytes: Count
-    grey16_range: dict[str, Grey16Range] = {}  # by camera; "*": every other (csdn.data.grey16)
+    grey16_range: dict[str, Grey16Range] = {}  # by camera; "*": every other (csdn.ingest.grey16)
 
 
 class ModelParams(Section):
@@ -105,7 +143,7 @@ class PromptsParams(Section):
 
 
 class ScheduleParams(Section):
-    """Factor on the learning rates of stage 2 (csdn.training.schedules.factor)."""
+    """Factor on the learning rates of stage 2 (csdn.training.schedules.lr_multiplier)."""
 
     kind: Literal["steps", "cosine"]
     update: Literal["epoch", "step"]
@@ -142,7 +180,7 @@ class EmbeddingParams(Section):
 
 
 class WarmParams(Section):
-    """Training from a champion: these take the place of the section embedding's (csdn.training.warm)."""
+    """Training from a champion: these replace the section embedding's (csdn.training.warm_start)."""
 
     prompts: Literal["new", "all"]
     epochs: Count
@@ -196,7 +234,7 @@ class ReportParams(Section):
 
 
 class RetrainParams(Section):
-    """How much new data starts a retraining (csdn.retraining.thresholds)."""
+    """How much new data starts a retraining (csdn.retraining.trigger)."""
 
     images: Count
     people: Count
@@ -275,7 +313,9 @@ def load_params(path: str | Path = "params.yaml") -> Params:
 
 def parse_params(raw: Any, source: str = "parameters") -> Params:
     """Validate a mapping as Params; `source` names it in the error."""
-    check_values(raw, source)  # it may come from elsewhere than a file that was read by csdn.documents
+    check_values(
+        raw, source
+    )  # it may come from elsewhere than a file that was read by csdn.runtime.documents
     try:
         return Params.model_validate(raw)
     except ValidationError as error:

@@ -11,10 +11,10 @@ from typing import Any
 from prefect import get_run_logger
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
-from csdn.champion import Champion
 from csdn.params import load_params
-from csdn.report.publish import published_at
-from csdn.retraining.pages import cmc_picture, data_page, gate_page, headline_page
+from csdn.report.page import published_at
+from csdn.retraining.notify import cmc_picture, data_page, gate_page, headline_page
+from csdn.training.champion import Champion
 
 
 def show_data(folder: Path) -> None:

@@ -16,9 +16,9 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from csdn.errors import UserError
-from csdn.process import reach_loopback_directly
-from csdn.retraining.commands import GUARD
+from csdn.retraining.steps import GUARD
+from csdn.runtime.errors import UserError
+from csdn.runtime.process import reach_loopback_directly
 
 START_SECONDS = 60.0  # for a server that starts for the first time
 WORD_SECONDS = 10.0  # between two lines that say what is waited for

@@ -15,7 +15,7 @@ from prefect.runtime import flow_run
 from csdn.params import leaves
 from csdn.retraining.branches import MEASURE
 from csdn.retraining.lock import asked, workspace_lock
-from csdn.retraining.runs import begin
+from csdn.retraining.workspace import begin
 from flows.looks import look_now
 from flows.notify import tell_failure
 from flows.settings import PROJECT, Settings, checked

@@ -7,7 +7,7 @@ from logging import Logger, LoggerAdapter
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-# As in "embedding: 120/1000 steps, 845 images/s, 50 s left  loss 7.042" (csdn.console.lines).
+# As in "embedding: 120/1000 steps, 845 images/s, 50 s left  loss 7.042" (csdn.runtime.console).
 _PROGRESS = re.compile(r"(?P<phase>\S.*?): (?P<done>\d+)/(?P<total>\d+) (?P<rest>.*)")
 
 

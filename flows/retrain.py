@@ -12,13 +12,13 @@ from prefect import State, flow, get_run_logger, runtime, task
 from prefect.client.orchestration import get_client
 from prefect.states import Completed
 
-from csdn.errors import Diverged
-from csdn.retraining import retrain as run_steps
+from csdn.retraining import run as run_steps
 from csdn.retraining import steps
-from csdn.retraining.lock import Busy, when_asked
-from csdn.retraining.notify import News
-from csdn.retraining.retrain import Look, Outcome
-from csdn.retraining.runs import Run
+from csdn.retraining.lock import WorkspaceLocked, when_asked
+from csdn.retraining.notify import Notification
+from csdn.retraining.run import Outcome, Scan
+from csdn.retraining.workspace import Run
+from csdn.runtime.errors import Diverged
 from flows.artifacts import show_gate
 from flows.notify import tell, tell_failure
 from flows.settings import PROJECT, Settings, checked
@@ -26,9 +26,9 @@ from flows.stages import PATIENT, run_ingest, run_others
 
 
 @task(task_run_name="look for camera data", **PATIENT)
-def look(workspace: Path, overrides: dict[str, Any]) -> Look:
+def look(workspace: Path, overrides: dict[str, Any]) -> Scan:
     """What arrived, and whether it is enough; the drops' notes are this task's log."""
-    found = run_steps.look(workspace, overrides)
+    found = run_steps.scan(workspace, overrides)
     for line in (*found.notes, found.why):
         get_run_logger().info(line)
     return found
@@ -43,7 +43,7 @@ def gate(run: Run, environment: dict[str, str]) -> None:
 @task(task_run_name="carry out the decision", **PATIENT)
 def conclude(run: Run) -> Outcome:
     """Main moves to the run, or the drops that came with it are held."""
-    outcome = run_steps.conclude(run)
+    outcome = run_steps.apply_decision(run)
     for line in outcome.reasons:
         get_run_logger().info(line)
     return outcome
@@ -66,7 +66,7 @@ def retrain(
         when_asked(
             folder, "csdn-retrain", lambda: ends.append(retrain_once(folder, overrides or {}, settings))
         )
-    except Busy as busy:
+    except WorkspaceLocked as busy:
         return Completed(name="Busy", message=f"{busy}. A retraining there looks again before it ends.")
     return ends[-1]
 
@@ -78,8 +78,8 @@ def retrain_once(workspace: Path, overrides: dict[str, Any], settings: Settings)
     if found.run is None:
         return Completed(name="Nothing to do", message=found.why)
     outcome = carry_out(found.run, settings)
-    tell(News(outcome.event, found.title, outcome.version, outcome.reasons), runtime.flow_run.id)
-    run_steps.tidy(workspace)
+    tell(Notification(outcome.event, found.title, outcome.version, outcome.reasons), runtime.flow_run.id)
+    run_steps.prune_worktrees(workspace)
     champion = (f"{outcome.version} is champion",) if outcome.version else ()
     return Completed(name=outcome.event.capitalize(), message="; ".join([*champion, *outcome.reasons]))
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from csdn.errors import UserError
 from csdn.params import load_params
-from csdn.process import reach_loopback_directly
-from csdn.retraining.dvc_files import remotes
+from csdn.retraining.dvc import remotes
 from csdn.retraining.overrides import overridden
-from csdn.safe import has_credentials
+from csdn.runtime.errors import UserError
+from csdn.runtime.process import reach_loopback_directly
+from csdn.runtime.sanitize import has_credentials
 
 PROJECT = Path(__file__).resolve().parents[1]
 

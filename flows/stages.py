@@ -13,9 +13,9 @@ from prefect import State, Task, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import TaskRun
 
-from csdn.champion import read_champion
-from csdn.errors import is_away
 from csdn.retraining import steps
+from csdn.runtime.errors import is_unavailable
+from csdn.training.champion import read_champion
 from flows.artifacts import show_data, show_figures
 from flows.progress import LogWithProgress
 
@@ -24,7 +24,7 @@ WAIT_SECONDS = [10, 60, 300]  # before each further attempt; a stage has tried f
 
 def nobody_answered(task: Task, task_run: TaskRun, state: State) -> bool:
     """Whether a task is worth another attempt."""
-    return is_away(state.data) if isinstance(state.data, BaseException) else False
+    return is_unavailable(state.data) if isinstance(state.data, BaseException) else False
 
 
 PATIENT = {

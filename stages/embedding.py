@@ -2,26 +2,26 @@
 
 from pathlib import Path
 
-from csdn.process import quick_imports, run_stage
+from csdn.runtime.process import gc_paused, run_stage
 
 
 def main() -> None:
     # Imported here, once a killed DVC would take this process along: they take seconds.
-    from csdn.console import stage
+    from csdn.runtime.console import stage
 
     with stage("embedding") as progress:
-        with quick_imports():
-            from csdn.champion import read_champion
+        with gc_paused():
             from csdn.params import load_params
-            from csdn.training.embedding_job import run_embedding, train_here
-            from csdn.training.warm import WarmStart
+            from csdn.training.champion import read_champion
+            from csdn.training.embedding import run_embedding, train_local
+            from csdn.training.warm_start import WarmStart
 
         params, start = load_params(), read_champion().start
         warm = WarmStart(start) if start else None
         if params.scaling.workers:
-            from csdn.cluster.embedding import train_on_ray as train
+            from csdn.cluster.train import train_on_ray as train
         else:
-            train = train_here
+            train = train_local
         run_embedding(
             params,
             data=Path("data"),

@@ -2,24 +2,24 @@
 
 from pathlib import Path
 
-from csdn.process import quick_imports, run_stage
+from csdn.runtime.process import gc_paused, run_stage
 
 
 def main() -> None:
     # Imported here, once a killed DVC would take this process along: they take seconds.
-    from csdn.console import stage
+    from csdn.runtime.console import stage
 
     with stage("evaluate") as progress:
-        with quick_imports():
-            from csdn.evaluation.job import run_evaluation
-            from csdn.evaluation.summary import one_line
+        with gc_paused():
+            from csdn.evaluation.headline import one_line
+            from csdn.evaluation.run import run_evaluation
             from csdn.params import load_params
 
         params = load_params()
         if params.scaling.workers:
-            from csdn.cluster.walk import embedded_on_ray as embedder
+            from csdn.cluster.extract import extract_on_ray as embedder
         else:
-            from csdn.walk import embedded_here as embedder
+            from csdn.data.features import extract_local as embedder
         figures = run_evaluation(
             params,
             data=Path("data"),

@@ -1,27 +1,27 @@
 """Stage ingest: the drops of the ledger -> shards, index, people, samples."""
 
-from csdn.process import quick_imports, run_stage
+from csdn.runtime.process import gc_paused, run_stage
 
 
 def main() -> None:
     # Imported here: each worker process imports this file again, and needs none of it.
-    from csdn.console import stage
+    from csdn.runtime.console import stage
 
     with stage("ingest") as progress:
-        with quick_imports():
-            from csdn.data.drops import read_ledger
-            from csdn.data.ingest import ingest
-            from csdn.data.summary import summary_lines
+        with gc_paused():
+            from csdn.ingest.ledger import read_ledger
+            from csdn.ingest.run import ingest
+            from csdn.ingest.summary import summary_lines
             from csdn.params import load_params
-            from csdn.safe import printable
+            from csdn.runtime.sanitize import escape_control_chars
 
         params = load_params()
         if params.scaling.workers:
-            from csdn.cluster.packing import packed_on_ray
+            from csdn.cluster.ingest import packed_on_ray
 
             packer = packed_on_ray(params.scaling)
         else:
-            from csdn.data.packing import packed_shards as packer
+            from csdn.ingest.pack import packed_shards as packer
         notes: list[str] = []
         with progress("ingest", "images") as report:
             figures = ingest(
@@ -33,7 +33,7 @@ def main() -> None:
                 progress=report,
                 note=notes.append,
             )
-        print(*map(printable, notes + summary_lines(figures)), sep="\n")
+        print(*map(escape_control_chars, notes + summary_lines(figures)), sep="\n")
 
 
 if __name__ == "__main__":

@@ -3,26 +3,26 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from csdn.process import quick_imports, run_stage
+from csdn.runtime.process import gc_paused, run_stage
 
 
 def main() -> None:
     # Imported here, once a killed DVC would take this process along: they take seconds.
-    from csdn.console import stage
+    from csdn.runtime.console import stage
 
     with stage("prompts") as progress:
-        with quick_imports():
-            from csdn.champion import read_champion
+        with gc_paused():
             from csdn.params import load_params
-            from csdn.training.prompt_job import run_prompts
-            from csdn.training.warm import WarmStart
+            from csdn.training.champion import read_champion
+            from csdn.training.prompts import run_prompts
+            from csdn.training.warm_start import WarmStart
 
         params, start = load_params(), read_champion().start
         warm = WarmStart(start) if start else None
         if params.scaling.workers:
-            from csdn.cluster.walk import embedded_on_ray as embedder
+            from csdn.cluster.extract import extract_on_ray as embedder
         else:
-            from csdn.walk import embedded_here as embedder
+            from csdn.data.features import extract_local as embedder
         figures = run_prompts(
             params,
             data=Path("data"),

@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from csdn.process import quick_imports, run_stage
+from csdn.runtime.process import gc_paused, run_stage
 
 
 def main() -> None:
     # Imported here, once a killed DVC would take this process along: they take seconds.
-    from csdn.console import stage
-    from csdn.ending import show_unless_asked_later
+    from csdn.cli.ending import show_unless_asked_later
+    from csdn.runtime.console import stage
 
     with stage("report"):
-        with quick_imports():
+        with gc_paused():
             from csdn.params import load_params
             from csdn.report.page import write_report
 
@@ -19,7 +19,7 @@ def main() -> None:
         page = write_report(params, root=Path(), out=Path("report"))
         print(f"report: {page} (one file, opens offline)")
         if params.report.store:
-            from csdn.report.publish import publish  # it brings a client, which few need
+            from csdn.report.page import publish  # it brings a client, which few need
 
             print(f"report: a copy is at {publish(page, params.report.store)}")
     show_unless_asked_later()

@@ -131,9 +131,9 @@ def s3_server(tmp_path_factory):
     """An S3 server (s3_server.S3Server) that this process's environment names, its keys too."""
     from s3_server import S3Server, s3_environment  # slow to import, and few tests need them
 
-    from csdn.data import stored
+    from csdn.ingest import pack
 
-    stored.store_at.cache_clear()  # it may speak to another module's server
+    pack.store_at.cache_clear()  # it may speak to another module's server
     server = S3Server(tmp_path_factory.mktemp("s3") / "server.log")
     try:
         with s3_environment(server):

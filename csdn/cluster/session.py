@@ -13,8 +13,8 @@ from pathlib import Path
 from types import ModuleType
 
 from csdn.cluster.guard import guarded
-from csdn.errors import UserError
-from csdn.safe import without_credentials
+from csdn.runtime.errors import UserError
+from csdn.runtime.sanitize import redact
 
 CONNECT_SECONDS = 5.0
 # What Ray adds to its temporary folder for a socket, with the time and a process's id at their longest, and
@@ -105,7 +105,7 @@ def _check_answer(address: str) -> None:
 
 
 def _unusable(address: str | None, error: Exception) -> UserError:
-    where, advice = f"the Ray cluster at {without_credentials(address or '')} does not answer", _OF_CLUSTER
+    where, advice = f"the Ray cluster at {redact(address or '')} does not answer", _OF_CLUSTER
     if address is None:
         where, advice = "Ray did not start", f"See its logs in {_usual_folder()}/ray (RAY_TMPDIR, TMPDIR)"
     return UserError(f"{where}: {error}\n{advice}, or set scaling.workers to 0 to work in this process")
@@ -116,7 +116,7 @@ def _configure_own_instance() -> None:
 
     No lower priority than that of this process: the workers are what the machine is wanted for. And Ray Train
     looks at them often, as they wait with each checkpoint until it does. One arena of memory for all threads,
-    as csdn.device.keep_memory wants it.
+    as csdn.model.device.keep_memory wants it.
     """
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

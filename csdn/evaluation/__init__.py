@@ -6,16 +6,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from csdn.evaluation.features import embed_with_mirror
+    from csdn.evaluation.external import evaluate_features
+    from csdn.evaluation.extractors import embed_with_flip_tta
     from csdn.evaluation.metrics import QueryMetrics, RankMetrics, query_metrics, rank_metrics, top_ranked
-    from csdn.evaluation.own_features import evaluate_features
     from csdn.evaluation.protocols import Search, protocol, rule_cameras, rule_people
 
 __all__ = [
     "QueryMetrics",
     "RankMetrics",
     "Search",
-    "embed_with_mirror",
+    "embed_with_flip_tta",
     "evaluate_features",
     "protocol",
     "query_metrics",
@@ -25,9 +25,9 @@ __all__ = [
     "top_ranked",
 ]
 _PLACES = {
-    "features": ("embed_with_mirror",),
+    "extractors": ("embed_with_flip_tta",),
     "metrics": ("QueryMetrics", "RankMetrics", "query_metrics", "rank_metrics", "top_ranked"),
-    "own_features": ("evaluate_features",),
+    "external": ("evaluate_features",),
     "protocols": ("Search", "protocol", "rule_cameras", "rule_people"),
 }
 

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from csdn.randomness import generator
+from csdn.data.rng import generator
 
 CELLS = (16, 8)  # rows and columns of cells that an image is divided into, whatever its size
 ORIENTATIONS = 9  # bins of the gradient's direction, without its sign
-# Own stream of randomness: far above those of csdn.randomness.Stream.
+# Own stream of randomness: far above those of csdn.data.rng.Stream.
 _CHANCE = 1000
 
 

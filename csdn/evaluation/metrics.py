@@ -1,18 +1,4 @@
-"""CMC, mAP and mINP of a retrieval experiment, under the rule of its protocol.
-
-A query looks for images of its own person in a gallery ranked by rising distance. The rule says which gallery
-images the query may not see, and whether the CMC counts images or people:
-
-    rule      a query does not see                       CMC counts
-    sysu      gallery camera 2, if its own camera is 3   people: the ranking of each one's first image
-    regdb     (sees everything)                          images
-    llcm      images of its own person and camera        people
-    cameras   images of its own person and camera        images
-
-mAP and mINP are always over the whole ranking that the query sees. A query that sees no image of its
-person has no figure: it is left out and counted. Equal distances rank in the order of the gallery (a stable
-sort), so the same input gives the same figures on every machine.
-"""
+"""What is refused, as broadcasting or a comparison that is never true would give figures all the same."""
 
 from __future__ import annotations
 
@@ -22,8 +8,141 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from csdn.evaluation.checks import check_names, check_shapes, comparable
-from csdn.evaluation.counting import People, count_places, distinct
+from csdn.data.labels import canonical_labels
+
+
+def check_shapes(
+    shape: tuple[int, ...],
+    query_ids: np.ndarray,
+    gallery_ids: np.ndarray,
+    query_cameras: np.ndarray,
+    gallery_cameras: np.ndarray,
+) -> None:
+    """Raise ValueError unless distances of this shape are of each query and each gallery image."""
+    columns = (query_ids, gallery_ids, query_cameras, gallery_cameras)
+    if any(column.ndim != 1 for column in columns):
+        shapes = ", ".join(str(column.shape) for column in columns)
+        raise ValueError(f"ids and cameras of queries and gallery are {shapes}; one dimension each is needed")
+    expected = (len(query_ids), len(gallery_ids))
+    if shape != expected:
+        raise ValueError(f"distances are {shape}; {expected[0]} queries, {expected[1]} gallery images")
+    if len(query_cameras) != expected[0] or len(gallery_cameras) != expected[1]:
+        raise ValueError("each query and each gallery image needs one camera")
+
+
+def check_names(
+    rule: str,
+    query_ids: np.ndarray,
+    gallery_ids: np.ndarray,
+    query_cameras: np.ndarray,
+    gallery_cameras: np.ndarray,
+) -> None:
+    """Raise ValueError where numbers would be compared with names: nobody would be found, nothing hidden."""
+    for what, queries, gallery in (
+        ("ids", query_ids, gallery_ids),
+        ("cameras", query_cameras, gallery_cameras),
+    ):
+        if len(queries) and len(gallery) and _is_text(queries) != _is_text(gallery):
+            raise ValueError(f"{what} of the queries are {queries.dtype}, of the gallery {gallery.dtype}")
+    if rule == "sysu" and (_is_text(query_cameras) or _is_text(gallery_cameras)):
+        raise ValueError("rule sysu needs the cameras' numbers; csdn.evaluation.rule_cameras gives them")
+
+
+def comparable(what: str, queries: np.ndarray, gallery: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both columns as whole numbers, equal where the labels are the same (csdn.data.labels).
+
+    Raises ValueError for a missing value, and for a number that is not whole.
+    """
+    if all(column.dtype.kind in "iub" for column in (queries, gallery)):
+        return queries, gallery
+    labels = canonical_labels(queries, f"{what} of the queries")
+    labels += canonical_labels(gallery, f"{what} of the gallery")
+    if _is_text(queries) or _is_text(gallery):
+        numbers = np.unique(labels, return_inverse=True)[1]
+    else:
+        numbers = np.array([int(label) for label in labels], np.int64)
+    return numbers[: len(queries)], numbers[len(queries) :]
+
+
+def _is_text(values: np.ndarray) -> bool:
+    return values.dtype.kind in "USO"
+
+
+# Places in a ranking without ranking: where no two distances are equal, an image's place is a count.
+#
+# Sorting values is several times faster than finding the order they came from, and only the few right images
+# need a place.
+
+
+class MatchRanks(NamedTuple):
+    """Where n queries find their right images, at least one each and at most m; the best ranked first."""
+
+    distance: np.ndarray  # [n, m], infinity behind a query's matches
+    position: np.ndarray  # int64 [n, m], 1 = the best; behind a query's matches it means nothing
+    matches: np.ndarray  # int64 [n], how many right images
+    first_right: np.ndarray  # int64 [n], gallery position of the best of them
+
+
+def distinct(rows: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distances [n, g] in which no two seen ones of a row are equal, and each row's values in order [n, g].
+
+    Unseen ones are infinity. Rows that have equal distances get their ranks instead: of two equal images the
+    one that stands first in the gallery is the better, as in a stable sort.
+    """
+    values = np.where(seen, rows, np.array(np.inf, np.result_type(rows, np.float32)))
+    ordered = np.sort(values, axis=1)
+    equal = ((ordered[:, 1:] == ordered[:, :-1]) & np.isfinite(ordered[:, 1:])).any(axis=1)
+    if equal.any():
+        order = np.argsort(values[equal], axis=1, kind="stable")
+        ranks = np.empty_like(values[equal])
+        np.put_along_axis(ranks, order, np.arange(rows.shape[1], dtype=ranks.dtype)[None], axis=1)
+        values[equal] = np.where(seen[equal], ranks, np.inf)
+        ordered[equal] = np.sort(values[equal], axis=1)
+    return values, ordered
+
+
+def match_ranks(values: np.ndarray, ordered: np.ndarray, right: np.ndarray) -> MatchRanks:
+    """Places of the right images [n, g], each row with one at least; values, ordered: from `distinct`."""
+    matches = right.sum(axis=1)
+    query, image = np.nonzero(right)
+    column = np.arange(len(query)) - np.repeat(np.cumsum(matches) - matches, matches)
+    shape = (len(values), int(matches.max()))
+    distance, images = np.full(shape, np.inf, values.dtype), np.zeros(shape, np.int64)
+    distance[query, column], images[query, column] = values[query, image], image
+    best_first = np.argsort(distance, axis=1)
+    distance = np.take_along_axis(distance, best_first, axis=1)
+    position = 1 + torch.searchsorted(torch.from_numpy(ordered), torch.from_numpy(distance)).numpy()
+    return MatchRanks(distance, position, matches, images[np.arange(len(values)), best_first[:, 0]])
+
+
+class People:
+    """Counts people instead of images: the gallery grouped by person once, for all queries."""
+
+    def __init__(self, gallery_ids: np.ndarray) -> None:
+        self.by_person = np.argsort(gallery_ids, kind="stable")
+        _, self.starts = np.unique(gallery_ids[self.by_person], return_index=True)
+
+    def ahead(self, values: np.ndarray, bound: np.ndarray) -> np.ndarray:
+        """How many people have an image nearer than `bound` [n]; values [n, g], unseen ones infinity."""
+        nearest = np.minimum.reduceat(values[:, self.by_person], self.starts, axis=1)
+        return (nearest < bound[:, None]).sum(axis=1)
+
+
+# CMC, mAP and mINP of a retrieval experiment, under the rule of its protocol.
+#
+# A query looks for images of its own person in a gallery ranked by rising distance. The rule says which
+# gallery images the query may not see, and whether the CMC counts images or people:
+#
+#     rule      a query does not see                       CMC counts
+#     sysu      gallery camera 2, if its own camera is 3   people: the ranking of each one's first image
+#     regdb     (sees everything)                          images
+#     llcm      images of its own person and camera        people
+#     cameras   images of its own person and camera        images
+#
+# mAP and mINP are always over the whole ranking that the query sees. A query that sees no image of its
+# person has no figure: it is left out and counted. Equal distances rank in the order of the gallery (a stable
+# sort), so the same input gives the same figures on every machine.
+
 
 RANKS = 20
 # Queries ranked at a time: bounds the memory to a few matrices of [QUERIES_AT_A_TIME, gallery].
@@ -32,7 +151,7 @@ QUERIES_AT_A_TIME = 256
 Array = np.ndarray | torch.Tensor
 
 
-class DotDistances:
+class NegatedDotProducts:
     """Distances [q, g] of features compared by their dot product, made only for the rows asked for."""
 
     def __init__(self, query_features: np.ndarray, gallery_features: np.ndarray) -> None:
@@ -93,7 +212,7 @@ class RankMetrics(NamedTuple):
 
 
 def rank_metrics(
-    distances: Array | DotDistances,
+    distances: Array | NegatedDotProducts,
     query_ids: Array,
     gallery_ids: Array,
     query_cameras: Array,
@@ -128,7 +247,7 @@ def summary(queries: QueryMetrics) -> RankMetrics:
 
 
 def query_metrics(
-    distances: Array | DotDistances,
+    distances: Array | NegatedDotProducts,
     query_ids: Array,
     gallery_ids: Array,
     query_cameras: Array,
@@ -144,7 +263,7 @@ def query_metrics(
 
 
 def top_ranked(
-    distances: Array | DotDistances,
+    distances: Array | NegatedDotProducts,
     query_ids: Array,
     gallery_ids: Array,
     query_cameras: Array,
@@ -172,7 +291,7 @@ def as_numpy(values: Array) -> np.ndarray:
 class _Columns(NamedTuple):
     """The arguments of `rank_metrics`, checked, the labels as whole numbers."""
 
-    distances: Array | DotDistances
+    distances: Array | NegatedDotProducts
     query_ids: np.ndarray
     gallery_ids: np.ndarray
     query_cameras: np.ndarray
@@ -180,7 +299,7 @@ class _Columns(NamedTuple):
 
 
 def _columns(
-    distances: Array | DotDistances,
+    distances: Array | NegatedDotProducts,
     query_ids: Array,
     gallery_ids: Array,
     query_cameras: Array,
@@ -190,7 +309,7 @@ def _columns(
     if rule not in RULES:
         raise ValueError(f"unknown rule {rule!r}; allowed: {', '.join(RULES)}")
     columns = tuple(map(as_numpy, (query_ids, gallery_ids, query_cameras, gallery_cameras)))
-    if not isinstance(distances, DotDistances | torch.Tensor):
+    if not isinstance(distances, NegatedDotProducts | torch.Tensor):
         distances = np.asarray(distances)
     check_shapes(tuple(distances.shape), *columns)
     check_names(rule, *columns)
@@ -226,7 +345,7 @@ def _chunk_metrics(chunk: _Chunk, people: People | None) -> QueryMetrics:
     ap, inp = np.full((2, count), np.nan)
     if valid.any():
         values, ordered = distinct(chunk.rows[valid], chunk.seen[valid])
-        places = count_places(values, ordered, right[valid])
+        places = match_ranks(values, ordered, right[valid])
         found = np.arange(1, places.position.shape[1] + 1)
         counted = found <= places.matches[:, None]
         ap[valid] = np.where(counted, found / places.position, 0).sum(axis=1) / places.matches

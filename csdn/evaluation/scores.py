@@ -13,7 +13,7 @@ from csdn.evaluation.metrics import (
     RANKS,
     RULES,
     Array,
-    DotDistances,
+    NegatedDotProducts,
     QueryMetrics,
     RankMetrics,
     Rule,
@@ -30,7 +30,7 @@ HEADLINE_RANKS = (1, 5, 10, 20)
 PAIRS = 400
 
 # Distances [queries, gallery] between rows of the index, in one trial.
-Distances = Callable[[np.ndarray, np.ndarray, int], Array | DotDistances]
+Distances = Callable[[np.ndarray, np.ndarray, int], Array | NegatedDotProducts]
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Labels:
 
 def feature_distances(features: np.ndarray) -> Distances:
     """Distances of features [n, D] of the index's rows: dot products, the same in every trial."""
-    return lambda queries, gallery, trial: DotDistances(features[queries], features[gallery])
+    return lambda queries, gallery, trial: NegatedDotProducts(features[queries], features[gallery])
 
 
-def guesses(seed: int, search: int) -> Distances:
+def random_ranking(seed: int, search: int) -> Distances:
     """Distances of somebody who guesses, new ones for each trial; `search` numbers the search."""
     return lambda queries, gallery, trial: chance_distances(len(queries), len(gallery), seed, search, trial)
 
@@ -198,7 +198,7 @@ def _busiest(people: Sequence[np.ndarray], least: int, most: int) -> np.ndarray:
     return found[sizes[found] >= least]
 
 
-def headline(trials: Sequence[RankMetrics]) -> dict[str, dict[str, float | None]]:
+def headline_figures(trials: Sequence[RankMetrics]) -> dict[str, dict[str, float | None]]:
     """rank1, rank5, rank10, rank20, mAP, mINP as {"mean", "std"} over the trials, in percent."""
     figures = {f"rank{rank}": [trial.cmc[rank - 1] for trial in trials] for rank in HEADLINE_RANKS}
     figures["mAP"] = [trial.mean_ap for trial in trials]
@@ -238,3 +238,54 @@ def _arguments(
         labels.cameras[gallery],
         search.rule,
     )
+
+
+# The figures of several models as one: RegDB's ten trials are ten models, their mean is published. Pure.
+
+
+def average(models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean and deviation over the models of each figure's mean; each is what metrics/evaluation.json holds.
+
+    `counts` are the first model's, with `models`, how many there are. Raises ValueError where the models
+    were not evaluated in the same way.
+    """
+    shapes = [shape(model) for model in models]
+    if any(other != shapes[0] for other in shapes):
+        raise ValueError("the files hold figures of different protocols or sizes; they have no common mean")
+    methods = {
+        method: {
+            direction: {
+                name: _spread([model[method][direction][name]["mean"] for model in models])
+                for name in figures
+            }
+            for direction, figures in directions.items()
+        }
+        for method, directions in models[0].items()
+        if method != "counts"
+    }
+    counts = {name: {**count, "models": len(models)} for name, count in models[0]["counts"].items()}
+    return {**methods, "counts": counts}
+
+
+def shape(model: Mapping[str, Any]) -> Any:
+    """What must be the same: methods, directions, figures, and numbers of queries and gallery images."""
+    counts = {
+        name: tuple(count[what] for what in ("queries", "gallery", "trials"))
+        for name, count in model["counts"].items()
+    }
+    figures = {
+        (method, direction): sorted(found)
+        for method, directions in model.items()
+        if method != "counts"
+        for direction, found in directions.items()
+    }
+    return figures, counts
+
+
+def _spread(means: Sequence[float | None]) -> dict[str, float | None]:
+    if None in means:
+        return {"mean": None, "std": None}
+    return {
+        "mean": round(float(np.mean(means)), 6),
+        "std": round(float(np.std(means, ddof=1)), 6) if len(means) > 1 else None,
+    }

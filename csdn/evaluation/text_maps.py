@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from csdn.model import CSDN
     from csdn.model.pooling import AttentionPool
 
+
 PEOPLE = 6
 
 

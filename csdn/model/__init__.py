@@ -1,12 +1,10 @@
 """The network of CSDN and its weights: from CLIP, from a folder of ours, or from a published checkpoint."""
 
-from csdn.model.clip import Clip, load_clip
-from csdn.model.clip_files import convert, fetch_clip
-from csdn.model.config import MODALITIES, ModelConfig
-from csdn.model.folding import folded
-from csdn.model.network import CSDN, TrainingOutputs
+from csdn.model.backbone import fuse_batch_norms
+from csdn.model.clip import Clip, convert, fetch_clip, load_clip
+from csdn.model.io import load, read_config, save
+from csdn.model.network import CSDN, MODALITIES, ModelConfig, TrainingOutputs
 from csdn.model.published import ImportReport, import_published, load_published
-from csdn.model.storage import load, read_config, save
 
 __all__ = [
     "CSDN",
@@ -17,7 +15,7 @@ __all__ = [
     "TrainingOutputs",
     "convert",
     "fetch_clip",
-    "folded",
+    "fuse_batch_norms",
     "import_published",
     "load",
     "load_clip",

@@ -1,24 +1,218 @@
-"""The CLIP that a network starts from: safetensors of an open_clip ResNet, checked by name and shape."""
+"""The small CLIP that ships with the package, as open_clip knows models.
+
+After `register()`:
+    open_clip.create_model("csdn-small", pretrained=str(WEIGHTS)); open_clip.get_tokenizer("csdn-small")
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+import re
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from csdn.errors import UserError
-from csdn.model.clip_facts import ClipFacts, facts_in
-from csdn.model.clip_models import BUILT_IN, check_shapes, facts_of
-from csdn.model.config import ModelConfig
-from csdn.model.names import clip_text_name, count_numbered, text_sizes
+from csdn.model.network import ModelConfig
 from csdn.model.pooling import resize_positions
-from csdn.model.prompts import LENGTH, PREFIX, SUFFIX
-from csdn.model.tensor_files import check_weights, mistaken_for_weights, read_safetensors
+from csdn.model.text import CONTEXT, LENGTH, PREFIX, SUFFIX, TEMPLATE
+from csdn.model.weights import (
+    check_weights,
+    misfits,
+    mistaken_for_weights,
+    read_safetensors,
+    read_state_dict,
+    refuse,
+    shapes,
+    tensors_in,
+)
+from csdn.runtime.documents import parse_json
+from csdn.runtime.errors import UserError
+from csdn.runtime.files import atomic_write
+
+NAME = "csdn-small"
+ASSETS = Path(__file__).parent / "assets"
+WEIGHTS = ASSETS / "clip-small.safetensors"
+VOCABULARY = ASSETS / "bpe-small.txt.gz"
+
+
+def config() -> dict:
+    """open_clip's model configuration; the vocabulary's path is of this installation."""
+    model = json.loads((ASSETS / f"{NAME}.json").read_text(encoding="utf-8"))
+    model["text_cfg"]["tokenizer_kwargs"] = {"bpe_path": str(VOCABULARY)}
+    return model
+
+
+@cache
+def register() -> None:
+    """Make open_clip know "csdn-small"; further calls do nothing."""
+    import open_clip  # it takes seconds, and most who need a name of this file do not need it
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"{NAME}.json")
+        path.write_text(json.dumps(config()), encoding="utf-8")
+        open_clip.add_model_config(path)  # it reads the file at once and keeps what it says
+
+
+# What the shapes of a CLIP's weights do not say of it, as open_clip knows it.
+#
+# Files that this package writes carry it in their header. open_clip, which takes four seconds to import, is
+# asked where a file is made, and of files that others have made.
+
+
+Shapes = Mapping[str, Sequence[int]]
+_ENTRY = "csdn.clip"  # in the header of a safetensors file
+
+
+@dataclass(frozen=True)
+class ClipFacts:
+    """Of a ResNet CLIP by open_clip's name; template: token ids of the prompt template, without padding."""
+
+    name: str
+    template: tuple[int, ...]
+    pool_heads: int
+    text_heads: int
+    text_activation: str
+
+
+def header(facts: ClipFacts, found: Shapes) -> dict[str, str]:
+    """Of a safetensors file with tensors of these shapes, which have been held against open_clip.
+
+    One entry: safetensors writes several in an order that differs from call to call.
+    """
+    return {_ENTRY: json.dumps({**asdict(facts), "shapes": _digest(found)}, sort_keys=True)}
+
+
+def facts_in(header: Mapping[str, str] | None, name: str, found: Shapes) -> ClipFacts | None:
+    """What a file says of itself, if it says that it is the CLIP `name` and has the shapes it had then."""
+    try:
+        said = parse_json((header or {})[_ENTRY], "the header")
+        if said.pop("shapes") != _digest(found) or said["name"] != name:
+            return None
+        return ClipFacts(**said | {"template": tuple(said["template"])})
+    except (UserError, KeyError, TypeError, AttributeError):  # none of ours, or of another version
+        return None
+
+
+def _digest(found: Shapes) -> str:
+    listing = json.dumps(sorted((name, list(shape)) for name, shape in found.items()))
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+# Our names of tensors in terms of CLIP's, for the modules that are CLIP's (clip.py, published.py).
+
+
+_TEXT = (
+    (r"layers\.(\d+)\.qkv\.", r"transformer.resblocks.\1.attn.in_proj_"),
+    (r"layers\.(\d+)\.out\.", r"transformer.resblocks.\1.attn.out_proj."),
+    (r"layers\.(\d+)\.expand\.", r"transformer.resblocks.\1.mlp.c_fc."),
+    (r"layers\.(\d+)\.contract\.", r"transformer.resblocks.\1.mlp.c_proj."),
+    (r"layers\.(\d+)\.ln_", r"transformer.resblocks.\1.ln_"),
+    (r"projection$", "text_projection"),
+    (r"positions$", "positional_embedding"),
+)
+
+
+def clip_text_name(name: str) -> str:
+    """Of a tensor of our text encoder ("layers.0.out.weight") CLIP's name; layer norms have the same."""
+    for pattern, replacement in _TEXT:
+        name, hits = re.subn(f"^{pattern}", replacement, name)
+        if hits:
+            break
+    return name
+
+
+def count_numbered(names: Iterable[str], pattern: str) -> int:
+    """How many different numbers stand where `pattern` has its group."""
+    return len({match[1] for name in names if (match := re.match(pattern, name))})
+
+
+def text_sizes(tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, int]:
+    """Width, layers and output dimension of a CLIP text transformer, as fields of ModelConfig."""
+    width, embed_dim = tensors[f"{prefix}text_projection"].shape
+    layers = count_numbered(tensors, rf"{re.escape(prefix)}transformer\.resblocks\.(\d+)\.")
+    return {"text_width": width, "text_layers": layers, "embed_dim": embed_dim}
+
+
+# What open_clip says of a ResNet CLIP: its configuration, its tensors, its words.
+
+
+BUILT_IN = "csdn-small"
+
+
+def facts_of(name: str) -> ClipFacts:
+    """Raises UserError for a CLIP that open_clip does not know, or that is no ResNet."""
+    config = model_config(name)
+    vision = config["vision_cfg"]
+    return ClipFacts(
+        name=name,
+        template=_template_ids(name),
+        pool_heads=vision["width"] * 32 // vision.get("head_width", 64),
+        text_heads=config["text_cfg"]["heads"],
+        text_activation="quick_gelu" if _quick_gelu(name, config) else "gelu",
+    )
+
+
+def check_shapes(source: str, name: str, found: Shapes) -> None:
+    """Raises UserError naming `source` where tensors of these names and shapes are not the CLIP `name`."""
+    given = {key: shape for key, shape in found.items() if key != "logit_scale"}  # it comes as [] or [1]
+    refuse(source, misfits(_needed_shapes(model_config(name)), given), f"not the weights of CLIP {name!r}:")
+
+
+def model_config(name: str) -> dict[str, Any]:
+    """open_clip's configuration of a ResNet CLIP."""
+    import open_clip
+
+    if name == BUILT_IN:
+        pass
+
+        register()
+    config = open_clip.get_model_config(name)
+    if config is None or not isinstance(config["vision_cfg"].get("layers"), list):
+        known = [BUILT_IN] + [other for other in open_clip.list_models() if other.startswith("RN")]
+        reason = "not known to open_clip" if config is None else "no ResNet; only ResNet CLIPs have stems"
+        raise UserError(f"CLIP {name!r}: {reason}. Choose one of: {', '.join(dict.fromkeys(known))}")
+    return config
+
+
+def _quick_gelu(name: str, config: Mapping[str, Any]) -> bool:
+    """Was it trained with QuickGELU? open_clip's plain "RN50" does not say so, but all its weights were."""
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    of_tags = [open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False) for tag in tags]
+    return config.get("quick_gelu", False) or (bool(of_tags) and all(of_tags))
+
+
+def _needed_shapes(config: Mapping[str, Any]) -> dict[str, list[int]]:
+    import open_clip
+
+    with torch.device("meta"):
+        model = open_clip.CLIP(**config)
+    return {key: shape for key, shape in shapes(model.state_dict()).items() if key != "logit_scale"}
+
+
+def _template_ids(name: str) -> tuple[int, ...]:
+    """Token ids of the template; its words must stand where csdn.model.text says."""
+    import open_clip
+
+    ids = open_clip.get_tokenizer(name)([TEMPLATE])[0]
+    if ids.argmax() != LENGTH - 1 or len(ids[CONTEXT].unique()) != 1:
+        raise UserError(
+            f"CLIP {name!r}: its tokenizer does not give {TEMPLATE!r} one token a word: {ids.tolist()}"
+        )
+    return tuple(ids[:LENGTH].tolist())
+
+
+# The CLIP that a network starts from: safetensors of an open_clip ResNet, checked by name and shape.
 
 
 @dataclass(frozen=True)
@@ -106,3 +300,44 @@ def _read_header(path: Path, name: str) -> tuple[dict[str, str] | None, dict[str
             "Pickles (.pt, .pth, .bin) are not loaded; "
             f"`csdn fetch-clip` writes the weights of {name!r} as safetensors"
         ) from None
+
+
+# Getting CLIP weights as safetensors: by download, or from a file of plain tensors.
+
+
+# Sizes that OpenAI's own state dicts carry as tensors beside the weights.
+NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
+
+
+def fetch_clip(name: str, tag: str, out: str | Path) -> None:
+    """Download the weights that open_clip knows as `tag` (such as "openai") and write them as safetensors."""
+    import open_clip
+
+    model_config(name)
+    source = open_clip.get_pretrained_cfg(name, tag)
+    if not source:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+        raise UserError(f"CLIP {name!r} has no weights tagged {tag!r}; open_clip knows: {tags}")
+    try:
+        downloaded = open_clip.download_pretrained(source)
+    except Exception as error:  # whatever the network, the hub or the disk can do
+        raise UserError(f"CLIP {name!r}, {tag!r}: the download failed: {error}") from error
+    convert(downloaded, name, out)
+
+
+def convert(source: str | Path, name: str, out: str | Path) -> None:
+    """Write a state dict of the CLIP `name` (.safetensors, or .pt/.bin holding tensors only) as safetensors.
+
+    Raises UserError, and leaves `out` as it is, where the file holds anything else.
+    """
+    values = tensors_in(read_state_dict(source), str(source))
+    plain = {
+        key: value.detach()
+        for key, value in values.items()
+        if isinstance(value, Tensor) and key not in NOT_WEIGHTS
+    }
+    check_shapes(str(source), name, shapes(plain))
+    check_weights(str(source), plain)
+    plain = {key: value.contiguous() for key, value in plain.items()}
+    with atomic_write(Path(out)) as temporary:
+        temporary.write_bytes(serialize(plain, metadata=header(facts_of(name), shapes(plain))))

@@ -1,38 +1,177 @@
-"""CSDN, the network: two stems, shared layers, two branches, and the text of each person.
-
-    visible  -> stem \\                     / GeM            -> f -> BNNeck -> classifier    (branch A)
-                      layer1..4 -> map ---<
-    infrared -> stem /                     \\ attention pool -> g -> BNNeck -> classifier    (branch B)
-
-    visible tokens  -> text encoder -> t_v \\
-                       (frozen)             SII -> the person's fused text
-    infrared tokens -> text encoder -> t_i /
-
-Stage 1 trains the tokens, then SII; stage 2 trains everything in the upper half. Shapes in what follows:
-n images of H x W pixels, c = 32 x width map channels, d = embed_dim (RN50: 2048 and 1024).
-"""
+"""What rebuilds a network: every size and variant, as plain values (config.json beside the weights)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from csdn.documents import expected_in
-from csdn.model.checks import check_images, check_modality, check_people
-from csdn.model.config import MODALITIES, ModelConfig
-from csdn.model.fit import misfits, refuse, shapes
-from csdn.model.integration import build_integration
+from csdn.model.backbone import Stem, residual_layers
 from csdn.model.pooling import AttentionPool, GeM
-from csdn.model.prompts import PromptLearner
-from csdn.model.resnet import Stem, residual_layers
-from csdn.model.text_encoder import TextEncoder
+from csdn.model.sii import build_integration
+from csdn.model.text import DEVIATION, PromptLearner, TextEncoder
+from csdn.model.weights import misfits, refuse, shapes
+from csdn.runtime.documents import expected_in
+from csdn.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from csdn.model.clip import Clip
+
+
+MODALITIES = ("visible", "infrared")
+STEMS = ("clip", "published")
+INTEGRATIONS = ("attention", "sum", "concat", "visible", "infrared", "shared")
+ALLOWED = {"stem": STEMS, "integration": INTEGRATIONS, "text_activation": ("quick_gelu", "gelu")}
+# Sizes beyond these are a damaged file's: no network of today comes near them.
+LIMITS = {
+    "identities": 10**9,
+    "width": 2**12,
+    "pool_heads": 2**12,
+    "embed_dim": 2**15,
+    "text_width": 2**15,
+    "text_heads": 2**12,
+    "text_layers": 100,
+}
+
+# Pixels a cell of the feature map spans: the stem divides by 4, layer2 and layer3 by 2, layer4 by 1.
+CELL = 16
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and variants of a CSDN; raises UserError where they cannot make one."""
+
+    identities: int
+    image_size: tuple[int, int]  # height, width in pixels
+    depths: tuple[int, ...]  # residual blocks of layer1..layer4
+    width: int  # channels behind the stem; the feature map has 32 times as many
+    pool_heads: int  # heads of the attention pool
+    embed_dim: int  # d, the dimension that images and texts share
+    text_width: int
+    text_heads: int
+    text_layers: int
+    text_activation: str = "quick_gelu"  # quick_gelu | gelu
+    stem: str = "clip"  # clip: ReLU after each BN of the stem | published: after the third only
+    integration: str = "attention"
+    clip: str = ""  # name and SHA-256 of the CLIP it started from
+    clip_sha256: str = ""
+
+    def __post_init__(self) -> None:
+        for name, most in LIMITS.items():
+            self._check_size(name, getattr(self, name), most)
+        for name, length, most in (("image_size", 2, 2**14), ("depths", 4, 100)):
+            values = getattr(self, name)
+            if len(values) != length:
+                raise UserError(f"{name} {list(values)[:8]}: {length} integers are needed")
+            for value in values:
+                self._check_size(name, value, most)
+        if any(side % CELL for side in self.image_size):
+            height, width = self.image_size
+            raise UserError(f"image size {height}x{width}: height and width must be multiples of {CELL}")
+        for name, allowed in ALLOWED.items():
+            if getattr(self, name) not in allowed:
+                raise UserError(f"{name} {getattr(self, name)!r}: allowed are {', '.join(allowed)}")
+        if self.text_width % self.text_heads or self.map_channels % self.pool_heads:
+            raise UserError(
+                f"text_heads {self.text_heads} must divide text_width {self.text_width}, "
+                f"and pool_heads {self.pool_heads} the {self.map_channels} channels of the map"
+            )
+
+    @staticmethod
+    def _check_size(name: str, value: Any, most: int) -> None:
+        if type(value) is not int or not 1 <= value <= most:
+            raise UserError(f"{name} {str(value)[:50]}: an integer from 1 to {most} is needed")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the feature map in cells."""
+        height, width = self.image_size
+        return height // CELL, width // CELL
+
+    @property
+    def map_channels(self) -> int:
+        return self.width * 32
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ModelConfig:
+        """The inverse of `to_json`; raises UserError for keys it does not know or misses."""
+        if not isinstance(values, Mapping):
+            raise UserError(f"model configuration: {str(values)[:50]!r} is no mapping of its sizes")
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise UserError(f"model configuration: unknown keys {', '.join(unknown)}")
+        try:
+            lists = {name: tuple(values[name]) for name in ("image_size", "depths")}
+            return cls(**{**values, **lists})
+        except (KeyError, TypeError) as error:
+            raise UserError(f"model configuration is incomplete: {error}") from None
+
+
+# What the network refuses, before torch does in terms of its own, or computes something else.
+
+
+def check_modality(modality: str) -> None:
+    if modality not in MODALITIES:
+        raise ValueError(f"modality {modality!r}; allowed: {', '.join(MODALITIES)}")
+
+
+def check_images(images: Mapping[str, Tensor], config: ModelConfig, dtype: torch.dtype) -> None:
+    """Raise ValueError unless the images of each modality are floats [n, 3, H, W] of the network's size."""
+    if not images:
+        raise ValueError("no images: give those of one modality or of both")
+    height, width = config.image_size
+    needed = f"normalised {_name(dtype)} [images, 3, {height}, {width}] is needed"
+    for modality, batch in images.items():
+        check_modality(modality)
+        if not isinstance(batch, Tensor):
+            raise ValueError(f"{modality} images are a {type(batch).__name__}; a tensor is needed: {needed}")
+        if batch.ndim != 4 or batch.shape[1:] != (3, height, width) or not _fits(batch, dtype):
+            raise ValueError(f"{modality} images are {_name(batch.dtype)} {list(batch.shape)}; {needed}")
+
+
+def _fits(batch: Tensor, dtype: torch.dtype) -> bool:
+    if torch.is_autocast_enabled(batch.device.type):  # it converts floats itself
+        return batch.is_floating_point()
+    return batch.dtype == dtype
+
+
+def check_people(people: Tensor, identities: int) -> None:
+    """Raise ValueError unless people are rows of the network's people.
+
+    Their values are looked at on the CPU alone: a GPU would have to be waited for.
+    """
+    if not isinstance(people, Tensor) or people.ndim != 1 or people.is_floating_point():
+        raise ValueError("people: integers [n] in a tensor are needed, rows of the network's people")
+    if people.device.type == "cpu" and len(people):
+        lowest, highest = int(people.min()), int(people.max())
+        if lowest < 0 or highest >= identities:
+            wrong = lowest if lowest < 0 else highest
+            raise ValueError(f"person {wrong}: this network has the people 0 to {identities - 1}")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+# CSDN, the network: two stems, shared layers, two branches, and the text of each person.
+#
+#     visible  -> stem \                     / GeM            -> f -> BNNeck -> classifier    (branch A)
+#                       layer1..4 -> map ---<
+#     infrared -> stem /                     \ attention pool -> g -> BNNeck -> classifier    (branch B)
+#
+#     visible tokens  -> text encoder -> t_v \
+#                        (frozen)             SII -> the person's fused text
+#     infrared tokens -> text encoder -> t_i /
+#
+# Stage 1 trains the tokens, then SII; stage 2 trains everything in the upper half. Shapes in what follows:
+# n images of H x W pixels, c = 32 x width map channels, d = embed_dim (RN50: 2048 and 1024).
 
 
 CLASSIFIER_DEVIATION = 0.001  # before training
@@ -193,3 +332,26 @@ class CSDN(nn.Module):
         """GeM's power, BNNecks and classifiers: they learn at a rate of their own."""
         for module in (self.gem, self.gem_neck, self.pool_neck):
             yield from module.parameters()
+
+
+# A network's rows of people: its tokens and classifiers have one for each, all other tensors know nobody.
+
+
+def row_deviation(name: str) -> float | None:
+    """Of the rows of the tensor `name` before training; None where its rows are not people's."""
+    if name.startswith("prompts.tokens."):
+        return DEVIATION
+    return CLASSIFIER_DEVIATION if name.endswith("_neck.classifier.weight") else None
+
+
+def with_people(model: CSDN, rows: Sequence[int]) -> CSDN:
+    """A copy of `model` (on the CPU, in evaluation mode) that knows the people of these rows alone."""
+    kept = torch.tensor(rows, dtype=torch.int64)
+    state = {
+        name: tensor if row_deviation(name) is None else tensor[kept]
+        for name, tensor in model.state_dict().items()
+    }
+    with torch.random.fork_rng(devices=[]):
+        copy = CSDN(replace(model.config, identities=len(rows)))
+    copy.load_state_dict(state)
+    return copy.eval()

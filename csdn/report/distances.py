@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from csdn.data.dataset import SampleTable
-from csdn.data.records import Modality
-from csdn.report.figures import Curves, Series, density
-from csdn.report.words import METHOD_NAMES
+from csdn.data.catalog import Modality, SampleTable
+from csdn.report.charts import Curves, Series, density
+from csdn.report.wording import METHOD_NAMES
 
 IMAGES = 1000  # of each modality at most, evenly spaced over the table: a million pairs
 METHODS = ("clip", "trained")  # before and after

@@ -1,19 +1,232 @@
-"""report/index.html: one page that holds everything it shows, and asks nobody for anything."""
+"""What the report shows, read from the files that the other stages wrote."""
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import mimetypes
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
 
-from csdn.data.reading import shards_at
-from csdn.files import replace_folder
+from csdn.data.catalog import QUARANTINE_SCHEMA, Dataset, load_dataset, read_table
+from csdn.data.shards import shards_at
+from csdn.data.storage import Store
+from csdn.evaluation.headline import notes
 from csdn.params import Params
-from csdn.report.context import context, drawn_figures
-from csdn.report.inputs import read_inputs
-from csdn.report.png import write_pngs
-from csdn.report.words import shown
+from csdn.report import sections, wording
+from csdn.report.ablation import Table, ablation_shown, data_hash
+from csdn.report.ablation import read_table as read_ablation
+from csdn.report.advice import Evidence, next_steps, phase_losses, train_image_counts
+from csdn.report.charts import (
+    LOW,
+    NARROW,
+    SMALL,
+    camera_grids,
+    line_chart,
+    loss_curves,
+    naming_bars,
+    naming_words,
+)
+from csdn.report.distances import distance_panels
+from csdn.report.examples import confusions, ranked_lists
+from csdn.report.images import Gallery
+from csdn.report.png import Drawn, write_pngs
+from csdn.report.projection import planes, scatter
+from csdn.report.sections import cmc_curves, direction_results
+from csdn.report.text_overlays import text_maps_shown
+from csdn.report.wording import shown
+from csdn.runtime.documents import read_json
+from csdn.runtime.errors import UserError
+from csdn.runtime.files import atomic_folder, read_csv
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """The outputs of the stages before, as they are."""
+
+    dataset: Dataset
+    shards: str | Path  # where they are
+    data_hash: str  # SHA-256 of samples.parquet
+    data_md5: str  # by which DVC knows the same file
+    quarantine: pa.Table
+    ingest: Mapping[str, Any]  # metrics/ingest.json
+    naming: Mapping[str, float]  # metrics/prompts.json
+    evaluation: Mapping[str, Any]  # metrics/evaluation.json
+    cmc: list[dict[str, str]]
+    camera_pairs: list[dict[str, str]]
+    queries: list[dict[str, Any]]
+    features: Mapping[str, np.ndarray]
+    text_map_images: list[dict[str, str]]
+    text_maps: Mapping[str, np.ndarray]
+    prompts_log: list[dict[str, str]]
+    embedding_log: list[dict[str, str]]
+    ablation: Table | None  # metrics/ablation.json
+    model: Mapping[str, Any]  # models/embedding/config.json
+
+
+def read_inputs(root: Path, shards: str | Path) -> ReportInputs:
+    """Read everything below the project's root; raises UserError naming the first file that is missing.
+
+    shards: where they are (csdn.data.shards.shards_at).
+    """
+    data, metrics, evaluation, models = (root / name for name in ("data", "metrics", "evaluation", "models"))
+    try:
+        return ReportInputs(
+            dataset=load_dataset(data),
+            shards=shards,
+            data_hash=hashlib.sha256((data / "samples.parquet").read_bytes()).hexdigest(),
+            data_md5=data_hash(data / "samples.parquet"),
+            quarantine=read_table(data / "quarantine.parquet", QUARANTINE_SCHEMA),
+            ingest=_json(metrics / "ingest.json"),
+            naming=_json(metrics / "prompts.json"),
+            evaluation=_json(metrics / "evaluation.json"),
+            cmc=read_csv(evaluation / "cmc.csv"),
+            camera_pairs=read_csv(evaluation / "camera_pairs.csv"),
+            queries=pq.read_table(evaluation / "queries.parquet").to_pylist(),
+            features=load_tensors((evaluation / "features.safetensors").read_bytes()),
+            text_map_images=read_csv(evaluation / "text_maps.csv"),
+            text_maps=load_tensors((evaluation / "text_maps.safetensors").read_bytes()),
+            prompts_log=read_csv(models / "prompts" / "log.csv"),
+            embedding_log=read_csv(models / "embedding" / "log.csv"),
+            ablation=read_ablation(metrics / "ablation.json"),
+            model=_json(models / "embedding" / "config.json"),
+        )
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: no such file; `dvc repro` makes it") from None
+    except (SafetensorError, ValueError, csv.Error, pa.ArrowException, OSError) as error:
+        raise UserError(f"a file of an earlier stage is damaged: {error}; run `dvc repro`") from None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    value = read_json(path, "`dvc repro` makes it")
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged; `dvc repro` makes it")
+    return value
+
+
+# Everything that page.html.j2 shows, made of what the stages wrote.
+
+
+def drawn_figures(inputs: ReportInputs) -> Drawn:
+    """The figures that are on the page and in PNG files."""
+    table = inputs.dataset.test_table()
+    shown, people = planes(inputs.features, table, inputs.dataset)
+    return Drawn(
+        cmc=cmc_curves(inputs.cmc),
+        losses=loss_curves(inputs.prompts_log, inputs.embedding_log),
+        distances=distance_panels(inputs.features, table),
+        grids=camera_grids(inputs.camera_pairs),
+        naming=naming_bars(inputs.naming),
+        planes=shown,
+        people=people,
+    )
+
+
+def context(params: Params, inputs: ReportInputs, drawn: Drawn) -> dict[str, Any]:
+    """The template's values, by section."""
+    return {
+        **_head(params, inputs),
+        **_retrieval(params, inputs, drawn),
+        **_features(drawn),
+        **_training(inputs, drawn),
+        "ablation": ablation_shown(inputs.ablation, params, inputs.data_md5),
+        **_data(params, inputs),
+        "steps": next_steps(_evidence(params, inputs)),
+    }
+
+
+def _head(params: Params, inputs: ReportInputs) -> dict[str, Any]:
+    figures = inputs.evaluation
+    return {
+        "opening": wording.opening(figures),
+        "order": wording.order(figures),
+        "directions": direction_results(figures),
+        "trials": params.evaluation.trials,
+        "notes": notes(figures["counts"]),
+        "protocol": params.evaluation.described(),
+        "clip": inputs.model["model"]["clip"],
+        "test_people": inputs.ingest["people"]["test"],
+    }
+
+
+def _retrieval(params: Params, inputs: ReportInputs, drawn: Drawn) -> dict[str, Any]:
+    gallery = Gallery(inputs.dataset.test_table(), inputs.dataset, inputs.shards, inputs.features["trained"])
+    return {
+        "cmc": [line_chart(curves) for curves in drawn.cmc],
+        "lists": ranked_lists(inputs.queries, params.report.queries, gallery),
+        "confusions": confusions(inputs.queries, params.report.queries, gallery),
+        "grids": drawn.grids,
+        "pairs_left_out": wording.pairs_left_out(inputs.evaluation),
+    }
+
+
+def _features(drawn: Drawn) -> dict[str, Any]:
+    shares = [(plane.between_people, plane.between_modalities) for plane in drawn.planes]
+    return {
+        "distances": [
+            (panel, [line_chart(curves, LOW) for curves in panel.curves]) for panel in drawn.distances
+        ],
+        "separation": wording.separation({panel.kind: panel.areas for panel in drawn.distances}),
+        "scatters": [scatter(plane) for plane in drawn.planes],
+        "scatter_people": drawn.people,
+        "variance": wording.variance(*shares) if shares else "",
+    }
+
+
+def _training(inputs: ReportInputs, drawn: Drawn) -> dict[str, Any]:
+    people = inputs.ingest["people"]["train"]
+    gallery = Gallery(inputs.dataset.train_table(), inputs.dataset, inputs.shards)
+    return {
+        "losses": {
+            "whole": [line_chart(curves, SMALL) for curves in drawn.losses if len(curves.series) == 1],
+            "terms": [line_chart(curves, NARROW) for curves in drawn.losses if len(curves.series) > 1],
+        },
+        "naming": drawn.naming,
+        "naming_words": naming_words(inputs.naming, people),
+        "maps": text_maps_shown(inputs.text_map_images, inputs.text_maps, gallery),
+    }
+
+
+def _data(params: Params, inputs: ReportInputs) -> dict[str, Any]:
+    return {
+        "data": sections.data_rows(inputs.ingest),
+        "remarks": sections.data_remarks(inputs.ingest),
+        "cameras": sections.camera_counts(inputs.ingest),
+        "more_cameras": sections.more_cameras(inputs.ingest),
+        "quarantine": sections.quarantine(inputs.quarantine),
+        "parameters": sections.parameter_groups(params),
+        "versions": sections.versions(),
+        "clip_hash": inputs.model["model"]["clip_sha256"],
+        "data_hash": inputs.data_hash,
+    }
+
+
+def _evidence(params: Params, inputs: ReportInputs) -> Evidence:
+    table = inputs.dataset.train_table()
+    return Evidence(
+        figures=inputs.evaluation,
+        camera_pairs=inputs.camera_pairs,
+        queries=inputs.queries,
+        naming=inputs.naming,
+        losses=phase_losses(inputs.prompts_log, inputs.embedding_log),
+        train_images=train_image_counts(table.label, table.modality),
+        images_of_batch=params.embedding.images,
+        refused=inputs.ingest["quarantined"],
+        images=len(inputs.dataset.samples) + inputs.quarantine.num_rows,
+    )
+
+
+# report/index.html: one page that holds everything it shows, and asks nobody for anything.
+
 
 FIGURES = "figures"  # the folder of PNGs beside the page
 
@@ -25,7 +238,7 @@ def write_report(params: Params, root: Path, out: Path) -> Path:
     """
     inputs = read_inputs(root, shards_at(params, root / "data"))
     drawn = drawn_figures(inputs)
-    with replace_folder(out) as folder:
+    with atomic_folder(out) as folder:
         names = write_pngs(drawn, folder / FIGURES)
         pngs = {name: f"{FIGURES}/{name}.png" for name in names}
         page = render(context(params, inputs, drawn) | {"pngs": pngs})
@@ -36,7 +249,7 @@ def write_report(params: Params, root: Path, out: Path) -> Path:
 def render(values: dict[str, Any]) -> str:
     """The page; every value is escaped, since names of people, cameras and files are anybody's."""
     environment = Environment(
-        loader=PackageLoader("csdn.report", "."),
+        loader=PackageLoader("csdn.report", "templates"),
         autoescape=True,
         finalize=shown,
         undefined=StrictUndefined,
@@ -44,3 +257,28 @@ def render(values: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template("page.html.j2").render(values)
+
+
+# A copy of a finished report in an object store (`report.store`), under a name made of its content.
+
+
+HASH_DIGITS = 16  # of the page's SHA-256, the folder's name
+
+
+def publish(page: Path, address: str) -> str:
+    """Copy `page` and what lies beside it below an `s3://` prefix; returns the copy's address.
+
+    The page comes last: who finds it finds its pictures. Raises UserError.
+    """
+    store = Store(published_at(page, address).rpartition("/")[0])
+    pictures = (path for path in page.parent.rglob("*") if path.is_file() and path != page)
+    for path in (*sorted(pictures), page):
+        kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+        store.put(path.relative_to(page.parent).as_posix(), path, kind)
+    return store.address_of(page.name)
+
+
+def published_at(page: Path, address: str) -> str:
+    """The address that a copy of `page` below `address` has."""
+    name = hashlib.sha256(page.read_bytes()).hexdigest()[:HASH_DIGITS]
+    return f"{address.rstrip('/')}/{name}/{page.name}"

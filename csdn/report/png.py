@@ -19,12 +19,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from csdn.report.cameras import Grid
+from csdn.report.charts import Curves, Grid, NamingBars, tick_label, ticks
 from csdn.report.distances import Panel
-from csdn.report.figures import Curves, tick_label, ticks
-from csdn.report.naming import NamingBars
 from csdn.report.projection import Plane
-from csdn.safe import printable
+from csdn.runtime.sanitize import escape_control_chars
 
 DPI = 120
 MARGINS = (0.55, 0.15, 0.5, 0.35)  # left, right, bottom, top of a plot, inches
@@ -210,7 +208,7 @@ def numbered(number: int, name: str) -> str:
 
 
 def _short(name: str, length: int = 16) -> str:
-    name = printable(name)
+    name = escape_control_chars(name)
     return name if len(name) <= length else f"{name[: length - 1]}…"
 
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from csdn.data.dataset import Dataset, SampleTable
+from csdn.data.catalog import Dataset, SampleTable
 from csdn.report.distances import METHODS, unit_rows
-from csdn.report.gallery import person_names
-from csdn.report.words import METHOD_NAMES
+from csdn.report.images import person_names
+from csdn.report.wording import METHOD_NAMES
 
 PEOPLE = 10  # as many as there are colours in style.css.j2
-IMAGES = 12  # of each person and modality at most, evenly spaced over the table
+IMAGES_SHOWN = 12  # of each person and modality at most, evenly spaced over the table
 SIZE, MARGIN = (420, 360), 24
 
 
@@ -45,8 +45,8 @@ def chosen_images(table: SampleTable) -> np.ndarray:
     """Rows of some images of evenly chosen people who have both modalities, by person."""
     both = np.intersect1d(*(table.label[table.modality == code] for code in (0, 1)))
     rows = [
-        _evenly(np.flatnonzero((table.label == label) & (table.modality == code)), IMAGES)
-        for label in _evenly(both, PEOPLE)
+        _evenly_spread(np.flatnonzero((table.label == label) & (table.modality == code)), IMAGES_SHOWN)
+        for label in _evenly_spread(both, PEOPLE)
         for code in (0, 1)
     ]
     return np.concatenate(rows) if rows else np.zeros(0, np.int64)
@@ -158,5 +158,5 @@ def scatter(plane: Plane) -> Scatter:
     return Scatter(plane.title, marks, links, explained, width, height)
 
 
-def _evenly(values: np.ndarray, count: int) -> np.ndarray:
+def _evenly_spread(values: np.ndarray, count: int) -> np.ndarray:
     return values[np.linspace(0, len(values) - 1, min(count, len(values))).round().astype(int)]

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from csdn.report.gallery import Gallery
+from csdn.report.images import Gallery
 from csdn.report.projection import share_between
-from csdn.report.words import percent
+from csdn.report.wording import percent
 
 TEXT, ATTENTION = (255, 140, 0), (40, 150, 255)
 STRONGEST = 0.8  # opacity of the highest value

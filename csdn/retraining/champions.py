@@ -6,13 +6,13 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from csdn.champion import Start, read_champion
-from csdn.errors import UserError
-from csdn.files import replace_folder
-from csdn.retraining.dvc_files import pull, share
+from csdn.retraining.dvc import link_cache, pull
 from csdn.retraining.git import fetch, file_at
 from csdn.retraining.mainline import champion_at
 from csdn.retraining.tags import commit_of_version, version_tag
+from csdn.runtime.errors import UserError
+from csdn.runtime.files import atomic_folder
+from csdn.training.champion import Start, read_champion
 
 # What the pipeline wrote -> where it lies among the champion's files.
 FILES = {
@@ -47,10 +47,10 @@ def fetch_champion(root: str | Path, version: str, folder: str | Path) -> None:
         raise UserError(f"the commit of tag {version_tag(version)} has no champion.json that names {version}")
     if _is_there(folder, wanted):
         return
-    with replace_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         project = temporary / "project"
         _unpack(root, commit, project)
-        share(root, project, links="reflink,copy", no_scm=True)
+        link_cache(root, project, links="reflink,copy", no_scm=True)
         pull(project, list(FILES), f"files of version {version}")
         for source, target in FILES.items():
             (temporary / target).parent.mkdir(exist_ok=True)

@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from csdn.data.rng import generator
 from csdn.evaluation.bootstrap import bootstrap_people, sums_of_people
 from csdn.evaluation.metrics import QueryMetrics
 from csdn.evaluation.protocols import Search
-from csdn.evaluation.results import Experiment
+from csdn.evaluation.run import Experiment
 from csdn.evaluation.scores import CameraPairs, Distances, Labels, pair_searches, query_trials
-from csdn.randomness import generator
 from csdn.retraining.gate import METRICS, Comparison
 
 if TYPE_CHECKING:
     from csdn.params import GateParams
 
-# Own stream of randomness: far above those of csdn.randomness.Stream.
+
+# Own stream of randomness: far above those of csdn.data.rng.Stream.
 _BOOTSTRAP = 1001
 # Pairs of cameras of a direction that are judged, at most, those with the most people: minutes of work.
 JUDGED_PAIRS = 1000
@@ -88,10 +89,12 @@ def _figures(queries: QueryMetrics) -> np.ndarray:
 
 def unjudged_pairs(experiment: Experiment, rule: GateParams) -> int:
     """Pairs of cameras with people enough that `compare` leaves out; of JUDGED_PAIRS cameras of a side."""
-    return sum(_pairs(search, experiment.labels, rule.pair_people).left_out for search in experiment.searches)
+    return sum(
+        _camera_pairs(search, experiment.labels, rule.pair_people).left_out for search in experiment.searches
+    )
 
 
-def _pairs(search: Search, labels: Labels, least_people: int) -> CameraPairs:
+def _camera_pairs(search: Search, labels: Labels, least_people: int) -> CameraPairs:
     return pair_searches(search, labels, least_people, JUDGED_PAIRS)
 
 
@@ -108,7 +111,7 @@ def _searches(
         yield number, search, None, None
     first = len(experiment.searches)
     for search in experiment.searches:
-        pairs = _pairs(search, labels, least_people)
+        pairs = _camera_pairs(search, labels, least_people)
         for query_camera, gallery_camera, place, pair in pairs.searches:
             yield first + place, pair, names[query_camera], names[gallery_camera]
         first += pairs.every

@@ -8,14 +8,16 @@ lost `collapse` points or more, with an interval that is wholly below 0, stops i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from csdn.safe import printable
+from csdn.runtime.sanitize import escape_control_chars
 
 if TYPE_CHECKING:
     from csdn.params import GateParams
+
 
 PROMOTE, KEEP = "promote", "keep"
 TODAY, CHAMPION = "today", "champion"  # the data of a comparison
@@ -49,7 +51,9 @@ class Comparison:
 
     def __str__(self) -> str:
         """As in "rank-1, infrared to visible, cam5 to cam1, today's data: 21.3 % to 18.0 %, -3.3 ..."."""
-        cameras = printable(f", {self.query_camera} to {self.gallery_camera}") if self.of_pair else ""
+        cameras = (
+            escape_control_chars(f", {self.query_camera} to {self.gallery_camera}") if self.of_pair else ""
+        )
         return (
             f"{METRICS[self.metric]}, {self.direction.replace('_', ' ')}{cameras}, {DATA[self.data]}: "
             f"{self.champion:.1f} % to {self.newcomer:.1f} %, {self.difference:+.1f} points "
@@ -154,3 +158,48 @@ def as_json(
         "champion": champion,
         "comparisons": [asdict(one) for one in comparisons],
     }
+
+
+# metrics/gate.json for people: a table of at most 80 columns, then the decision and its reasons. Pure.
+
+
+COLUMNS = 80
+_DATA_SETS = {"today": "today's data", "champion": "champion's data"}
+_DECISIONS = {
+    "promote": "promote: the newcomer becomes the champion",
+    "keep": "keep: the newcomer does not become the champion",
+}
+
+
+def table_lines(result: Mapping[str, Any]) -> list[str]:
+    """The figures over all cameras, the pair of cameras that lost most, and the decision with its reasons."""
+    lines = [*_overall(result["comparisons"], result["champion"]), _DECISIONS[result["decision"]]]
+    for reason in result["reasons"]:
+        lines.append(fill(escape_control_chars(f"- {reason}"), COLUMNS, subsequent_indent="  "))
+    return lines
+
+
+def _overall(comparisons: Sequence[Mapping[str, Any]], champion: str | None) -> Iterator[str]:
+    overall = [one for one in comparisons if one["query_camera"] is None]
+    for direction in dict.fromkeys(one["direction"] for one in overall):
+        what = direction.replace("_", " ")
+        yield f"{what:38}{champion:>7}{'newcomer':>9}{'points':>9}{'interval':>16}"
+        for one in overall:
+            if one["direction"] == direction:
+                yield _line(one)
+    pairs = [one for one in comparisons if one["query_camera"] is not None]
+    if pairs:
+        worst = min(pairs, key=lambda one: one["difference"])
+        cameras = f"{worst['query_camera']} to {worst['gallery_camera']}"
+        count = len({(one["direction"], one["query_camera"], one["gallery_camera"]) for one in pairs})
+        yield f"the pair of cameras that lost most, of {count}: {escape_control_chars(cameras)}"
+        yield _line(worst)
+
+
+def _line(one: Mapping[str, Any]) -> str:
+    what = f"  {_DATA_SETS[one['data']]}, {one['people']} people"
+    interval = f"{one['low']:+.1f} to {one['high']:+.1f}"
+    return (
+        f"{what:31}{METRICS[one['metric']]:7}{one['champion']:7.1f}{one['newcomer']:9.1f}"
+        f"{one['difference']:+9.1f}{interval:>16}"
+    )

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from csdn.errors import Away, UserError
+from csdn.runtime.errors import ServiceUnavailable, UserError
 
 ORIGIN = "origin"
 # What makes Git look at another repository than that of the folder, as a hook that calls us would.
@@ -73,11 +73,11 @@ _NOBODY = {
 }
 
 
-class RemoteError(Away):
+class RemoteUnavailable(ServiceUnavailable):
     """A remote could not be reached, or gave no answer. The same call may work later."""
 
 
-class Refused(UserError):
+class PushRejected(UserError):
     """The Git remote refused a push; nothing of it is there."""
 
 
@@ -223,7 +223,7 @@ def fetch(folder: Path) -> None:
     # An empty --refmap: the refspecs of remote.origin.fetch are left alone, which may be those of a mirror.
     done = answer(folder, "fetch", "--quiet", "--no-tags", "--no-prune", "--refmap=", ORIGIN, branches, *tags)
     if done.returncode:
-        raise RemoteError(f"{folder}: git fetch from the remote {ORIGIN} failed:\n{words(done.stderr)}")
+        raise RemoteUnavailable(f"{folder}: git fetch from the remote {ORIGIN} failed:\n{words(done.stderr)}")
 
 
 def push(folder: Path, updates: Mapping[str, str]) -> None:
@@ -243,8 +243,8 @@ def push(folder: Path, updates: Mapping[str, str]) -> None:
     if refusals:
         refs = [f"{words(pair).rpartition(':')[2]} {words(why)}" for _, pair, why in refusals]
         said = [line.rstrip() for line in words(done.stderr).splitlines() if line.startswith("remote:")]
-        raise Refused("\n".join([f"{folder}: the Git remote {ORIGIN} refused:", *refs, *said]))
-    raise RemoteError(f"{folder}: git push to the remote {ORIGIN} failed:\n{words(done.stderr)}")
+        raise PushRejected("\n".join([f"{folder}: the Git remote {ORIGIN} refused:", *refs, *said]))
+    raise RemoteUnavailable(f"{folder}: git push to the remote {ORIGIN} failed:\n{words(done.stderr)}")
 
 
 def identity(folder: Path) -> Mapping[str, str]:

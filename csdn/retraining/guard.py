@@ -3,7 +3,7 @@
 import os
 import sys
 
-from csdn.process import die_with_parent
+from csdn.runtime.process import set_parent_death_signal
 
-die_with_parent()
+set_parent_death_signal()
 os.execvp(sys.argv[1], sys.argv[1:])

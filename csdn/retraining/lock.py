@@ -15,13 +15,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
-from csdn.documents import read_json
-from csdn.errors import UserError
+from csdn.runtime.documents import read_json
+from csdn.runtime.errors import UserError
 
 RUNS = ".runs"
 
 
-class Busy(UserError):
+class WorkspaceLocked(UserError):
     """Something else works in the workspace. Never tried again by itself: it may take hours."""
 
 
@@ -34,7 +34,7 @@ def workspace_lock(workspace: str | Path, what: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Busy(_busy(path)) from None
+            raise WorkspaceLocked(_busy(path)) from None
         holder = {"what": what, "pid": os.getpid(), "since": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"}
         _write(file, json.dumps(holder))
         try:
@@ -59,7 +59,7 @@ def when_asked(workspace: str | Path, what: str, look: Callable[[], None]) -> No
                 while _take(mark):
                     looked = True
                     look()
-        except Busy:
+        except WorkspaceLocked:
             if not looked:
                 raise
             return  # who has the lock now began after our last look

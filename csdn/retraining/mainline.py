@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from csdn.champion import CHAMPION, Champion, ChampionFile, parse_champion
-from csdn.errors import UserError
-from csdn.files import flush
 from csdn.params import load_params
-from csdn.retraining.dvc_files import checkout
+from csdn.retraining.dvc import checkout
 from csdn.retraining.git import (
     ORIGIN,
     changed_files,
@@ -27,6 +24,9 @@ from csdn.retraining.git import (
 )
 from csdn.retraining.lock import RUNS
 from csdn.retraining.tags import tags_for
+from csdn.runtime.errors import UserError
+from csdn.runtime.files import fsync
+from csdn.training.champion import CHAMPION, Champion, ChampionFile, parse_champion
 
 # What stages write beside DVC's cache: where Git does not know them, a promotion may put them aside.
 GENERATED = ("dvc.lock", "metrics/")
@@ -59,9 +59,9 @@ def up_to_date(workspace: Path, branch: str) -> str:
     if here is not None and here != newest:
         if not contains(workspace, newest, here):
             raise UserError(_own_commits(workspace, branch, here, newest))
-        if problems := obstacles(workspace, branch, newest):
+        if problems := blocking_changes(workspace, branch, newest):
             raise UserError(f"{workspace}: cannot follow {ORIGIN}/{branch}: {'; '.join(problems)}")
-        advance(workspace, branch, newest)
+        advance_branch(workspace, branch, newest)
     set_refs(workspace, complete_tags(workspace, newest))
     return newest
 
@@ -107,7 +107,7 @@ def complete_tags(workspace: Path, commit: str) -> dict[str, str]:
     return tags_for(workspace, champion.version, change)
 
 
-def obstacles(workspace: Path, branch: str, commit: str) -> list[str]:
+def blocking_changes(workspace: Path, branch: str, commit: str) -> list[str]:
     """Why the local branch cannot go to a commit now without touching somebody's work; empty: it can."""
     here = commit_of(workspace, f"refs/heads/{branch}")
     if here is not None and not contains(workspace, commit, here):
@@ -124,7 +124,7 @@ def obstacles(workspace: Path, branch: str, commit: str) -> list[str]:
     return found
 
 
-def advance(workspace: Path, branch: str, commit: str) -> list[str]:
+def advance_branch(workspace: Path, branch: str, commit: str) -> list[str]:
     """Take the local branch forward to a commit, with its files where it is checked out.
 
     Results of stages that Git does not know are put aside below .runs/; returns a line that says so.
@@ -139,12 +139,12 @@ def advance(workspace: Path, branch: str, commit: str) -> list[str]:
         target = aside / path
         target.parent.mkdir(parents=True, exist_ok=True)
         (place / path).replace(target)
-        flush(target.parent)
+        fsync(target.parent)
     fast_forward(place, commit)
     return [f"{', '.join(moved)}: were not in Git; they are in {aside} now"] if moved else []
 
 
-def take(workspace: Path, branch: str, commit: str, tags: Mapping[str, str]) -> list[str]:
+def sync_local(workspace: Path, branch: str, commit: str, tags: Mapping[str, str]) -> list[str]:
     """Have here what was decided: branch, files and tags; returns lines that a person should read.
 
     Once `origin` has it, what hinders the local branch is such a line; without `origin` it is a UserError.
@@ -154,7 +154,7 @@ def take(workspace: Path, branch: str, commit: str, tags: Mapping[str, str]) -> 
         set_refs(workspace, tags)  # last: should this call end before it, `complete_tags` knows them
         return notes
     set_refs(workspace, tags)
-    if problems := obstacles(workspace, branch, commit):
+    if problems := blocking_changes(workspace, branch, commit):
         return [f"the local branch {branch} stays behind: {'; '.join(problems)}"]
     try:
         return _forward(workspace, branch, commit)
@@ -166,7 +166,7 @@ def _forward(workspace: Path, branch: str, commit: str) -> list[str]:
     here = commit_of(workspace, f"refs/heads/{branch}")
     if here is not None and contains(workspace, here, commit):
         return []
-    notes = advance(workspace, branch, commit)
+    notes = advance_branch(workspace, branch, commit)
     place = folder_of(workspace, branch)
     if place is not None:
         try:

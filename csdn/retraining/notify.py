@@ -6,17 +6,27 @@ The address is a secret: whoever has it can write to the channel. It comes from 
 
 from __future__ import annotations
 
+import base64
 import http.client
+import io
 import json
 import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from csdn.safe import unmarked
+from csdn.ingest.summary import summary_lines
+from csdn.retraining.gate import METRICS
+from csdn.runtime.files import read_csv
+from csdn.runtime.sanitize import as_markdown, escape_control_chars, escape_tags
+
+if TYPE_CHECKING:
+    from csdn.training.champion import Champion
+
 
 VARIABLE = "CSDN_WEBHOOK"
 TRIES = 3
@@ -25,7 +35,7 @@ TIMEOUT_SECONDS = 5.0  # of one try
 
 
 @dataclass(frozen=True)
-class News:
+class Notification:
     """What happened. It is sent as JSON with these keys and `text`, which Slack and its like show."""
 
     event: Literal["promoted", "ready", "refused", "failed"]
@@ -38,10 +48,10 @@ class News:
     def text(self) -> str:
         head = f"csdn: {self.run}: {self.event}" + (f", {self.version} is champion" if self.version else "")
         # A camera named "<!channel>" must not call everybody: Slack takes angle brackets for commands.
-        return unmarked("\n".join(filter(None, (head, *self.reasons, self.link))), keep="\n")
+        return escape_tags("\n".join(filter(None, (head, *self.reasons, self.link))), keep="\n")
 
 
-def notify(news: News, address: str | None = None) -> str | None:
+def notify(news: Notification, address: str | None = None) -> str | None:
     """Send `news` to `address`, or to CSDN_WEBHOOK; without either, to nobody.
 
     Returns None, or why it could not be sent: no run fails for that.
@@ -75,3 +85,98 @@ def _send(address: str, body: bytes) -> str | None:
     except (OSError, ValueError, http.client.HTTPException) as error:
         cause = getattr(error, "reason", error)
         return type(cause if isinstance(cause, Exception) else error).__name__
+
+
+# What is shown of a run, wherever it is shown: Markdown, and the curve of its figures as a picture.
+
+
+DIRECTIONS = {"ir_to_vis": "infrared → visible", "vis_to_ir": "visible → infrared"}
+
+
+def headline_page(figures: Mapping[str, Any], champion: Champion | None) -> str:
+    """Markdown of metrics/headline.json in percent, with the difference to a champion's figures."""
+    old = champion.figures if champion else {}
+    rows = [
+        f"| {name} | {' | '.join(_compared(figures[key], old.get(key), metric) for metric in METRICS)} |"
+        for key, name in DIRECTIONS.items()
+        if key in figures
+    ]
+    head = [f"| | {' | '.join(METRICS.values())} |", "|---|" + "---|" * len(METRICS)]
+    return "\n".join(
+        [*head, *rows, "", f"Percent, {figures['test_people']} test people. {_beside(champion)}"]
+    )
+
+
+def _compared(new: Mapping[str, float | None], old: Any, metric: str) -> str:
+    value, before = new[metric], (old or {}).get(metric)
+    if value is None:
+        return "-"
+    return f"{value:.2f}" + ("" if before is None else f" ({value - before:+.2f})")
+
+
+def _beside(champion: Champion | None) -> str:
+    if champion is None:
+        return "There is no champion to compare with."
+    return (
+        f"In brackets: the difference to what champion {champion.version} had on {champion.date}, on the "
+        "people of that day. The gate compares both on the same people."
+    )
+
+
+def gate_page(gate: Mapping[str, Any]) -> str:
+    """Markdown of metrics/gate.json: the decision, why, and the comparisons over all cameras."""
+    head = "Promote" if gate["decision"] == "promote" else "Keep the champion"
+    lines = [f"### {head}", "", *(f"* {as_markdown(reason)}" for reason in gate["reasons"]), ""]
+    overall = [one for one in gate["comparisons"] if not (one["query_camera"] or one["gallery_camera"])]
+    if overall:
+        lines += [
+            f"| data | direction | metric | champion {gate['champion']} | newcomer | difference | interval |",
+            "|---|---|---|---|---|---|---|",
+            *map(_comparison, overall),
+            "",
+            f"Percent; {max(one['people'] for one in overall)} people whom neither was trained on, at most.",
+        ]
+    return "\n".join(lines)
+
+
+def _comparison(one: Mapping[str, Any]) -> str:
+    cells = [one["data"], one["direction"].replace("_", " "), METRICS.get(one["metric"], one["metric"])]
+    cells += [f"{one['champion']:.2f}", f"{one['newcomer']:.2f}", f"{one['difference']:+.2f}"]
+    cells.append(f"{one['low']:+.2f} to {one['high']:+.2f}")
+    return f"| {' | '.join(cells)} |"
+
+
+def data_page(figures: Mapping[str, Any]) -> str:
+    """Markdown of metrics/ingest.json: the lines that ingest printed."""
+    lines = (escape_control_chars(line).replace("`", "'") for line in summary_lines(dict(figures)))
+    return "\n".join(["```", *lines, "```"])
+
+
+def cmc_picture(path: Path) -> str:
+    """The curves of evaluation/cmc.csv as a PNG in a `data:` address: it needs no place of its own."""
+    from matplotlib.figure import Figure  # it takes a second
+
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for (direction, method), (ranks, scores) in _curves(read_csv(path)):
+        plot = axes[int(direction.startswith("visible"))]
+        plot.set_title(direction.replace("_", " "))
+        plot.plot(ranks, scores, label=method, linewidth=2 if method == "trained" else 1)
+    for plot in axes:
+        plot.set(xlabel="rank", xlim=(1, None), ylim=(0, 100))
+        plot.xaxis.get_major_locator().set_params(integer=True)
+        plot.grid(alpha=0.3)
+    axes[0].set_ylabel("right person found (%)")
+    axes[0].legend()
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=80)
+    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def _curves(rows: Any) -> Iterator[tuple[tuple[str, str], tuple[list[int], list[float]]]]:
+    found: dict[tuple[str, str], tuple[list[int], list[float]]] = {}
+    for row in rows:
+        ranks, scores = found.setdefault((row["direction"], row["method"]), ([], []))
+        ranks.append(int(row["rank"]))
+        scores.append(float(row["score"]))
+    yield from found.items()

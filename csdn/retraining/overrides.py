@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from csdn.documents import check_values, parse_yaml
-from csdn.errors import UserError
 from csdn.params import Params, leaves, parse_params
+from csdn.runtime.documents import check_values, parse_yaml
+from csdn.runtime.errors import UserError
 
 # They decide who is tested and by which rule, and where data comes from: one run must not choose that itself.
 FORBIDDEN = (

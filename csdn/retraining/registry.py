@@ -6,24 +6,35 @@ early, the next one finds either nothing of it or all that was decided, and goes
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from csdn.champion import Champion, ChampionFile, read_champion, write_champion
-from csdn.data.drops import LEDGER, Drop, Status, change_ledger
-from csdn.documents import expected_in, read_json
-from csdn.errors import UserError
-from csdn.retraining import dvc_files, git
-from csdn.retraining.branches import PROMOTE, READY, REFUSE, as_message, decision_of
+from csdn.ingest.ledger import LEDGER, Drop, Status, change_ledger
+from csdn.retraining import dvc, git
+from csdn.retraining.branches import PROMOTE, READY, REFUSE, ROLLBACK, as_message, decision_of, history
 from csdn.retraining.champions import fetch_champion, sha256
-from csdn.retraining.git import Refused, RemoteError
-from csdn.retraining.history import history
-from csdn.retraining.mainline import branch_of, champion_at, complete_tags, newest_commit, obstacles, take
-from csdn.retraining.rollback import rollback
-from csdn.retraining.runs import Run, open_run
-from csdn.retraining.tags import known_tags, next_version, tags_for
+from csdn.retraining.git import PushRejected, RemoteUnavailable
+from csdn.retraining.lock import RUNS
+from csdn.retraining.mainline import (
+    blocking_changes,
+    branch_of,
+    champion_at,
+    champion_file_at,
+    check_clean,
+    complete_tags,
+    newest_commit,
+    sync_local,
+    up_to_date,
+)
+from csdn.retraining.tags import commit_of_version, known_tags, next_version, tags_for, versions
+from csdn.retraining.workspace import Run, open_run
+from csdn.runtime.documents import expected_in, read_json
+from csdn.runtime.errors import UserError
+from csdn.runtime.files import as_json, atomic_folder
+from csdn.training.champion import CHAMPION, Champion, ChampionFile, read_champion, write_champion
 
 __all__ = ["Promotion", "fetch_champion", "history", "promote", "promote_ready", "refuse", "rollback"]
 
@@ -55,15 +66,15 @@ def promote(run: Run) -> Promotion:
     run.commit("results")
     if not git.contains(run.workspace, run.tip, newest):
         return _ready(run, f"{branch} has moved since the run began")
-    if problems := obstacles(run.workspace, branch, run.tip):
+    if problems := blocking_changes(run.workspace, branch, run.tip):
         return _ready(run, "; ".join(problems))
     tip = _name_champion(run)
-    dvc_files.push(run.folder)
+    dvc.push(run.folder)
     tags = tags_for(run.workspace, read_champion(run.folder).champion.version, tip)
     refs = {f"refs/heads/{branch}": tip, f"refs/heads/{run.branch}": tip}
     try:
         git.push(run.workspace, refs | known_tags(run.workspace) | tags)
-    except Refused as error:
+    except PushRejected as error:
         return _ready(run, str(error))
     return _promoted(run, branch, tip, tags)
 
@@ -90,7 +101,7 @@ def refuse(run: Run, reasons: Sequence[str]) -> list[Drop]:
     """Keep main as it is, and hold the drops that came with the run: returns them, held.
 
     They are in the last commit of the run's branch, which goes to `origin` where there is one: the next run,
-    in any clone, begins with them held (`csdn.retraining.runs.adopted`). Raises RemoteError; the same call
+    in any clone, begins with them held (`csdn.retraining.workspace.adopted`). Raises RemoteError; the same call
     then goes on.
     """
     reason = f"gate of run {run.id}: {'; '.join(reasons)}"
@@ -161,11 +172,64 @@ def _ready(run: Run, reason: str) -> Promotion:
     notes = []
     try:
         git.push(run.workspace, {f"refs/heads/{run.branch}": run.tip})
-    except (Refused, RemoteError) as error:
+    except (PushRejected, RemoteUnavailable) as error:
         notes.append(f"its branch is in this clone only: {error}")
     return Promotion("ready", None, f"{reason}. Later: csdn promote {run.id}", tuple(notes))
 
 
 def _promoted(run: Run, branch: str, tip: str, tags: dict[str, str]) -> Promotion:
-    notes = take(run.workspace, branch, tip, tags)
+    notes = sync_local(run.workspace, branch, tip, tags)
     return Promotion("promoted", champion_at(run.workspace, tip).version, "", tuple(notes))
+
+
+# Back to an older version: a commit on main that names it, and a tag; no stage runs again.
+
+
+def rollback(workspace: str | Path, version: str | None = None, reason: str = "") -> tuple[str, list[str]]:
+    """Make an older version the champion again, by default the one before; the caller holds the lock.
+
+    Returns the version, and lines that a person should read. Its files are fetched to champion/ first: a
+    champion whose weights are gone would be none. Raises UserError where nothing has been changed.
+    """
+    workspace = Path(workspace).resolve()
+    branch = branch_of(workspace)
+    check_clean(workspace, branch)
+    newest = up_to_date(workspace, branch)
+    file = champion_file_at(workspace, newest)
+    version = version or _before(workspace, file.champion)
+    older = _champion_of(workspace, version)
+    fetched = workspace / RUNS / "champion"
+    fetch_champion(workspace, version, fetched)
+    notes = []
+    if file.champion != older:
+        text = as_message(f"Champion: back to {version}", older.run, ROLLBACK, reason)
+        changed = ChampionFile(champion=older, start=file.start).model_dump(mode="json")
+        commit = git.commit_file(workspace, newest, CHAMPION, as_json(changed), text)
+        tags = tags_for(workspace, version, commit)
+        git.push(workspace, {f"refs/heads/{branch}": commit} | known_tags(workspace) | tags)
+        notes = sync_local(workspace, branch, commit, tags)
+    with atomic_folder(workspace / "champion") as temporary:
+        shutil.copytree(fetched, temporary, dirs_exist_ok=True)
+    shutil.rmtree(fetched)
+    return version, notes
+
+
+def _before(workspace: Path, present: Champion | None) -> str:
+    """The newest version that is older than the champion."""
+    older = [name for name in versions(workspace) if present and int(name[1:]) < int(present.version[1:])]
+    if not older:
+        raise UserError(
+            f"{workspace}: there is no version before {present.version if present else 'the first'}; "
+            "`csdn history` lists what there is"
+        )
+    return older[-1]
+
+
+def _champion_of(workspace: Path, version: str) -> Champion:
+    """The entry of champion.json with which a version was promoted."""
+    commit = commit_of_version(workspace, version)
+    champion = champion_at(workspace, commit) if commit else None
+    if champion is None:
+        known = ", ".join(versions(workspace)) or "none yet"
+        raise UserError(f"{workspace}: no version is called {version!r}; there are: {known}")
+    return champion

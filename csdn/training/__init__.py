@@ -1,5 +1,1 @@
 """Both stages of training; the losses of stage 2 are public, for loops of one's own."""
-
-from csdn.training.losses import embedding_losses
-
-__all__ = ["embedding_losses"]

@@ -1,6 +1,6 @@
 """What both training stages start from: the samples of the training people, and a CSDN built on CLIP.
 
-Or on a champion, where training goes on from one (csdn.training.warm).
+Or on a champion, where training goes on from one (csdn.training.warm_start).
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from csdn.data.dataset import Dataset, SampleTable, load_dataset
+from csdn.data.catalog import Dataset, SampleTable, load_dataset
+from csdn.data.state import stage_key
 from csdn.model import CSDN
 from csdn.model.clip import load_clip
 from csdn.params import Params
-from csdn.state import stage_key
-from csdn.training.warm import Known, WarmStart, carry, check_sides, read_known
+from csdn.training.warm_start import ChampionWeights, WarmStart, check_splits, read_known, transfer_rows
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class TrainingInputs:
     model: CSDN
     people: list[str]
     key: str
-    known: Known | None = None
+    known: ChampionWeights | None = None
 
 
 def training_inputs(
@@ -56,8 +56,8 @@ def training_inputs(
     if warm is None:
         return TrainingInputs(table, model, people, stage_key(stage, params, clip.sha256, files))
     known = read_known(warm, stage, model, params.model.normalize)
-    check_sides(warm, known, _test_people(dataset))
-    carry(known, model, people, params.seed)
+    check_splits(warm, known, _test_people(dataset))
+    transfer_rows(known, model, people, params.seed)
     more = {"start": warm.sha256(stage)} | ({"warm": params.warm.prompts} if stage == "prompts" else {})
     key = stage_key(stage, params, clip.sha256, (*files, warm.config(stage)), **more)
     return TrainingInputs(table, model, people, key, known)

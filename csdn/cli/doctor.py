@@ -1,0 +1,188 @@
+"""`csdn doctor`: what is installed and found here, and what to do about what is not."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from packaging.requirements import Requirement
+
+from csdn.ingest.ledger import read_ledger
+from csdn.params import Params, load_params
+from csdn.retraining import git
+from csdn.runtime.errors import UserError
+from csdn.runtime.process import available_cores
+
+EXTRAS = ("", "pipeline")
+CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
+STORE_SETTINGS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION")
+OLDEST_GIT = (2, 33)  # rev-list --no-commit-header
+ENOUGH_DISK = 5 * 2**30  # bytes: a demo run with its cache takes a tenth of that, real cameras far more
+
+
+class Check(NamedTuple):
+    """One finding and what to do about it; with a `problem` the pipeline will not run as it is set up."""
+
+    state: Literal["ok", "note", "problem"]
+    name: str
+    found: str
+    advice: str = ""
+
+
+def show() -> bool:
+    """Print the report; true when nothing stands in the way of the pipeline."""
+    checks = report()
+    for check in checks:
+        print(f"{check.state:8} {check.name:14} {check.found}")
+        if check.advice:
+            print(f"{'':23} -> {check.advice}")
+    return all(check.state != "problem" for check in checks)
+
+
+def report(root: Path = Path()) -> list[Check]:
+    """Every check of this machine and of the project in `root`; changes and downloads nothing."""
+    params_check, params = _params(root)
+    checks = [_python(), _packages(), _interpreter_on_path(), _git(root), _dvc(root), params_check]
+    if params is not None:
+        checks += [_device(params), _threads(params), _clip_weights(root, params)]
+        checks += [_store(address) for address in (params.ingest.store, params.report.store) if address]
+    return [*checks, _ledger(root), _disk(root), _credentials()]
+
+
+def _python() -> Check:
+    return Check("ok", "python", f"{sys.version.split()[0]} ({sys.executable})")
+
+
+def _packages() -> Check:
+    wrong = list(_unmet())
+    if wrong:
+        install = "pip install -e '.[pipeline]' -c constraints.txt"
+        return Check("problem", "packages", "; ".join(wrong), install)
+    shown = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "ray", "prefect", "dvc"))
+    return Check("ok", "packages", f"all that are needed; {shown}")
+
+
+def _unmet() -> Iterator[str]:
+    """What csdn's own metadata asks for and this environment does not have."""
+    for text in metadata.requires("csdn") or []:
+        needed = Requirement(text)
+        if needed.marker and not any(needed.marker.evaluate({"extra": extra}) for extra in EXTRAS):
+            continue
+        try:
+            version = metadata.version(needed.name)
+        except metadata.PackageNotFoundError:
+            yield f"{needed.name} is missing"
+            continue
+        if not needed.specifier.contains(version, prereleases=True):
+            yield f"{needed.name} {version} is not {needed.specifier}"
+
+
+def _interpreter_on_path() -> Check:
+    """dvc.yaml says `python`: it has to be this one."""
+    found = shutil.which("python")
+    if found and Path(found).parent == Path(sys.executable).parent:
+        return Check("ok", "path", "`python` is this environment's")
+    activate = "source .venv/bin/activate, before `dvc repro`"
+    return Check("note", "path", f"`python` is {found or 'not found'}, another environment's", activate)
+
+
+def _git(root: Path) -> Check:
+    try:
+        version = git.git(root, "--version").removeprefix("git version ")
+        if _number(version) < OLDEST_GIT:
+            return Check("problem", "git", version, "install {}.{} or newer".format(*OLDEST_GIT))
+        return Check("ok", "git", f"{version}, {git.top_level(root)}")
+    except UserError as error:
+        return Check("problem", "git", _one_line(error), "install git, clone the project, or do as Git says")
+
+
+def _number(version: str) -> tuple[int, ...]:
+    """The first two numbers, as Apple's "2.39.5 (Apple Git-154)" has more words."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+
+
+def _dvc(root: Path) -> Check:
+    if not (root / ".dvc" / "config").is_file():
+        return Check("problem", "dvc", "no .dvc/config here", "run it in the project's root folder")
+    if not (root / "dvc.lock").is_file():
+        return Check("ok", "dvc", "no stage has run yet")
+    return Check("ok", "dvc", "has run; `dvc status` says what is out of date")
+
+
+def _params(root: Path) -> tuple[Check, Params | None]:
+    try:
+        params = load_params(root / "params.yaml")
+    except UserError as error:
+        return Check("problem", "params.yaml", _one_line(error)), None
+    return Check("ok", "params.yaml", "valid"), params
+
+
+def _one_line(error: UserError) -> str:
+    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+
+
+def _device(params: Params) -> Check:
+    import torch
+
+    asked, there = params.scaling.device, torch.cuda.is_available()
+    if asked == "cuda" and not there:
+        return Check("problem", "device", "scaling.device: cuda, but no GPU is seen", "set auto or cpu")
+    used = torch.cuda.get_device_name() if there and asked != "cpu" else "CPU"
+    return Check("ok", "device", f"{used} (scaling.device: {asked})")
+
+
+def _threads(params: Params) -> Check:
+    cores = available_cores()
+    return Check("ok", "threads", f"{params.scaling.threads or cores} of torch, {cores} cores")
+
+
+def _clip_weights(root: Path, params: Params) -> Check:
+    model = params.model
+    if (root / model.weights).is_file():
+        return Check("ok", "CLIP weights", f"{model.clip}: {model.weights}")
+    return Check("problem", "CLIP weights", f"{model.clip}: {model.weights} is not there", "csdn fetch-clip")
+
+
+def _ledger(root: Path) -> Check:
+    try:
+        drops = read_ledger(root / "data" / "drops.json")
+    except UserError as error:
+        return Check("problem", "ledger", _one_line(error))
+    if not drops:
+        return Check("problem", "ledger", "no drop of images", "csdn add builtin:demo --layout builtin")
+    statuses = [str(drop.status) for drop in drops]
+    counts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
+    return Check("ok", "ledger", f"drops of images: {counts}")
+
+
+def _store(address: str) -> Check:
+    from csdn.data.storage import Store
+
+    try:
+        Store(address).check()
+    except UserError as error:
+        return Check("problem", "object store", _one_line(error))
+    return Check("ok", "object store", f"{address} answers")
+
+
+def _disk(root: Path) -> Check:
+    free = shutil.disk_usage(root).free
+    found = f"{free / 2**30:.0f} GiB free"
+    if free < ENOUGH_DISK:
+        return Check("note", "disk", found, "the shards and DVC's cache each take the size of the images")
+    return Check("ok", "disk", found)
+
+
+def _credentials(environment: Callable[[str], str | None] = os.environ.get) -> Check:
+    """Names only: a value never leaves the environment."""
+    present = [name for name in (*CREDENTIALS, *STORE_SETTINGS) if environment(name)]
+    file = Path(environment("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials").expanduser()
+    if file.is_file():
+        present.append(str(file))
+    return Check("ok", "credentials", ", ".join(present) or "no credentials (only s3:// needs them)")

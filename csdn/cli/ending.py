@@ -1,0 +1,50 @@
+"""What stands at the end of `dvc repro`, and is shown again by `csdn figures`: figures, times, the report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from textwrap import fill
+
+from csdn.evaluation.headline import notes, table_lines
+from csdn.runtime.console import duration, read_times
+from csdn.runtime.documents import expected_in, read_json
+
+FIGURES = Path("metrics/evaluation.json")
+PAGE = Path("report/index.html")
+COLUMNS = 80
+STAGES = ("ingest", "prompts", "embedding", "evaluate", "report")
+
+
+def show_unless_asked_later() -> None:
+    """For the last stage. `make demo` sets CSDN_ENDING=later: it shows the ending itself, run or no run."""
+    if os.environ.get("CSDN_ENDING") != "later":
+        show()
+
+
+def show() -> None:
+    """Print the ending; raises UserError before the first evaluation."""
+    print("", *_lines(), sep="\n")
+
+
+def _lines() -> Iterator[str]:
+    advice = "`dvc repro` makes it"
+    figures = read_json(FIGURES, advice)
+    with expected_in(FIGURES, advice):
+        shown, unit, said = table_lines(figures), _unit(figures), notes(figures["counts"])
+    yield from (*shown, unit)
+    for note in said:
+        yield fill(f"Note: {note}", COLUMNS, subsequent_indent="      ")
+    times = read_times()
+    if times:
+        took = (f"{name} {duration(times[name])}" for name in STAGES if name in times)
+        yield f"Took: {', '.join(took)}"
+    if PAGE.is_file():
+        yield f"The report: {PAGE}"
+        yield f"            {PAGE.absolute().as_uri()}"
+
+
+def _unit(figures: dict) -> str:
+    trials = max(count["trials"] for count in figures["counts"].values())
+    return "Percent" + (f", mean ± standard deviation over {trials} galleries" if trials > 1 else "")

@@ -1,0 +1,108 @@
+"""What one row of a plan becomes: range reads out of the shards, proof, decoding, resizing, augmentation.
+
+Each image is hashed as it is read: what is trained on is what ingest saw, whatever happened to the disk.
+
+Rows carry everything random as counters (csdn.data.rng), so any process may make any of them; it needs
+neither torch nor the index.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from csdn.data.augment import TestTransform, TrainTransform, draw_views, resize
+from csdn.data.images import EXTENSIONS, BadImage, decode
+from csdn.data.rng import Stream, generator
+from csdn.data.sampler import BatchPlan
+from csdn.data.shards import open_shards
+from csdn.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from csdn.data.catalog import SampleTable
+
+
+VIEWS = (Stream.VISIBLE_VIEW1, Stream.VISIBLE_VIEW2, Stream.INFRARED_VIEW)
+
+
+class ImageReader:
+    """Decoded images by ordinal, resized to (height, width); any process can hold a copy."""
+
+    def __init__(self, table: SampleTable, shards: str | Path, image_size: Sequence[int]) -> None:
+        self.shard, self.shard_names = table.shard, table.shard_names
+        self.offset, self.size, self.extension = table.offset, table.size, table.extension
+        self.digest = table.digest
+        self.shards = open_shards(shards)
+        self.image_size = tuple(image_size)
+
+    def __call__(self, ordinals: np.ndarray) -> list[np.ndarray]:
+        """uint8 images [height, width, 3]; raises UserError where one is not, byte for byte, what it was."""
+        found = self.shards.read_all((*self._place(one), int(self.size[one])) for one in ordinals)
+        return [self._image(one, data) for one, data in zip(ordinals, found, strict=True)]
+
+    def _place(self, ordinal: int) -> tuple[str, int]:
+        """(shard, offset)"""
+        return self.shard_names[self.shard[ordinal]], int(self.offset[ordinal])
+
+    def _image(self, ordinal: int, data: bytes) -> np.ndarray:
+        shard, offset = self._place(ordinal)
+        if hashlib.sha256(data).digest() != self.digest[ordinal].tobytes():
+            from csdn.data.shards import damaged_image  # it needs the tables, and no other row does
+
+            raise UserError(damaged_image(self.shards, shard, offset))
+        try:
+            return resize(decode(data, EXTENSIONS[self.extension[ordinal]]), self.image_size)
+        except BadImage as error:
+            raise UserError(
+                f"{self.shards.where(shard)}: the image at byte {offset} is what it was, but cannot be "
+                f"decoded any more ({error.reason}); install the versions of constraints.txt, or delete "
+                "data/index and run `dvc repro` again"
+            ) from None
+
+
+class TrainBatchReader:
+    """Makes the images of a plan's rows; a visible image is decoded once for its two views.
+
+    `count` is P*K, the images of a modality; `shape`: [3 views, P*K, 3, height, width].
+    """
+
+    def __init__(self, images: ImageReader, normalize: str, padding: int, seed: int, count: int) -> None:
+        self.images, self.padding = images, padding
+        self.transform = TrainTransform(images.image_size, normalize)
+        self.seed = seed
+        self.shape = (len(VIEWS), count, 3, *images.image_size)
+
+    def fill(self, row: BatchPlan, out: np.ndarray) -> None:
+        """Write the row's images into `out`, float32 of `shape`."""
+        self.augment(row, *self.read(row), out)
+
+    def read(self, row: BatchPlan) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """The row's visible and infrared images as they are, uint8 [height, width, 3]; raises UserError."""
+        return self.images(row.visible.ravel()), self.images(row.infrared.ravel())
+
+    def augment(
+        self, row: BatchPlan, visible: Sequence[np.ndarray], infrared: Sequence[np.ndarray], out: np.ndarray
+    ) -> None:
+        """Write the views of what `read` gave into `out`, wherever that was read."""
+        for stream, images, view in zip(VIEWS, (visible, visible, infrared), out, strict=True):
+            rng = generator(self.seed, stream, row.epoch, row.step)
+            draws = draw_views(stream, row.global_images, self.images.image_size, self.padding, rng)
+            self.transform(images, draws.take(row.positions), view)
+
+
+class TestBatchReader:
+    """Makes up to `count` images without augmentation; `shape`: [count, 3, height, width]."""
+
+    __test__ = False  # not a test case
+
+    def __init__(self, images: ImageReader, normalize: str, count: int) -> None:
+        self.images = images
+        self.transform = TestTransform(normalize)
+        self.shape = (count, 3, *images.image_size)
+
+    def fill(self, ordinals: np.ndarray, out: np.ndarray) -> None:
+        self.transform(self.images(ordinals), out[: len(ordinals)])

@@ -1,0 +1,121 @@
+"""Who is who, and on which side: pure functions of a person's label and the ledger's order.
+
+A test person is one whose bucket is among the highest `test_percent`; no seed, no other person and no later
+drop changes that, so nobody ever moves from test to train. The people of a benchmark are where its authors
+put them (csdn.ingest.identities).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+
+from csdn.data.labels import BadLabel, canonical_label
+from csdn.ingest.ledger import Drop
+from csdn.runtime.documents import parse_json
+from csdn.runtime.errors import UserError
+
+BUCKETS = 100
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """How labels become people on a side: aliases, the salt of the buckets, the share of test people."""
+
+    salt: str
+    test_percent: int
+    aliases: Mapping[str, str] = field(default_factory=dict)  # canonical -> canonical
+    trial: int = 1  # which of a benchmark's splits
+
+    def person(self, label: str) -> str:
+        """The canonical label that a label as given stands for."""
+        canonical = canonical_label(label)
+        return self.aliases.get(canonical, canonical)
+
+    def bucket(self, person: str) -> int:
+        """0..99, from the canonical label."""
+        return int(hashlib.sha256((self.salt + person).encode()).hexdigest(), 16) % BUCKETS
+
+    def side(self, bucket: int) -> str:
+        return "test" if bucket >= BUCKETS - self.test_percent else "train"
+
+
+def read_aliases(path: str | Path) -> dict[str, str]:
+    """A JSON file {"label as given": "label meant"}, both made canonical."""
+    try:
+        text = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; data.aliases in params.yaml names it") from None
+    return parse_aliases(text, path)
+
+
+def parse_aliases(text: bytes, path: str | Path) -> dict[str, str]:
+    """What `read_aliases` reads, from a file's text; `path` names it in the UserError."""
+    given = parse_json(text, path)
+    if not isinstance(given, dict) or not all(isinstance(meant, str) for meant in given.values()):
+        raise UserError(f'{path}: expected {{"label as given": "label meant", ...}}')
+    aliases: dict[str, str] = {}
+    for label, meant in given.items():
+        try:
+            one, other = canonical_label(label), canonical_label(meant)
+        except BadLabel as bad:
+            raise UserError(f"{path}: {label!r} -> {meant!r}: {bad}") from None
+        if not one or not other:
+            raise UserError(f"{path}: {label!r} -> {meant!r}: a label is empty, or a missing value")
+        if aliases.setdefault(one, other) != other:
+            raise UserError(
+                f"{path}: {label!r} -> {meant!r}: another spelling of {one!r} means somebody else"
+            )
+    for label, meant in aliases.items():
+        if aliases.get(meant, meant) != meant:
+            raise UserError(f"{path}: {label!r} -> {meant!r}, which is an alias itself; name the last one")
+    return aliases
+
+
+# On which side a benchmark's authors put its people; own cameras have no such lists (csdn.ingest.identities).
+
+
+def published_splits(index: pa.Table, trial: int) -> list[str | None]:
+    """Of each image of a drop's index: "train" or "test" in the authors' split number `trial` (from 1).
+
+    "" is an image that is on no list of that split; None one of a drop without lists. A drop of fewer
+    splits gives its last.
+    """
+    lists = index["sides"].to_pylist()
+    return [sides[min(trial, len(sides)) - 1] if sides else None for sides in lists]
+
+
+def check_trial(drops: Sequence[tuple[Drop, pa.Table]], trial: int) -> None:
+    """Raise UserError where a drop (with its index) has no split of that number, or no drop has any."""
+    counts = {drop: len(index["sides"][0].as_py() or ()) for drop, index in drops if index.num_rows}
+    for drop, count in counts.items():
+        if 0 < count < trial:
+            raise UserError(
+                f"data.trial = {trial}: {drop}, layout {drop.layout}, has {count} split{'s' * (count > 1)}; "
+                "set it to 1, RegDB alone has ten"
+            )
+    if trial > 1 and not any(counts.values()):
+        raise UserError(f"data.trial = {trial}: no drop in use comes with splits of its authors; set it to 1")
+
+
+def people_splits(rows: pd.DataFrame, taken: Collection[int]) -> dict[str, str]:
+    """Person -> side, for those on a list; rows have person, drop and given (as from `given_sides`).
+
+    The drops in use (positions `taken`) decide before others. Raises UserError where they contradict.
+    """
+    listed = rows[rows["given"].isin(["train", "test"])]
+    in_use = listed["drop"].isin(list(taken))
+    sides = listed[in_use].groupby("person")["given"].nunique()
+    if torn := sorted(sides.index[sides > 1]):
+        raise UserError(
+            f"person {torn[0]!r} ({len(torn)} in all) is for training by one drop's lists and for testing by "
+            "another's; `csdn drops` lists them: reject one, or correct the file that data.aliases names"
+        )
+    deciding = listed.assign(later=~in_use).sort_values(["later", "drop"], kind="stable")
+    deciding = deciding.drop_duplicates("person")
+    return dict(zip(deciding["person"], deciding["given"], strict=True))

@@ -1,0 +1,172 @@
+"""The ledger `data/drops.json`: which drops of images there are, in order, and which of them are taken."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from csdn.data.catalog import ImageRecord
+from csdn.data.images import BadImage
+from csdn.ingest.sources import LAYOUTS, Source
+from csdn.runtime.documents import parse_json
+from csdn.runtime.errors import UserError
+from csdn.runtime.files import locked, write_json
+from csdn.runtime.sanitize import has_credentials
+
+LEDGER = Path("data/drops.json")
+LEDGER_VERSION = 1
+SHORT = 12  # digits of an id that are shown
+
+
+class Status(StrEnum):
+    ACCEPTED = "accepted"
+    HELD = "held"
+    REJECTED = "rejected"
+
+
+@dataclass(frozen=True)
+class Drop:
+    """One entry of the ledger. `reason` is a person's: an accepted drop that has one is taken as it is."""
+
+    id: str
+    address: str
+    layout: str
+    status: Status = Status.ACCEPTED
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"drop {self.id[:SHORT]} ({self.address})"
+
+
+def drop_id(
+    records: Iterable[ImageRecord], names: Iterable[str | None], refused: Iterable[tuple[str, str]]
+) -> str:
+    """SHA-256 of a drop's sorted listing; `names` name the records' contents (etag or hash).
+
+    One JSON line an image: path, size, name, and what the drop says of it; then one for each refused path.
+    """
+    digest = hashlib.sha256()
+    for record, name in zip(records, names, strict=True):
+        about = [record.person, record.modality, record.camera, record.captured_at]
+        if record.sides:
+            about += [record.sides, record.places]
+        digest.update(json.dumps([record.path, record.size, name, *about]).encode() + b"\n")
+    for path, reason in refused:
+        digest.update(json.dumps([path, reason]).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def content_name(source: Source, record: ImageRecord) -> str | None:
+    """What names an image's content: its store's etag, else its SHA-256; None where it must not be read."""
+    if record.etag is not None:
+        return record.etag
+    try:
+        return hashlib.sha256(source.read(record)).hexdigest()
+    except BadImage:
+        return None
+
+
+def read_ledger(path: Path = LEDGER) -> list[Drop]:
+    """The drops in order; raises UserError naming the entry, its value and what is allowed."""
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run the command in the project's root folder") from None
+    return parse_ledger(text, str(path))
+
+
+def parse_ledger(text: bytes, path: str) -> list[Drop]:
+    """The drops of a ledger's text, in order; `path` names it in the UserError."""
+    ledger = parse_json(text, path, f"`git diff {path}` shows what changed")
+    if not isinstance(ledger, dict) or not isinstance(ledger.get("drops"), list):
+        raise UserError(
+            f'{path}: expected {{"version": {LEDGER_VERSION}, "drops": [...]}}; '
+            f"`git diff {path}` shows what changed"
+        )
+    if repr(ledger.get("version")) != repr(LEDGER_VERSION):  # true equals 1
+        raise UserError(
+            f"{path}: version = {ledger.get('version')!r}; this program reads version {LEDGER_VERSION}: "
+            "another one wrote the file, or a hand"
+        )
+    drops = [_drop(entry, f"{path}: entry {n}") for n, entry in enumerate(ledger["drops"], start=1)]
+    for n, drop in enumerate(drops):
+        if drop.id in {other.id for other in drops[:n]}:
+            raise UserError(f"{path}: {drop} is there twice; delete one of the entries")
+    return drops
+
+
+def _drop(entry: Any, where: str) -> Drop:
+    names = {field.name for field in fields(Drop)}
+    if not isinstance(entry, dict):
+        raise UserError(f"{where}: {entry!r} is not an entry; `csdn add` makes entries")
+    for problem, keys in (("missing", names - set(entry)), ("unknown", set(entry) - names)):
+        if keys:
+            raise UserError(f"{where}: {problem}: {', '.join(sorted(keys))}; `csdn add` makes entries")
+    for name, value in entry.items():
+        if not isinstance(value, str):
+            raise UserError(f"{where}: {name} = {value!r} is not a text")
+    _allow(where, "layout", entry["layout"], LAYOUTS)
+    _allow(where, "status", entry["status"], tuple(Status))
+    if not re.fullmatch("[0-9a-f]{64}", entry["id"]):
+        raise UserError(f"{where}: id = {entry['id']!r} is not 64 hex digits; `csdn add` makes entries")
+    if not entry["address"]:
+        raise UserError(f"{where}: address is empty; it is a folder, an s3:// prefix or builtin:NAME")
+    if has_credentials(entry["address"]):
+        raise UserError(
+            f"{where}: the address has a key or password in it, and Git keeps this file: take it out, and "
+            "use another key from now on. Keys belong in the environment, or in ~/.aws/credentials"
+        )
+    return Drop(**{**entry, "status": Status(entry["status"])})
+
+
+def _allow(where: str, key: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise UserError(f"{where}: {key} = {value!r}; allowed: {', '.join(allowed)}")
+
+
+def write_ledger(drops: Sequence[Drop], path: Path = LEDGER) -> None:
+    write_json(path, {"version": LEDGER_VERSION, "drops": [asdict(drop) for drop in drops]})
+
+
+def change_ledger(change: Callable[[list[Drop]], list[Drop]], path: Path = LEDGER) -> None:
+    """Replace the ledger by what `change` makes of it; no other process changes it meanwhile."""
+    read_ledger(path)  # no lock is left in a folder that is no project
+    with locked(path):
+        write_ledger(change(read_ledger(path)), path)
+
+
+def whole_address(address: str) -> str:
+    """The address as any folder finds it: that of a local folder becomes absolute.
+
+    >>> whole_address("s3://bucket/in"), whole_address("builtin:demo"), whole_address("/data/in/")
+    ('s3://bucket/in', 'builtin:demo', '/data/in')
+    """
+    if "://" in address or address.startswith("builtin:"):
+        return address
+    path = Path(address)
+    return str(path.resolve() if ".." in path.parts else path.absolute())  # `..` of a link is its target's
+
+
+def find_drop(drops: Sequence[Drop], name: str) -> Drop:
+    """The one drop at the address `name`, or whose id begins so; UserError if there is none, or several."""
+    addresses = (name, whole_address(name))
+    found = [drop for drop in drops if name and (drop.address in addresses or drop.id.startswith(name))]
+    if len(found) != 1:
+        known = "\n".join(f"  {drop.id[:SHORT]}  {drop.address}" for drop in found or drops)
+        many = "names more than one drop" if found else "is no drop's id or address"
+        raise UserError(f"{name!r} {many}; there are:\n{known}")
+    return found[0]
+
+
+def decide(drops: Sequence[Drop], name: str, status: Status, reason: str) -> list[Drop]:
+    """The ledger with one drop's (`find_drop`) status and reason changed; its place stays."""
+    if not reason.strip():
+        raise UserError("a reason is needed: it is what others will read in the ledger")
+    chosen = find_drop(drops, name)
+    return [replace(drop, status=status, reason=reason.strip()) if drop == chosen else drop for drop in drops]

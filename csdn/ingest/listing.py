@@ -1,0 +1,228 @@
+"""Which drops are to be read: the new ones, and those whose shards are not what they were."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from csdn.data.catalog import TABLES_VERSION, ImageRecord, read_facts
+from csdn.data.shards import Verified, has_bytes_of
+from csdn.data.state import StageState, state_key
+from csdn.ingest.ledger import LEDGER, SHORT, Drop, drop_id
+from csdn.ingest.pack import PackedShard, ShardTask, cut_shards
+from csdn.ingest.sources import open_source
+from csdn.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from csdn.params import IngestParams
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the shards and the index of each drop are; `run` is in the temporary names of this run.
+
+    store: the `s3://` prefix of finished shards; None: they stay in the folder `shards`.
+    """
+
+    root: Path
+    store: str | None = None
+    run: str = field(default_factory=lambda: secrets.token_hex(4))
+
+    @property
+    def shards(self) -> Path:
+        return self.root / "shards"
+
+    def where(self, shard: str) -> str:
+        """A finished shard's place, for a message."""
+        return f"{self.store or self.shards}/{shard}"
+
+    def index(self, drop: Drop) -> Path:
+        return self.root / "index" / f"{drop.id}.parquet"
+
+    def refused(self, drop: Drop) -> Path:
+        return self.root / "index" / f"{drop.id}.quarantine.parquet"
+
+
+@dataclass(frozen=True)
+class NewDrop:
+    """A drop to be read, as listed; `packed` has a shard for each task, None until it is made."""
+
+    drop: Drop
+    records: list[ImageRecord]
+    refused: list[tuple[str, str]]
+    ignored: int
+    tasks: list[ShardTask]
+    packed: list[PackedShard | None]
+    state: StageState
+
+
+def damaged_shards(
+    drops: Sequence[Drop], settings: IngestParams, places: Places, verified: Verified
+) -> dict[Drop, list[str]]:
+    """The shards that are missing, or have not the bytes that they had, of each drop that was read before."""
+    indexed = [drop for drop in drops if is_indexed(drop, settings, places)]
+    shards = {drop: read_facts(places.index(drop))["shards"] for drop in indexed}
+    sizes = {name: size for named in shards.values() for name, size in named.items()}
+    bad = _damaged(sizes, places, verified)
+    found = {drop: [name for name in named if name in bad] for drop, named in shards.items()}
+    return {drop: names for drop, names in found.items() if names}
+
+
+def _damaged(sizes: Mapping[str, int], places: Places, verified: Verified) -> set[str]:
+    if places.store is None:
+        return {path.name for path in verified.damaged([places.shards / name for name in sizes])}
+    from csdn.ingest.pack import missing_shards  # it brings a client, which few need
+
+    return set(missing_shards(places.store, sizes, places.shards))
+
+
+def is_indexed(drop: Drop, settings: IngestParams, places: Places) -> bool:
+    """Whether the drop was read before with these settings."""
+    if not places.index(drop).exists() or not places.refused(drop).exists():
+        return False
+    return read_facts(places.index(drop))["settings"] == deciding(settings)
+
+
+def deciding(settings: IngestParams) -> dict[str, Any]:
+    """The settings that decide a drop's shards and index; those that are off are left out."""
+    ranges = {"grey16_range": settings.grey16_range} if settings.grey16_range else {}
+    return {"max_pixels": settings.max_pixels, "shard_megabytes": settings.shard_megabytes} | ranges
+
+
+def list_drop(
+    drop: Drop,
+    settings: IngestParams,
+    places: Places,
+    state: StageState,
+    damaged: Sequence[str],
+    processes: int,
+) -> NewDrop:
+    """The drop as its source lists it, with the shards that an earlier run finished; raises UserError."""
+    try:
+        source = open_source(drop.address, drop.layout)
+        records = source.listing()
+    except UserError as error:
+        raise _unlisted(drop, damaged, places, error) from error
+    if all(record.etag for record in records):
+        check_unchanged(drop, records, [record.etag for record in records], source.refused)
+    parts = cut_shards(records, settings.shard_megabytes * 10**6)
+    tasks = [
+        ShardTask(
+            address=drop.address,
+            layout=drop.layout,
+            records=part,
+            folder=places.shards,
+            stem=f"{drop.id[:16]}-{number:06d}",
+            max_pixels=settings.max_pixels,
+            grey16_range=settings.grey16_range,
+            run=places.run,
+            store=places.store,
+        )
+        for number, part in enumerate(parts)
+    ]
+    of_drop = drop_state(state, drop, deciding(settings), records, source.refused)
+    packed = saved_shards(of_drop, tasks, processes)
+    return NewDrop(drop, records, source.refused, len(source.ignored), tasks, packed, of_drop)
+
+
+def _unlisted(drop: Drop, damaged: Sequence[str], places: Places, error: UserError) -> UserError:
+    if damaged:
+        kept = "" if places.store else f" (`dvc checkout --force {places.shards}`)"
+        return UserError(
+            f"{places.where(damaged[0])}: missing or damaged ({len(damaged)} in all), and cannot be made "
+            f"again from {drop}: {error}\nBring the drop back, or the shards{kept}; "
+            f"if both are gone for good: csdn reject {drop.id[:SHORT]} --reason '...'"
+        )
+    return UserError(
+        f"{drop}: {error}\nIf it has moved, correct its address in {LEDGER}; "
+        f"if it is gone for good: csdn reject {drop.id[:SHORT]} --reason '...'"
+    )
+
+
+def check_unchanged(
+    drop: Drop, records: Sequence[ImageRecord], names: Sequence[str | None], refused: list[tuple[str, str]]
+) -> None:
+    if drop_id(records, names, refused) != drop.id:
+        raise UserError(
+            f"{drop} changed since it was added: its files are not those that the ledger names. "
+            "Nothing of it was kept. Restore it, or reject the entry and add the drop as it is now:\n"
+            f"  csdn reject {drop.id[:SHORT]} --reason 'changed'\n"
+            f"  csdn add {drop.address} --layout {drop.layout}"
+        )
+
+
+# Shards of a drop that is not finished yet: ingest that was killed goes on behind them.
+#
+# A finished shard stays under its temporary name beside the others, or is in the object store; the stage's
+# state has its rows and vouches for it. It is taken again only with the very bytes that it had (of an object:
+# the size).
+
+
+def drop_state(
+    state: StageState,
+    drop: Drop,
+    settings: Mapping[str, Any],
+    records: Sequence[ImageRecord],
+    refused: Sequence[tuple[str, str]],
+) -> StageState:
+    """The state of one drop's shards; with another listing or other settings it is another one."""
+    listing = drop_id(records, [record.etag for record in records], refused)
+    return state.part(state_key(drop=drop.id, settings=settings, listing=listing, tables=TABLES_VERSION))
+
+
+def forget_others(state: StageState, wanted: Collection[StageState]) -> None:
+    """Remove what is there of drops that are finished, gone from the ledger, or read with other settings."""
+    for folder in state.folder.iterdir():
+        if folder.is_dir() and folder not in {part.folder for part in wanted}:
+            shutil.rmtree(folder)
+
+
+def save_shard(state: StageState, number: int, packed: PackedShard) -> None:
+    state.part(f"{number:06d}").save(vars(packed))
+
+
+def saved_shards(state: StageState, tasks: Sequence[ShardTask], readers: int) -> list[PackedShard | None]:
+    """For each task its shard of an earlier run; None where there is none, or not with the bytes it had."""
+    found = [_load(state, number) for number in range(len(tasks))]
+    if tasks and tasks[0].store and any(found):
+        from csdn.ingest.pack import sizes
+
+        there = sizes(tasks[0].store)
+        return [shard if shard and there.get(shard.name, 0) == shard.size else None for shard in found]
+
+    def sound(number: int) -> bool:
+        packed, folder = found[number], tasks[number].folder
+        if packed is None or not packed.size:
+            return packed is not None
+        place = place_of(packed, folder)
+        if place == folder / packed.name:  # a damaged one under the other name must not take its place
+            (folder / packed.temporary).unlink(missing_ok=True)
+        return place is not None
+
+    with ThreadPoolExecutor(readers) as pool:
+        right = pool.map(sound, range(len(tasks)))
+        return [packed if good else None for packed, good in zip(found, right, strict=True)]
+
+
+def place_of(packed: PackedShard, folder: Path) -> Path | None:
+    """Where a saved shard is: under its temporary name, or already its own; None where it is damaged."""
+    places = (folder / packed.temporary, folder / packed.name)
+    return next((path for path in places if has_bytes_of(packed.name, path)), None)
+
+
+def _load(state: StageState, number: int) -> PackedShard | None:
+    saved = state.part(f"{number:06d}").load()
+    if saved is None:
+        return None
+    try:
+        packed = PackedShard(**saved[0])
+    except TypeError:  # another version of this program wrote it
+        return None
+    packed.images = [tuple(row) for row in packed.images]
+    packed.refused = [tuple(row) for row in packed.refused]
+    return packed

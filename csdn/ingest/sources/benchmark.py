@@ -1,0 +1,174 @@
+"""What the layouts of the public benchmarks share: the authors' lists, and who is on which side by them.
+
+A benchmark says itself who is trained on and who is tested: `ImageRecord.sides`. Its people's numbers mean
+nothing elsewhere, so a label begins with the layout's name: `sysu-0006` is not `llcm-0006`.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping
+
+from csdn.data.catalog import ImageRecord
+from csdn.data.labels import canonical_label, label_fault
+from csdn.ingest.sources.kinds import Kind, kind_of, not_taken
+from csdn.ingest.sources.tree import FileEntry, Files, open_tree
+from csdn.runtime.documents import read_text
+from csdn.runtime.errors import UserError
+from csdn.runtime.sanitize import refused_in_words
+
+TRAIN, TEST = "train", "test"
+
+# A record, or (path, reason) where it cannot be one.
+Found = ImageRecord | tuple[str, str]
+
+
+class BenchmarkSource(ABC):
+    """A benchmark at a local folder or an `s3://` prefix; a subclass knows the layout."""
+
+    layout: str
+    lists: str  # folder of the authors' lists
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.tree = open_tree(address)
+        self.refused: list[tuple[str, str]] = []
+        self.ignored: list[str] = []
+        self.notes: list[str] = []
+        self.complete = True  # its lists say what belongs to it
+
+    def listing(self) -> list[ImageRecord]:
+        """Every image of a person on the lists, sorted by path.
+
+        Raises UserError for a list that is missing or contradicts itself, for a person on a list who has no
+        image, and for a camera without any.
+        """
+        files = self.tree.files()
+        found = list(self.find(files))
+        records = sorted(
+            (item for item in found if isinstance(item, ImageRecord)), key=lambda record: record.path
+        )
+        self.refused = sorted(item for item in found if isinstance(item, tuple))
+        spoken_of = {record.path for record in records} | {path for path, _ in self.refused}
+        others = sorted(set(files.entries) - spoken_of)
+        lists = f"{self.lists}/"
+        self.ignored = files.ignored + [path for path in others if not path.lower().startswith(lists)]
+        return records
+
+    @abstractmethod
+    def find(self, files: Files) -> Iterator[Found]:
+        """Every image of the lists, in any order."""
+
+    def read(self, record: ImageRecord) -> bytes:
+        return self.tree.read(record.path)
+
+    def record(
+        self, file: FileEntry, person: int, modality: str, camera: str, sides: tuple[str, ...]
+    ) -> ImageRecord:
+        label = f"{self.layout}-{person:04d}"
+        return ImageRecord(file.path, label, modality, camera, file.size, etag=file.etag, sides=sides)
+
+    def read_bytes(self, files: Files, path: str) -> bytes:
+        """A list's file; raises UserError where it is missing."""
+        real = files.real_path(path)
+        if real not in files.entries:
+            why = f" ({files.refused[real]})" if real in files.refused else ""
+            raise UserError(f"{self.address}: {path} is missing{why}; layout {self.layout} needs it")
+        return self.tree.read(real)
+
+    def read_lines(self, files: Files, path: str) -> list[str]:
+        return read_text(self.read_bytes(files, path), f"{self.address}: {path}").split("\n")
+
+    def read_people(self, files: Files, path: str) -> list[int]:
+        """People's numbers, separated by commas; raises UserError where one is no number or comes twice."""
+        numbers: list[int] = []
+        for word in ",".join(self.read_lines(files, path)).split(","):
+            if not word.strip():
+                continue
+            person = whole_number(word)
+            if person is None:
+                raise UserError(f"{self.address}: {path}: {word.strip()!r} is not a person's number")
+            if person in numbers:
+                raise UserError(f"{self.address}: {path}: person {person} is listed twice")
+            numbers.append(person)
+        if not numbers:
+            raise UserError(f"{self.address}: {path} lists nobody")
+        return numbers
+
+    def read_images(self, files: Files, path: str) -> list[tuple[str, int]]:
+        """Lines `path label`, as (path of the file that is meant, label).
+
+        Raises UserError for a line that is something else, or a path that is listed twice.
+        """
+        rows: dict[str, int] = {}
+        for number, line in enumerate(self.read_lines(files, path), start=1):
+            if not line.strip():
+                continue
+            parts = re.fullmatch(r"\s*(\S.*?)\s+(\S+)\s*", line, re.ASCII)
+            label = whole_number(parts[2]) if parts else None
+            if parts is None or label is None:
+                raise UserError(
+                    f"{self.address}: {path}, line {number}: {line!r} is not `path label`, such as "
+                    "Visible/285/image.bmp 0"
+                )
+            image = files.real_path(parts[1])
+            if image in rows:
+                raise UserError(f"{self.address}: {path}, line {number}: {parts[1]} is listed twice")
+            rows[image] = label
+        if not rows:
+            raise UserError(f"{self.address}: {path} lists nothing")
+        return list(rows.items())
+
+    def check_labels(self, path: str, labels: Mapping[str, int], people: Mapping[str, int]) -> None:
+        """A list's labels number its people one to one; both by image path. Raises UserError."""
+        pairs = {(people[image], label) for image, label in labels.items() if image in people}
+        for side, what in ((0, "person"), (1, "label")):
+            seen = [pair[side] for pair in pairs]
+            twice = sorted({one for one in seen if seen.count(one) > 1}) if len(set(seen)) < len(seen) else []
+            if twice:
+                raise UserError(
+                    f"{self.address}: {path}: {what} {twice[0]} has more than one "
+                    f"{'label' if what == 'person' else 'person'}; a label stands for one person"
+                )
+
+    def check_apart(self, train: Collection[int], test: Collection[int], where: str) -> None:
+        """Nobody is trained on and tested; raises UserError naming the people."""
+        if both := sorted(set(train) & set(test)):
+            raise UserError(
+                f"{self.address}: {where}: person {', '.join(map(str, both[:5]))} is listed for training and "
+                f"for testing ({len(both)} in all); the figures would be worthless"
+            )
+
+    def check_there(self, listed: Collection[int], found: Collection[int], path: str) -> None:
+        """Everybody on a list has an image; raises UserError naming who has none."""
+        if missing := sorted(set(listed) - set(found)):
+            raise UserError(
+                f"{self.address}: {path}: person {', '.join(map(str, missing[:5]))} has no image "
+                f"({len(missing)} in all); is the copy complete?"
+            )
+
+    def check_cameras(self, files: Files, expected: Collection[str], found: Collection[str]) -> None:
+        """Every camera (a folder) of the layout has an image; raises UserError naming those without any."""
+        if empty := sorted(set(expected) - set(found)):
+            below = tuple(f"{camera}/".lower() for camera in empty)
+            refused = [(path, reason) for path, reason in files.refused.items()]
+            refused += [(path, not_taken(path)) for path in files.entries if kind_of(path) != Kind.IMAGE]
+            words = refused_in_words([(p, reason) for p, reason in refused if p.lower().startswith(below)])
+            raise UserError(
+                f"{self.address}: {', '.join(empty)} has no image of a person on the lists"
+                f"{f'; refused there: {words}' if words else '; is the copy complete?'}"
+            )
+
+
+def whole_number(text: str) -> int | None:
+    """12 of "12", "0012", "12.0" and "12."; None where it is no such number, or has more than nine digits."""
+    if label_fault(text):
+        return None
+    label = canonical_label(text)
+    return int(label) if re.fullmatch(r"\d{1,9}", label, re.ASCII) else None
+
+
+def outside(path: str) -> bool:
+    """Whether a listed path leaves the root."""
+    return path.startswith("/") or ".." in path.split("/")

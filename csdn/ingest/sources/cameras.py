@@ -1,0 +1,254 @@
+"""A manifest: which images a drop has, of whom, by which camera; CSV or Parquet."""
+
+from __future__ import annotations
+
+import io
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import csv
+
+from csdn.data.catalog import MODALITIES, ImageRecord
+from csdn.data.labels import NO_LABEL, canonical_label, exact_below, label_fault
+from csdn.ingest.sources.kinds import Kind, kind_of, kinds_in_words, not_taken, taken_kinds
+from csdn.ingest.sources.tree import FileEntry, Files, is_system_file, open_tree
+from csdn.runtime.documents import delimiter_of, read_text
+from csdn.runtime.errors import UserError
+from csdn.runtime.sanitize import refused_in_words
+
+REQUIRED = ("path", "person", "modality", "camera")
+OPTIONAL = ("captured_at",)
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestRow:
+    """One line; `refusal` says why its path must not be looked for, None where it may."""
+
+    path: str
+    person: str
+    modality: str
+    camera: str
+    captured_at: str | None
+    refusal: str | None
+
+
+def read_manifest(data: bytes, name: str) -> Iterator[ManifestRow]:
+    """The rows of a manifest's bytes; `name` names it in errors. Raises UserError."""
+    try:
+        table = _read_table(data, name)
+        columns = [_texts(table[column], f"{name}: column {column}") for column in (*REQUIRED, *OPTIONAL)]
+    except (pa.ArrowException, ValueError, OSError, KeyError) as error:  # of damaged pages it is an OSError
+        raise UserError(f"{name}: not readable as a table: {error}") from None
+    for path, person, modality, camera, captured_at in zip(*columns, strict=True):
+        clean, refusal = _inside(path or "")
+        yield ManifestRow(clean, person or "", modality or "", camera or "", captured_at or None, refusal)
+
+
+def _texts(column: pa.ChunkedArray, where: str) -> list[str | None]:
+    """Values as given, as texts. Raises UserError for floats too large for their type."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if not pa.types.is_floating(column.type):
+        return column.cast(pa.string()).to_pylist()
+    values = column.to_numpy()  # a missing value is NaN
+    if len(inexact := values[np.isfinite(values) & (np.abs(values) >= exact_below(values.dtype))]):
+        raise UserError(
+            f"{where}: {inexact[0]}, as {values.dtype}, may stand for several numbers: write whole numbers, "
+            "or texts"
+        )
+    return [str(value) for value in values.tolist()]
+
+
+def _read_table(data: bytes, name: str) -> pa.Table:
+    if name.lower().endswith(".parquet"):
+        table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+    else:
+        texts = dict.fromkeys((*REQUIRED, *OPTIONAL), pa.string())  # "007" and "NA" are labels, no values
+        text = read_text(data, name)
+        table = csv.read_csv(
+            io.BytesIO(text.encode()),
+            parse_options=csv.ParseOptions(delimiter=delimiter_of(text)),
+            convert_options=csv.ConvertOptions(column_types=texts),
+        )
+    missing = [column for column in REQUIRED if column not in table.column_names]
+    if missing:
+        raise UserError(
+            f"{name}: column {', '.join(missing)} is missing; it needs {', '.join(REQUIRED)} "
+            f"(and may have {', '.join(OPTIONAL)}); it has {', '.join(table.column_names)}"
+        )
+    for column in OPTIONAL:
+        if column not in table.column_names:
+            table = table.append_column(column, pa.nulls(table.num_rows, pa.string()))
+    return table
+
+
+def _inside(path: str) -> tuple[str, str | None]:
+    """The path in its plain form, and why it is refused: it must stay below the manifest's folder."""
+    plain, windows = PurePosixPath(path), PureWindowsPath(path)
+    if not path or path == ".":
+        return path, "no path"
+    if plain.is_absolute() or windows.is_absolute():
+        return path, "absolute path, not one below the manifest's folder"
+    if ".." in (*plain.parts, *windows.parts):
+        return path, "outside the drop"
+    return str(plain), None
+
+
+# Layout `cameras`: your own cameras, as folders or with a manifest.
+#
+# `<modality>/<camera>/<person>/<name>.{jpg,jpeg,png,bmp}`, or `manifest.csv` / `manifest.parquet` at the root
+# (an address may also name a manifest file: the root is its folder). Letter case of modalities and extensions
+# means nothing. A drop is complete when its manifest or a file `_SUCCESS` is there. A camera of which no file
+# can be taken is an error: it would be missing without a word.
+
+
+MANIFESTS = ("manifest.csv", "manifest.parquet")
+MARKER = "_SUCCESS"
+_LAYOUT = "not at modality/camera/person/name"
+
+
+class _Found(NamedTuple):
+    """A file that the drop says is an image: its record, or why it cannot be one."""
+
+    path: str
+    modality: str
+    camera: str
+    record: ImageRecord | None
+    reason: str = ""
+
+
+class CameraSource:
+    """A drop in the layout `cameras` at a local folder or an `s3://` prefix."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        folder, manifest = _split(address)
+        self.manifests = (manifest,) if manifest else MANIFESTS
+        self.tree = open_tree(folder)
+        self.refused: list[tuple[str, str]] = []
+        self.ignored: list[str] = []
+        self.notes: list[str] = []
+        self.complete = False
+
+    def listing(self) -> list[ImageRecord]:
+        """Every image, sorted by path.
+
+        Raises UserError for a root that is missing or has no image, a broken manifest, and a camera of which
+        no file can be taken.
+        """
+        files = self.tree.files()
+        paths = (files.real_path(name) for name in self.manifests)
+        manifest = next((path for path in paths if path in files.entries), None)
+        self.notes = []
+        found = list(self._manifest_images(files, manifest) if manifest else _folder_images(files))
+        records = [item.record for item in found if item.record]
+        self.refused = sorted((item.path, item.reason) for item in found if not item.record and item.reason)
+        self.complete = manifest is not None or MARKER in files.entries
+        spoken_of = {record.path for record in records} | {path for path, _ in self.refused}
+        others = (set(files.entries) | set(files.refused)) - spoken_of - {manifest, MARKER}
+        self.ignored = sorted([*files.ignored, *others])
+        if not records and not self.refused:
+            there = refused_in_words(kinds_in_words(sorted(others)))
+            raise UserError(
+                f"{self.address}: no image; expected {' or '.join(self.manifests)}, or files "
+                f"<visible|infrared>/<camera>/<person>/<name> ending in {taken_kinds()}"
+                f"{f'. There are: {there}' if there else ''}"
+            )
+        if self.complete:  # a camera's images may be on their way
+            self._check_cameras(found)
+        return sorted(records, key=_order)
+
+    def read(self, record: ImageRecord) -> bytes:
+        return self.tree.read(record.path)
+
+    def _manifest_images(self, files: Files, manifest: str) -> Iterator[_Found]:
+        # Imported here: worker processes read images only, and start faster without pyarrow.
+        pass
+
+        turned = 0
+        for row in read_manifest(self.tree.read(manifest), f"{self.address.rstrip('/')}: {manifest}"):
+            path, modality = files.real_path(row.path), _modality(row.modality)
+            turned += path != row.path and "\\" in row.path
+            reason = (
+                row.refusal
+                or ("hidden or system file" if is_system_file(path) else None)
+                or (files.refused.get(path, "no such file") if path not in files.entries else None)
+                or _reason(path, modality, row.camera)
+            )
+            record = None
+            if not reason:
+                record = _record(files.entries[path], row.person, modality, row.camera, row.captured_at)
+            yield _Found(path, modality, row.camera, record, reason or "")
+        if turned:
+            self.notes.append(f"{manifest}: {turned} paths have the separator of Windows, \\, read as /")
+
+    def _check_cameras(self, found: Iterable[_Found]) -> None:
+        """Every camera that the drop has files of has an image; raises UserError naming the first without."""
+        cameras: dict[tuple[str, str], list[_Found]] = defaultdict(list)
+        for item in found:
+            if item.modality in MODALITIES and not label_fault(item.camera):
+                cameras[item.modality, canonical_label(item.camera)].append(item)
+        for (modality, camera), items in sorted(cameras.items()):
+            if not any(item.record for item in items):
+                words = refused_in_words([(item.path, item.reason or not_taken(item.path)) for item in items])
+                raise UserError(
+                    f"{self.address}: {modality} camera {camera}: none of {len(items)} files can be taken: "
+                    f"{words}. Mend them, or take the camera out of the drop; taken are {taken_kinds()}"
+                )
+
+
+def _order(record: ImageRecord) -> tuple[str, ...]:
+    """By path; a manifest may name a path more than once, with other words."""
+    return record.path, record.person, record.modality, record.camera
+
+
+def _split(address: str) -> tuple[str, str | None]:
+    """(folder, manifest's name or None) of an address."""
+    folder, _, name = address.rpartition("/")
+    if name.lower().endswith((".csv", ".parquet")):
+        return folder or ("/" if address.startswith("/") else "."), name
+    return address, None
+
+
+def _folder_images(files: Files) -> Iterator[_Found]:
+    """Every image; files of other kinds too: without a record, and with a reason where they may be images."""
+    for path in sorted({*files.entries, *files.refused}):
+        kind, folders = kind_of(path), path.split("/")[:-1]
+        modality, camera, *person = (*folders, "", "")[: max(2, len(folders))]
+        modality = _modality(modality)
+        misplaced = _LAYOUT if len(folders) not in (2, 3) else None
+        reason = files.refused.get(path) or misplaced or _reason(path, modality, camera)
+        if kind == Kind.NO_IMAGE:
+            yield _Found(path, modality, camera, None)
+        elif reason:
+            yield _Found(path, modality, camera, None, reason)
+        else:
+            record = _record(files.entries[path], "".join(person), modality, camera)
+            yield _Found(path, modality, camera, record)
+
+
+def _modality(name: str) -> str:
+    """The modality's canonical label, or the name as given where it is none."""
+    return name if label_fault(name) else canonical_label(name)
+
+
+def _reason(path: str, modality: str, camera: str) -> str | None:
+    """Why a file that is there is no image of a camera; None where it is one."""
+    if kind_of(path) != Kind.IMAGE:
+        return not_taken(path)
+    if modality not in MODALITIES:
+        return "unknown modality"
+    fault = label_fault(camera)
+    return ("unknown camera" if fault == NO_LABEL else f"camera {fault}") if fault else None
+
+
+def _record(
+    file: FileEntry, person: str, modality: str, camera: str, captured_at: str | None = None
+) -> ImageRecord:
+    return ImageRecord(file.path, person, modality, camera, file.size, captured_at, file.etag)

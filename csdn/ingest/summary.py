@@ -1,0 +1,164 @@
+"""How many people and images the public benchmarks have: a copy that differs is not the benchmark."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from csdn.ingest.grey16 import Range, few_levels
+from csdn.ingest.ledger import SHORT, Drop, Status
+from csdn.ingest.merge import IndexedDrop, Merged
+from csdn.runtime.sanitize import examples, in_words
+
+# (side, "people", "") -> how many; (side, column, value) -> images: RegDB's cameras are called as modalities.
+PUBLISHED = {
+    "sysu": {
+        ("train", "people", ""): 395,
+        ("test", "people", ""): 96,
+        ("test", "modality", "infrared"): 3803,
+        ("test", "camera", "cam3"): 1883,
+        ("test", "camera", "cam6"): 1920,
+    },
+    "regdb": {
+        ("train", "people", ""): 206,
+        ("test", "people", ""): 206,
+        ("test", "modality", "visible"): 2060,
+        ("test", "modality", "infrared"): 2060,
+    },
+    "llcm": {("train", "people", ""): 713},
+}
+
+
+def unlike_published(drops: Sequence[Drop], samples: pa.Table) -> list[str]:
+    """In words, where a benchmark's drop differs from the published data; `samples` as in samples.parquet.
+
+    A drop with less than half as many training people is a miniature, and is not compared.
+    """
+    return [
+        f"{drop}: {count} {side} {f'{value} images' if value else column}, "
+        f"{drop.layout} as published has {published}"
+        for drop in drops
+        if drop.layout in PUBLISHED
+        for (side, column, value), published, count in _compared(drop, samples)
+        if count != published
+    ]
+
+
+def _compared(drop: Drop, samples: pa.Table) -> list[tuple[tuple[str, str, str], int, int]]:
+    rows = samples.filter(pa.compute.equal(samples["drop"], drop.id))
+    side = rows["side"].to_pylist()
+    people = set(zip(side, rows["person_row"].to_pylist(), strict=True))
+    counts = Counter((of, "people", "") for of, _ in people)
+    for column in ("modality", "camera"):
+        counts.update((of, column, value) for of, value in zip(side, rows[column].to_pylist(), strict=True))
+    published = PUBLISHED[drop.layout]
+    if 2 * counts["train", "people", ""] < published["train", "people", ""]:
+        return []
+    return [(what, number, counts[what]) for what, number in published.items()]
+
+
+# What ingest did, as numbers (metrics/ingest.json) and as the lines that a person reads at the end.
+
+
+def summary(
+    drops: Sequence[IndexedDrop], merged: Merged, grey16_range: Mapping[str, Range]
+) -> dict[str, Any]:
+    """Counts as JSON values; the same data and ledger give the same."""
+    held = {held.drop.id for held in merged.held}
+    used = [d for d in drops if d.drop.status == Status.ACCEPTED and d.drop.id not in held]
+    return {
+        "drops": {"used": len(used), "held": _held(merged), "left_out": _left_out(drops)},
+        "people": dict.fromkeys(("train", "test", "waiting", "removed"), 0)
+        | Counter(merged.people["status"].to_pylist()),
+        "images": {side: _counts(merged.samples, side) for side in ("train", "test")},
+        "cameras": _cameras(merged.samples),
+        "duplicates": merged.duplicates,
+        "quarantined": dict(sorted(Counter(merged.quarantine["reason"].to_pylist()).items())),
+        "labels": merged.labels,
+        "unlike_published": unlike_published([d.drop for d in used], merged.samples),
+        "few_grey_levels": few_levels([d.grey16 for d in used], grey16_range),
+        "ignored_files": sum(d.ignored for d in drops if d.drop.status != Status.REJECTED),
+    }
+
+
+def _held(merged: Merged) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": held.drop.id,
+            "address": held.drop.address,
+            "images": held.images,
+            "bad": held.bad,
+            "bad_fraction": round(held.bad / held.images, 6),
+            "reasons": dict(sorted(Counter(reason for _, reason in held.refused).items())),
+            "examples": examples(held.refused),
+            "cameras": list(held.cameras),
+        }
+        for held in merged.held
+    ]
+
+
+def _left_out(drops: Sequence[IndexedDrop]) -> list[dict[str, str]]:
+    """Drops that a person left out; the ledger says why."""
+    return [
+        {"id": d.drop.id, "address": d.drop.address, "status": str(d.drop.status), "reason": d.drop.reason}
+        for d in drops
+        if d.drop.status != Status.ACCEPTED
+    ]
+
+
+def _counts(samples: pa.Table, side: str) -> dict[str, int]:
+    pairs = Counter(zip(samples["side"].to_pylist(), samples["modality"].to_pylist(), strict=True))
+    return {modality: pairs[side, modality] for modality in ("visible", "infrared")}
+
+
+def _cameras(samples: pa.Table) -> dict[str, dict[str, int]]:
+    pairs = Counter(zip(samples["modality"].to_pylist(), samples["camera"].to_pylist(), strict=True))
+    return {
+        modality: {camera: count for (of, camera), count in sorted(pairs.items()) if of == modality}
+        for modality in ("visible", "infrared")
+    }
+
+
+def summary_lines(metrics: dict[str, Any]) -> list[str]:
+    """The summary as text; a held drop comes with the commands that decide about it."""
+    people, images = metrics["people"], metrics["images"]
+    lines = [f"{'':10}{'people':>8}{'visible':>10}{'infrared':>10}"]
+    lines += [
+        f"{side:10}{people[side]:>8}{images[side]['visible']:>10}{images[side]['infrared']:>10}"
+        for side in ("train", "test")
+    ]
+    warnings = metrics["unlike_published"] + metrics["labels"] + metrics["few_grey_levels"]
+    lines += [f"WARNING: {warning}" for warning in warnings]
+    notes = {
+        f"{people['waiting']} people wait for images of the other modality": people["waiting"],
+        f"{metrics['duplicates']} images came more than once and are used once": metrics["duplicates"],
+        f"{metrics['ignored_files']} files are no images of the data set and were ignored": metrics[
+            "ignored_files"
+        ],
+    }
+    lines += [note for note, count in notes.items() if count]
+    lines += [f"quarantined: {count} x {reason}" for reason, count in metrics["quarantined"].items()]
+    for held in metrics["drops"]["held"]:
+        lines += _held_lines(held)
+    for drop in metrics["drops"]["left_out"]:
+        lines.append(
+            f"left out: drop {drop['id'][:SHORT]} ({drop['address']}), {drop['status']}: {drop['reason']}"
+        )
+    return lines
+
+
+def _held_lines(held: dict[str, Any]) -> list[str]:
+    short = held["id"][:SHORT]
+    reasons = in_words(held["reasons"], held["examples"])
+    why = "more than ingest.max_bad_fraction allows"
+    if held["cameras"]:
+        why = f"and {', '.join(held['cameras'])} has no good image"
+    return [
+        f"HELD: drop {short} ({held['address']}) is left out: {held['bad']} of {held['images']} images "
+        f"({held['bad_fraction']:.1%}) are bad, {why}: {reasons}",
+        f"  take it as it is:  csdn accept {short} --reason '...'",
+        f"  leave it out:      csdn reject {short} --reason '...'",
+    ]

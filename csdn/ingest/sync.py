@@ -1,0 +1,204 @@
+"""Drops that arrive: what is at an address, and is it complete?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from csdn.data.catalog import INDEX_SCHEMA, MODALITIES, REFUSED_SCHEMA, ImageRecord, read_table
+from csdn.ingest.ledger import SHORT, Drop, Status, content_name, drop_id, whole_address
+from csdn.ingest.sources import Source, open_source
+from csdn.ingest.sources.cameras import MANIFESTS, MARKER
+from csdn.ingest.sources.kinds import kinds_in_words
+from csdn.ingest.sources.tree import RemoteTree, is_system_file
+from csdn.runtime.errors import ServiceUnavailable, UserError
+from csdn.runtime.sanitize import escape_control_chars, refused_in_words
+
+# Hashing and waiting for a store both leave Python's lock.
+READERS = 8
+
+
+def open_drop(address: str, layout: str, note: Callable[[str], None] = lambda line: None) -> tuple[Drop, int]:
+    """The ledger entry of the drop at `address`, and how many images it lists.
+
+    `note` is told what of the drop is left out, and why. Raises UserError, also where the drop is not
+    complete yet, and where no image of it can be taken.
+    """
+    source = open_source(address, layout)
+    records = source.listing()
+    if not source.complete:
+        raise UserError(
+            f"{address}: not complete: there is no {MARKER}, {' or '.join(MANIFESTS)}. "
+            f"When all files are there, finish the drop with: touch {address.rstrip('/')}/{MARKER}"
+        )
+    if not records:
+        why = refused_in_words(source.refused)
+        raise UserError(f"{address}: no image can be taken: {why}{_inner_drop(source, address)}")
+    for line in _left_out(source):
+        note(line)
+    return Drop(drop_fingerprint(source, records, address), whole_address(address), layout), len(records)
+
+
+def _inner_drop(source: Source, address: str) -> str:
+    """Where the drop is one folder further down, as an archive may unpack it: what to call instead."""
+    folders = {_above_modality(path) for path, _ in source.refused}
+    if len(folders) != 1 or not (folder := folders.pop()):
+        return ""
+    return f". The drop is in a folder below it: csdn add {address.rstrip('/')}/{folder}"
+
+
+def _above_modality(path: str) -> str | None:
+    """The folders of a path above the one that is called as a modality; None where none is."""
+    parts = path.split("/")
+    place = next((n for n, part in enumerate(parts) if part.lower() in MODALITIES), None)
+    return None if place is None else "/".join(parts[:place])
+
+
+def _left_out(source: Source) -> list[str]:
+    """What of a listed drop is no image of it, a line for each sort."""
+    others = [path for path in source.ignored if not is_system_file(path)]
+    system = [(path, "hidden or system file") for path in source.ignored if is_system_file(path)]
+    lines = list(source.notes)
+    if source.refused:
+        lines.append(f"not taken: {refused_in_words(source.refused)}")
+    if others or system:
+        lines.append(f"ignored: {refused_in_words(kinds_in_words(others) + system)}")
+    return lines
+
+
+def drop_fingerprint(source: Source, records: Sequence[ImageRecord], address: str) -> str:
+    """The id of the drop that `source` has listed as `records`; raises UserError."""
+    try:
+        with ThreadPoolExecutor(READERS) as readers:
+            names = list(readers.map(lambda record: content_name(source, record), records))
+    except OSError as error:
+        raise UserError(f"{address}: cannot be read: {error}") from error
+    return drop_id(records, names, source.refused)
+
+
+def sub_folders(place: str) -> list[str]:
+    """Addresses of the folders directly below a landing place, sorted. Raises UserError."""
+    if "://" in place:
+        return RemoteTree(place).sub_folders()
+    root = Path(whole_address(place))
+    if not root.is_dir():
+        raise UserError(f"{place}: no such folder; params.yaml names it (ingest.landing)")
+    folders = (path for path in root.iterdir() if path.is_dir() and not is_system_file(path.name))
+    return sorted(map(str, folders))
+
+
+# `csdn sync`: which drops arrived at the landing places, and what became of those that came from there.
+
+
+DATA = Path("data")
+
+
+def sync_ledger(
+    drops: Sequence[Drop], places: Sequence[str], data: Path = DATA, thorough: bool = False
+) -> tuple[list[Drop], list[str]]:
+    """(the ledger with the complete drops that are new at `places`, a line on each that is worth one).
+
+    A known drop is compared with what was added: in a store by its listing, in a folder by the names and
+    sizes that ingest recorded below `data`, with `thorough` by its bytes. Its entry stays as it is.
+    Raises UserError where a place cannot be listed.
+    """
+    found = list(dict.fromkeys(address for place in places for address in sub_folders(place)))
+    now, notes = list(drops), []
+    for address in found:
+        known = [drop for drop in drops if drop.address == address]
+        if not known:
+            now, said = _with_arrival(now, address)
+            notes += said
+        notes += [note for drop in known if (note := _change(drop, data, thorough))]
+    gone = [drop for drop in drops if drop.address not in found and _from(drop, places)]
+    return now, notes + [_vanished(drop, data) for drop in gone]
+
+
+def _with_arrival(drops: list[Drop], address: str) -> tuple[list[Drop], list[str]]:
+    """The ledger with the drop at `address`, if it can be taken; one bad folder does not stop the others."""
+    shown, left_out = escape_control_chars(address), []
+    try:
+        if Path(address).is_symlink():
+            raise UserError(f"{address}: a link to another place; if it is meant: csdn add {address}")
+        drop, images = open_drop(address, "cameras", left_out.append)
+    except ServiceUnavailable:  # nothing can be said of the drop
+        raise
+    except UserError as error:
+        return drops, [f"skipped: {error}"]
+    same = next((other for other in drops if other.id == drop.id), None)
+    if same:
+        return drops, [f"skipped: {shown}: the same images are already in the ledger as {_named(same)}"]
+    added = f"added drop {drop.id[:SHORT]}: {shown}, {images} images"
+    return [*drops, drop], [added, *(f"  {escape_control_chars(line)}" for line in left_out)]
+
+
+def _change(drop: Drop, data: Path, thorough: bool) -> str | None:
+    """What to say of a drop that is not as it was added; a rejected one may change."""
+    if drop.status == Status.REJECTED:
+        return None
+    try:
+        source = open_source(drop.address, drop.layout)
+        records = source.listing()
+        if thorough or all(record.etag for record in records):
+            same = drop_fingerprint(source, records, drop.address) == drop.id
+        else:
+            same = _as_recorded(drop, records, source.refused, data)
+    except ServiceUnavailable:
+        raise
+    except UserError as error:
+        return f"changed: {_named(drop)}: {error}"
+    if same:
+        return None
+    return f"changed: {_named(drop)}: its files are not those that were added; {_advice(drop)}"
+
+
+def _as_recorded(
+    drop: Drop, records: Sequence[ImageRecord], refused: Sequence[tuple[str, str]], data: Path
+) -> bool:
+    """Whether a folder has the files and sizes that ingest found; True before ingest, which compares all."""
+    if not _is_read(drop, data):
+        return True
+    index = read_table(data / "index" / f"{drop.id}.parquet", INDEX_SCHEMA)
+    bad = read_table(data / "index" / f"{drop.id}.quarantine.parquet", REFUSED_SCHEMA)["path"].to_pylist()
+    good = dict(zip(index["path"].to_pylist(), index["size"].to_pylist(), strict=True))
+    listed = Counter([record.path for record in records] + [path for path, _ in refused])
+    if listed != Counter(index["path"].to_pylist() + bad):
+        return False
+    return all(good.get(record.path, record.size) == record.size for record in records)
+
+
+def _is_read(drop: Drop, data: Path) -> bool:
+    return all((data / "index" / f"{drop.id}{end}").exists() for end in (".parquet", ".quarantine.parquet"))
+
+
+def _from(drop: Drop, places: Sequence[str]) -> bool:
+    """Whether a drop that is not rejected came from a landing place."""
+    parent = drop.address.rpartition("/")[0]
+    return drop.status != Status.REJECTED and parent in {_folder(place) for place in places}
+
+
+def _folder(place: str) -> str:
+    """A place as it stands in the addresses of its sub-folders."""
+    return place.rstrip("/") if "://" in place else whole_address(place)
+
+
+def _vanished(drop: Drop, data: Path) -> str:
+    kept = "its shards stay" if _is_read(drop, data) else f"ingest has not read it yet; {_bring_back(drop)}"
+    return f"vanished: {_named(drop)}: nothing is there any more; {kept}"
+
+
+def _bring_back(drop: Drop) -> str:
+    return f"bring it back, or: csdn reject {drop.id[:SHORT]} --reason 'gone'"
+
+
+def _advice(drop: Drop) -> str:
+    return (
+        "put new images into a folder of their own, or take the drop as it is now: "
+        f"csdn reject {drop.id[:SHORT]} --reason 'changed' && csdn add {escape_control_chars(drop.address)}"
+    )
+
+
+def _named(drop: Drop) -> str:
+    return escape_control_chars(str(drop))

@@ -1,0 +1,54 @@
+"""A network as a folder: model.safetensors and a config.json that is enough to load it anywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as serialize
+
+from csdn.model.network import CSDN, ModelConfig
+from csdn.model.weights import check_weights, misfits, read_safetensors, refuse, shapes
+from csdn.runtime.documents import read_json
+from csdn.runtime.errors import UserError
+from csdn.runtime.files import atomic_folder, write_json
+
+FORMAT = 1
+
+
+def save(model: CSDN, folder: str | Path, **extra_config: Any) -> None:
+    """Write the folder, whole or not at all; the same network gives the same bytes.
+
+    extra_config: JSON values that a user of the network should know (such as normalize="imagenet").
+    """
+    with atomic_folder(Path(folder)) as temporary:
+        tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        (temporary / "model.safetensors").write_bytes(serialize(tensors, metadata={"format": "pt"}))
+        config = {"format": FORMAT, "model": model.config.to_json(), **extra_config}
+        write_json(temporary / "config.json", config)
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """config.json of a saved network: `format`, `model` (ModelConfig) and what `save` was given beside."""
+    path = Path(folder) / "config.json"
+    if not path.exists():
+        raise UserError(f"{folder}: no saved network (config.json is missing)")
+    config = read_json(path)
+    if not isinstance(config, dict) or config.get("format") != FORMAT or "model" not in config:
+        raise UserError(f"{path}: not a network of format {FORMAT}; write it anew with this version of csdn")
+    return config
+
+
+def load(folder: str | Path) -> CSDN:
+    """The network saved in `folder`, on the CPU, in evaluation mode; raises UserError if it does not fit."""
+    config = ModelConfig.from_json(read_config(folder)["model"])
+    with torch.device("meta"):  # no memory before the sizes are known to be the file's
+        needed = shapes(CSDN(config).state_dict())
+    path = Path(folder) / "model.safetensors"
+    tensors = read_safetensors(path)
+    refuse(str(path), misfits(needed, shapes(tensors)), "does not fit the config.json beside it:")
+    check_weights(str(path), tensors)
+    model = CSDN(config)
+    model.load_state_dict(tensors)
+    return model.eval()

@@ -1,0 +1,134 @@
+"""Modality-specific prompts: "A photo of a X X X X person." the four X are vectors of each person's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+TEMPLATE = "A photo of a X X X X person."
+# Token positions in the template: start-of-text and "a photo of a", the X, and "person . end-of-text".
+PREFIX = slice(0, 5)
+CONTEXT = slice(5, 9)
+SUFFIX = slice(9, 12)
+LENGTH = 12
+DEVIATION = 0.02  # of the tokens before training
+
+
+class PromptLearner(nn.Module):
+    """Learnable tokens [identities, 4, text_width] for each modality, or one set for both where `shared`."""
+
+    def __init__(self, identities: int, text_width: int, modalities: Sequence[str], shared: bool) -> None:
+        super().__init__()
+        self.set_of = {modality: "shared" if shared else modality for modality in modalities}
+        shape = (identities, CONTEXT.stop - CONTEXT.start, text_width)
+        self.tokens = nn.ParameterDict(
+            {
+                name: nn.Parameter(DEVIATION * torch.randn(shape))
+                for name in dict.fromkeys(self.set_of.values())
+            }
+        )
+
+    def forward(self, modality: str, people: Tensor | None = None) -> Tensor:
+        """Tokens [n, 4, text_width] of `people` [n] (rows; everybody if None)."""
+        tokens = self.tokens[self.set_of[modality]]
+        return tokens if people is None else tokens[people]
+
+
+# CLIP's text transformer, frozen, for the one template of csdn.model.text: same values, less work.
+#
+# Attention is causal, so nothing behind end-of-text (position 11 of 77) reaches the output, and what
+# stands before the learnable tokens is the same for everybody: its keys and values are computed once for
+# good. Only 7 of 77 tokens are left; the last layer runs at end-of-text alone.
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """OpenAI's approximation of GELU."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": quick_gelu}
+
+
+class TextLayer(nn.Module):
+    """A pre-norm transformer layer whose causal attention also sees tokens that came before."""
+
+    def __init__(self, width: int, heads: int, activation: str) -> None:
+        super().__init__()
+        self.heads = heads
+        self.activation = ACTIVATIONS[activation]
+        self.ln_1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.ln_2 = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, 4 * width)
+        self.contract = nn.Linear(4 * width, width)
+
+    def forward(self, tokens: Tensor, before: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
+        """tokens: [n, t, width]; before: [2, heads, p, width/heads], keys and values of the p tokens before.
+
+        Returns the last `outputs` of the t tokens, [n, outputs, width], and keys and values of all t,
+        [2, n, heads, t, width/heads].
+        """
+        normed = self.ln_1(tokens)
+        key_value = self._project(normed, slice(1, 3))
+        query = self._project(normed[:, -outputs:], slice(0, 1))[0]
+        key, value = torch.cat([before[:, None].expand(-1, len(tokens), -1, -1, -1), key_value], dim=3)
+        seen = key.shape[2]
+        causal = query.new_ones(outputs, seen, dtype=torch.bool).tril(seen - outputs)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=causal)
+        tokens = tokens[:, -outputs:] + self.out(mixed.transpose(1, 2).flatten(2))
+        return tokens + self.contract(self.activation(self.expand(self.ln_2(tokens)))), key_value
+
+    def _project(self, normed: Tensor, parts: slice) -> Tensor:
+        """Those of (query, key, value) in `parts`: [parts, n, heads, t, width/heads]."""
+        weight = self.qkv.weight.unflatten(0, (3, -1))[parts].flatten(0, 1)
+        bias = self.qkv.bias.unflatten(0, (3, -1))[parts].flatten()
+        projected = F.linear(normed, weight, bias).unflatten(2, (parts.stop - parts.start, self.heads, -1))
+        return projected.permute(2, 0, 3, 1, 4)
+
+
+class TextEncoder(nn.Module):
+    """Four token vectors of each person -> the text feature at end-of-text, not normalised.
+
+    Nothing here is trained; the gradient reaches the tokens only.
+    """
+
+    def __init__(self, width: int, heads: int, layers: int, embed_dim: int, activation: str) -> None:
+        super().__init__()
+        self.prefix = nn.Parameter(0.02 * torch.randn(PREFIX.stop, width))
+        self.suffix = nn.Parameter(0.02 * torch.randn(SUFFIX.stop - SUFFIX.start, width))
+        self.positions = nn.Parameter(0.01 * torch.randn(LENGTH, width))
+        self.layers = nn.ModuleList(TextLayer(width, heads, activation) for _ in range(layers))
+        self.ln_final = nn.LayerNorm(width)
+        self.projection = nn.Parameter(width**-0.5 * torch.randn(width, embed_dim))
+        self.register_buffer("prefix_cache", torch.empty(0), persistent=False)
+        self.requires_grad_(False)
+        self.cache_prefix()
+        self.register_load_state_dict_post_hook(_cache_prefix)
+
+    def forward(self, context: Tensor) -> Tensor:
+        """context: [n, 4, width], the learnable tokens; returns [n, embed_dim]."""
+        suffix = self.suffix.expand(len(context), -1, -1)
+        tokens = torch.cat([context, suffix], dim=1) + self.positions[PREFIX.stop :]
+        for layer, before in zip(self.layers, self.prefix_cache, strict=True):
+            outputs = 1 if layer is self.layers[-1] else tokens.shape[1]
+            tokens, _ = layer(tokens, before, outputs)
+        return self.ln_final(tokens[:, -1]) @ self.projection
+
+    @torch.no_grad()
+    def cache_prefix(self) -> None:
+        """Keys and values of the constant prefix in every layer, [layers, 2, heads, 5, width/heads]."""
+        tokens = (self.prefix + self.positions[PREFIX])[None]
+        cache = []
+        for layer in self.layers:
+            nothing = tokens.new_empty(2, layer.heads, 0, tokens.shape[2] // layer.heads)
+            tokens, key_value = layer(tokens, nothing, tokens.shape[1])
+            cache.append(key_value[:, 0])
+        self.prefix_cache = torch.stack(cache)
+
+
+def _cache_prefix(encoder: TextEncoder, _incompatible: object) -> None:
+    encoder.cache_prefix()

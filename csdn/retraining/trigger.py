@@ -1,0 +1,73 @@
+"""Is there enough new camera data to retrain? Counting what is new, and the decision, in words."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from csdn.ingest.identities import SplitRule
+from csdn.ingest.ledger import Drop
+from csdn.ingest.sources import open_source
+
+if TYPE_CHECKING:
+    from csdn.params import RetrainParams
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """What the champion has not seen: images, and people whom it does not know."""
+
+    images: int = 0
+    people: int = 0
+
+    def __str__(self) -> str:
+        return f"{_count(self.people, 'new person', 'new people')}, {_count(self.images, 'image')}"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether to retrain; `why` is one line."""
+
+    retrain: bool
+    why: str
+
+
+def arrivals(drops: Sequence[Drop], people: Collection[str], identity: SplitRule) -> Arrivals:
+    """Count images and people of drops by their listings.
+
+    people: canonical labels of those whom the champion knows. Raises UserError where a drop cannot be listed.
+    """
+    records = [record for drop in drops for record in open_source(drop.address, drop.layout).listing()]
+    named = {identity.person(record.person) for record in records}
+    return Arrivals(len(records), len(named - set(people) - {""}))
+
+
+def decide(
+    new: Arrivals, champion: datetime.date | None, today: datetime.date, thresholds: RetrainParams
+) -> Decision:
+    """Retrain where one threshold is reached; `champion` is the day on which it was chosen.
+
+    Without a champion any image is enough: there is nothing to wait with.
+    """
+    if not new.images:
+        return Decision(False, "nothing is new")
+    if champion is None:
+        return Decision(True, f"{new}; there is no champion yet")
+    counts = {
+        "images": (new.images, _count(new.images, "new image")),
+        "people": (new.people, _count(new.people, "new person", "new people")),
+        "days": (days := (today - champion).days, f"{_count(days, 'day')} since the champion was chosen"),
+    }
+    reached = [name for name, (count, _) in counts.items() if count >= getattr(thresholds, name)]
+    said = [
+        f"{text} (retrain.{name}: {getattr(thresholds, name)})"
+        for name, (_, text) in counts.items()
+        if name in reached or not reached
+    ]
+    return Decision(bool(reached), f"{'' if reached else 'not enough yet: '}{', '.join(said)}")
+
+
+def _count(number: int, one: str, many: str | None = None) -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"

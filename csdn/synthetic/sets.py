@@ -1,0 +1,118 @@
+"""Sets of built-in people as drops: what the layout `builtin` lists, and what `csdn demo-images` writes."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from csdn.runtime.errors import UserError
+from csdn.runtime.files import atomic_folder
+from csdn.synthetic.people import RENDERER_VERSION, person
+from csdn.synthetic.rendering import CAMERAS, Camera, encode, render
+
+MARKER = "_SUCCESS"
+
+
+class PeopleSet(NamedTuple):
+    """Which people, and how many images of each by every camera of a modality."""
+
+    first: int  # person number
+    people: int
+    visible: int
+    infrared: int
+    first_image: int = 1
+    also: PeopleSet | None = None  # others of the same drop
+
+
+# Numbers stay below csdn.synthetic.people.PRETRAINING; a number is the same person in every set.
+SETS = {
+    "demo": PeopleSet(first=1_001, people=200, visible=2, infrared=4),
+    "later": PeopleSet(first=2_001, people=50, visible=2, infrared=4),
+    "tiny": PeopleSet(first=10_001, people=32, visible=1, infrared=2),
+    # 150 of these are test people at data.test_percent 60: as many as a comparison of two models needs.
+    "gate": PeopleSet(first=40_001, people=240, visible=1, infrared=2),
+    # What comes later from the same cameras: new people, and new images of known ones.
+    "gate-more": PeopleSet(
+        first=40_241,
+        people=80,
+        visible=1,
+        infrared=2,
+        also=PeopleSet(first=40_001, people=80, visible=1, infrared=1, first_image=3),
+    ),
+}
+
+
+class BuiltinImage(NamedTuple):
+    """One image of a drop before it is rendered."""
+
+    person: int
+    camera: Camera
+    number: int  # from 1
+
+    @property
+    def label(self) -> str:
+        return f"p{self.person:04d}"
+
+    @property
+    def modality(self) -> str:
+        return "infrared" if self.camera.infrared else "visible"
+
+    @property
+    def path(self) -> str:
+        return f"{self.modality}/{self.camera.name}/{self.label}/{self.number:04d}.png"
+
+    @property
+    def etag(self) -> str:
+        """Names the content without rendering it: an image is a function of the renderer and its path."""
+        return hashlib.sha256(f"csdn renderer {RENDERER_VERSION}: {self.path}".encode()).hexdigest()
+
+
+def find_set(name: str) -> PeopleSet:
+    """The set of a name; raises UserError with the names that there are."""
+    if name not in SETS:
+        raise UserError(f"no built-in people are called {name!r}; there are: {', '.join(sorted(SETS))}")
+    return SETS[name]
+
+
+def images_of(people: PeopleSet) -> Iterator[BuiltinImage]:
+    """Every image of a set, by camera, person and number."""
+    for camera in CAMERAS:
+        shots = people.infrared if camera.infrared else people.visible
+        for number in range(people.first, people.first + people.people):
+            for shot in range(people.first_image, people.first_image + shots):
+                yield BuiltinImage(number, camera, shot)
+    if people.also:
+        yield from images_of(people.also)
+
+
+def image_at(path: str) -> BuiltinImage:
+    """The image that a path of a drop names; raises ValueError where it names none."""
+    parts = re.fullmatch(r"(?:visible|infrared)/(\w+)/p(\d{4,9})/(\d{4})\.png", path)
+    cameras = [camera for camera in CAMERAS if parts and camera.name == parts[1]]
+    if not cameras or (image := BuiltinImage(int(parts[2]), cameras[0], int(parts[3]))).path != path:
+        raise ValueError(f"{path}: no path of a built-in image")
+    return image
+
+
+def png(image: BuiltinImage) -> bytes:
+    """The image's file."""
+    return encode(render(person(image.person), image.camera, image.number))
+
+
+def write_images(name: str, out: str | Path) -> None:
+    """Write the set `name` as a folder in the layout `cameras`, complete with its marker, or not at all.
+
+    Raises UserError for an unknown set and for a folder that holds something already.
+    """
+    people, out = find_set(name), Path(out).resolve()
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out}: exists and is not an empty folder; name another, nothing was written")
+    with atomic_folder(out) as folder:
+        for image in images_of(people):
+            path = folder / image.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png(image))
+        (folder / MARKER).touch()

@@ -1,0 +1,198 @@
+"""Stage 2 in workers of Ray Train: the plain process's model, whatever happens to the workers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+
+import pytest
+from ray_work import (
+    ON_RAY,
+    difference,
+    make_params,
+    make_state,
+    make_work,
+    same_bytes,
+    train_plainly,
+    worker_pids,
+    write_images,
+)
+
+from csdn.data.batch import TrainBatchReader
+from csdn.data.state import StageState
+from csdn.runtime.errors import Diverged, UserError
+from csdn.training.checkpoint import CheckpointStore
+from csdn.training.embedding import train_local
+
+pytestmark = ON_RAY
+TOLERANCE = 1e-4
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def plain(images, tmp_path_factory):
+    """The plain process's (model, log)."""
+    work = make_work(images)
+    return work.model, train_plainly(work, make_state(tmp_path_factory.mktemp("plain") / "state"))
+
+
+@pytest.fixture(scope="module")
+def ray_instance():
+    """One Ray instance for all tests here."""
+    from csdn.cluster.session import ray_session
+
+    with ray_session(None, cpus=5):
+        yield
+
+
+def train(images, state, workers, report=lambda *_: None, **scaling):
+    from csdn.cluster.train import train_on_ray
+
+    work = make_work(images)
+    return work.model, train_on_ray(make_params(workers, **scaling), work, state, report)
+
+
+def test_one_worker_trains_the_plain_process_s_bytes(ray_instance, images, plain, tmp_path):
+    model, rows = train(images, make_state(tmp_path / "state"), 1)
+    assert same_bytes(model, plain[0])
+    assert rows == plain[1]
+
+
+@pytest.fixture(scope="module")
+def two_workers(ray_instance, images, tmp_path_factory):
+    """(model, log, reports) of two workers that nothing happens to."""
+    reports = []
+    state = make_state(tmp_path_factory.mktemp("two") / "state")
+    return *train(images, state, 2, lambda *report: reports.append(report)), reports
+
+
+def test_two_workers_train_the_same_model(two_workers, plain):
+    model, rows, reports = two_workers
+    assert 0 < difference(model, plain[0]) < TOLERANCE
+    assert_same_losses(rows, plain[1])
+    assert reports[-1][:2] == (15, 15)
+    assert 0 <= reports[-1][2]["waiting"] <= 1
+
+
+def assert_same_losses(rows, expected):
+    assert [row["step"] for row in rows] == [row["step"] for row in expected]
+    for one, other in zip(rows, expected, strict=True):
+        assert one == pytest.approx(other, rel=10 * TOLERANCE)
+
+
+def test_a_killed_worker_is_replaced_and_the_bytes_are_those_of_an_untouched_run(
+    two_workers, images, tmp_path, fault
+):
+    killed = []
+
+    def kill_one(done, *_):
+        if done >= 7 and not killed:
+            killed.extend(worker_pids())
+            os.kill(killed[-1], signal.SIGKILL)
+
+    model, rows = train(images, make_state(tmp_path / "killed"), 2, kill_one)
+    assert len(killed) == 2
+    assert same_bytes(model, two_workers[0])
+    assert rows == two_workers[1]
+    fault(
+        "processes",
+        "a training worker on Ray was killed (SIGKILL) in the middle of an epoch",
+        "Ray starts the workers again, from the last checkpoint; same bytes. scaling.max_failures times.",
+    )
+
+
+@pytest.fixture(scope="module")
+def stopped(ray_instance, images, tmp_path_factory):
+    """(state of a plain process that was stopped, of two workers that went on from it, what they said)."""
+    plain, two = (make_state(tmp_path_factory.mktemp("stopped") / "state") for _ in range(2))
+    with pytest.raises(Killed):
+        stop_at(6, images, plain, 0)
+    shutil.copytree(plain.state.folder, two.state.folder, dirs_exist_ok=True)
+    with pytest.raises(UserError) as error:
+        stop_at(9, images, two, 2)
+    return plain, two, str(error.value)
+
+
+@pytest.mark.parametrize("workers", [3, 0])
+def test_another_number_of_workers_goes_on_where_the_run_was_stopped(
+    stopped, images, plain, tmp_path, workers, fault
+):
+    """And stopped again: one process, two workers, then this."""
+    shutil.copytree(stopped[1].state.folder, tmp_path / "state")
+    state = CheckpointStore(StageState(tmp_path / "state"), None)
+    first, second = stopped[0].load()[0]["log"], state.load()[0]["log"]
+    assert 0 < len(first) < len(second) < 15
+    assert second[: len(first)] == first
+    begun = []
+    model, rows = go_on(images, state, workers, lambda done, *_: begun.append(done))
+    assert begun[0] > len(second)
+    assert rows[: len(second)] == second
+    assert_same_losses(rows, plain[1])
+    assert difference(model, plain[0]) < TOLERANCE
+    message = stopped[2].splitlines()[0]
+    fault("processes", "more training workers on Ray died than scaling.max_failures", message)
+
+
+def stop_at(step, images, state, workers):
+    def stop(done, *_):
+        if done >= step:
+            if not workers:
+                raise Killed
+            for pid in worker_pids()[:1]:
+                os.kill(pid, signal.SIGKILL)
+
+    go_on(images, state, workers, stop, max_failures=0)
+
+
+def go_on(images, state, workers, report, **scaling):
+    if workers:
+        return train(images, state, workers, report, **scaling)
+    work = make_work(images)
+    return work.model, train_local(make_params(0, feed_processes=0), work, state, report)
+
+
+def test_a_user_s_mistake_is_not_tried_again(ray_instance, tmp_path):
+    root = write_images(tmp_path / "images")
+    for shard in (root / "shards").iterdir():
+        shard.write_bytes(shard.read_bytes()[:2000])
+    with pytest.raises(UserError, match=r"shards/.*\.tar: ends before byte"):
+        train(root, make_state(tmp_path / "state"), 1)
+
+
+def test_a_training_that_diverges_ends_all_workers_and_is_not_tried_again(ray_instance, images, tmp_path):
+    """A pixel of the second worker's part of step 3 is no number."""
+    from csdn.cluster.train import train_on_ray
+
+    class Spoilt(TrainBatchReader):  # here, so that it travels to the workers by value
+        def augment(self, row, visible, infrared, out):
+            super().augment(row, visible, infrared, out)
+            if row.step == 2 and row.positions[0] > 0:
+                out[2, 0] = float("nan")
+
+    work, state = make_work(images), make_state(tmp_path / "state")
+    work.source.rows.__class__ = Spoilt
+    reports = []
+    with pytest.raises(Diverged, match=r"epoch 1, step 3, .*total = nan"):
+        train_on_ray(make_params(2), work, state, lambda *report: reports.append(report))
+    assert not [report for report in reports if "lost worker" in str(report)]
+    position, tensors = state.load()
+    assert (position["epoch"], position["step"]) == (0, 2)
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+def test_a_cluster_without_a_core_for_the_feed_is_named(capsys):
+    from csdn.cluster.train import _note_missing_cores
+
+    _note_missing_cores(3, make_params(2).scaling)
+    assert not capsys.readouterr().err
+    _note_missing_cores(2, make_params(2).scaling)
+    assert "has 2 cores; 2 are for the workers" in capsys.readouterr().err

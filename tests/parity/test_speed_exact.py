@@ -1,0 +1,105 @@
+"""What saves work between the parts of the network changes no value (the parts: test_model_exact.py)."""
+
+import numpy as np
+import pytest
+import torch
+from golden_vectors import assert_near, network, tensors
+
+from csdn.evaluation import embed_with_flip_tta, protocol
+from csdn.losses import embedding_losses
+from csdn.model import MODALITIES, fuse_batch_norms
+from csdn.training.embedding import EmbeddingSettings, build_optimizer
+from csdn.training.prompts import IntegrationPhase, PromptPhase, contrast
+
+INPUTS = tensors("inputs")
+VIEWS = [INPUTS[name] for name in ("x_rgb_view1", "x_rgb_view2", "x_ir")]
+
+
+def in_double():
+    model = network().double()
+    model.text_encoder.cache_prefix()
+    return model
+
+
+def test_the_fused_optimiser_takes_the_steps_of_the_plain_one():
+    ours, plain = in_double().train(), in_double().train()
+    rates = {"learning_rate": 3e-4, "head_learning_rate": 1e-3, "weight_decay": 5e-4}
+    others = {"schedule_update": "epoch", "schedule": {}, "weights": {}, "precision": "float32"}
+    fused = build_optimizer(ours, EmbeddingSettings(epochs=1, images=4, **rates, **others))
+    heads = list(plain.head_parameters())
+    backbone = [p for p in plain.image_parameters() if not any(p is head for head in heads)]
+    groups = [{"params": backbone}, {"params": heads, "lr": 1e-3}]
+    unfused = torch.optim.Adam(groups, lr=3e-4, weight_decay=5e-4, foreach=False)
+    assert fused.defaults["fused"] and not unfused.defaults["fused"]
+    # The same gradients for both: a step of Adam magnifies the last digits of a small one.
+    draws = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        for one, other in zip(ours.parameters(), plain.parameters(), strict=True):
+            one.grad = torch.randn(one.shape, generator=draws, dtype=torch.float64)
+            other.grad = one.grad.clone()
+        fused.step()
+        unfused.step()
+    for one, other in zip(ours.parameters(), plain.parameters(), strict=True):
+        assert_near(one, other, 1e-12)
+
+
+def gradients_of(losses, parameters):
+    return [losses["loss"], *torch.autograd.grad(losses["loss"], parameters)]
+
+
+def test_texts_tabulated_once_give_the_step_of_texts_encoded_for_each_image():
+    model, labels = in_double(), INPUTS["stage2_labels"]
+    images = INPUTS["stage2_img"].double()
+    model.integration.dropout = 0.0
+    texts = [model.text_features(modality).detach() for modality in MODALITIES]
+    phase = IntegrationPhase(model, images, labels, *texts, rows=lambda epoch: [], seed=0)
+    short = gradients_of(phase.loss(np.arange(len(labels)), epoch=0, step=0), phase.parameters())
+    encoded = [model.text_features(modality, labels).detach() for modality in MODALITIES]
+    written_out = gradients_of(contrast(images, model.integration(*encoded), labels), phase.parameters())
+    for one, other in zip(short, written_out, strict=True):
+        assert_near(one, other, 1e-12)
+
+
+def test_a_person_who_stands_twice_in_a_row_is_encoded_once_with_the_same_step():
+    model, labels = in_double(), torch.tensor([3, 1, 3, 3])
+    images = torch.randn(8, model.config.embed_dim, generator=torch.Generator().manual_seed(0)).double()
+    phase = PromptPhase(model, images, labels.repeat(2), rows=lambda epoch: [])
+    short = gradients_of(phase.loss((np.arange(4), np.arange(4, 8)), epoch=0, step=0), phase.parameters())
+    texts = torch.cat([model.text_features(modality, labels) for modality in MODALITIES])
+    written_out = gradients_of(contrast(images, texts, labels.repeat(2)), phase.parameters())
+    for one, other in zip(short, written_out, strict=True):
+        assert_near(one, other, 1e-12)
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_the_whole_short_form_at_test_time_gives_the_plain_features(modality):
+    """Folded batch norms, inference mode and the mirror image in the same batch."""
+    model, images = network(), VIEWS[0]
+    plain = torch.cat([model.embed(one, modality) for one in (images, images.flip(3))], dim=1)
+    with torch.inference_mode():
+        assert_near(embed_with_flip_tta(fuse_batch_norms(model), images, modality).clone(), plain)
+
+
+def test_images_embedded_once_serve_every_trial():
+    """A feature depends on its image alone: those of a gallery embedded apart are the same."""
+    model, images = network(), torch.cat(VIEWS)
+    index = {
+        "person": [number % 3 for number in range(len(images))],
+        "modality": ["visible"] * len(images),
+        "camera": [1 + number % 2 for number in range(len(images))],
+        "path": [f"{number:02}" for number in range(len(images))],
+    }
+    once = model.embed(images, "visible")
+    (search,) = protocol("sysu", index)
+    assert len({tuple(rows.tolist()) for rows in search.galleries}) > 1
+    for rows in search.galleries:
+        assert_near(model.embed(images[rows], "visible"), once[rows])
+
+
+def test_a_training_step_has_the_same_losses_in_either_layout():
+    model, fast = in_double().train(), in_double().train().channels_last()
+    table = tensors("phase3")["text_features"].double()
+    arguments = [*(view.double() for view in VIEWS), INPUTS["pids"], table]
+    losses = [embedding_losses(one, *arguments) for one in (model, fast)]
+    for name, value in losses[0].items():
+        assert losses[1][name].item() == pytest.approx(value.item(), rel=1e-9), name

@@ -1,0 +1,99 @@
+"""How `dvc repro` and `csdn figures` end: one table of figures, how long it took, where the report is."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from make_images import write
+from typer.testing import CliRunner
+
+from csdn.cli.ending import show, show_unless_asked_later
+from csdn.cli.main import app
+from csdn.evaluation.headline import headline, one_line
+from csdn.runtime.console import note_time
+from csdn.runtime.errors import UserError
+
+DIRECTIONS = ("infrared_to_visible", "visible_to_infrared")
+COUNTS = {"queries": 52, "valid_queries": 50, "gallery": 26, "people": 13, "excluded_pairs": 0, "trials": 10}
+
+
+def figures(mean=23.087, std=1.254):
+    """metrics/evaluation.json in which every figure is the same."""
+    names = ("rank1", "rank5", "rank10", "rank20", "mAP", "mINP")
+    of_method = {direction: {name: {"mean": mean, "std": std} for name in names} for direction in DIRECTIONS}
+    return {
+        **dict.fromkeys(("trained", "clip", "hog", "chance"), of_method),
+        "counts": dict.fromkeys(DIRECTIONS, COUNTS),
+    }
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "metrics/evaluation.json", json.dumps(figures()).encode())
+    write(tmp_path / "report/index.html", b"")
+    return tmp_path
+
+
+def test_it_shows_figures_against_clip_and_chance_the_times_and_the_report(project, capsys):
+    note_time("embedding", 73.4)
+    note_time("ingest", 1.23)
+    show()
+    text = capsys.readouterr().out
+    assert text.count("23.09 ± 1.25") == 2 * 3 * 4
+    assert [line.split()[0] for line in text.splitlines() if " ± 1.25" in line] == [
+        "trained",
+        "CLIP",
+        "chance",
+    ] * 2
+    assert "2 of 52 queries have no right image to find" in " ".join(text.split())
+    assert "Took: ingest 1.2 s, embedding 1:13" in text
+    assert text.splitlines()[-2:] == [
+        "The report: report/index.html",
+        f"            {(project / 'report/index.html').as_uri()}",
+    ]
+    assert max(len(line) for line in text.splitlines()[:-1]) <= 80
+
+
+def test_the_command_shows_the_same(project, capsys):
+    show()
+    assert CliRunner().invoke(app, ["figures"]).output == capsys.readouterr().out
+
+
+def test_what_is_not_there_is_not_shown(project, capsys):
+    (project / "report/index.html").unlink()
+    write(project / "metrics/evaluation.json", json.dumps(figures(None, None)).encode())
+    show()
+    text = capsys.readouterr().out
+    assert "report" not in text and "Took" not in text
+    assert text.count(" -") >= 2 * 3 * 4
+
+
+def test_before_the_first_evaluation_it_says_what_to_run(project):
+    (project / "metrics/evaluation.json").unlink()
+    with pytest.raises(UserError, match=r"evaluation\.json: no such file; `dvc repro`"):
+        show()
+
+
+def test_the_last_stage_leaves_it_to_make_where_make_asks_for_that(project, capsys, monkeypatch):
+    monkeypatch.setenv("CSDN_ENDING", "later")
+    show_unless_asked_later()
+    assert capsys.readouterr().out == ""
+    monkeypatch.delenv("CSDN_ENDING")
+    show_unless_asked_later()
+    assert "trained" in capsys.readouterr().out
+
+
+def test_experiments_are_compared_by_five_numbers_with_short_names():
+    assert headline(figures()) == {
+        "ir_to_vis": {"rank1": 23.09, "mAP": 23.09},
+        "vis_to_ir": {"rank1": 23.09, "mAP": 23.09},
+        "test_people": 13,
+    }
+    assert headline(figures(None, None))["ir_to_vis"] == {"rank1": None, "mAP": None}
+
+
+def test_a_stage_says_its_result_on_a_line():
+    assert one_line(figures()) == "rank-1 23.1 % infrared to visible, 23.1 % visible to infrared"
+    assert one_line(figures(None, None)) == "rank-1 - infrared to visible, - visible to infrared"

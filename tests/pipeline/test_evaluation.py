@@ -1,0 +1,282 @@
+"""The stage "evaluate": test features with the mirror image, figures with their spread, and its files."""
+
+import csv
+import json
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from make_images import Project, make_drop, people_named
+from small_network import SMALL
+
+from csdn.data.catalog import load_dataset
+from csdn.evaluation import RankMetrics, Search, embed_with_flip_tta, scores
+from csdn.evaluation.headline import notes
+from csdn.evaluation.run import Experiment, PeopleMaps, evaluate, prepare, run_evaluation, write_results
+from csdn.evaluation.scores import (
+    PAIRS,
+    Labels,
+    camera_pairs,
+    feature_distances,
+    first_trial,
+    headline_figures,
+    pair_searches,
+    spread,
+    trial_metrics,
+)
+from csdn.evaluation.text_maps import TextMaps
+from csdn.model import CSDN, load_clip, save
+from csdn.params import load_params
+from csdn.report.charts import camera_grids
+from csdn.report.wording import pairs_left_out
+from csdn.runtime.errors import UserError
+
+
+def test_retrieval_feature_is_that_of_the_image_beside_that_of_its_mirror_image():
+    model = CSDN(SMALL).eval()
+    images = torch.rand(3, 3, 64, 32)
+    feature = embed_with_flip_tta(model, images, "infrared")
+    plain = torch.cat([model.embed(images, "infrared"), model.embed(images.flip(3), "infrared")], dim=1)
+    torch.testing.assert_close(feature, plain)
+    # Two parts of length 1 for the image, two for its mirror image.
+    torch.testing.assert_close((feature * feature).sum(dim=1), torch.full((3,), 4.0))
+
+
+def test_a_mirrored_image_has_the_two_halves_exchanged():
+    model = CSDN(SMALL).eval()
+    images = torch.rand(2, 3, 64, 32)
+    first, second = embed_with_flip_tta(model, images, "visible").chunk(2, dim=1)
+    swapped = embed_with_flip_tta(model, images.flip(3), "visible")
+    torch.testing.assert_close(swapped, torch.cat([second, first], dim=1))
+
+
+def test_spread_is_in_percent_with_the_sample_deviation_and_none_for_what_is_not_known():
+    assert spread([0.1, 0.2, 0.3]) == {"mean": 20.0, "std": 10.0}
+    assert spread([0.5]) == {"mean": 50.0, "std": None}
+    assert spread([0.5, float("nan")]) == {"mean": None, "std": None}
+
+
+def test_headline_reads_the_ranks_off_the_cmc():
+    cmc = np.arange(1, 21) / 20
+    found = headline_figures([RankMetrics(cmc, 0.25, 0.125, 8)])
+    assert {name: figure["mean"] for name, figure in found.items()} == {
+        "rank1": 5.0,
+        "rank5": 25.0,
+        "rank10": 50.0,
+        "rank20": 100.0,
+        "mAP": 25.0,
+        "mINP": 12.5,
+    }
+
+
+# Rows 0..3 are queries, 4..7 the gallery; the features are such that each query is nearest to the gallery
+# image that stands four rows behind it.
+LABELS = Labels(people=np.array([0, 1, 2, 2, 0, 1, 2, 0]), cameras=np.array([5, 5, 6, 6, 1, 1, 2, 2]))
+FEATURES = np.tile(np.eye(4), (2, 1))
+SEARCH = Search("infrared_to_visible", "cameras", np.arange(4), (np.arange(4, 8),) * 2)
+
+
+def test_figures_of_a_search_are_those_of_its_own_rows():
+    first, second = trial_metrics(SEARCH, LABELS, feature_distances(FEATURES))
+    assert first.cmc[0] == second.cmc[0] == 3 / 4  # row 7 beats row 6 for query 3, and is person 0
+    queries, top, right = first_trial(SEARCH, LABELS, feature_distances(FEATURES), count=6)
+    assert top[:, 0].tolist() == [4, 5, 6, 7]
+    assert queries.first_rank.tolist()[:3] == [1, 1, 1]
+    assert right.tolist() == [4, 5, 6, 6]  # query 3 sees row 7 first, and row 6 as its right image
+
+
+def test_camera_pairs_search_between_two_cameras_alone():
+    found, left_out = camera_pairs(SEARCH, LABELS, feature_distances(FEATURES))
+    assert left_out == 0
+    assert [(row["query_camera"], row["gallery_camera"]) for row in found] == [(5, 1), (5, 2), (6, 1), (6, 2)]
+    # Camera 6 saw only person 2, who is not in the gallery of camera 1: no figure, not a zero.
+    assert [row["queries"] for row in found] == [2, 1, 0, 2]
+    assert found[0]["rank1"] == 100.0
+    assert found[2]["rank1"] is None
+
+
+def people_before_cameras(people, cameras_of):
+    """A search of each person's infrared image for the visible ones; cameras_of: infrared, visible camera."""
+    cameras = np.array([cameras_of(person) for person in range(people)]).T.ravel()
+    labels = Labels(people=np.tile(np.arange(people), 2), cameras=cameras)
+    queries, gallery = np.arange(people), np.arange(people, 2 * people)
+    return Search("infrared_to_visible", "cameras", queries, (gallery,) * 2), labels
+
+
+def test_a_camera_for_each_image_gives_a_table_of_stated_length(monkeypatch):
+    searched = []
+    counted = lambda pair, *rest: searched.append(pair) or trial_metrics(pair, *rest)  # noqa: E731
+    monkeypatch.setattr(scores, "trial_metrics", counted)
+    search, labels = people_before_cameras(640, lambda person: (person, 640 + person))
+    rows, left_out = camera_pairs(search, labels, feature_distances(np.tile(np.eye(640, dtype="f4"), (2, 1))))
+    # Of 640 * 640 pairs these have a person in common; no other is searched.
+    assert len(rows) == len(searched) == PAIRS
+    assert left_out == 640 * 640 - PAIRS
+    assert all(row["gallery_camera"] == 640 + row["query_camera"] and row["rank1"] == 100.0 for row in rows)
+    assert sum(len(pair.queries) + len(pair.galleries[0]) for pair in searched) == 2 * PAIRS
+
+
+def test_all_cameras_of_one_person_that_are_hundreds_on_either_side_are_not_paired():
+    many = np.arange(1000)
+    labels = Labels(people=np.zeros(2000, np.int64), cameras=np.arange(2000))
+    pairs = pair_searches(Search("a_to_b", "cameras", many, (1000 + many,)), labels)
+    assert (len(pairs.searches), pairs.every, pairs.left_out) == (PAIRS, 1_000_000, 1_000_000 - PAIRS)
+
+
+def test_of_too_many_pairs_those_with_the_most_people_in_common_have_figures():
+    # Thirty places with a camera of each kind: 900 pairs, of which the thirty of one place have people.
+    search, labels = people_before_cameras(90, lambda person: (person % 30, 30 + person % 30))
+    pairs = pair_searches(search, labels)
+    assert [(pair.query_camera, pair.gallery_camera) for pair in pairs.searches] == [
+        (n, 30 + n) for n in range(30)
+    ]
+    assert [pair.place for pair in pairs.searches] == [31 * n for n in range(30)]
+    assert [pair.search.queries.tolist() for pair in pairs.searches[:2]] == [[0, 30, 60], [1, 31, 61]]
+    assert pairs.left_out == 900 - 30
+    # The first place loses a person to the second: with few pairs to show, the second is the first chosen.
+    labels.cameras[[0, 90]] = 1, 31
+    (most,) = pair_searches(search, labels, most_pairs=1).searches
+    assert (most.query_camera, most.gallery_camera) == (1, 31)
+
+
+def test_pairs_with_too_few_people_in_common_are_not_searched():
+    search, labels = people_before_cameras(7, lambda person: (person % 2, 2 + person % 2))
+    for least, expected in ((0, 4), (1, 2), (3, 2), (4, 1), (5, 0)):
+        pairs = pair_searches(search, labels, least)
+        assert (len(pairs.searches), pairs.left_out) == (expected, 0)
+
+
+def test_the_pairs_that_are_left_out_are_in_the_table_and_in_the_counts(fault):
+    search, labels = people_before_cameras(30, lambda person: (person, 30 + person))
+    names = [f"c{code}" for code in labels.cameras]
+    index = {"key": names, "person": [f"p{n}" for n in labels.people], "camera": names}
+    experiment = Experiment(None, index, labels, [search], "cameras", {})
+    features = np.tile(np.eye(30, dtype="f4"), (2, 1))
+    methods = dict.fromkeys(("trained", "clip", "hog"), feature_distances(features))
+    results = evaluate(experiment, methods, seed=0)
+    assert results.figures["counts"]["infrared_to_visible"]["camera_pairs_left_out"] == 870
+    *rows, rest = results.camera_pairs
+    assert len(rows) == 30 and rest["query_camera"] == "870 other pairs" and rest["queries"] is None
+    (said,) = [note for note in notes(results.figures["counts"]) if "870 pairs of cameras" in note]
+    fault("report", "more pairs of cameras than 400 in a direction, as with a camera for each image", said)
+    (grid,) = camera_grids(
+        [{name: str(value) for name, value in row.items()} for row in rows]
+        + [{name: value or "" for name, value in rest.items()}]
+    )
+    assert len(grid.down) == len(grid.across) == 30 and "870" not in str(grid)
+    assert "870 more pairs" in pairs_left_out(results.figures)[0]
+
+
+def test_notes_name_a_rule_that_never_fires_and_queries_without_a_match():
+    counts = {
+        "infrared_to_visible": {"queries": 4, "valid_queries": 4, "excluded_pairs": 0},
+        "visible_to_infrared": {"queries": 4, "valid_queries": 3, "excluded_pairs": 2},
+    }
+    assert notes(counts) == [
+        "infrared to visible: the rule that excludes images of a query's own person and camera never fires",
+        "visible to infrared: 1 of 4 queries have no right image to find and are left out",
+    ]
+    none_left = {"x_to_y": {"queries": 4, "valid_queries": 0, "excluded_pairs": 4}}
+    assert notes(none_left) == ["x to y: no query has a right image to find, so there are no figures"]
+
+
+@pytest.fixture
+def project(tmp_path):
+    """Twelve people, ingested; about half are test people."""
+    project = Project(tmp_path)
+    project.add(make_drop(tmp_path / "drop", people_named(12)))
+    project.ingest(test_percent=50)
+    return project
+
+
+def results_of(project):
+    experiment = prepare(load_dataset(project.data), "cameras", trials=3)
+    draws = np.random.default_rng(0)
+    rows = len(experiment.table)
+    features = {name: draws.random((rows, 4), np.float32) for name in ("trained", "clip", "hog")}
+    methods = {name: feature_distances(found) for name, found in features.items()}
+    maps = PeopleMaps(
+        [{"key": "abc", "person": "x", "modality": "visible"}], TextMaps(*torch.zeros(3, 1, 4, 2))
+    )
+    return evaluate(experiment, methods, seed=0), features, maps
+
+
+def test_files_of_the_evaluation(project, tmp_path):
+    results, features, maps = results_of(project)
+    write_results(results, features, maps, tmp_path / "evaluation")
+    counts = results.figures["counts"]["infrared_to_visible"]
+    people = project.figures()["people"]["test"]
+    # Two images of each person by each camera; "north" has both modalities, "south" is visible.
+    assert counts == {
+        "queries": 2 * people,
+        "valid_queries": 2 * people,
+        "gallery": 2 * people,
+        "people": people,
+        "trials": 3,
+        "excluded_pairs": 2 * people,
+    }
+    queries = pq.read_table(tmp_path / "evaluation" / "queries.parquet").to_pylist()
+    assert len(queries) == 2 * people + 4 * people
+    assert all(row["first_rank"] >= 1 and 0 < row["ap"] <= 100 for row in queries if row["ap"] is not None)
+    with (tmp_path / "evaluation" / "cmc.csv").open() as file:
+        cmc = list(csv.DictReader(file))
+    assert len(cmc) == 2 * 4 * 20
+    assert {row["method"] for row in cmc} == {"trained", "clip", "hog", "chance"}
+    json.dumps(results.figures, allow_nan=False)
+
+
+def test_ranked_images_of_a_query_are_those_it_may_see(project):
+    results, *_ = results_of(project)
+    table = load_dataset(project.data).test_table()
+    camera = {key: table.camera_names[code] for key, code in zip(table.key, table.camera, strict=True)}
+    person = dict(zip(table.key, table.label, strict=True))
+    for row in results.queries:
+        own = [key for key in row["top_keys"] if person[key] == person[row["key"]]]
+        assert all(camera[key] != row["camera"] for key in own)
+
+
+def test_the_same_data_and_features_give_the_same_bytes(project, tmp_path):
+    for name in ("first", "second"):
+        write_results(*results_of(project), tmp_path / name)
+    for file in sorted((tmp_path / "first").iterdir()):
+        assert file.read_bytes() == (tmp_path / "second" / file.name).read_bytes()
+
+
+def test_test_people_of_one_modality_alone_are_refused(tmp_path):
+    project = Project(tmp_path)
+    project.add(make_drop(tmp_path / "both", people_named(12)))
+    project.ingest(test_percent=50)
+    dataset = load_dataset(project.data)
+    infrared = [value == "infrared" for value in dataset.samples["modality"].to_pylist()]
+    one_sided = type(dataset)(samples=dataset.samples.filter(infrared), people=dataset.people)
+    with pytest.raises(UserError, match="no test person has a visible image"):
+        prepare(one_sided, "cameras", trials=1)
+
+
+@pytest.mark.slow
+def test_stage_on_built_in_people_with_a_model_that_was_not_trained(tmp_path):
+    root = Path(__file__).parents[2]
+    params = load_params(root / "params.yaml")
+    weights = root / params.model.weights
+    model = params.model.model_copy(update={"weights": str(weights)})
+    save(CSDN.from_clip(load_clip(model.clip, weights), 19, (64, 32)), tmp_path / "model")
+    project = Project(tmp_path)
+    project.add("builtin:tiny", "builtin")
+    project.ingest()
+    figures = run_evaluation(
+        params.model_copy(update={"model": model}),
+        data=project.data,
+        model=tmp_path / "model",
+        out=tmp_path / "evaluation",
+        metrics=tmp_path / "metrics" / "evaluation.json",
+        progress=lambda title, unit: nullcontext(lambda done, total: None),
+    )
+    assert figures == json.loads((tmp_path / "metrics" / "evaluation.json").read_text())
+    for direction in ("infrared_to_visible", "visible_to_infrared"):
+        people = figures["counts"][direction]["people"]
+        assert figures["chance"][direction]["rank1"]["mean"] == pytest.approx(100 / people, abs=5)
+        # What CLIP knows of people it knows across modalities too, before any training.
+        assert figures["clip"][direction]["mAP"]["mean"] > figures["chance"][direction]["mAP"]["mean"]

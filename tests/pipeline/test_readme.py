@@ -1,0 +1,42 @@
+"""README.md: "Retrain on new camera data" works as it stands."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from repository import git, make_repository
+from workspace import environment
+
+pytestmark = pytest.mark.slow
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+# So little training that the model stays as good as CLIP, and no decision of the gate is in question.
+PARAMS = {"embedding.epochs": 1, "embedding.learning_rate": 0.0001}
+WARM = {"warm.epochs": 1, "warm.learning_rate": 0.0001}
+RULE = {"gate.margin": 100.0, "gate.map_margin": 100.0, "gate.collapse": 100.0, "gate.pair_people": 2}
+
+
+def test_the_lines_on_retraining_work_when_pasted(tmp_path):
+    section = README[README.index("## Retrain on new camera data") :]
+    lines = re.search(r"```sh\n(.*?)```", section, re.DOTALL)[1]
+    assert len(lines.splitlines()) <= 10
+    project = make_repository(tmp_path / "project", **PARAMS, **WARM, **RULE)
+    (project / ".venv/bin").mkdir(parents=True)
+    (project / ".venv/bin/activate").touch()
+    person = {f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    done = subprocess.run(
+        ["bash", "-e", "-c", lines],
+        cwd=project,
+        env=environment() | person,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "retrain: 50 new people, 800 images" in done.stdout
+    assert re.findall(r" promoted +(v\d)", done.stdout) == ["v1", "v2"]
+    assert (project / "champion/embedding/model.safetensors").is_file()
+    assert git(project, "status", "--porcelain") == ""

@@ -1,0 +1,159 @@
+"""The report as a whole: one page, offline, nobody's name can write into it, whatever the data's size."""
+
+import re
+
+import pytest
+from make_images import write
+from PIL import Image
+from report_project import HOSTILE, PARAMS, Elements, make_project
+
+from csdn.report import wording
+from csdn.report.page import write_report
+from csdn.runtime.errors import UserError
+
+TAGS = ("link", "script", "iframe", "object", "embed", "form", "base")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    return make_project(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(scope="module")
+def page(project):
+    return write_report(PARAMS, project, project / "report").read_text(encoding="utf-8")
+
+
+def test_names_from_files_are_text_and_never_elements(page):
+    elements = Elements(page)
+    assert HOSTILE in elements.text
+    assert "<img src=x onerror=alert(2)>.jpg" in elements.text
+    assert HOSTILE not in page
+    assert not [tag for tag, _ in elements.found if tag in TAGS]
+    assert not [name for _, attributes in elements.found for name in attributes if name.startswith("on")]
+
+
+HOSTILE_NAMES = (
+    *("\u202edlonra", "\u2069\u202e19.3 %", "\u2066a\u2069", "<script>alert(3)</script>", "$x$ \\frac{"),
+    *("L" * 300, "محمد ٣", "דוד 12", "👩\u200d👧", "two\nlines\x1b[31m\x9b", "zero\u200bwidth\u00ad"),
+)
+# What turns or hides text, and what a terminal acts on; FSI and PDI are the page's own.
+STEERS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2066\u2067\ufeff]")
+
+
+@pytest.fixture(scope="module")
+def hostile_page(tmp_path_factory):
+    cameras = {"visible": ("\u202egate\u2069", "מצלמה 7"), "infrared": ("C" * 300, "\u2067ir\x00")}
+    people = [f"{name}{n}" for n in range(2) for name in HOSTILE_NAMES]
+    root = make_project(tmp_path_factory.mktemp("hostile"), people, cameras, shots=1)
+    return write_report(PARAMS, root, root / "report").read_text(encoding="utf-8")
+
+
+def test_no_name_turns_or_hides_what_stands_beside_it(hostile_page, fault):
+    assert STEERS.findall(hostile_page) == []
+    text = Elements(hostile_page).text
+    shown = str(wording.bdi("gate\u202e"))
+    fault("report", "a name with U+202E, which turns what follows around, in the page", shown)
+    assert "\\u202egate\\u2069" in text and "\\x1b[31m" in text
+    titles = [attributes.get("title", "") for _, attributes in Elements(hostile_page).found]
+    assert any("\u2068\\u202egate\\u2069\u2069" in title for title in titles)
+    # Isolates are only in attributes, which hold no elements, and each is ended.
+    assert "\u2068" not in text
+    assert all(title.count("\u2068") == title.count("\u2069") for title in titles)
+
+
+def test_names_in_text_are_isolated_from_the_figures(hostile_page):
+    """Every piece of text with a name written from right to left is in an element <bdi>."""
+    assert "מצלמה 7" in hostile_page
+    for name in ("מצלמה 7", "דוד 12", "محمد ٣"):
+        outside = re.sub(r"<bdi>[^<]*</bdi>|(title|alt)=\"[^\"]*\"", "", hostile_page)
+        assert name not in outside
+
+
+def test_page_asks_nobody_for_anything_and_links_to_its_own_pictures_alone(project, page):
+    for tag, attributes in Elements(page).found:
+        for name in ("src", "data", "poster", "srcset"):
+            if name in attributes:
+                assert attributes[name].startswith(("data:image/jpeg;base64,", "data:image/png;base64,")), tag
+        link = attributes.get("href", "#")
+        if not link.startswith("#"):
+            assert re.fullmatch(r"figures/\w+\.png", link)
+            assert (project / "report" / link).is_file()
+    assert "@import" not in page
+    assert not re.search(r"url\s*\(", page)
+
+
+def test_links_within_the_page_lead_somewhere(page):
+    elements = Elements(page).found
+    places = {attributes["id"] for _, attributes in elements if "id" in attributes}
+    links = {a["href"][1:] for _, a in elements if a.get("href", "").startswith("#")}
+    assert links <= places
+    assert len(links) > 10
+
+
+def test_page_shows_every_part(page):
+    text = Elements(page).text
+    for part in ("What to look at next", "hardest failures", "Easiest confusions", "Camera by camera"):
+        assert part in text
+    for part in (
+        "How far apart",
+        "two dimensions",
+        "How well texts name",
+        "Where the text acts",
+        "Quarantine",
+    ):
+        assert part in text
+    for method in wording.METHOD_NAMES.values():
+        assert method in text
+    assert "empty file" in text  # why the image was refused
+    assert page.count("✓</em>") + page.count("✗</em>") == page.count('class="shot is-')
+    assert 'class="shot is-right"' in page
+
+
+def test_figures_are_pictures_too(project, page):
+    folder = project / "report" / "figures"
+    names = {"cmc", "losses", "distances", "camera_pairs", "naming", "embedding2d"}
+    assert {path.name for path in folder.iterdir()} == {f"{name}.png" for name in names}
+    for path in folder.iterdir():
+        with Image.open(path) as image:
+            assert min(image.size) > 200
+
+
+def test_the_same_files_give_the_same_page_and_pictures(project, page, tmp_path):
+    write_report(PARAMS, project, tmp_path / "again")
+    first = [path for path in (project / "report").rglob("*") if path.is_file()]
+    assert len(first) == 7
+    for path in first:
+        again = tmp_path / "again" / path.relative_to(project / "report")
+        assert path.read_bytes() == again.read_bytes()
+
+
+def test_twenty_cameras_with_long_names_keep_to_the_page(tmp_path):
+    names = [f"Building {n}, second floor, the north entrance $x_{{{n}}}$" for n in range(20)]
+    cameras = {modality: [f"{modality} {name}" for name in names] for modality in ("visible", "infrared")}
+    people = (f"person {n}" for n in range(5))
+    root = make_project(tmp_path, people, cameras, size=(144, 72), shots=1)
+    page = write_report(PARAMS, root, root / "report").read_text("utf-8")
+    assert 'class="heat tight"' in page
+    assert page.count('<td style="--share:') == 2 * 20 * 20
+    assert len(page) < 3_000_000
+
+
+def test_one_test_person_has_a_report_without_the_parts_that_compare_people(tmp_path):
+    # The highest buckets of these names are 79 and 70.
+    root = make_project(tmp_path, (f"person {n}" for n in range(8)), test_percent=25)
+    page = write_report(PARAMS, root, root / "report").read_text("utf-8")
+    assert "<li>test people <b>1</b></li>" in page
+    assert 'id="distances"' not in page and 'id="embedding"' not in page
+    assert "No query has somebody else at rank 1." in page
+    assert not (root / "report" / "figures" / "embedding2d.png").exists()
+
+
+def test_missing_file_is_named_and_the_old_report_stays(tmp_path, fault):
+    write(tmp_path / "report" / "index.html", b"the report before")
+    root = make_project(tmp_path, (f"person {n}" for n in range(5)))
+    (root / "evaluation" / "text_maps.csv").unlink()
+    with pytest.raises(UserError, match=r"text_maps\.csv: no such file; `dvc repro` makes it") as error:
+        write_report(PARAMS, root, root / "report")
+    assert (root / "report" / "index.html").read_bytes() == b"the report before"
+    fault("report", "a file of an earlier stage is missing", error.value)

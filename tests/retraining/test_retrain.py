@@ -1,0 +1,275 @@
+"""A look at the camera data: when a run begins, what it begins with, and what is carried out at its end."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import registry_project
+from make_images import make_drop, people_named
+from registry_project import ledger
+from repository import git
+from webhook import Webhook
+from workspace import environment, set_params
+
+from csdn.data.catalog import PEOPLE_SCHEMA, table_of, write_table
+from csdn.ingest.ledger import Status, decide, read_ledger, write_ledger
+from csdn.params import load_params
+from csdn.retraining import run as retrain
+from csdn.retraining import steps
+from csdn.retraining.branches import history, refused_ledgers
+from csdn.retraining.local import retrain_local
+from csdn.retraining.lock import asked, workspace_lock
+from csdn.retraining.run import apply_decision, nothing_usable, scan
+from csdn.retraining.trigger import Arrivals
+from csdn.runtime.errors import UserError
+from flows import retrain as flow
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A project without a drop or a champion, which looks at the folder `in` beside it."""
+    folder = registry_project.make_project(tmp_path / "project", drops=())
+    (tmp_path / "in").mkdir()
+    (folder / "data/aliases.json").write_text("{}")
+    thresholds = {"retrain.images": 100, "retrain.people": 5, "retrain.days": 30}
+    set_params(folder, {"ingest.landing": [str(tmp_path / "in")], **thresholds})
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "where camera data lands")
+    return folder
+
+
+def arrive(project, name, people, images=2):
+    """A drop of 12 images a person (6 an image)."""
+    return make_drop(project.parent / "in" / name, people, images=images)
+
+
+def write_gate(run, decision, *reasons):
+    (run.folder / "metrics/gate.json").write_text(json.dumps({"decision": decision, "reasons": reasons}))
+
+
+@pytest.fixture
+def with_champion(project, monkeypatch):
+    """The project with a champion, trained on a drop with ten people; its files are not fetched again."""
+    arrive(project, "monday", people_named(10))
+    run = scan(project).run
+    registry_project.work(run)
+    write_gate(run, "promote", "there is no champion yet")
+    assert apply_decision(run).event == "promoted"
+    rows = [(n, person, 0, "train", "train", 4, 2) for n, person in enumerate(people_named(10))]
+    monkeypatch.setattr(retrain, "fetch_champion", lambda *_: None)
+    monkeypatch.setattr("csdn.retraining.workspace.fetch_champion", lambda *_: None)
+    write_table(project / "champion/data/people.parquet", table_of(rows, PEOPLE_SCHEMA))
+    return project
+
+
+def test_without_a_champion_the_first_drop_begins_a_run(project):
+    assert scan(project).why == "nothing is new"
+    arrive(project, "monday", people_named(2))
+    found = scan(project)
+    assert (found.new, found.title) == (Arrivals(12, 2), "retrain: 2 new people, 12 images")
+    assert [drop.address for drop in ledger(found.run.folder)] == [str(project.parent / "in/monday")]
+    assert found.notes[0].startswith("added drop ")
+    assert ledger(project) == [] and git(project, "status", "--porcelain") == ""
+
+
+def test_what_is_not_enough_yet_is_seen_again_and_counted_together(with_champion):
+    arrive(with_champion, "tuesday", people_named(3, "new"))
+    found = scan(with_champion)
+    assert found.run is None and found.new == Arrivals(18, 3)
+    assert found.why.startswith("not enough yet: 18 new images (retrain.images: 100), 3 new people")
+    arrive(with_champion, "wednesday", [*people_named(10), *people_named(2, "newer")])
+    found = scan(with_champion)
+    assert found.new == Arrivals(90, 5) and found.why == "5 new people (retrain.people: 5)"
+    assert len(found.run.new_drops) == 2
+
+
+def test_a_person_may_want_it_regardless(with_champion):
+    arrive(with_champion, "tuesday", people_named(1, "new"))
+    assert scan(with_champion).run is None
+    assert scan(with_champion, regardless=True).run is not None
+
+
+def test_days_count_from_the_champion(with_champion, monkeypatch):
+    class Later(datetime.datetime):
+        @classmethod
+        def now(cls, zone=None):
+            return super().now(zone) + datetime.timedelta(days=30)
+
+    arrive(with_champion, "tuesday", people_named(1, "new"))
+    monkeypatch.setattr(retrain, "datetime", Later)
+    assert scan(with_champion).why == "30 days since the champion was chosen (retrain.days: 30)"
+
+
+def test_a_look_that_is_repeated_goes_on_with_its_run(with_champion):
+    arrive(with_champion, "tuesday", people_named(5, "new"))
+    assert scan(with_champion).run.id == scan(with_champion).run.id
+
+
+def test_overrides_are_the_run_s_alone(with_champion):
+    arrive(with_champion, "tuesday", people_named(5, "new"))
+    run = scan(with_champion, {"embedding.epochs": 3}).run
+    assert load_params(run.folder / "params.yaml").embedding.epochs == 3
+    assert load_params(with_champion / "params.yaml").embedding.epochs != 3
+
+
+def test_a_refusal_holds_the_drops_and_the_next_look_finds_nothing_new(with_champion):
+    before = git(with_champion, "rev-parse", "main")
+    arrive(with_champion, "tuesday", people_named(5, "new"))
+    run = scan(with_champion).run
+    registry_project.work(run)
+    write_gate(run, "keep", "rank-1 fell by 7 points")
+    outcome = apply_decision(run)
+    assert outcome.event == "refused" and outcome.version is None
+    assert outcome.reasons[0] == "rank-1 fell by 7 points" and "in/tuesday" in outcome.reasons[1]
+    assert git(with_champion, "rev-parse", "main") == before
+    assert apply_decision(run).event == "refused"  # after a kill, say
+    assert scan(with_champion).why == "nothing is new"
+
+
+@pytest.fixture(params=["csdn retrain", "Prefect"])
+def retrained(request, monkeypatch):
+    """retrained(project): a retraining whose stage 2 diverges; by hand, and by the flow's own functions."""
+    said = "embedding: training diverged: epoch 1, step 7"
+
+    def repro(stage, folder, *_):
+        if stage == "ingest":
+            registry_project.run(folder, "python", "stage.py")
+        if stage == "embedding":
+            (folder / "metrics/embedding.json").unlink(missing_ok=True)  # DVC removes outs first
+            raise steps.StepDiverged(said)
+
+    monkeypatch.setattr(steps, "repro", repro)
+    if request.param == "csdn retrain":
+        return lambda project: retrain_local(project, {}, regardless=False)
+    monkeypatch.setattr(flow, "run_ingest", lambda folder, _: repro("ingest", folder))
+    monkeypatch.setattr(flow, "run_others", lambda folder, _: repro("embedding", folder))
+    monkeypatch.setattr(flow, "show_gate", lambda _: None)
+    monkeypatch.setattr(flow, "conclude", apply_decision)
+
+    def by_flow(project):
+        found = scan(project)
+        return found.run and flow.carry_out(found.run, SimpleNamespace(environment={}))
+
+    return by_flow
+
+
+def test_a_training_that_diverged_is_refused_and_not_repeated(with_champion, retrained):
+    before = git(with_champion, "rev-parse", "main")
+    arrive(with_champion, "tuesday", people_named(5, "new"))
+    retrained(with_champion)
+    event = history(with_champion)[-1]
+    assert event.outcome == "refused" and "diverged: epoch 1, step 7" in event.reason
+    assert event.figures == {}, "this run has no model; those that it began with are the champion's"
+    assert git(with_champion, "rev-parse", "main") == before
+    (held,) = [drop for drop in refused_ledgers(with_champion)[-1] if drop.status is Status.HELD]
+    assert held.address.endswith("in/tuesday") and "step 7" in held.reason
+    assert scan(with_champion).why == "nothing is new"
+    retrained(with_champion)
+    assert len(history(with_champion)) == 2, "the next night begins no run"
+
+
+def test_a_drop_that_a_person_accepts_after_all_is_new(with_champion):
+    arrive(with_champion, "tuesday", people_named(5, "new"))
+    run = scan(with_champion).run
+    registry_project.work(run)
+    write_gate(run, "keep", "worse")
+    apply_decision(run)
+    held = read_ledger(run.folder / "data/drops.json")
+    drops = decide(held, str(with_champion.parent / "in/tuesday"), Status.ACCEPTED, "looked at it")
+    write_ledger(drops, with_champion / "data/drops.json")
+    git(with_champion, "commit", "--quiet", "--all", "--message", "take it")
+    assert scan(with_champion).new == Arrivals(30, 5)
+
+
+def test_a_place_that_is_relative_is_an_error(project):
+    set_params(project, {"ingest.landing": ["in"]})
+    git(project, "commit", "--quiet", "--all", "--message", "relative")
+    with pytest.raises(UserError, match=r"ingest\.landing = 'in': a run works in a folder of its own"):
+        scan(project)
+
+
+def test_a_run_without_the_gate_s_answer_cannot_be_concluded(project):
+    arrive(project, "monday", people_named(2))
+    run = scan(project).run
+    registry_project.work(run)
+    with pytest.raises(UserError, match=r"metrics/gate.json.*`csdn gate`"):
+        apply_decision(run)
+    assert ledger(project) == []
+
+
+@pytest.mark.parametrize("bad", [1, 2])
+def test_where_ingest_holds_all_that_came_nothing_is_trained(with_champion, bad):
+    """A run on the champion's data alone would promote what nothing new has taught."""
+    for name in ("tuesday", "wednesday"):
+        arrive(with_champion, name, people_named(5, name))
+    run = scan(with_champion).run
+    registry_project.work(run)
+    metrics = json.loads((run.folder / "metrics/ingest.json").read_text())
+    why = {"reasons": {"truncated": 9}, "examples": {"truncated": ["north/1.jpg"]}}
+    held = [{"id": drop.id, "images": 60, "bad": 9, **why} for drop in run.new_drops[:bad]]
+    metrics["drops"] = {"held": held}
+    (run.folder / "metrics/ingest.json").write_text(json.dumps(metrics))
+    reasons = [f"{drop}: 9 of 60 images are bad: 9 x truncated (north/1.jpg, ...)" for drop in run.new_drops]
+    assert nothing_usable(run) == (reasons if bad == 2 else [])
+    if bad == 2:
+        assert apply_decision(run).reasons[:2] == tuple(reasons)
+
+
+def test_only_the_newest_working_trees_stay(project, monkeypatch):
+    monkeypatch.setattr(retrain, "KEPT", 1)
+    arrive(project, "monday", people_named(2))
+    runs = [scan(project, {"seed": seed}).run for seed in (1, 2)]
+    retrain.prune_worktrees(project)
+    assert [run.folder.exists() for run in runs] == [False, True]
+    assert scan(project, {"seed": 1}).run.id == runs[0].id and runs[0].folder.exists()
+
+
+def test_a_failure_is_told_to_the_webhook(project, monkeypatch):
+    webhook = Webhook()
+    monkeypatch.setenv("CSDN_WEBHOOK", webhook.address)
+    try:
+        set_params(project, {"ingest.landing": ["/no/such/folder"]})
+        git(project, "commit", "--quiet", "--all", "--message", "wrong")
+        with pytest.raises(UserError, match="no such folder"):
+            retrain_local(project, {}, regardless=False)
+    finally:
+        webhook.close()
+    ((_, told),) = webhook.got
+    assert told["event"] == "failed" and "/no/such/folder: no such folder" in told["text"]
+
+
+def test_a_second_call_asks_the_first_one_to_look_again_and_succeeds(project):
+    with workspace_lock(project, "a test"):
+        done = subprocess.run(
+            ["csdn", "retrain"], cwd=project, env=environment(), capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 0 and "busy: a test" in done.stdout and asked(project)
+
+
+def test_a_setting_needs_a_value(project):
+    done = subprocess.run(
+        ["csdn", "retrain", "--set", "seed"],
+        cwd=project,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1 and "--set seed: expected KEY=VALUE" in done.stderr
+
+
+def test_the_flows_know_no_tensors():
+    """Workers that wait for hours, and start a process for each run, need not load torch or Ray."""
+    code = (
+        "import flows.pipeline, flows.retrain, sys; print({'torch', 'ray', 'open_clip'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,102 @@
+"""Who may be asked: nobody whom a model has seen, by name or by an image."""
+
+import pyarrow as pa
+import pytest
+
+from csdn.data.catalog import PEOPLE_SCHEMA, SAMPLES_SCHEMA, Dataset
+from csdn.retraining.gate_run import SeenData, all_images, exclude_seen_identities, trained_on, without_drops
+
+
+def dataset(*images):
+    """Images as (person, side, key, drop), the modality in the key's first letter."""
+    names = sorted({person for person, *_ in images})
+    samples = [
+        {
+            "key": key.encode().hex().ljust(64, "0"),
+            "extension": "jpg",
+            "shard": "a.tar",
+            "offset": number,
+            "size": 1,
+            "person_row": names.index(person),
+            "side": side,
+            "modality": "visible" if key[0] == "v" else "infrared",
+            "camera": "north",
+            "path": key,
+            "drop": drop,
+            "places": None,
+        }
+        for number, (person, side, key, drop) in enumerate(images)
+    ]
+    people = [
+        {
+            "row": row,
+            "person": name,
+            "bucket": 0,
+            "side": "test",
+            "status": "test",
+            "visible": 1,
+            "infrared": 1,
+        }
+        for row, name in enumerate(names)
+    ]
+    return Dataset(pa.Table.from_pylist(samples, SAMPLES_SCHEMA), pa.Table.from_pylist(people, PEOPLE_SCHEMA))
+
+
+def asked(data, trained, person=lambda name: name):
+    return exclude_seen_identities(data, trained, person).samples["path"].to_pylist()
+
+
+NOBODY = SeenData(frozenset(), pa.chunked_array([], pa.string()))
+DATA = dataset(
+    ("ana", "test", "v1", "d"),
+    ("ana", "test", "i1", "d"),
+    ("bo", "test", "v2", "e"),
+    ("cy", "train", "v3", "e"),
+)
+
+
+@pytest.mark.parametrize(
+    "trained, alias, left",
+    [
+        (NOBODY, {}, ["v1", "i1", "v2"]),
+        (trained_on(["ana"], dataset()), {}, ["v2"]),
+        (trained_on(["anna"], dataset()), {}, ["v1", "i1", "v2"]),
+        (trained_on(["anna"], dataset()), {"anna": "ana"}, ["v2"]),  # the alias came after the training
+        (trained_on(["ana"], dataset()), {"ana": "anna"}, ["v2"]),  # then's data, today's name
+        (trained_on([], dataset(("x", "train", "i1", "d"))), {}, ["v2"]),  # all images of her, by one
+        (trained_on([], dataset(("x", "test", "i1", "d"))), {}, ["v1", "i1", "v2"]),
+        (trained_on(["ana"], dataset()) | trained_on(["bo"], dataset()), {}, []),
+    ],
+)
+def test_nobody_whom_a_model_has_seen_is_asked(trained, alias, left):
+    assert asked(DATA, trained, lambda name: alias.get(name, name)) == left
+
+
+def test_drops_are_left_out_by_id():
+    assert without_drops(DATA, ["d"]).samples["path"].to_pylist() == ["v2", "v3"]
+    assert without_drops(DATA, []).samples == DATA.samples
+
+
+def test_all_images_are_those_of_both_each_once_where_the_first_has_it():
+    other = dataset(("bo", "test", "v2", "e"), ("new", "test", "i9", "f"), ("ana", "test", "v1", "d"))
+    table, (first, second) = all_images([DATA, other])
+    assert table.path.tolist() == ["v1", "i1", "v2", "i9"]
+    assert table.offset.tolist() == [0, 1, 2, 1]
+    assert (first.tolist(), second.tolist()) == ([0, 1, 2], [2, 3, 0])
+
+
+def test_the_same_bytes_in_the_other_modality_are_another_image():
+    images = dataset(("ana", "test", "v1", "d"))
+    other = Dataset(
+        images.samples.set_column(
+            SAMPLES_SCHEMA.get_field_index("modality"), "modality", pa.array(["infrared"])
+        ),
+        images.people,
+    )
+    assert len(all_images([images, other])[0]) == 2
+
+
+def test_images_that_a_benchmark_has_twice_are_embedded_once():
+    twice = dataset(("ana", "test", "v1", "d"), ("ana", "test", "v1", "d"))
+    table, (rows,) = all_images([twice])
+    assert (len(table), rows.tolist()) == (1, [0, 0])

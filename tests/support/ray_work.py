@@ -1,0 +1,111 @@
+"""A small stage 2 for the tests of Ray, which the plain process trains too."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from feed_data import write_data
+from killed_run import children
+from small_network import SMALL
+from worker_loop import settings
+
+from csdn.cluster.guard import MARK
+from csdn.data.catalog import load_dataset
+from csdn.data.loader import TrainLoader, TrainSource
+from csdn.data.state import StageState
+from csdn.model import CSDN
+from csdn.params import Params, load_params
+from csdn.training.checkpoint import CheckpointStore
+from csdn.training.embedding import EmbeddingWork, train_embedding
+
+# Of modules that run Ray.
+ON_RAY = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="csdn.cluster is for Linux"),
+]
+IDENTITIES, PEOPLE, IMAGES, SIZE = 12, 6, 2, (64, 32)
+
+
+def write_images(root: Path) -> Path:
+    write_data(root, people=IDENTITIES)
+    return root
+
+
+def make_work(root: Path, epochs: int = 3) -> EmbeddingWork:
+    """Five steps an epoch; the same weights and images each time."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    model = CSDN(replace(SMALL, identities=IDENTITIES)).channels_last()
+    text = torch.randn(IDENTITIES, SMALL.embed_dim, generator=torch.Generator().manual_seed(1))
+    table = load_dataset(root).train_table()
+    source = TrainSource(table, root / "shards", PEOPLE, IMAGES, SIZE, "imagenet", 2, 0)
+    return EmbeddingWork(model, text, source, replace(settings(torch.float32), epochs=epochs))
+
+
+def make_state(folder: Path, storage: str | None = None) -> CheckpointStore:
+    folder.mkdir()
+    return CheckpointStore(StageState(folder), storage)
+
+
+def make_params(workers: int, **scaling: object) -> Params:
+    params = load_params(Path(__file__).parents[2] / "params.yaml")
+    changed = {"workers": workers, "threads": 1, "feed_processes": 1, "checkpoint_seconds": 0, **scaling}
+    return params.model_copy(update={"scaling": params.scaling.model_copy(update=changed)})
+
+
+def train_plainly(work: EmbeddingWork, state: CheckpointStore) -> list[dict]:
+    feed = TrainLoader(work.source, 0)
+    return train_embedding(work.model, work.text_table, feed, work.settings, state, lambda *_: None)
+
+
+def difference(one: CSDN, other: CSDN) -> float:
+    """Relative difference of all weights and buffers."""
+    flat = [torch.cat([v.double().flatten() for v in m.state_dict().values()]) for m in (one, other)]
+    return float((flat[1] - flat[0]).norm() / flat[0].norm())
+
+
+def same_bytes(one: CSDN, other: CSDN) -> bool:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def ask_for_token() -> str:
+    """Let clusters that this process starts ask for a token, for good: Ray reads it once a process."""
+    os.environ["RAY_AUTH_MODE"] = "token"
+    return os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def nodes_that_train(cluster: Any) -> list[Any]:
+    """The nodes of Ray's test cluster on which a training worker lives."""
+
+    def trains(pid: int) -> bool:
+        with suppress(OSError):  # it has ended
+            return b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return False
+
+    def processes(node: Any) -> list[int]:
+        return [child for raylet in node.all_processes["raylet"] for child in children(raylet.process.pid)]
+
+    return [node for node in cluster.worker_nodes if any(map(trains, processes(node)))]
+
+
+def worker_pids() -> list[int]:
+    """Processes of this run's own Ray instance in which a training worker lives."""
+    entry = f"{MARK}={os.environ[MARK]}".encode()
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command, environment = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
+        except OSError:
+            continue
+        if b"RayTrainWorker" in command and entry in environment.split(b"\0"):
+            found.append(int(folder.name))
+    return sorted(found)

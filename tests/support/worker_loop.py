@@ -1,0 +1,89 @@
+"""Stage 2's loop in one of several processes that torch.distributed joins over gloo (test_invariance)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from small_network import SMALL
+
+from csdn.data.loader import TrainBatch
+from csdn.data.state import StageState
+from csdn.model import CSDN
+from csdn.training.embedding import EmbeddingSettings, train_embedding
+
+IDENTITIES, PEOPLE, IMAGES, SIZE = 20, 6, 2, (64, 32)
+STEPS, EPOCHS = 25, 2
+RATES = {torch.float64: 7e-4, torch.float32: 3e-5}
+
+
+class Slices:
+    """Each batch is a function of (epoch, step); this process takes its people of it."""
+
+    steps_per_epoch = STEPS
+
+    def __init__(self, rank: int, size: int, dtype: torch.dtype) -> None:
+        self.rank, self.size, self.dtype = rank, size, dtype
+        self.colours = torch.randn(IDENTITIES, 3, 1, 1, generator=torch.Generator().manual_seed(5))
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[TrainBatch]:
+        for step in range(start, STEPS):
+            draws = torch.Generator().manual_seed(1000 * epoch + step)
+            people = torch.randperm(IDENTITIES, generator=draws)[:PEOPLE].repeat_interleave(IMAGES)
+            shape = (len(people), 3, *SIZE)
+            views = [torch.randn(shape, generator=draws) + self.colours[people] for _ in range(3)]
+            mine = [view.to(self.dtype).chunk(self.size)[self.rank] for view in views]
+            yield TrainBatch(*mine, people.chunk(self.size)[self.rank], epoch, step, IMAGES)
+
+
+def settings(dtype: torch.dtype) -> EmbeddingSettings:
+    rate = RATES[dtype]
+    return EmbeddingSettings(
+        epochs=EPOCHS,
+        images=IMAGES,
+        precision="float32",
+        learning_rate=rate,
+        head_learning_rate=2 * rate,
+        weight_decay=5e-4,
+        schedule_update="step",
+        schedule={
+            "kind": "cosine",
+            "warmup_epochs": 0.5,
+            "warmup_factor": 0.01,
+            "milestones": (),
+            "gamma": 0.1,
+        },
+        weights={"identity": 1.0, "msel": 1.0, "triplet": 0.15, "hse_visible": 0.05, "hse_infrared": 0.1},
+    )
+
+
+def train(out: Path, rank: int, size: int, dtype: torch.dtype) -> None:
+    """Train, and write weights and losses of the first process to `out`."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    config = replace(SMALL, identities=IDENTITIES)
+    model = CSDN(config).channels_last().to(dtype)
+    text = torch.randn(IDENTITIES, config.embed_dim, generator=torch.Generator().manual_seed(1)).to(dtype)
+    state = out / f"state-{dtype}-{size}-{rank}".replace("torch.", "")
+    state.mkdir()
+    feed = Slices(rank, size, dtype)
+    rows = train_embedding(model, text, feed, settings(dtype), StageState(state), lambda *_: None)
+    if rank == 0:
+        name = f"{dtype}-{size}".removeprefix("torch.")
+        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, out / f"{name}.safetensors")
+        (out / f"{name}.json").write_text(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    folder, rank, size = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    if size > 1:
+        meeting = f"file://{folder / f'meeting-{size}'}"
+        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)
+    for kind in RATES:
+        train(folder, rank, size, kind)

@@ -1,0 +1,68 @@
+"""`csdn doctor` names what is missing, says what to do, and shows no secret."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from csdn.cli import doctor
+from csdn.cli.presets import use
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def project(tmp_path):
+    """The project's files that the report reads, without what its stages made."""
+    for name in ("params.yaml", "data/drops.json", ".dvc/config", "csdn/model/assets"):
+        source, target = ROOT / name, tmp_path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+    return tmp_path
+
+
+def found(root, name):
+    return next(check for check in doctor.report(root) if check.name == name)
+
+
+def test_nothing_stands_in_the_way_of_the_demo_here():
+    assert [check for check in doctor.report(ROOT) if check.state == "problem"] == []
+
+
+def test_missing_clip_weights_come_with_the_command_that_fetches_them(project):
+    assert found(project, "CLIP weights").state == "ok"
+    use("cameras", project / "params.yaml")
+    check = found(project, "CLIP weights")
+    assert (check.state, check.advice) == ("problem", "csdn fetch-clip")
+    assert "RN50" in check.found and "weights/RN50-openai.safetensors" in check.found
+
+
+def test_a_mistake_in_params_is_one_line_and_ends_no_other_check(project):
+    path = project / "params.yaml"
+    path.write_text(path.read_text().replace("trials: 10", "trials: ten"))
+    check = found(project, "params.yaml")
+    assert check.state == "problem"
+    assert "evaluation.trials = 'ten'" in check.found and "\n" not in check.found
+    assert found(project, "ledger").state == "ok"
+
+
+def test_a_folder_that_is_no_project_is_a_problem(tmp_path):
+    problems = {check.name for check in doctor.report(tmp_path) if check.state == "problem"}
+    assert problems == {"git", "dvc", "params.yaml", "ledger"}
+
+
+def test_a_missing_and_an_old_package_are_named(monkeypatch):
+    needs = ["torch>=999", "no-such-package", "numpy>=2", 'ruff; extra == "test"']
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: needs)
+    torch, missing = doctor.report(ROOT)[1].found.split("; ")
+    assert torch.endswith("is not >=999")
+    assert missing == "no-such-package is missing"
+
+
+def test_credentials_are_named_and_never_shown(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "open-sesame")
+    doctor.show()
+    shown = capsys.readouterr().out
+    assert "AWS_SECRET_ACCESS_KEY" in shown
+    assert "open-sesame" not in shown

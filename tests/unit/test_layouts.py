@@ -1,0 +1,54 @@
+"""How weights lie in memory, and batch norms folded into convolutions, are matters of speed alone."""
+
+import torch
+from golden_vectors import assert_near, network, tensors
+
+from csdn.model import fuse_batch_norms
+from csdn.training.checkpoint import optimizer_tensors, restore_optimizer
+
+IMAGES = {"visible": tensors("inputs")["x_rgb_view1"], "infrared": tensors("inputs")["x_ir"]}
+
+
+def test_channels_last_trains_the_same_network():
+    plain, fast = network().double().train(), network().double().train().channels_last()
+    assert fast.layers[0][0].conv2.weight.is_contiguous(memory_format=torch.channels_last)
+    images = {modality: x.double() for modality, x in IMAGES.items()}
+    for model in (plain, fast):
+        sum(output.square().sum() for output in model(images)).backward()
+    for (name, one), (_, other) in zip(plain.named_parameters(), fast.named_parameters(), strict=True):
+        assert (one.grad is None) == (other.grad is None), name
+        if one.grad is not None:
+            assert_near(other.grad, one.grad, 1e-9)
+
+
+def test_a_folded_network_gives_the_same_features_and_has_no_batch_norm_before_the_map():
+    model = network()
+    fast = fuse_batch_norms(model)
+    for modality, images in IMAGES.items():
+        assert_near(fast.embed(images, modality), model.embed(images, modality))
+        assert_near(fast.image_embeddings(images, modality), model.image_embeddings(images, modality))
+    for part in (fast.stems, fast.layers):
+        assert not [m for m in part.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert [m for m in model.layers.modules() if isinstance(m, torch.nn.BatchNorm2d)], (
+        "it folded the original"
+    )
+
+
+def test_a_restored_optimiser_goes_on_exactly_whatever_the_layout():
+    """A file holds tensors row by row; Adam's averages must lie as the weights do."""
+    weights = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+    first = torch.nn.Parameter(weights.to(memory_format=torch.channels_last))
+    optimizer = torch.optim.Adam([first], lr=0.01, fused=True)
+    step(optimizer, first)
+    second = torch.nn.Parameter(first.detach().clone())
+    restored = torch.optim.Adam([second], lr=0.01, fused=True)
+    saved = {name: value.clone().contiguous() for name, value in optimizer_tensors(optimizer, "o.").items()}
+    restore_optimizer(restored, saved, "o.")
+    step(optimizer, first)
+    step(restored, second)
+    assert torch.equal(first, second)
+
+
+def step(optimizer, parameter):
+    parameter.grad = torch.sin(parameter.detach() * 9)
+    optimizer.step()

@@ -1,0 +1,100 @@
+"""A mistake in params.yaml is named: key, value, and what is allowed."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from csdn.params import load_params, parse_params
+from csdn.runtime.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def raw():
+    return yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def test_the_committed_file_is_valid():
+    assert load_params(ROOT / "params.yaml").embedding.people == 8
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says", "what"),
+    [
+        (
+            "embedding.peple",
+            8,
+            "unknown key; the nearest is people; allowed here: epochs",
+            "a misspelt parameter",
+        ),
+        ("colour", 1, "unknown key; allowed here: seed, data", "a section that there is not"),
+        ("embedding.people", "eight", "= 'eight': Input should be a valid integer", "a word for a number"),
+        ("embedding.people", 1, "= 1: Input should be greater than or equal to 2", "one person in a batch"),
+        ("embedding.learning_rate", -1, "= -1: Input should be greater than 0", "a negative learning rate"),
+        ("model.stem", "resnet", "= 'resnet': Input should be 'clip' or 'published'", "an unknown stem"),
+        ("model.image_size", [64], "at least 2 items", "a height without a width"),
+        ("data.test_percent", 100, "less than or equal to 99", "nobody left to train on"),
+        ("embedding.schedule.milestones", [70, 40], "must rise", "milestones that fall"),
+        ("prompts.prompts.warmup_epochs", 99, "99.0 is longer than epochs 6", "a warm-up without an end"),
+        ("ingest.store", "data/shards", "= 'data/shards': not an address of", "a folder for ingest.store"),
+        ("ingest.max_bad_fraction", 2, "less than or equal to 1", "a fraction of 2"),
+        ("gate.margin", -1, "= -1: Input should be greater than or equal to 0", "a negative margin"),
+        ("gate.confidence", 95, "= 95: Input should be less than 1", "a confidence in percent"),
+    ],
+)
+def test_a_mistake_is_named(raw, key, value, says, what, fault):
+    *path, last = key.split(".")
+    section = raw
+    for name in path:
+        section = section[name]
+    section[last] = value
+    with pytest.raises(UserError) as error:
+        parse_params(raw, source="params.yaml")
+    assert says in str(error.value) and f"  {key.rpartition('.')[0]}" in str(error.value)
+    fault("parameters", what, error.value)
+
+
+def test_values_that_do_not_fit_each_other_are_named(raw, fault):
+    raw["scaling"]["workers"] = 3
+    with pytest.raises(UserError) as error:
+        parse_params(raw, source="params.yaml")
+    assert "\n  embedding.people = 8 cannot be split over scaling.workers = 3: choose" in str(error.value)
+    fault("training", "the people of a batch cannot be split over the workers", error.value)
+
+
+def test_every_mistake_is_told_at_once(raw):
+    raw["seed"] = -1
+    del raw["report"]
+    with pytest.raises(UserError) as error:
+        parse_params(raw)
+    assert "seed = -1" in str(error.value)
+    assert "report: missing" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text, what",
+    [
+        ("a: [", "params.yaml is cut"),
+        ("", "params.yaml is an empty file"),
+        ("just text", "params.yaml is a text"),
+    ],
+)
+def test_a_file_that_is_no_mapping_is_refused(tmp_path, text, what, fault):
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"not usable|not valid YAML") as error:
+        load_params(tmp_path / "params.yaml")
+    fault("parameters", what, error.value)
+
+
+def test_a_missing_file_says_where_to_run(tmp_path, fault):
+    with pytest.raises(UserError, match="root folder") as error:
+        load_params(tmp_path / "params.yaml")
+    fault("parameters", "no params.yaml where the command is run", error.value)
+
+
+def test_a_protocol_is_named_with_what_makes_it_another_experiment(raw):
+    assert parse_params(raw).evaluation.described() == "cameras"
+    raw["evaluation"] |= {"protocol": "sysu", "mode": "indoor", "shots": 10}
+    assert parse_params(raw).evaluation.described() == "sysu, indoor, 10-shot"

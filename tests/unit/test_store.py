@@ -1,0 +1,111 @@
+"""When a request to an object store is repeated, when not, and what an error says."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+from botocore import exceptions
+from botocore.exceptions import ClientError
+
+from csdn.data import storage
+from csdn.data.storage import Store
+from csdn.runtime.errors import UserError
+
+URL = {"endpoint_url": "http://store/bucket/key"}
+
+
+def answer(status: int, code: str = "", message: str = "") -> ClientError:
+    about = {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(about, "GetObject")
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that only waiting takes; gives the waits."""
+    waits = []
+    monkeypatch.setattr(storage.time, "sleep", waits.append)
+    monkeypatch.setattr(storage.time, "monotonic", lambda: sum(waits))
+    return waits
+
+
+def ask(*errors: Exception, patience: float = 60) -> str:
+    """The answer after these errors."""
+    waiting = iter(errors)
+
+    def request() -> str:
+        for error in waiting:
+            raise error
+        return "answer"
+
+    return storage.with_retries(request, "s3://bucket/key", "http://store", patience)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        answer(500, "InternalError"),
+        answer(503, "SlowDown"),
+        answer(429, "TooManyRequests"),
+        answer(400, "RequestTimeout"),
+        exceptions.EndpointConnectionError(**URL),
+        exceptions.ConnectTimeoutError(**URL),
+        exceptions.ReadTimeoutError(**URL),
+        exceptions.ConnectionClosedError(**URL),
+        exceptions.IncompleteReadError(actual_bytes=1, expected_bytes=2),
+    ],
+)
+def test_a_store_that_is_away_is_asked_again(error, clock):
+    assert ask(*[error] * 5) == "answer"
+    assert len(clock) == 5
+    assert all(0.5 * 0.1 * 2**n <= wait <= 0.1 * 2**n for n, wait in enumerate(clock))
+
+
+def test_patience_ends(clock):
+    with pytest.raises(UserError, match=r"http://store does not answer \(no connection; tried for \d+ s\)"):
+        ask(*[exceptions.EndpointConnectionError(**URL)] * 1000)
+    assert 50 < sum(clock) <= 60 and max(clock) <= 4
+    clock.clear()
+    with pytest.raises(UserError, match="does not answer"):
+        ask(*[exceptions.ReadTimeoutError(**URL)] * 1000, patience=storage.FIRST_PATIENCE)
+    assert sum(clock) <= storage.FIRST_PATIENCE
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (answer(403, "AccessDenied"), "this key may not do that"),
+        (answer(403, "403"), "this key may not do that"),
+        (answer(400, "ExpiredToken"), "not valid, or not any more"),
+        (answer(301, "301"), "in another region; set AWS_DEFAULT_REGION"),
+        (answer(400, "AuthorizationHeaderMalformed"), "in another region; set AWS_DEFAULT_REGION"),
+        (answer(403, "RequestTimeTooSkewed"), "clock is wrong"),
+        (answer(400, "EntityTooLarge", "Too large."), "the store refuses: Too large."),
+        (exceptions.SSLError(**URL, error="certificate"), "SSL validation failed"),
+    ],
+)
+def test_what_will_not_change_is_told_at_once(error, says, clock):
+    with pytest.raises(UserError, match=f"s3://bucket/key: .*{says}"):
+        ask(error)
+    assert clock == []
+
+
+def test_a_missing_object_is_not_a_missing_store(clock):
+    for error in (answer(404, "NoSuchKey"), answer(404, "404")):
+        with pytest.raises(FileNotFoundError, match="s3://bucket/key"):
+            ask(error)
+    with pytest.raises(UserError, match="there is no such bucket"):
+        ask(answer(404, "NoSuchBucket"))
+
+
+@pytest.mark.parametrize("address", ["data/shards", "s3://", "s3:///prefix", "gs://bucket/x"])
+def test_an_address_that_is_none_of_a_store_is_refused(address):
+    with pytest.raises(UserError, match=r"it is s3://bucket/prefix"):
+        Store(address)
+
+
+def test_a_store_travels_to_other_processes_without_its_connection():
+    store = Store("s3://bucket/prefix/")
+    store.client()
+    again = pickle.loads(pickle.dumps(store))
+    assert (again.bucket, again.prefix, again._connected) == ("bucket", "prefix", None)

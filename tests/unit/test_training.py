@@ -1,0 +1,348 @@
+"""The training loops: same seed, same bytes, however often they were interrupted; and they do learn."""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+
+from csdn.data.sampler import pair_plan, pooled_plan
+from csdn.data.state import CheckpointTimer, open_state
+from csdn.model import CSDN, ModelConfig
+from csdn.runtime.errors import Diverged
+from csdn.training.embedding import EmbeddingSettings, build_optimizer, train_embedding, training_step
+from csdn.training.log import LossLog, check_tensors
+from csdn.training.prompts import IntegrationPhase, PhaseSettings, PromptPhase, train_phase
+
+PEOPLE, IMAGES, SIZE = 3, 2, (32, 16)
+CONFIG = ModelConfig(
+    identities=PEOPLE,
+    image_size=SIZE,
+    depths=(1, 1, 1, 1),
+    width=8,
+    pool_heads=2,
+    embed_dim=16,
+    text_width=16,
+    text_heads=2,
+    text_layers=2,
+)
+EMBEDDING = EmbeddingSettings(
+    epochs=3,
+    images=IMAGES,
+    precision="float32",
+    learning_rate=1e-3,
+    head_learning_rate=2e-3,
+    weight_decay=5e-4,
+    schedule_update="step",
+    schedule={"kind": "cosine", "warmup_epochs": 0.5, "warmup_factor": 0.01, "milestones": (), "gamma": 0.1},
+    weights={"identity": 1.0, "msel": 1.0, "triplet": 0.15, "hse_visible": 0.05, "hse_infrared": 0.1},
+)
+PHASE = PhaseSettings(
+    epochs=30,
+    weight_decay=1e-4,
+    schedule_update="step",
+    schedule={
+        "learning_rate": 0.05,
+        "warmup_epochs": 1,
+        "warmup_learning_rate": 0.01,
+        "final_learning_rate": 1e-4,
+    },
+)
+
+
+@dataclass
+class Batch:
+    visible_view1: torch.Tensor
+    visible_view2: torch.Tensor
+    infrared: torch.Tensor
+    labels: torch.Tensor
+    step: int
+
+
+class RandomFeed:
+    """Batches that are a function of (epoch, step): people differ in their mean colour."""
+
+    steps_per_epoch = 4
+
+    def epoch(self, epoch, start=0):
+        for step in range(start, self.steps_per_epoch):
+            draws = torch.Generator().manual_seed(1000 * epoch + step)
+            labels = torch.arange(PEOPLE).repeat_interleave(IMAGES)
+            shape = (len(labels), 3, *SIZE)
+            views = [
+                torch.randn(shape, generator=draws) + labels[:, None, None, None].float() - 1
+                for _ in range(3)
+            ]
+            yield Batch(*views, labels, step)
+
+
+def small_model():
+    torch.manual_seed(0)
+    return CSDN(CONFIG)
+
+
+class Killed(Exception):
+    pass
+
+
+def always():
+    """Saves whenever there is something to save."""
+    return CheckpointTimer(rest=0, least=0)
+
+
+def seldom():
+    """Saves at the first chance, and not again."""
+    return CheckpointTimer(least=math.inf)
+
+
+def train(tmp_path, kill_after=None, pace=None):
+    """Train stage 2; with `kill_after`, a first run dies after that many steps and a second one goes on."""
+
+    def report(done, _total, _values):
+        if done == kill_after:
+            raise Killed
+
+    def once(report):
+        model = small_model()
+        with open_state("stage", "k", tmp_path) as state:
+            rows = train_embedding(model, torch.eye(PEOPLE, 16), RandomFeed(), EMBEDDING, state, report, pace)
+        return model, rows
+
+    if kill_after:
+        with pytest.raises(Killed):
+            once(report)
+    return once(lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("kill_after", "pace"), [(1, always), (2, always), (4, seldom), (5, always), (7, seldom), (12, always)]
+)
+def test_a_killed_run_ends_with_the_same_bytes(tmp_path, kill_after, pace):
+    model, rows = train(tmp_path / "a")
+    again, rows_again = train(tmp_path / "b", kill_after, pace())
+    assert rows_again == rows
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+
+
+def test_stage_2_learns_and_leaves_text_alone(tmp_path):
+    before = small_model().state_dict()
+    model, rows = train(tmp_path)
+    assert rows[-1]["total"] < rows[0]["total"]
+    changed = {
+        n.split(".")[0] for n, tensor in model.state_dict().items() if not torch.equal(tensor, before[n])
+    }
+    assert changed == {"stems", "layers", "gem", "gem_neck", "attention_pool", "pool_neck"}
+
+
+def test_every_trained_parameter_is_in_one_group():
+    model = small_model()
+    groups = build_optimizer(model, EMBEDDING).param_groups
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    assert len(grouped) == len(set(grouped)) == len(list(model.image_parameters()))
+    assert {id(parameter) for parameter in model.head_parameters()} == {id(p) for p in groups[1]["params"]}
+
+
+def phases(model):
+    """Both phases over 4 visible and 3 infrared embeddings of each person, well apart."""
+    draws = torch.Generator().manual_seed(0)
+    labels = torch.arange(PEOPLE).repeat(7)
+    modalities = np.repeat([0, 1], [4 * PEOPLE, 3 * PEOPLE])
+    embeddings = 3 * torch.eye(PEOPLE, 16)[labels] + 0.1 * torch.randn(len(labels), 16, generator=draws)
+    prompts = PromptPhase(
+        model, embeddings, labels, lambda epoch: pair_plan(labels.numpy(), modalities, 4, 0, epoch)
+    )
+    text = [torch.randn(PEOPLE, 16, generator=draws) for _ in range(2)]
+    integration = IntegrationPhase(
+        model, embeddings, labels, *text, lambda epoch: pooled_plan(len(labels), 8, 0, epoch), seed=0
+    )
+    return {"prompts": prompts, "integration": integration}
+
+
+@pytest.mark.parametrize("name", ["prompts", "integration"])
+def test_a_phase_learns_only_its_own_and_continues_exactly(tmp_path, name):
+    def run(folder, kill_after=None):
+        def report(done, _total, _values):
+            if done == kill_after:
+                raise Killed
+
+        model = small_model()
+        with open_state("stage", "k", folder) as state:
+            rows = train_phase(phases(model)[name], PHASE, state.part(name), report, always())
+        return model, rows
+
+    before = small_model().state_dict()
+    model, rows = run(tmp_path / "a")
+    with pytest.raises(Killed):
+        run(tmp_path / "b", kill_after=11)
+    again, rows_again = run(tmp_path / "b")
+    assert rows_again == rows
+    assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key], tensor), key
+        assert key.startswith(name) or torch.equal(tensor, before[key]), f"{key} was trained in {name}"
+
+
+def test_finished_phases_are_not_trained_again(tmp_path):
+    def run():
+        with open_state("stage", "k", tmp_path) as state:
+            train_phase(phases(small_model())["prompts"], PHASE, state.part("prompts"), calls.append_all)
+            raise Killed  # in the phase that follows
+
+    calls = _Calls()
+    with pytest.raises(Killed):
+        run()
+    first = calls.count
+    with pytest.raises(Killed):
+        run()
+    assert first > 0 and calls.count == first
+
+
+class _Calls:
+    count = 0
+
+    def append_all(self, *_):
+        self.count += 1
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 0), ("tf32", 0), ("bf16", 0.05)])
+def test_a_lower_precision_gives_losses_near_those_of_float32(precision, tolerance):
+    batch = next(RandomFeed().epoch(0))
+    found = {}
+    for name in ("float32", precision):
+        model, settings = small_model().train(), replace(EMBEDDING, precision=name)
+        optimizer = build_optimizer(model, settings)
+        found[name] = training_step(model, optimizer, batch, torch.eye(PEOPLE, 16), settings)
+        assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    exact, lower = (torch.stack(list(found[name].values())) for name in ("float32", precision))
+    assert lower.dtype == torch.float32
+    assert torch.allclose(lower, exact, rtol=tolerance, atol=0)
+    assert torch.equal(lower, exact) == (precision != "bf16")
+
+
+class SpoiltFeed(RandomFeed):
+    """A value of one batch is not finite."""
+
+    def __init__(self, epoch, step, value):
+        self.at, self.value = (epoch, step), value
+
+    def epoch(self, epoch, start=0):
+        for batch in super().epoch(epoch, start):
+            if (epoch, batch.step) == self.at:
+                batch.infrared[0, 0, 0, 0] = self.value
+            yield batch
+
+
+def diverge(folder, feed=None, settings=EMBEDDING, report=lambda *_: None):
+    """(the error, the last checkpoint's step over all epochs, whether all of it is finite) of a stage 2."""
+    with pytest.raises(Diverged) as error, open_state("stage", "k", folder) as state:
+        train_embedding(
+            small_model(), torch.eye(PEOPLE, 16), feed or RandomFeed(), settings, state, report, always()
+        )
+    with pytest.raises(Killed), open_state("stage", "k", folder) as state:
+        position, tensors = state.load() or ({"epoch": 0, "step": 0}, {})
+        raise Killed
+    done = position["epoch"] * RandomFeed.steps_per_epoch + position["step"]
+    return str(error.value), done, all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(("epoch", "step"), [(0, 0), (1, 2), (2, 3)])
+def test_a_loss_that_is_no_number_ends_stage_2_at_its_step(tmp_path, epoch, step, value, fault):
+    said, saved, finite = diverge(tmp_path, SpoiltFeed(epoch, step, value))
+    bad = 4 * epoch + step + 1
+    assert f"epoch {epoch + 1}, step {bad}, at learning rate " in said
+    assert "total = nan" in said and "lower learning_rate" in said and "training.precision" in said
+    assert (saved, finite) == (bad - 1, True)
+    if (epoch, step) == (1, 2):
+        fault("training", "a loss becomes NaN in the middle of stage 2", said)
+
+
+def test_a_learning_rate_of_1000_ends_stage_2_and_a_second_run_says_so_again(tmp_path):
+    """It goes on from what the first one saved, and not in silence."""
+    settings = replace(EMBEDDING, learning_rate=1000.0, head_learning_rate=1000.0)
+    first = diverge(tmp_path, settings=settings)
+    assert "epoch 1, step 2, at learning rate 505" in first[0]
+    assert first[1:] == (1, True)
+    steps = []
+    assert diverge(tmp_path, settings=settings, report=lambda done, *_: steps.append(done)) == first
+    assert set(steps) <= {2}, "step 1 is not made again"
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_weights_that_are_not_finite_are_never_kept_though_losses_are(tmp_path, monkeypatch, saves):
+    """Neither in a checkpoint nor, where none was due, as the model of the last step."""
+    from csdn.training import embedding
+
+    real = embedding.training_step
+
+    def step_that_spoils(model, optimizer, batch, *rest):
+        losses = real(model, optimizer, batch, *rest)
+        if batch.step == 3:
+            with torch.no_grad():
+                next(iter(model.stems.parameters())).view(-1)[0] = math.inf
+        return losses
+
+    monkeypatch.setattr(embedding, "training_step", step_that_spoils)
+    if not saves:
+        monkeypatch.setattr(embedding, "due_to_save", lambda *_: False)
+    said, saved, finite = diverge(tmp_path, settings=replace(EMBEDDING, epochs=1))
+    assert "epoch 1, step 4, " in said and "model.stems." in said
+    assert (saved, finite) == (3 if saves else 0, True)
+
+
+def test_the_first_bad_step_of_a_row_is_named():
+    log = LossLog(60, "lower it")  # a row each three steps
+    for step, value in ((1, 1.0), (2, math.inf)):
+        assert not log.add({"loss": torch.tensor(value)}, 0.5, epoch=3, step=step, phase="integration")
+    with pytest.raises(
+        Diverged, match=r"phase integration, epoch 4, step 2, at learning rate 0\.5: .*loss = inf"
+    ):
+        log.add({"loss": torch.tensor(math.nan)}, 0.4, epoch=3, step=3, phase="integration")
+    assert log.rows == []
+
+
+def test_what_is_not_finite_in_one_worker_ends_all_of_them(monkeypatch):
+    """Each decides by what all have: one that went on would wait for the others."""
+    means = {1: 1.0, 2: math.nan, 3: 1.0}
+    monkeypatch.setattr(
+        "csdn.training.log.mean_over_ranks",
+        lambda losses: {name: torch.tensor(means.get(int(loss), math.nan)) for name, loss in losses.items()},
+    )
+    log = LossLog(60, "lower it")
+    log.add({"loss": torch.tensor(1.0)}, 0.5, epoch=0, step=1)
+    log.add({"loss": torch.tensor(2.0)}, 0.5, epoch=0, step=2)
+    with pytest.raises(Diverged, match="step 2, "):
+        log.add({"loss": torch.tensor(3.0)}, 0.5, epoch=0, step=3)
+    monkeypatch.setattr("csdn.training.log.any_rank", lambda own: True)
+    with pytest.raises(Diverged, match="weights of another worker"):
+        check_tensors({"a": torch.ones(1)}, {"epoch": 0, "step": 1, "learning_rate": 1.0}, "lower it")
+
+
+@pytest.mark.parametrize("name", ["prompts", "integration"])
+def test_a_phase_of_stage_1_ends_at_its_first_bad_step_too(tmp_path, name):
+    phase = phases(small_model())[name]
+    phase.embeddings[5] = math.nan
+    rows = (np.concatenate(row) if name == "prompts" else row for row in phase.plan(0))
+    bad = 1 + next(step for step, row in enumerate(rows) if 5 in row)
+    with pytest.raises(Diverged) as error, open_state("stage", "k", tmp_path) as state:
+        train_phase(phase, PHASE, state.part(name), lambda *_: None, always())
+    assert f"phase {name}, epoch 1, step {bad}, " in str(error.value)
+    assert f"lower prompts.{name}.learning_rate" in str(error.value)
+
+
+def test_a_high_learning_rate_ends_a_phase_of_stage_1(tmp_path):
+    schedule = PHASE.schedule | {"learning_rate": 1e38, "warmup_learning_rate": 1e38}
+    with pytest.raises(Diverged, match="at learning rate"), open_state("stage", "k", tmp_path) as state:
+        phase = phases(small_model())["integration"]
+        train_phase(phase, replace(PHASE, schedule=schedule), state, lambda *_: None, always())
+
+
+def test_tensors_without_a_value_or_of_whole_numbers_are_finite():
+    row = {"epoch": 0, "step": 1, "learning_rate": 1.0}
+    check_tensors({"empty": torch.empty(0), "count": torch.tensor(3)}, row, "lower it")
+    with pytest.raises(Diverged, match="c, d, e and 1 more"):
+        check_tensors(
+            {"a": torch.ones(2)} | {n: torch.tensor([1, -math.inf]) for n in "cdef"}, row, "lower it"
+        )

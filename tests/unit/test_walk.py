@@ -1,0 +1,89 @@
+"""Every image is embedded once: in the row where it belongs, and not again after a kill."""
+
+import numpy as np
+import pytest
+import torch
+from feed_data import write_data
+
+from csdn.data.features import extract_features
+from csdn.data.loader import ImageBatches, load_images
+from csdn.data.state import CheckpointTimer, open_state
+
+IMAGES = torch.arange(7.0)[:, None, None, None].expand(7, 3, 2, 2)
+BATCHES = [[3, 4], [0, 2], [1], [6, 5]]
+
+
+class Killed(Exception):
+    pass
+
+
+class Walk:
+    """Batches of IMAGES in some order; a killed walk ends after so many of them."""
+
+    def __init__(self, kill_after=None):
+        self.kill_after, self.given = kill_after, []
+
+    def __call__(self, start):
+        assert start in np.cumsum([0, *map(len, BATCHES)]), "not between two batches"
+        done = 0
+        for rows in BATCHES:
+            done += len(rows)
+            if done > start:
+                if len(self.given) == self.kill_after:
+                    raise Killed
+                self.given.append(rows)
+                yield np.array(rows), IMAGES[rows], "visible"
+
+
+def mean_and_first(walk, state, pace=None):
+    def batches_from(start):
+        for rows, images, _ in walk(start):
+            yield rows, {"mean": images.mean(dim=(2, 3)), "first": images[:, 0, 0]}
+
+    return extract_features(batches_from, len(IMAGES), state, lambda *_: None, pace)
+
+
+def test_features_stand_in_the_rows_of_their_images_whatever_the_order_of_batches(tmp_path):
+    with open_state("stage", "k", tmp_path) as state:
+        found = mean_and_first(Walk(), state)
+    np.testing.assert_array_equal(found["mean"], np.arange(7.0)[:, None].repeat(3, axis=1))
+    np.testing.assert_array_equal(found["first"], np.arange(7.0)[:, None].repeat(2, axis=1))
+
+
+@pytest.mark.parametrize("kills", [[0], [1], [2], [3], [1, 1, 1], [2, 0, 1]])
+def test_a_killed_walk_goes_on_behind_the_last_image_that_was_saved(tmp_path, kills):
+    given = []
+    for kill_after in kills:
+        walk = Walk(kill_after)
+        with pytest.raises(Killed), open_state("stage", "k", tmp_path) as state:
+            mean_and_first(walk, state, CheckpointTimer(rest=0, least=0))
+        given += walk.given
+    with open_state("stage", "k", tmp_path) as state:
+        last = Walk()
+        found = mean_and_first(last, state)
+        again = mean_and_first(Walk(kill_after=0), state)  # all of it was saved: nothing is asked for
+    assert given + last.given == BATCHES
+    assert set(found) == set(again) == {"mean", "first"}
+    for name, values in found.items():
+        np.testing.assert_array_equal(values[:, 0], np.arange(7.0))
+        np.testing.assert_array_equal(again[name], values)
+
+
+def test_the_walk_over_images_from_any_batch_on_gives_the_rest_of_it(tmp_path):
+    table = write_data(tmp_path)
+    walk = ImageBatches(table, tmp_path / "shards", (64, 32), "imagenet", 5)
+    whole = list(load_images(walk, 0))
+    assert {modality for _, _, modality in whole} == {"visible", "infrared"}
+    assert sorted(np.concatenate([rows for rows, _, _ in whole])) == list(range(len(table)))
+    done = 0
+    for number, (rows, _, _) in enumerate(whole):
+        rest = list(load_images(walk, 0, done))
+        assert len(rest) == len(whole) - number
+        for (rows_a, images_a, modality_a), (rows_b, images_b, modality_b) in zip(
+            rest, whole[number:], strict=True
+        ):
+            assert modality_a == modality_b
+            np.testing.assert_array_equal(rows_a, rows_b)
+            assert torch.equal(images_a, images_b)
+        done += len(rows)
+    assert list(load_images(walk, 0, done)) == []

@@ -21,7 +21,7 @@ help: ## Show this list
 
 demo: $(INSTALLED) ## Run the pipeline (only what is out of date), then show the figures
 	@CSDN_ENDING=later $(BIN)/dvc repro
-	@$(BIN)/csdn figures
+	@$(BIN)/csdn summary
 
 prefect-demo: $(INSTALLED) ## Run the pipeline in Prefect, on a server of its own, and show its page
 	@$(BIN)/python -m flows.demo

@@ -110,7 +110,7 @@ def judge_all(work: Path) -> None:
     params = load_params(ROOT / "params.yaml")
     here = {
         "data": params.data.model_copy(update={"test_percent": TEST_PERCENT}),
-        "scaling": params.scaling.model_copy(update={"threads": 1, "feed_processes": 0}),
+        "scaling": params.scaling.model_copy(update={"threads": 1, "loader_workers": 0}),
     }
     judged = []
     for _, champion_seed, champion in (one for one in trained if one[0] == HEALTHY):
@@ -132,7 +132,7 @@ def judge(newcomer: Path, champion: Path, params: Params) -> dict[str, Any]:
 
 
 def make_champion(champion: Path, newcomer: Path) -> None:
-    """The champion's files where `csdn champion` would fetch them to."""
+    """The champion's files where `csdn fetch-champion` would fetch them to."""
     shutil.rmtree(newcomer / "champion", ignore_errors=True)
     shutil.copytree(champion / "models/embedding", newcomer / "champion/embedding")
     name_champion(newcomer, champion / "data")
@@ -140,7 +140,7 @@ def make_champion(champion: Path, newcomer: Path) -> None:
 
 def make_project(project: Path, drop: str, seed: int) -> None:
     own = {"seed": seed, "data.test_percent": TEST_PERCENT}
-    copy_project(project, own | {"scaling.threads": 1, "scaling.feed_processes": 0})
+    copy_project(project, own | {"scaling.threads": 1, "scaling.loader_workers": 0})
     addresses = filter(None, ("builtin:gate", drop))
     drops = [open_drop(a, "builtin" if a.startswith("builtin:") else "cameras")[0] for a in addresses]
     write_ledger(drops, project / "data/drops.json")

@@ -37,7 +37,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        params = {"ingest.landing": [str(folder / "in")], "retrain.people": 1}
+        params = {"ingest.watch": [str(folder / "in")], "retrain.people": 1}
         project = make_project(folder, str(folder / "dvc"), **params)
         (folder / "in").mkdir()
         show_ingest(folder, project)

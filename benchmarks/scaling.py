@@ -111,7 +111,7 @@ def workers(table: SampleTable, root: Path, steps: int) -> None:
 def train(table: SampleTable, root: Path, steps: int, count: int) -> tuple[float, float]:
     """(mean seconds of a step, median share of waiting) once the first ones are done."""
     params = load_params(ROOT / "params.yaml")
-    scaling = {"workers": count, "threads": 1, "cpus_per_worker": 1, "feed_processes": 1}
+    scaling = {"workers": count, "threads": 1, "cpus_per_worker": 1, "loader_workers": 1}
     params = params.model_copy(update={"scaling": params.scaling.model_copy(update=scaling)})
     seen: list[tuple[float, int, float]] = []
     state = root / f"state-{count}"

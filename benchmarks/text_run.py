@@ -58,7 +58,9 @@ def ingested(setting: Mapping[str, Any]) -> Path:
         params = parameters(setting, 0)
         drop, _ = open_drop(str(folder / "images"), "cameras")
         places = {"root": folder / "data", "metrics": folder / "ingest.json", "state": folder / ".state"}
-        ingest([drop], params.data, params.ingest, params.embedding.people, processes=1, **places)
+        ingest(
+            [drop], params.data, params.ingest, params.embedding.identities_per_batch, processes=1, **places
+        )
     return folder
 
 
@@ -72,7 +74,7 @@ def parameters(setting: Mapping[str, Any], seed: int) -> Params:
     for name in ("hse_visible", "hse_infrared"):
         raw["embedding"]["losses"][name] *= setting["strength"]
     raw["ingest"]["store"] = None  # shards lie under --out
-    raw["scaling"] |= {"workers": 0, "threads": 1, "feed_processes": 0, "device": "cpu"}
+    raw["scaling"] |= {"workers": 0, "threads": 1, "loader_workers": 0, "device": "cpu"}
     return parse_params(raw)
 
 
@@ -85,7 +87,7 @@ def run(people: Path, setting: Mapping[str, Any], seed: int, name: str) -> dict[
         run_prompts(params, data, stage1, people / f"prompts-{seed}.json", silent)
     inputs = training_inputs(params, data, "embedding", stage1 / "prompts.safetensors")
     given = prepared(name, inputs, load_prompts(inputs.model, stage1 / "prompts.safetensors"), params, data)
-    feed = TrainLoader(train_source(params, inputs.table, data), params.scaling.feed_processes)
+    feed = TrainLoader(train_source(params, inputs.table, data), params.scaling.loader_workers)
     settings = embedding_settings(params.embedding, params.training.precision)
     inputs.model.channels_last()
     with unsaved() as state:

@@ -51,14 +51,14 @@ COLUMNS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, nargs="+", help="of stage 2; default: warm.epochs")
+    parser.add_argument("--epochs", type=int, nargs="+", help="of stage 2; default: warm_start.epochs")
     parser.add_argument("--prompts", nargs="+", default=["new", "all"], choices=["new", "all"])
     parser.add_argument("--rates", type=float, nargs="+", default=[1.0], help="times those of warm")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     os.chdir(options.out)
-    epochs = options.epochs or [parameters(0).warm.epochs]
+    epochs = options.epochs or [parameters(0).warm_start.epochs]
     ways = [
         {"prompts": p, "epochs": e, "rate": r} for p in options.prompts for e in epochs for r in options.rates
     ]
@@ -81,7 +81,7 @@ def parameters(seed: int, way: dict[str, Any] | None = None) -> Params:
     raw["seed"] = seed
     raw["data"]["aliases"] = str(ROOT / raw["data"]["aliases"])
     raw["model"]["weights"] = str(ROOT / raw["model"]["weights"])
-    raw["scaling"] |= {"workers": 0, "threads": 1, "feed_processes": 0, "device": "cpu"}
+    raw["scaling"] |= {"workers": 0, "threads": 1, "loader_workers": 0, "device": "cpu"}
     if way:
         raw["warm"] |= {"prompts": way["prompts"], "epochs": way["epochs"]}
         for rate in ("learning_rate", "head_learning_rate"):
@@ -95,7 +95,9 @@ def ingested(name: str) -> None:
         params = parameters(0)
         drops = [open_drop(address, "builtin")[0] for address in DROPS[name]]
         places = {"root": Path(name), "metrics": Path(f"{name}.json"), "state": Path(".state")}
-        ingest(drops, params.data, params.ingest, params.embedding.people, processes=1, **places)
+        ingest(
+            drops, params.data, params.ingest, params.embedding.identities_per_batch, processes=1, **places
+        )
 
 
 def result(seed: int, data: str, way: dict[str, Any] | None) -> dict[str, Any]:

@@ -93,14 +93,14 @@ class Section(BaseModel):
 class DataParams(Section):
     """Who is a test person, and by which name people are known (csdn.ingest.identities)."""
 
-    salt: str
+    split_salt: str
     test_percent: Annotated[int, Field(ge=1, le=99)]
     aliases: str
     trial: Annotated[int, Field(ge=1, le=10)] = 1  # which of RegDB's ten splits
 
 
 class IngestParams(Section):
-    landing: list[Address] = []
+    watch: list[Address] = []
     store: StoreAddress | None = None
     max_bad_fraction: Fraction
     max_pixels: Annotated[int, Field(ge=1, le=MOST_PIXELS)]
@@ -115,20 +115,20 @@ class ModelParams(Section):
     image_size: Annotated[list[Count], Field(min_length=2, max_length=2)]
     stem: Literal["clip", "published"]
     normalize: Literal["imagenet", "clip"]
-    integration: Literal["attention", "sum", "concat", "visible", "infrared", "shared"]
+    integration: Literal["sii", "sum", "concat", "visible", "infrared", "shared"]
 
 
 class PhaseParams(Section):
     """One phase of stage 1; the learning rate is `csdn.training.schedules.warmup_cosine`."""
 
     epochs: Count
-    batch: Count
+    batch_size: Count
     learning_rate: Positive
     warmup_learning_rate: Positive
     final_learning_rate: Positive
     warmup_epochs: Annotated[float, Field(ge=0)]
     weight_decay: Annotated[float, Field(ge=0)]
-    update: Literal["epoch", "step"]
+    lr_update: Literal["epoch", "step"]
 
     @model_validator(mode="after")
     def _warm_up_ends(self) -> PhaseParams:
@@ -138,7 +138,7 @@ class PhaseParams(Section):
 
 
 class PromptsParams(Section):
-    prompts: PhaseParams
+    tokens: PhaseParams
     integration: PhaseParams
 
 
@@ -146,7 +146,7 @@ class ScheduleParams(Section):
     """Factor on the learning rates of stage 2 (csdn.training.schedules.lr_multiplier)."""
 
     kind: Literal["steps", "cosine"]
-    update: Literal["epoch", "step"]
+    lr_update: Literal["epoch", "step"]
     warmup_epochs: Annotated[float, Field(ge=0)]
     warmup_factor: Fraction
     milestones: list[Annotated[float, Field(gt=0)]] = []
@@ -169,8 +169,8 @@ class LossWeights(Section):
 
 class EmbeddingParams(Section):
     epochs: Count
-    people: Annotated[int, Field(ge=2)]
-    images: Annotated[int, Field(ge=2)]
+    identities_per_batch: Annotated[int, Field(ge=2)]
+    images_per_identity: Annotated[int, Field(ge=2)]
     padding: Annotated[int, Field(ge=0)]
     learning_rate: Positive
     head_learning_rate: Positive
@@ -199,8 +199,8 @@ class EvaluationParams(Section):
     trials: Count
     mode: Literal["all", "indoor"] | None = None
     shots: Literal[1, 10] | None = None
-    mirror: bool
-    batch: Count
+    flip_tta: bool
+    batch_size: Count
 
     @model_validator(mode="after")
     def _options_are_the_protocols(self) -> EvaluationParams:
@@ -244,16 +244,16 @@ class RetrainParams(Section):
 class GateParams(Section):
     """The rule by which a newcomer becomes the champion (csdn.retraining.gate)."""
 
-    margin: Annotated[float, Field(ge=0, le=100)]
+    rank1_margin: Annotated[float, Field(ge=0, le=100)]
     map_margin: Annotated[float, Field(ge=0, le=100)]
-    collapse: Annotated[float, Field(gt=0, le=100)]
-    pair_people: Count
+    max_pair_drop: Annotated[float, Field(gt=0, le=100)]
+    min_people: Count
     confidence: Annotated[float, Field(gt=0, lt=1)]
-    samples: Annotated[int, Field(ge=100)]
+    bootstrap_samples: Annotated[int, Field(ge=100)]
 
     def margin_of(self, metric: str) -> float:
         """Of "rank1" or "mAP", in points."""
-        return self.map_margin if metric == "mAP" else self.margin
+        return self.map_margin if metric == "mAP" else self.rank1_margin
 
 
 class ScalingParams(Section):
@@ -261,12 +261,12 @@ class ScalingParams(Section):
 
     workers: Annotated[int, Field(ge=0)]
     threads: Annotated[int, Field(ge=0)]
-    feed_processes: Annotated[int, Field(ge=0)]
+    loader_workers: Annotated[int, Field(ge=0)]
     device: Literal["auto", "cpu", "cuda"]
     address: Address | None = None
     use_gpu: bool = False
     cpus_per_worker: Count = 1
-    storage: Address | None = None
+    checkpoint_dir: Address | None = None
     max_failures: Annotated[int, Field(ge=0)] = 3
     checkpoint_seconds: Annotated[int, Field(ge=0)] = 600
 
@@ -284,7 +284,7 @@ class Params(Section):
     model: ModelParams
     prompts: PromptsParams
     embedding: EmbeddingParams
-    warm: WarmParams
+    warm_start: WarmParams
     training: TrainingParams
     evaluation: EvaluationParams
     report: ReportParams
@@ -295,10 +295,10 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _batches_can_be_split(self) -> Params:
-        people, workers = self.embedding.people, self.scaling.workers
+        people, workers = self.embedding.identities_per_batch, self.scaling.workers
         if workers and people % workers:
             raise ValueError(
-                f"embedding.people = {people} cannot be split over scaling.workers = {workers}: "
+                f"embedding.identities_per_batch = {people} cannot be split over scaling.workers = {workers}: "
                 "choose a number of workers that divides it"
             )
         return self

@@ -28,7 +28,7 @@ def main() -> None:
                 read_ledger(),
                 data=params.data,
                 settings=params.ingest,
-                minimum_people=params.embedding.people,
+                minimum_people=params.embedding.identities_per_batch,
                 packer=packer,
                 progress=report,
                 note=notes.append,

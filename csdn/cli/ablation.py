@@ -19,7 +19,7 @@ from csdn.report.ablation import (
     variant_and_seed,
     write_table,
 )
-from csdn.report.ablation import table_command as as_table
+from csdn.report.ablation import table as as_table
 from csdn.retraining.dvc import dvc
 from csdn.retraining.git import git, words
 from csdn.runtime.errors import UserError

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from csdn.cli.presets import set_value, use
+from csdn.cli.presets import apply_preset, set_value
 from csdn.data.state import state_key
 from csdn.evaluation.headline import table_lines
 from csdn.evaluation.scores import average, shape
@@ -43,7 +43,7 @@ def run_benchmark(name: str, address: str, small: bool, trials: str) -> None:
     notes: list[str] = []
     drop, images = open_drop(address, name, notes.append)
     trial = load_params(PARAMS).data.trial
-    print(*use(name, PARAMS, small), sep="\n")
+    print(*apply_preset(name, PARAMS, small), sep="\n")
     if name == "regdb":
         set_value(PARAMS, "data.trial", trial)  # the one whose outputs stand here, until another is trained
     weights = load_params(PARAMS).model.weights

@@ -48,13 +48,13 @@ def sync(
         bool, typer.Option(help="Read known drops of folders again, where names and sizes would do.")
     ] = False,
 ) -> None:
-    """Append the drops that are new and complete at the places of `ingest.landing` in params.yaml.
+    """Append the drops that are new and complete at the places of `ingest.watch` in params.yaml.
 
     A known drop that changed, vanished, or comes again under another name is reported, and stays as it is.
     """
-    places = load_params().ingest.landing
+    places = load_params().ingest.watch
     if not places:
-        raise UserError("ingest.landing in params.yaml is empty; name the folders or s3:// prefixes to watch")
+        raise UserError("ingest.watch in params.yaml is empty; name the folders or s3:// prefixes to watch")
     before = read_ledger()
     drops, notes = sync_ledger(before, places, thorough=thorough)
     new = drops[len(before) :]

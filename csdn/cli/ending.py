@@ -1,4 +1,4 @@
-"""What stands at the end of `dvc repro`, and is shown again by `csdn figures`: figures, times, the report."""
+"""What stands at the end of `dvc repro`, and is shown again by `csdn summary`: figures, times, the report."""
 
 from __future__ import annotations
 

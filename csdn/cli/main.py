@@ -12,7 +12,7 @@ import typer
 from csdn.cli.ablation import ablation, table_command
 from csdn.cli.benchmarks import average_command, benchmark, evaluate_features, import_published, mini_dataset
 from csdn.cli.data import accept, add, drops, reject, sync
-from csdn.cli.retraining import champion, gate, history, promote, retrain, rollback
+from csdn.cli.retraining import fetch_champion_command, gate, history, promote, retrain, rollback
 from csdn.params import load_params
 from csdn.runtime.errors import UserError, explain_os_error
 from csdn.runtime.process import reach_loopback_directly
@@ -30,10 +30,12 @@ ABLATION = "Ablation: what each part of the method brings"
 
 for command in (add, sync, drops, accept, reject):
     app.command(rich_help_panel=DATA)(command)
-for command in (benchmark, mini_dataset, evaluate_features, average_command):
+for command in (benchmark, mini_dataset, evaluate_features):
     app.command(rich_help_panel=BENCHMARKS)(command)
-for command in (retrain, gate, history, champion, promote, rollback):
+app.command("average", rich_help_panel=BENCHMARKS)(average_command)
+for command in (retrain, gate, history, promote, rollback):
     app.command(rich_help_panel=RETRAINING)(command)
+app.command("fetch-champion", rich_help_panel=RETRAINING)(fetch_champion_command)
 app.command("import-published", rich_help_panel=SETUP)(import_published)
 
 
@@ -88,26 +90,26 @@ def report() -> None:
 
 
 @app.command(rich_help_panel=PIPELINE)
-def figures() -> None:
+def summary() -> None:
     """Show again how the last run ended: its figures, how long it took, where the report is."""
     from csdn.cli.ending import show
 
     show()
 
 
-for command in (ablation, table_command):
-    app.command(rich_help_panel=ABLATION)(command)
+app.command(rich_help_panel=ABLATION)(ablation)
+app.command("table", rich_help_panel=ABLATION)(table_command)
 
 
 @app.command(rich_help_panel=SETUP)
-def use(
-    preset: Annotated[str, typer.Argument(help="demo, cameras, sysu, regdb or llcm")],
+def preset(
+    name: Annotated[str, typer.Argument(help="demo, cameras, sysu, regdb or llcm")],
     small: Annotated[bool, typer.Option(help="The small CLIP and little training: minutes.")] = False,
 ) -> None:
     """Set params.yaml to a preset, in place; comments stay."""
-    from csdn.cli.presets import use as use_preset
+    from csdn.cli.presets import apply_preset
 
-    for line in use_preset(preset, Path("params.yaml"), small):
+    for line in apply_preset(name, Path("params.yaml"), small):
         print(line)
 
 

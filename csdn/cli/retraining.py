@@ -33,7 +33,7 @@ def history() -> None:
         print(escape_control_chars("  ".join([*parts, *filter(None, (figures, event.reason))])))
 
 
-def champion(version: Version = None) -> None:
+def fetch_champion_command(version: Version = None) -> None:
     """Fetch the champion's files to champion/, or those of another version."""
     from csdn.retraining.champions import fetch_champion
 

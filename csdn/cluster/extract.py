@@ -24,7 +24,7 @@ def extract_on_ray(
 ) -> Iterator[Embedded]:
     """Embedded by `scaling.workers` actors; each has a GPU where scaling.use_gpu says so."""
     steps = list(walk.steps(start))
-    cores = scaling.workers * scaling.cpus_per_worker + max(1, scaling.feed_processes)
+    cores = scaling.workers * scaling.cpus_per_worker + max(1, scaling.loader_workers)
     with ray_session(scaling.address, cores):
         from csdn.cluster.ray_data import checked
 

@@ -203,10 +203,10 @@ def train_on_ray(
     """The loop in `scaling.workers` workers; the losses and the model are those of the plain process.
 
     Only this process reads and writes the project's files. The workers, which may be elsewhere, need this
-    package, the shards, and `scaling.storage` for their checkpoints. Raises UserError.
+    package, the shards, and `scaling.checkpoint_dir` for their checkpoints. Raises UserError.
     """
     scaling = params.scaling
-    cores = scaling.workers * scaling.cpus_per_worker + max(1, scaling.feed_processes)
+    cores = scaling.workers * scaling.cpus_per_worker + max(1, scaling.loader_workers)
     with ray_session(scaling.address, cores):
         import ray
 

@@ -25,9 +25,9 @@ Embedder = Callable[[ImageBatches, MakeEmbeds, ScalingParams, torch.device, int]
 def extract_local(
     walk: ImageBatches, make_embeds: MakeEmbeds, scaling: ScalingParams, device: torch.device, start: int
 ) -> Iterator[Embedded]:
-    """Embedded by this process, which `scaling.feed_processes` others feed."""
+    """Embedded by this process, which `scaling.loader_workers` others feed."""
     embeds = make_embeds(device)
-    for ordinals, images, modality in load_images(walk, scaling.feed_processes, start):
+    for ordinals, images, modality in load_images(walk, scaling.loader_workers, start):
         yield ordinals, embed_batch(embeds, images.to(device), modality)
 
 

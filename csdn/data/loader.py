@@ -144,8 +144,8 @@ BATCHES_HELD = 3
 
 
 _NO_MEMORY = (
-    "memory ran out where the feed makes batches. The last checkpoint is kept: lower scaling.feed_processes, "
-    "or embedding.people or evaluation.batch, and run the same command again"
+    "memory ran out where the feed makes batches. The last checkpoint is kept: lower scaling.loader_workers, "
+    "or embedding.identities_per_batch or evaluation.batch_size, and run the same command again"
 )
 
 
@@ -302,7 +302,7 @@ class BatchLoader:
             raise UserError(
                 f"a process of the feed died: {error}\n"
                 "It was killed, or memory ran out. The last checkpoint is kept: run the same command again, "
-                "with a lower scaling.feed_processes if that was not the only time"
+                "with a lower scaling.loader_workers if that was not the only time"
             ) from error
 
 

@@ -140,7 +140,7 @@ class EpochPlan:
         """The people of each batch that `rank` of `world` workers takes; P % world == 0, or UserError."""
         if self.people % world:
             raise UserError(
-                f"embedding.people = {self.people} cannot be split over scaling.workers = {world}: "
+                f"embedding.identities_per_batch = {self.people} cannot be split over scaling.workers = {world}: "
                 f"choose a number of workers that divides it"
             )
         share = self.people // world
@@ -172,7 +172,7 @@ def epoch_plan(
     visible, infrared = images_of_people(labels, modalities)
     if len(visible.counts) < people:
         raise UserError(
-            f"{len(visible.counts)} people to train on, but a batch takes embedding.people = {people}: "
+            f"{len(visible.counts)} people to train on, but a batch takes embedding.identities_per_batch = {people}: "
             "add people or lower it"
         )
     batches = epoch_batches(visible.counts.sum(), infrared.counts.sum(), people, images)

@@ -181,7 +181,6 @@ class RangeRequests:
 
 
 CONNECTIONS = 16  # requests at a time in each process
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)

@@ -361,7 +361,7 @@ def embedders(params: Params, clip: Clip, trained: CSDN, device: torch.device) -
         "trained": trained.to(device).embed,
         "clip": clip_embed(untrained(clip, trained).to(device)),
     }
-    if params.evaluation.mirror:
+    if params.evaluation.flip_tta:
         embeds = {name: flipped(embed) for name, embed in embeds.items()}
     # An image and its mirror image have the same histograms, in mirrored order: a second one tells nothing.
     return embeds | {"hog": gradient_histograms}
@@ -378,5 +378,5 @@ def test_walk(table: SampleTable, params: Params, data: Path) -> ImageBatches:
     """Every test image once."""
     model = params.model
     return ImageBatches(
-        table, shards_at(params, data), model.image_size, model.normalize, params.evaluation.batch
+        table, shards_at(params, data), model.image_size, model.normalize, params.evaluation.batch_size
     )

@@ -214,8 +214,8 @@ def _problem(people: pa.Table, minimum_people: int) -> str | None:
     if status["train"] < minimum_people:
         return (
             f"nothing to train on: {status['train']} training people have visible and infrared images, "
-            f"a batch needs {minimum_people} (embedding.people); {status['waiting']} more have one modality "
-            "only. Add images of them, or lower embedding.people"
+            f"a batch needs {minimum_people} (embedding.identities_per_batch); {status['waiting']} more have one modality "
+            "only. Add images of them, or lower embedding.identities_per_batch"
         )
     if not status["test"]:
         return (
@@ -258,7 +258,7 @@ def ingest(
     places = Places(root, settings.store)
     for folder in (places.shards, root / "index"):
         folder.mkdir(parents=True, exist_ok=True)
-    identity = SplitRule(data.salt, data.test_percent, read_aliases(data.aliases), data.trial)
+    identity = SplitRule(data.split_salt, data.test_percent, read_aliases(data.aliases), data.trial)
     # One key whatever the parameters: all runs write into the same folders.
     with open_state("ingest", "ingest", state) as unfinished:
         remove_temp(root / "index")

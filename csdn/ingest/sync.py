@@ -84,7 +84,7 @@ def sub_folders(place: str) -> list[str]:
         return RemoteTree(place).sub_folders()
     root = Path(whole_address(place))
     if not root.is_dir():
-        raise UserError(f"{place}: no such folder; params.yaml names it (ingest.landing)")
+        raise UserError(f"{place}: no such folder; params.yaml names it (ingest.watch)")
     folders = (path for path in root.iterdir() if path.is_dir() and not is_system_file(path.name))
     return sorted(map(str, folders))
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MODALITIES = ("visible", "infrared")
 STEMS = ("clip", "published")
-INTEGRATIONS = ("attention", "sum", "concat", "visible", "infrared", "shared")
+INTEGRATIONS = ("sii", "sum", "concat", "visible", "infrared", "shared")
 ALLOWED = {"stem": STEMS, "integration": INTEGRATIONS, "text_activation": ("quick_gelu", "gelu")}
 # Sizes beyond these are a damaged file's: no network of today comes near them.
 LIMITS = {
@@ -56,7 +56,7 @@ class ModelConfig:
     text_layers: int
     text_activation: str = "quick_gelu"  # quick_gelu | gelu
     stem: str = "clip"  # clip: ReLU after each BN of the stem | published: after the third only
-    integration: str = "attention"
+    integration: str = "sii"
     clip: str = ""  # name and SHA-256 of the CLIP it started from
     clip_sha256: str = ""
 
@@ -230,7 +230,7 @@ class CSDN(nn.Module):
         identities: int,
         image_size: tuple[int, int],
         stem: str = "clip",
-        integration: str = "attention",
+        integration: str = "sii",
         seed: int = 0,
     ) -> CSDN:
         """A network that starts from a CLIP (`load_clip`), in evaluation mode; both stems are CLIP's.

@@ -62,7 +62,7 @@ class Weighted(nn.Module):
 def build_integration(name: str, embed_dim: int) -> Attention | Concat | Weighted:
     """The variant called `name` (csdn.model.network.INTEGRATIONS)."""
     match name:
-        case "attention":
+        case "sii":
             return Attention(embed_dim)
         case "concat":
             return Concat(embed_dim)

@@ -200,7 +200,7 @@ def few_images(train_images: np.ndarray, needed: int) -> Step | None:
     return Step(
         "People with few images",
         f"{short} of {len(train_images)} training people have fewer than {needed} images of one modality, "
-        "so their batches repeat images: more images of them, or a smaller embedding.images.",
+        "so their batches repeat images: more images of them, or a smaller embedding.images_per_identity.",
         "data",
     )
 

@@ -219,7 +219,7 @@ def _evidence(params: Params, inputs: ReportInputs) -> Evidence:
         naming=inputs.naming,
         losses=phase_losses(inputs.prompts_log, inputs.embedding_log),
         train_images=train_image_counts(table.label, table.modality),
-        images_of_batch=params.embedding.images,
+        images_of_batch=params.embedding.images_per_identity,
         refused=inputs.ingest["quarantined"],
         images=len(inputs.dataset.samples) + inputs.quarantine.num_rows,
     )

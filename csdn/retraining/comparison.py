@@ -38,7 +38,7 @@ def compare(
     Draws are functions of (seed, search, pair): the same data gives the same intervals.
     """
     found = []
-    for number, search, query_camera, gallery_camera in _searches(experiment, rule.pair_people):
+    for number, search, query_camera, gallery_camera in _searches(experiment, rule.min_people):
         people = sums_of_people(
             paired_trials(search, experiment.labels, champion, newcomer),
             people=int(experiment.labels.people.max()) + 1,
@@ -46,7 +46,7 @@ def compare(
         if not len(people.counts):
             continue
         draws = generator(seed, _BOOTSTRAP, number)
-        intervals = 100 * np.array(bootstrap_people(people, rule.samples, rule.confidence, draws))
+        intervals = 100 * np.array(bootstrap_people(people, rule.bootstrap_samples, rule.confidence, draws))
         value, low, high = intervals.reshape(3, 3, len(METRICS)).round(6)  # champion, newcomer, difference
         found += [
             Comparison(
@@ -90,7 +90,7 @@ def _figures(queries: QueryMetrics) -> np.ndarray:
 def unjudged_pairs(experiment: Experiment, rule: GateParams) -> int:
     """Pairs of cameras with people enough that `compare` leaves out; of JUDGED_PAIRS cameras of a side."""
     return sum(
-        _camera_pairs(search, experiment.labels, rule.pair_people).left_out for search in experiment.searches
+        _camera_pairs(search, experiment.labels, rule.min_people).left_out for search in experiment.searches
     )
 
 

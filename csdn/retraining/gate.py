@@ -81,13 +81,13 @@ def decide(comparisons: Sequence[Comparison], rule: GateParams) -> Decision:
     if against:
         return Decision(KEEP, against)
     nearest = min(overall, key=lambda one: one.low + rule.margin_of(one.metric))
-    pairs = [one for one in comparisons if one.of_pair and one.people >= rule.pair_people]
+    pairs = [one for one in comparisons if one.of_pair and one.people >= rule.min_people]
     return Decision(
         PROMOTE,
         [
-            f"not worse by more than {rule.margin:g} points of rank-1 and {rule.map_margin:g} of mAP; "
+            f"not worse by more than {rule.rank1_margin:g} points of rank-1 and {rule.map_margin:g} of mAP; "
             f"nearest to it: {nearest}",
-            f"no pair of cameras collapsed, of {_pairs(pairs)} with {rule.pair_people} people or more",
+            f"no pair of cameras collapsed, of {_pairs(pairs)} with {rule.min_people} people or more",
         ],
     )
 
@@ -119,11 +119,11 @@ def _pairs(comparisons: Iterable[Comparison]) -> int:
 
 def _too_few(overall: Iterable[Comparison], rule: GateParams) -> list[str]:
     fewest = min((one for one in overall if one.data == TODAY), key=lambda one: one.people)
-    if fewest.people >= rule.pair_people:
+    if fewest.people >= rule.min_people:
         return []
     return [
         f"only {fewest.people} test people, {fewest.direction.replace('_', ' ')}: the rule needs "
-        f"{rule.pair_people} (gate.pair_people); add images of others, or raise data.test_percent"
+        f"{rule.min_people} (gate.min_people); add images of others, or raise data.test_percent"
     ]
 
 
@@ -142,8 +142,8 @@ def _collapsed(comparisons: Iterable[Comparison], rule: GateParams) -> list[str]
         f"a pair of cameras collapsed: {one}"
         for one in comparisons
         if one.of_pair
-        and one.people >= rule.pair_people
-        and one.difference <= -rule.collapse
+        and one.people >= rule.min_people
+        and one.difference <= -rule.max_pair_drop
         and one.high < 0
     ]
 

@@ -91,12 +91,12 @@ def _joined(first: pa.ChunkedArray, second: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array([*first.chunks, *second.chunks], first.type)
 
 
-# What the gate reads: the ledger, two data sets, and the champion's files (`csdn champion` fetches them).
+# What the gate reads: the ledger, two data sets, and the champion's files (`csdn fetch-champion` fetches them).
 
 
 WEIGHTS = "embedding/model.safetensors"
 FILES = (WEIGHTS, "embedding/config.json", "data/samples.parquet", "data/people.parquet")
-FETCH = "`csdn champion` fetches the champion's files"
+FETCH = "`csdn fetch-champion` fetches the champion's files"
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def read_inputs(params: Params, root: Path) -> GateInputs:
     """
     champion = read_champion(root).champion
     aliases = root / params.data.aliases
-    person = SplitRule(params.data.salt, params.data.test_percent, read_aliases(aliases)).person
+    person = SplitRule(params.data.split_salt, params.data.test_percent, read_aliases(aliases)).person
     today, newcomer, ledger = load_dataset(root / "data"), root / "models/embedding", root / "data/drops.json"
     trained = trained_on(people_of(newcomer), today)
     names = ("models/embedding/model.safetensors", "models/embedding/config.json")
@@ -250,9 +250,9 @@ def embed_models(
     features = {}
     for number, images in enumerate(dict.fromkeys(model.images for model in models.values())):
         same = {name: model for name, model in models.items() if model.images == images}
-        walk = ImageBatches(table, shards_at(params, data), *images, params.evaluation.batch)
+        walk = ImageBatches(table, shards_at(params, data), *images, params.evaluation.batch_size)
         embedded = partial(
-            embedder, walk, partial(_embeds, same, params.evaluation.mirror), params.scaling, device
+            embedder, walk, partial(_embeds, same, params.evaluation.flip_tta), params.scaling, device
         )
         with progress("embed", "images") as report:
             features |= extract_features(embedded, len(table), state.part(f"walk-{number}"), report)

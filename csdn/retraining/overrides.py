@@ -11,7 +11,7 @@ from csdn.runtime.errors import UserError
 
 # They decide who is tested and by which rule, and where data comes from: one run must not choose that itself.
 FORBIDDEN = (
-    *("data", "gate", "retrain", "registry", "ingest.landing", "ingest.store"),
+    *("data", "gate", "retrain", "registry", "ingest.watch", "ingest.store"),
     *("evaluation.protocol", "evaluation.trials", "evaluation.mode", "evaluation.shots"),
 )
 

@@ -96,7 +96,7 @@ def _what_is_there(workspace: Path, drops: list[Drop]) -> tuple[list[Drop], Scan
     """(main's ledger with what arrived, what the champion has not seen of it, whether that is enough)."""
     main = f"refs/heads/{branch_of(workspace)}"
     params = _params_at(workspace, main)
-    now, notes = sync_ledger(drops, _absolute(params.ingest.landing), workspace / "data")
+    now, notes = sync_ledger(drops, _absolute(params.ingest.watch), workspace / "data")
     champion = champion_at(workspace, main)
     seen = _drops_of(workspace, champion) if champion else set()
     waiting = [drop for drop in now if drop.status == Status.ACCEPTED and drop.id not in seen]
@@ -115,7 +115,7 @@ def _absolute(places: list[str]) -> list[str]:
     for place in places:
         if "://" not in place and not Path(place).is_absolute():
             raise UserError(
-                f"ingest.landing = {place!r}: a run works in a folder of its own; give the place's whole path"
+                f"ingest.watch = {place!r}: a run works in a folder of its own; give the place's whole path"
             )
     return places
 
@@ -136,7 +136,7 @@ def _people_of(workspace: Path, champion: Champion) -> set[str]:
 
 def _identity(workspace: Path, main: str, params: Params) -> SplitRule:
     aliases = parse_aliases(file_at(workspace, main, params.data.aliases) or b"", params.data.aliases)
-    return SplitRule(params.data.salt, params.data.test_percent, aliases, params.data.trial)
+    return SplitRule(params.data.split_salt, params.data.test_percent, aliases, params.data.trial)
 
 
 def nothing_usable(run: Run) -> list[str]:

@@ -55,7 +55,7 @@ def restore_optimizer(
 # Where stage 2 goes on: at the furthest of what any run of it has saved, here or on a cluster.
 #
 # Each run on Ray keeps the checkpoints of its workers in a folder of its own, an attempt: below the state, or
-# in `scaling.storage` below the clone's name and the state's key. So the state's lock keeps others from both,
+# in `scaling.checkpoint_dir` below the clone's name and the state's key. So the state's lock keeps others from both,
 # and clones that share a storage never read or remove each other's. Whatever an orphan still writes stands in
 # its own attempt. A checkpoint has the files of a saved state (csdn.data.state).
 

@@ -259,9 +259,11 @@ def run_embedding(
     source = train_source(params, inputs.table, data)
     work = EmbeddingWork(model.channels_last(), text_table, source, settings)
     with open_state("embedding", inputs.key) as state:
-        step_images = len(VIEWS) * params.embedding.people * params.embedding.images
+        step_images = (
+            len(VIEWS) * params.embedding.identities_per_batch * params.embedding.images_per_identity
+        )
         with progress("embedding", "steps", images=step_images) as report:
-            attempts = CheckpointStore(state, params.scaling.storage)
+            attempts = CheckpointStore(state, params.scaling.checkpoint_dir)
             rows = train(params, work, attempts, report)
         with atomic_folder(out) as folder:
             save(model.eval(), folder, people=inputs.people, normalize=params.model.normalize)
@@ -275,7 +277,7 @@ def train_local(
 ) -> list[dict[str, Any]]:
     """The loop in this process, fed by processes of this machine."""
     device = configure_torch(params.scaling.threads, params.scaling.device, work.settings.precision)
-    feed = TrainLoader(work.source, params.scaling.feed_processes)
+    feed = TrainLoader(work.source, params.scaling.loader_workers)
     model, text_table = work.model.to(device), work.text_table.to(device)
     pace = CheckpointTimer(most=params.scaling.checkpoint_seconds)
     return train_embedding(model, text_table, feed, work.settings, attempts, report, pace)
@@ -293,8 +295,8 @@ def train_source(params: Params, table: SampleTable, data: Path) -> TrainSource:
     return TrainSource(
         table,
         shards_at(params, data),
-        people=params.embedding.people,
-        images=params.embedding.images,
+        people=params.embedding.identities_per_batch,
+        images=params.embedding.images_per_identity,
         image_size=params.model.image_size,
         normalize=params.model.normalize,
         padding=params.embedding.padding,
@@ -319,12 +321,12 @@ def embedding_settings(params: EmbeddingParams, precision: str) -> EmbeddingSett
     """The section `embedding` of params.yaml as the loop takes it."""
     return EmbeddingSettings(
         epochs=params.epochs,
-        images=params.images,
+        images=params.images_per_identity,
         precision=precision,
         learning_rate=params.learning_rate,
         head_learning_rate=params.head_learning_rate,
         weight_decay=params.weight_decay,
-        schedule_update=params.schedule.update,
-        schedule=params.schedule.model_dump(exclude={"update"}),
+        schedule_update=params.schedule.lr_update,
+        schedule=params.schedule.model_dump(exclude={"lr_update"}),
         weights=params.losses.model_dump(),
     )

@@ -58,7 +58,7 @@ def training_inputs(
     known = read_known(warm, stage, model, params.model.normalize)
     check_splits(warm, known, _test_people(dataset))
     transfer_rows(known, model, people, params.seed)
-    more = {"start": warm.sha256(stage)} | ({"warm": params.warm.prompts} if stage == "prompts" else {})
+    more = {"start": warm.sha256(stage)} | ({"warm": params.warm_start.prompts} if stage == "prompts" else {})
     key = stage_key(stage, params, clip.sha256, (*files, warm.config(stage)), **more)
     return TrainingInputs(table, model, people, key, known)
 

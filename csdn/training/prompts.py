@@ -245,7 +245,7 @@ def prompt_phase(
     table = inputs.table
 
     def rows(epoch: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        return pair_plan(table.label, table.modality, params.prompts.prompts.batch, params.seed, epoch)
+        return pair_plan(table.label, table.modality, params.prompts.tokens.batch_size, params.seed, epoch)
 
     return PromptPhase(inputs.model, embeddings, labels, rows, others)
 
@@ -258,7 +258,7 @@ def integration_phase(
         visible, infrared = (inputs.model.text_features(modality.value) for modality in MODALITIES)
 
     def rows(epoch: int) -> list[np.ndarray]:
-        return pooled_plan(len(inputs.table), params.prompts.integration.batch, params.seed, epoch)
+        return pooled_plan(len(inputs.table), params.prompts.integration.batch_size, params.seed, epoch)
 
     return IntegrationPhase(inputs.model, embeddings, labels, visible, infrared, rows, params.seed)
 
@@ -270,7 +270,7 @@ def learn(
     schedule = params.model_dump(
         include={"learning_rate", "warmup_epochs", "warmup_learning_rate", "final_learning_rate"}
     )
-    settings = PhaseSettings(params.epochs, params.weight_decay, params.update, schedule)
+    settings = PhaseSettings(params.epochs, params.weight_decay, params.lr_update, schedule)
     with progress(phase.name, "steps", images=np.size(phase.plan(0)[0])) as report:
         return train_phase(phase, settings, state.part(phase.name), report)
 
@@ -325,7 +325,7 @@ def run_prompts(
         arrays = features["embeddings"], inputs.table.label
         return tuple(torch.from_numpy(array).to(device) for array in arrays)
 
-    learn_stage = learn_new if inputs.known and params.warm.prompts == "new" else learn_all
+    learn_stage = learn_new if inputs.known and params.warm_start.prompts == "new" else learn_all
     with open_state("prompts", inputs.key) as state:
         fused, rows, figures = learn_stage(inputs, params, embed, state, progress)
         write_prompts(inputs, fused, out, rows)
@@ -340,7 +340,7 @@ def learn_all(
     model, settings = inputs.model, params.prompts
     embeddings, labels = embed(inputs, state)
     prompts = prompt_phase(inputs, params, embeddings, labels)
-    rows = learn(prompts, settings.prompts, params.seed, state, progress)
+    rows = learn(prompts, settings.tokens, params.seed, state, progress)
     integration = integration_phase(inputs, params, embeddings, labels)
     rows += learn(integration, settings.integration, params.seed, state, progress)
     figures = naming_figures(model, embeddings, labels, inputs.table.modality)
@@ -362,7 +362,7 @@ def learn_new(
     theirs = new_identities(inputs, new)
     embeddings, labels = embed(theirs, state)
     phase = prompt_phase(theirs, params, embeddings, labels, proxy_negatives(inputs, new, embeddings))
-    rows = learn(phase, params.prompts.prompts, params.seed, state, progress)
+    rows = learn(phase, params.prompts.tokens, params.seed, state, progress)
     fused = merge_prompts(inputs, theirs, new)
     among_all = torch.from_numpy(new).to(labels.device)[labels]
     return fused, rows, figures | naming_figures(inputs.model, embeddings, among_all, theirs.table.modality)

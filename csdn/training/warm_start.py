@@ -69,7 +69,7 @@ class ChampionWeights(NamedTuple):
 
 def warm_params(params: Params) -> Params:
     """The parameters with those of `warm` in the section `embedding`, whose schedule is shrunk alike."""
-    warm, embedding = params.warm, params.embedding
+    warm, embedding = params.warm_start, params.embedding
     share, schedule = warm.epochs / embedding.epochs, embedding.schedule
     shrunk = {
         "warmup_epochs": share * schedule.warmup_epochs,
@@ -147,13 +147,13 @@ def _check_file(warm: WarmStart, stage: str) -> None:
     if found != warm.sha256(stage):
         raise UserError(
             f"{path}: its SHA-256 is {found}; that of {version} is {warm.sha256(stage)} (champion.json, "
-            f"start.{stage}). `csdn champion` fetches the champion's files"
+            f"start.{stage}). `csdn fetch-champion` fetches the champion's files"
         )
 
 
 def _not_fetched(path: Path, version: str) -> UserError:
     return UserError(
-        f"{path}: no such file, and training starts from {version} (champion.json); `csdn champion` fetches "
+        f"{path}: no such file, and training starts from {version} (champion.json); `csdn fetch-champion` fetches "
         f"the champion's files, {NOTHING}"
     )
 
@@ -161,7 +161,7 @@ def _not_fetched(path: Path, version: str) -> UserError:
 def _read_json(path: Path, warm: WarmStart) -> dict[str, Any]:
     if not path.exists():
         raise _not_fetched(path, warm.start.version)
-    advice = "`csdn champion` fetches the champion's files"
+    advice = "`csdn fetch-champion` fetches the champion's files"
     found = read_json(path, advice)
     if not isinstance(found, dict):
         raise UserError(f"{path} is damaged; {advice}")
@@ -183,7 +183,7 @@ def _check_shapes(warm: WarmStart, stage: str, known: ChampionWeights, model: CS
     """Raise UserError where the tensors are not those of such a network with the people of config.json."""
     path = warm.config(stage)
     if not isinstance(known.people, list) or not all(isinstance(name, str) for name in known.people):
-        raise UserError(f"{path}: no list `people`; `csdn champion` fetches the champion's files")
+        raise UserError(f"{path}: no list `people`; `csdn fetch-champion` fetches the champion's files")
     needed = {
         name: shape if row_deviation(name) is None else [len(known.people), *shape[1:]]
         for name, shape in shapes(model.state_dict()).items()
@@ -192,7 +192,9 @@ def _check_shapes(warm: WarmStart, stage: str, known: ChampionWeights, model: CS
     if stage == "prompts":
         needed["fused_text"] = [len(known.people), model.config.embed_dim]
     lines = misfits(needed, shapes(known.tensors))
-    refuse(str(path.with_name(WEIGHTS[stage])), lines, f"does not fit {path}; fetch both: `csdn champion`")
+    refuse(
+        str(path.with_name(WEIGHTS[stage])), lines, f"does not fit {path}; fetch both: `csdn fetch-champion`"
+    )
 
 
 # Stage 1 of people whom the champion does not know: a task of their own, beside rows that stay.

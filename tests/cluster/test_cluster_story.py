@@ -33,7 +33,7 @@ LOSSES = 5e-4  # relative
 PRECISION = 0.5  # percentage points of mAP and mINP; for rank-n the tolerance is one query
 ON_CLUSTER = {
     "ingest.store": f"s3://cameras/{SHARDS}".rstrip("/"),
-    "scaling.storage": f"s3://cameras/{CHECKPOINTS}".rstrip("/"),
+    "scaling.checkpoint_dir": f"s3://cameras/{CHECKPOINTS}".rstrip("/"),
     "scaling.workers": 2,
     "scaling.cpus_per_worker": WORKER_CORES,
     "scaling.checkpoint_seconds": 0,

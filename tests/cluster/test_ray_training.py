@@ -157,7 +157,7 @@ def go_on(images, state, workers, report, **scaling):
     if workers:
         return train(images, state, workers, report, **scaling)
     work = make_work(images)
-    return work.model, train_local(make_params(0, feed_processes=0), work, state, report)
+    return work.model, train_local(make_params(0, loader_workers=0), work, state, report)
 
 
 def test_a_user_s_mistake_is_not_tried_again(ray_instance, tmp_path):

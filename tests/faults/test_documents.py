@@ -107,7 +107,7 @@ DOORS = {
     "what the report reads": read_for_report,
     "the facts of a table": facts_door,
     "csdn average": lambda path: show_average([path]),
-    "csdn figures": in_place("metrics/evaluation.json", lambda folder: ending.show()),
+    "csdn summary": in_place("metrics/evaluation.json", lambda folder: ending.show()),
     "csdn drops": in_place("metrics/ingest.json", lambda folder: list_drops()),
     "what the gate decided": in_place(
         "metrics/gate.json",
@@ -178,7 +178,7 @@ HOSTILE_YAML = {
     "mappings a hundred thousand deep": (b"{a: " * 100_000, "nested"),
     "blocks sixty deep": ("".join(f"{' ' * n}a:\n" for n in range(60)).encode(), "nested"),
     "a key twice": (b"seed: 1\nseed: 2\n", "seed"),
-    "a key twice, further in": (b"data:\n  salt: a\n  salt: b\n", "salt"),
+    "a key twice, further in": (b"data:\n  split_salt: a\n  split_salt: b\n", "split_salt"),
     "no UTF-8": (b"seed: \xe9", "byte 0xe9"),
     "UTF-16": ("seed: 1".encode("utf-16"), "utf-8"),
     "a bomb of aliases": (
@@ -324,8 +324,8 @@ def test_a_rate_set_by_dvc_exp_run_by_csdn_and_by_hand_is_the_same_number(params
 
 @pytest.mark.parametrize("name", ["no", "on", "1e5x", "null ", "007", "a: b", "# x", "é"])
 def test_a_text_that_csdn_writes_is_read_as_that_text(params, name):
-    set_value(params, "data.salt", name)
-    assert load_params(params).data.salt == name
+    set_value(params, "data.split_salt", name)
+    assert load_params(params).data.split_salt == name
 
 
 def test_what_is_set_for_one_run_is_read_as_in_the_file(monkeypatch):
@@ -334,8 +334,8 @@ def test_what_is_set_for_one_run_is_read_as_in_the_file(monkeypatch):
         "csdn.retraining.local.retrain_local", lambda root, values, now: given_to.append(values)
     )
     monkeypatch.setattr("csdn.retraining.lock.when_asked", lambda root, what, look: look())
-    retrain(["embedding.learning_rate=1e-5", "data.salt=no", "report.store="])
-    assert given_to == [{"embedding.learning_rate": 1e-5, "data.salt": "no", "report.store": None}]
+    retrain(["embedding.learning_rate=1e-5", "data.split_salt=no", "report.store="])
+    assert given_to == [{"embedding.learning_rate": 1e-5, "data.split_salt": "no", "report.store": None}]
 
 
 DEEP: dict = {}

@@ -16,8 +16,8 @@ from csdn.runtime.errors import explain_os_error
     ],
 )
 def test_what_torch_says_of_memory_is_understood(message):
-    assert explain_os_error(RuntimeError(message), lower="embedding.people") == (
-        "memory ran out: lower embedding.people in params.yaml, or free some"
+    assert explain_os_error(RuntimeError(message), lower="embedding.identities_per_batch") == (
+        "memory ran out: lower embedding.identities_per_batch in params.yaml, or free some"
     )
 
 

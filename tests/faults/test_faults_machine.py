@@ -18,7 +18,10 @@ from make_images import Project, huge_png, make_drop, people_named, write
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-LOWER = {"ingest": "ingest.max_pixels", "embedding": "embedding.people or embedding.images"}
+LOWER = {
+    "ingest": "ingest.max_pixels",
+    "embedding": "embedding.identities_per_batch or embedding.images_per_identity",
+}
 NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")
 no_mounts = pytest.mark.skipif(
     shutil.which("unshare") is None

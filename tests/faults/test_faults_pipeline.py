@@ -69,7 +69,7 @@ def test_a_full_disk_leaves_a_stage_s_last_outputs_as_they_are(finished, stage, 
 def test_training_goes_on_after_a_process_of_its_feed_was_killed(finished, fault):
     expected = contents(finished, "embedding")
     shutil.rmtree(finished / "models/embedding")
-    workspace.set_params(finished, {"scaling.feed_processes": 2})
+    workspace.set_params(finished, {"scaling.loader_workers": 2})
     stage = subprocess.Popen(
         ["python", "-m", "stages.embedding"],
         cwd=finished,

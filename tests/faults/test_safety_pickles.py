@@ -20,7 +20,7 @@ from make_images import Project, make_drop, people_named, write
 from typer.testing import CliRunner
 
 from csdn.cli.main import app
-from csdn.cli.presets import use
+from csdn.cli.presets import apply_preset
 from csdn.data.catalog import QUARANTINE_SCHEMA, load_dataset, read_table
 from csdn.data.images import BadImage, decode
 from csdn.data.state import open_state
@@ -203,7 +203,7 @@ def test_yaml_makes_no_python_object(tag, tmp_path, fault):
     with pytest.raises(UserError, match="not valid YAML") as error:
         load_params(path)
     with pytest.raises(UserError):
-        use("demo", path)
+        apply_preset("demo", path)
     assert not (tmp_path / "run").exists()
     if "apply" in tag:
         first = str(error.value).splitlines()[0]

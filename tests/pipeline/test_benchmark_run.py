@@ -26,7 +26,7 @@ COMMAND = ("python", "-c", "from csdn.cli.main import main; main()")  # the work
 def repository(tmp_path_factory):
     """A clone whose small size is smaller still; benchmarks follow each other in it."""
     folder = make_repository(tmp_path_factory.mktemp("benchmarks") / "project", **{"scaling.threads": 1})
-    little = {"prompts.prompts.epochs": 1, "prompts.integration.epochs": 1, "embedding.epochs": 1}
+    little = {"prompts.tokens.epochs": 1, "prompts.integration.epochs": 1, "embedding.epochs": 1}
     set_params(folder, little, "csdn/cli/presets/small.yaml")
     return folder
 

@@ -57,19 +57,19 @@ def test_git_sees_the_lock_and_the_metrics_and_nothing_else(finished):
 @pytest.mark.parametrize(
     ("changes", "stages"),
     [
-        ({"ingest.landing": ["/in"], "scaling.threads": 2}, ["report"]),  # it shows all parameters
+        ({"ingest.watch": ["/in"], "scaling.threads": 2}, ["report"]),  # it shows all parameters
         ({"report.queries": 3}, ["report"]),
         ({"evaluation.trials": 3}, ["evaluate", "report"]),
         ({"embedding.epochs": 1}, ["embedding", "report"]),
-        ({"embedding.people": 3}, ["embedding", "report"]),
+        ({"embedding.identities_per_batch": 3}, ["embedding", "report"]),
         ({"prompts.integration.epochs": 2}, ["prompts", "report"]),
         ({"model.normalize": "clip"}, ["prompts", "embedding", "evaluate", "report"]),
-        ({"data.salt": "other"}, ["ingest", "report"]),
+        ({"data.split_salt": "other"}, ["ingest", "report"]),
         ({"ingest.shard_megabytes": 1}, ["ingest", "report"]),
         ({"ingest.grey16_range": {"*": [0, 1000]}}, ["ingest", "report"]),
         ({"ingest.store": "s3://bucket/shards"}, ["ingest", "report"]),
-        ({"warm.prompts": "all"}, ["prompts", "report"]),
-        ({"warm.epochs": 1}, ["embedding", "report"]),
+        ({"warm_start.prompts": "all"}, ["prompts", "report"]),
+        ({"warm_start.epochs": 1}, ["embedding", "report"]),
         ({"seed": 1}, ["prompts", "embedding", "evaluate", "report"]),
     ],
 )
@@ -78,6 +78,33 @@ def test_a_parameter_puts_its_own_stages_out_of_date(project, changes, stages):
     set_params(project, changes)
     status = json.loads(run(project, "dvc", "status", "--json").stdout)
     assert [stage for stage in STAGES if stage in status] == stages
+
+
+def out_of_date(project):
+    return list(json.loads(run(project, "dvc", "status", "--json").stdout))
+
+
+def edit(file, old, new):
+    """Replace a text that the file has once."""
+    text = file.read_text()
+    assert text.count(old) == 1
+    file.write_text(text.replace(old, new))
+
+
+def test_another_message_puts_no_stage_out_of_date(project):
+    edit(
+        project / "csdn/runtime/process.py",
+        "stopped. Finished stages are kept",
+        "stopped by you; finished stages are kept",
+    )
+    edit(project / "csdn/cluster/session.py", "Ray did not start", "Ray could not be started")
+    assert out_of_date(project) == []
+
+
+def test_another_loss_puts_both_training_stages_out_of_date(project):
+    losses = project / "csdn/losses.py"
+    losses.write_text(losses.read_text() + "\n# another line\n")
+    assert out_of_date(project) == ["prompts", "embedding"]
 
 
 def test_another_start_puts_training_out_of_date_and_another_champion_does_not(project):
@@ -96,7 +123,7 @@ def test_another_start_puts_training_out_of_date_and_another_champion_does_not(p
 @pytest.fixture
 def working(project):
     """A `dvc repro` whose stage "prompts" is at work; ended with its group."""
-    set_params(project, {"seed": 1, "prompts.prompts.epochs": 1000})
+    set_params(project, {"seed": 1, "prompts.tokens.epochs": 1000})
     first = subprocess.Popen(
         ["dvc", "repro"],
         cwd=project,

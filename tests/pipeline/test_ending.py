@@ -1,4 +1,4 @@
-"""How `dvc repro` and `csdn figures` end: one table of figures, how long it took, where the report is."""
+"""How `dvc repro` and `csdn summary` end: one table of figures, how long it took, where the report is."""
 
 from __future__ import annotations
 

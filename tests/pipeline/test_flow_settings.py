@@ -25,8 +25,8 @@ def folder(tmp_path):
     ("overrides", "ray_address", "remote", "says"),
     [
         ({"data.test_percent": 1}, None, None, "data.test_percent: not for one run"),
-        ({"gate": {"margin": 100.0}}, None, None, "gate.margin: not for one run"),
-        ({"ingest.landing": ["/in"]}, None, None, "ingest.landing: not for one run"),
+        ({"gate": {"rank1_margin": 100.0}}, None, None, "gate.rank1_margin: not for one run"),
+        ({"ingest.watch": ["/in"]}, None, None, "ingest.watch: not for one run"),
         ({"embedding.epochs": 0}, None, None, "embedding.epochs = 0: Input should be greater"),
         ({"embedding.epoch": 3}, None, None, "embedding.epoch: unknown key"),
         ({}, "head:6379", None, "scaling.workers is 0"),

@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal, pidfd"),
 ]
-SHORT = {"prompts.prompts.epochs": 6, "prompts.integration.epochs": 6, "embedding.epochs": 3}
+SHORT = {"prompts.tokens.epochs": 6, "prompts.integration.epochs": 6, "embedding.epochs": 3}
 
 
 @pytest.fixture(scope="module")

@@ -79,7 +79,7 @@ def installed(project):
 
 def test_demo_runs_what_is_out_of_date_and_shows_one_ending(installed):
     done = make(installed, "demo")
-    assert done.stdout.splitlines() == ["dvc repro ending=later", "csdn figures ending="]
+    assert done.stdout.splitlines() == ["dvc repro ending=later", "csdn summary ending="]
     assert done.returncode == 0
 
 

@@ -15,8 +15,13 @@ pytestmark = pytest.mark.slow
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 # So little training that the model stays as good as CLIP, and no decision of the gate is in question.
 PARAMS = {"embedding.epochs": 1, "embedding.learning_rate": 0.0001}
-WARM = {"warm.epochs": 1, "warm.learning_rate": 0.0001}
-RULE = {"gate.margin": 100.0, "gate.map_margin": 100.0, "gate.collapse": 100.0, "gate.pair_people": 2}
+WARM = {"warm_start.epochs": 1, "warm_start.learning_rate": 0.0001}
+RULE = {
+    "gate.rank1_margin": 100.0,
+    "gate.map_margin": 100.0,
+    "gate.max_pair_drop": 100.0,
+    "gate.min_people": 2,
+}
 
 
 def test_the_lines_on_retraining_work_when_pasted(tmp_path):

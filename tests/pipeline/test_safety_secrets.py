@@ -105,7 +105,7 @@ def test_no_drop_is_added_by_an_address_with_a_key(address, project, fault):
 @pytest.mark.parametrize(
     ("key", "what"),
     [
-        ("ingest.landing", "a place of ingest.landing has a key in it"),
+        ("ingest.watch", "a place of ingest.watch has a key in it"),
         ("ingest.store", "ingest.store has a key in it"),
         ("report.store", "report.store has a key in it"),
         ("scaling.address", "scaling.address has a password in it"),

@@ -24,7 +24,9 @@ from csdn.retraining.gate_run import run_gate
 from csdn.runtime.errors import UserError
 from csdn.synthetic.miniatures import write_miniature
 
-RULE = GateParams(margin=5, map_margin=3, collapse=15, pair_people=2, confidence=0.95, samples=200)
+RULE = GateParams(
+    rank1_margin=5, map_margin=3, max_pair_drop=15, min_people=2, confidence=0.95, bootstrap_samples=200
+)
 
 
 def silent(phase, unit):
@@ -128,7 +130,7 @@ def test_pairs_with_too_few_people_are_not_compared_and_no_other_changes_for_it(
     draws = np.random.default_rng(0)
     distances = [feature_distances(draws.random((len(experiment.table), 4))) for _ in range(2)]
     every, enough = (
-        compare(experiment, *distances, "today", RULE.model_copy(update={"pair_people": least}), seed=0)
+        compare(experiment, *distances, "today", RULE.model_copy(update={"min_people": least}), seed=0)
         for least in (1, 3)
     )
     assert enough == [one for one in every if not one.of_pair or one in enough]
@@ -136,7 +138,7 @@ def test_pairs_with_too_few_people_are_not_compared_and_no_other_changes_for_it(
     assert [one for one in enough if one.of_pair] == [one for one in of_pairs if one.people >= 3]
     pairs = {(one.direction, one.query_camera, one.gallery_camera) for one in of_pairs}
     monkeypatch.setattr(comparison, "JUDGED_PAIRS", 20)
-    assert unjudged_pairs(experiment, RULE.model_copy(update={"pair_people": 1})) == len(pairs) - 2 * 20 > 0
+    assert unjudged_pairs(experiment, RULE.model_copy(update={"min_people": 1})) == len(pairs) - 2 * 20 > 0
 
 
 def test_pairs_that_are_too_many_to_judge_are_counted_in_the_reasons(project, monkeypatch):
@@ -288,7 +290,7 @@ def test_gate_by_hand_prints_the_table_and_the_decision(project, monkeypatch, ca
 
 def test_what_is_missing_of_the_champion_is_named(project, fault):
     (project.root / "champion/data/people.parquet").unlink()
-    with pytest.raises(UserError, match=r"csdn champion") as error:
+    with pytest.raises(UserError, match=r"csdn fetch-champion") as error:
         gate(project)
     assert not (project.root / "metrics/gate.json").exists()
     fault("weights and checkpoints", "csdn gate without the champion's files", error.value)

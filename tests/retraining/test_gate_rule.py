@@ -14,7 +14,14 @@ from csdn.retraining.gate import (
     table_lines,
 )
 
-RULE = GateParams(margin=5.0, map_margin=3.0, collapse=15.0, pair_people=20, confidence=0.95, samples=100)
+RULE = GateParams(
+    rank1_margin=5.0,
+    map_margin=3.0,
+    max_pair_drop=15.0,
+    min_people=20,
+    confidence=0.95,
+    bootstrap_samples=100,
+)
 
 
 def comparison(difference=0.0, half=2.0, data=TODAY, metric="rank1", people=150, champion=20.0, cameras=None):

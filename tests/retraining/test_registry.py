@@ -212,12 +212,12 @@ def test_two_clones_that_promote_at_once_make_one_champion(project, origin, tmp_
 
 
 KILLED = [
-    (False, registry, "take"),
+    (False, registry, "sync_local"),
     (False, mainline, "set_refs"),
     (False, mainline, "checkout"),
     (True, git_module, "push"),
-    (True, registry, "take"),
-    (True, mainline, "advance"),
+    (True, registry, "sync_local"),
+    (True, mainline, "advance_branch"),
 ]
 
 

@@ -152,7 +152,7 @@ def test_weights_that_are_not_those_of_champion_json(places, fault):
 def test_a_version_that_there_is_not(places, fault):
     with pytest.raises(UserError, match=r"no tag csdn@v9\.0\.0") as error:
         fetch_champion(places.clone, "v9", places.clone / "champion")
-    fault("registry", "csdn champion of a version that there is not", error.value)
+    fault("registry", "csdn fetch-champion of a version that there is not", error.value)
 
 
 def test_back_to_the_version_before(places, monkeypatch):

@@ -40,7 +40,7 @@ def project(tmp_path):
     (tmp_path / "in").mkdir()
     (folder / "data/aliases.json").write_text("{}")
     thresholds = {"retrain.images": 100, "retrain.people": 5, "retrain.days": 30}
-    set_params(folder, {"ingest.landing": [str(tmp_path / "in")], **thresholds})
+    set_params(folder, {"ingest.watch": [str(tmp_path / "in")], **thresholds})
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message", "where camera data lands")
     return folder
@@ -190,9 +190,9 @@ def test_a_drop_that_a_person_accepts_after_all_is_new(with_champion):
 
 
 def test_a_place_that_is_relative_is_an_error(project):
-    set_params(project, {"ingest.landing": ["in"]})
+    set_params(project, {"ingest.watch": ["in"]})
     git(project, "commit", "--quiet", "--all", "--message", "relative")
-    with pytest.raises(UserError, match=r"ingest\.landing = 'in': a run works in a folder of its own"):
+    with pytest.raises(UserError, match=r"ingest\.watch = 'in': a run works in a folder of its own"):
         scan(project)
 
 
@@ -236,7 +236,7 @@ def test_a_failure_is_told_to_the_webhook(project, monkeypatch):
     webhook = Webhook()
     monkeypatch.setenv("CSDN_WEBHOOK", webhook.address)
     try:
-        set_params(project, {"ingest.landing": ["/no/such/folder"]})
+        set_params(project, {"ingest.watch": ["/no/such/folder"]})
         git(project, "commit", "--quiet", "--all", "--message", "wrong")
         with pytest.raises(UserError, match="no such folder"):
             retrain_local(project, {}, regardless=False)

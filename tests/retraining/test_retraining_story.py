@@ -22,16 +22,16 @@ pytestmark = pytest.mark.slow
 # 150 people are tested on, so that the gate's decisions mean something (docs/gate.md).
 PARAMS = {
     "data.test_percent": 60,
-    "prompts.prompts.epochs": 3,
+    "prompts.tokens.epochs": 3,
     "prompts.integration.epochs": 3,
     "embedding.epochs": 6,
-    "embedding.people": 8,
-    "warm.epochs": 4,
+    "embedding.identities_per_batch": 8,
+    "warm_start.epochs": 4,
     "evaluation.trials": 3,
-    "evaluation.mirror": False,
+    "evaluation.flip_tta": False,
     "retrain.people": 20,
     # Narrower than the committed ones: what comes second is surely better here, and the third surely worse.
-    "gate.margin": 3.0,
+    "gate.rank1_margin": 3.0,
     "gate.map_margin": 1.0,
 }
 # The people of the first drop again, in new images, each with the name of somebody drawn at random.
@@ -97,7 +97,7 @@ def test_a_model_keeps_up_with_its_cameras(world, tmp_path):
     clone = tmp_path / "clone"
     outcomes = [line.split()[2] for line in run(clone, "csdn", "history").stdout.splitlines()]
     assert outcomes == ["promoted", "promoted", "refused"]
-    assert "version v2" in run(clone, "csdn", "champion").stdout
+    assert "version v2" in run(clone, "csdn", "fetch-champion").stdout
     assert csdn.load(clone / "champion/embedding")
 
 

@@ -75,7 +75,7 @@ def test_a_run_continues_on_another_day_under_its_name(project, monkeypatch):
     assert begin(project, arrive(DROPS[1])).id.startswith("2999")
 
 
-@pytest.mark.parametrize("moment", ["share", "bring_all", "commit"])
+@pytest.mark.parametrize("moment", ["link_cache", "pull_available", "commit"])
 def test_a_kill_while_a_run_is_made_leaves_nothing_that_stops_the_next(project, monkeypatch, moment):
     def killed(*_):
         raise KeyboardInterrupt
@@ -119,19 +119,31 @@ def test_on_another_branch_changed_files_are_nobodys_business(project):
     ("overrides", "says", "what"),
     [
         (
-            {"data.salt": "x"},
-            r"data\.salt: not for one run",
+            {"data.split_salt": "x"},
+            r"data\.split_salt: not for one run",
             "a run with another salt of the people's buckets",
         ),
-        ({"gate": {"margin": 99}}, r"gate\.margin: not for one run", "a run with another rule of the gate"),
-        ({"ingest.landing": []}, r"ingest\.landing: not for one run", None),
+        (
+            {"gate": {"rank1_margin": 99}},
+            r"gate\.rank1_margin: not for one run",
+            "a run with another rule of the gate",
+        ),
+        ({"ingest.watch": []}, r"ingest\.watch: not for one run", None),
         ({"ingest": {"store": None}}, r"ingest\.store: not for one run", None),
         ({"registry.branch": "x"}, r"registry\.branch: not for one run", None),
         ({"retrain.days": 1}, r"retrain\.days: not for one run", None),
-        ({"embedding.peple": 4}, r"embedding\.peple: unknown key", "a run with a misspelt parameter"),
+        (
+            {"embedding.image_per_identity": 4},
+            r"embedding\.image_per_identity: unknown key",
+            "a run with a misspelt parameter",
+        ),
         ({"colour.red": 4}, "colour: unknown key", None),
         ({"seed.x": 4}, r"seed = \{'x': 4\}|seed: Input", None),
-        ({"embedding.people": "4"}, r"embedding\.people = '4': Input should be", None),
+        (
+            {"embedding.identities_per_batch": "4"},
+            r"embedding\.identities_per_batch = '4': Input should be",
+            None,
+        ),
     ],
 )
 def test_wrong_overrides_stop_a_run_before_anything_is_made(project, overrides, says, what, fault):

@@ -25,11 +25,11 @@ FOLDERS = ("models/prompts", "models/embedding", "evaluation", "report")
 LEFTOVERS = (".state/*/lock", "data/**/.*.partial", "models/**/.*.partial", ".*.partial")
 # Some seconds of work in each stage, and processes of their own in each that reads images.
 PARAMETERS = {
-    "prompts.prompts.epochs": 60,
+    "prompts.tokens.epochs": 60,
     "prompts.integration.epochs": 120,
     "embedding.epochs": 12,
-    "evaluation.batch": 2,
-    "scaling.feed_processes": 2,
+    "evaluation.batch_size": 2,
+    "scaling.loader_workers": 2,
 }
 
 

@@ -56,8 +56,8 @@ class GateProject:
             "data": {"aliases": "no-aliases.json", "test_percent": self.test_percent},
             "model": {"weights": str(ROOT / params.model.weights)},
             "evaluation": {"trials": 3, "protocol": protocol},
-            "gate": {"pair_people": 2, "samples": 200} | gate,
-            "scaling": {"threads": 1, "feed_processes": 0},
+            "gate": {"min_people": 2, "bootstrap_samples": 200} | gate,
+            "scaling": {"threads": 1, "loader_workers": 0},
         }
         return params.model_copy(
             update={name: getattr(params, name).model_copy(update=new) for name, new in sections.items()}

@@ -103,7 +103,7 @@ class Project:
         **settings,
     ):
         who = DataParams(
-            salt="csdn", test_percent=test_percent, aliases=aliases or str(self.aliases), trial=trial
+            split_salt="csdn", test_percent=test_percent, aliases=aliases or str(self.aliases), trial=trial
         )
         return ingest(
             read_ledger(self.ledger),

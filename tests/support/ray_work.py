@@ -57,7 +57,7 @@ def make_state(folder: Path, storage: str | None = None) -> CheckpointStore:
 
 def make_params(workers: int, **scaling: object) -> Params:
     params = load_params(Path(__file__).parents[2] / "params.yaml")
-    changed = {"workers": workers, "threads": 1, "feed_processes": 1, "checkpoint_seconds": 0, **scaling}
+    changed = {"workers": workers, "threads": 1, "loader_workers": 1, "checkpoint_seconds": 0, **scaling}
     return params.model_copy(update={"scaling": params.scaling.model_copy(update=changed)})
 
 

@@ -108,7 +108,7 @@ class World:
 def a_world(folder: Path, store: S3Server, **params: Any) -> Iterator[World]:
     """A world with nothing in it: no drop, no model; main is at the Git remote."""
     webhook = Webhook()
-    project = make_project(folder, REMOTE, **{"ingest.landing": [LANDING], **params})
+    project = make_project(folder, REMOTE, **{"ingest.watch": [LANDING], **params})
     (folder / "prefect").mkdir()
     try:
         with prefect_with_worker(

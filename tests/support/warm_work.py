@@ -30,13 +30,13 @@ FIRST, STAYED, NEW = TRAIN[1:7], TRAIN[3:7], [TRAIN[0], *TRAIN[7:9]]
 SMALL = {
     "model.weights": str(ROOT / "csdn/model/assets/clip-small.safetensors"),
     "model.image_size": [32, 16],
-    "prompts.prompts.epochs": 2,
+    "prompts.tokens.epochs": 2,
     "prompts.integration.epochs": 2,
     "embedding.epochs": 2,
-    "embedding.people": 3,
-    "warm.epochs": 1,
+    "embedding.identities_per_batch": 3,
+    "warm_start.epochs": 1,
     "scaling.threads": 1,
-    "scaling.feed_processes": 0,
+    "scaling.loader_workers": 0,
     "scaling.device": "cpu",
 }
 

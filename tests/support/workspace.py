@@ -26,14 +26,14 @@ STAGES = ("ingest", "prompts", "embedding", "evaluate", "report")
 
 # Too small to say anything of quality: it shows that the line runs, and that it runs the same way twice.
 SMALL = {
-    "prompts.prompts.epochs": 1,
+    "prompts.tokens.epochs": 1,
     "prompts.integration.epochs": 1,
     "embedding.epochs": 2,
-    "embedding.people": 4,
+    "embedding.identities_per_batch": 4,
     "evaluation.trials": 2,
     "report.queries": 2,
     "scaling.threads": 1,
-    "scaling.feed_processes": 0,
+    "scaling.loader_workers": 0,
 }
 
 

@@ -154,7 +154,7 @@ def test_experiments_on_other_data_or_parameters_have_no_common_table(other, sai
 
 
 def test_the_seed_and_what_only_makes_a_run_faster_may_differ():
-    changed = {"scaling.threads": 7, "report.queries": 3, "ingest.landing": ["/elsewhere"]}
+    changed = {"scaling.threads": 7, "report.queries": 3, "ingest.watch": ["/elsewhere"]}
     table = measured_table("c0ffee", [ran("sum", 0, 1), ran("sum", 1, 3, **changed)])
     assert table.lines[0].figures["ir_to_vis.rank1"][0] == 2.0
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from csdn.cli import doctor
-from csdn.cli.presets import use
+from csdn.cli.presets import apply_preset
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,7 +31,7 @@ def test_nothing_stands_in_the_way_of_the_demo_here():
 
 def test_missing_clip_weights_come_with_the_command_that_fetches_them(project):
     assert found(project, "CLIP weights").state == "ok"
-    use("cameras", project / "params.yaml")
+    apply_preset("cameras", project / "params.yaml")
     check = found(project, "CLIP weights")
     assert (check.state, check.advice) == ("problem", "csdn fetch-clip")
     assert "RN50" in check.found and "weights/RN50-openai.safetensors" in check.found

@@ -118,7 +118,7 @@ def test_sync_takes_what_is_new_and_complete_and_skips_the_rest(project):
 
 
 def test_sync_without_a_place_to_look_is_an_error(project, fault):
-    with pytest.raises(UserError, match=r"ingest\.landing in params\.yaml is empty") as error:
+    with pytest.raises(UserError, match=r"ingest\.watch in params\.yaml is empty") as error:
         csdn("sync")
     fault("parameters", "csdn sync without a place to look", error.value)
     landing(project, "nowhere")

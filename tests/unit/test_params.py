@@ -17,30 +17,40 @@ def raw():
 
 
 def test_the_committed_file_is_valid():
-    assert load_params(ROOT / "params.yaml").embedding.people == 8
+    assert load_params(ROOT / "params.yaml").embedding.identities_per_batch == 8
 
 
 @pytest.mark.parametrize(
     ("key", "value", "says", "what"),
     [
         (
-            "embedding.peple",
+            "embedding.image_per_identity",
             8,
-            "unknown key; the nearest is people; allowed here: epochs",
+            "unknown key; the nearest is images_per_identity; allowed here: epochs",
             "a misspelt parameter",
         ),
         ("colour", 1, "unknown key; allowed here: seed, data", "a section that there is not"),
-        ("embedding.people", "eight", "= 'eight': Input should be a valid integer", "a word for a number"),
-        ("embedding.people", 1, "= 1: Input should be greater than or equal to 2", "one person in a batch"),
+        (
+            "embedding.identities_per_batch",
+            "eight",
+            "= 'eight': Input should be a valid integer",
+            "a word for a number",
+        ),
+        (
+            "embedding.identities_per_batch",
+            1,
+            "= 1: Input should be greater than or equal to 2",
+            "one person in a batch",
+        ),
         ("embedding.learning_rate", -1, "= -1: Input should be greater than 0", "a negative learning rate"),
         ("model.stem", "resnet", "= 'resnet': Input should be 'clip' or 'published'", "an unknown stem"),
         ("model.image_size", [64], "at least 2 items", "a height without a width"),
         ("data.test_percent", 100, "less than or equal to 99", "nobody left to train on"),
         ("embedding.schedule.milestones", [70, 40], "must rise", "milestones that fall"),
-        ("prompts.prompts.warmup_epochs", 99, "99.0 is longer than epochs 6", "a warm-up without an end"),
+        ("prompts.tokens.warmup_epochs", 99, "99.0 is longer than epochs 6", "a warm-up without an end"),
         ("ingest.store", "data/shards", "= 'data/shards': not an address of", "a folder for ingest.store"),
         ("ingest.max_bad_fraction", 2, "less than or equal to 1", "a fraction of 2"),
-        ("gate.margin", -1, "= -1: Input should be greater than or equal to 0", "a negative margin"),
+        ("gate.rank1_margin", -1, "= -1: Input should be greater than or equal to 0", "a negative margin"),
         ("gate.confidence", 95, "= 95: Input should be less than 1", "a confidence in percent"),
     ],
 )
@@ -60,7 +70,9 @@ def test_values_that_do_not_fit_each_other_are_named(raw, fault):
     raw["scaling"]["workers"] = 3
     with pytest.raises(UserError) as error:
         parse_params(raw, source="params.yaml")
-    assert "\n  embedding.people = 8 cannot be split over scaling.workers = 3: choose" in str(error.value)
+    assert "\n  embedding.identities_per_batch = 8 cannot be split over scaling.workers = 3: choose" in str(
+        error.value
+    )
     fault("training", "the people of a batch cannot be split over the workers", error.value)
 
 

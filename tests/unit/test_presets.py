@@ -1,4 +1,4 @@
-"""`csdn use` rewrites what a preset says in params.yaml, and nothing else."""
+"""`csdn preset` rewrites what a preset says in params.yaml, and nothing else."""
 
 import shutil
 from pathlib import Path
@@ -25,7 +25,7 @@ def keys(mapping, prefix=""):
 
 def test_the_committed_file_is_the_demo(params_path):
     before = params_path.read_bytes()
-    presets.use("demo", params_path)
+    presets.apply_preset("demo", params_path)
     assert params_path.read_bytes() == before
 
 
@@ -33,18 +33,22 @@ def test_presets_set_the_same_keys_so_that_one_undoes_the_other(params_path):
     assert presets.names() == ["cameras", "demo", "llcm", "regdb", "sysu"]
     assert len({frozenset(keys(presets.values(name))) for name in presets.names()}) == 1
     before = load_params(params_path)
-    presets.use("cameras", params_path)
+    presets.apply_preset("cameras", params_path)
     assert load_params(params_path) != before
-    presets.use("demo", params_path)
+    presets.apply_preset("demo", params_path)
     assert load_params(params_path) == before
 
 
 def test_cameras_are_the_published_settings(params_path):
-    changes = presets.use("cameras", params_path)
+    changes = presets.apply_preset("cameras", params_path)
     params = load_params(params_path)
     assert (params.model.clip, params.model.image_size) == ("RN50", [288, 144])
-    assert params.prompts.prompts.epochs == params.prompts.integration.epochs == 60
-    assert (params.embedding.epochs, params.embedding.people, params.embedding.images) == (120, 8, 4)
+    assert params.prompts.tokens.epochs == params.prompts.integration.epochs == 60
+    assert (
+        params.embedding.epochs,
+        params.embedding.identities_per_batch,
+        params.embedding.images_per_identity,
+    ) == (120, 8, 4)
     assert params.embedding.head_learning_rate == 2 * params.embedding.learning_rate == 6e-4
     assert params.embedding.schedule.milestones == [40, 70]
     assert "embedding.epochs: 10 -> 120" in changes
@@ -53,9 +57,9 @@ def test_cameras_are_the_published_settings(params_path):
 
 @pytest.mark.parametrize("name", ["sysu", "regdb", "llcm"])
 def test_benchmarks_are_the_published_settings_under_their_own_protocol(params_path, name):
-    presets.use("cameras", params_path)
+    presets.apply_preset("cameras", params_path)
     cameras = load_params(params_path)
-    presets.use(name, params_path)
+    presets.apply_preset(name, params_path)
     params = load_params(params_path)
     assert (params.prompts, params.embedding) == (cameras.prompts, cameras.embedding)
     assert params.model == cameras.model.model_copy(update={"stem": "published"})
@@ -66,7 +70,7 @@ def test_benchmarks_are_the_published_settings_under_their_own_protocol(params_p
 
 def test_a_small_benchmark_is_the_demo_under_another_protocol(params_path):
     before = load_params(params_path)
-    presets.use("sysu", params_path, small=True)
+    presets.apply_preset("sysu", params_path, small=True)
     params = load_params(params_path)
     assert (params.model, params.prompts, params.embedding) == (
         before.model,
@@ -81,10 +85,10 @@ def test_comments_order_and_a_persons_own_values_stay(params_path):
         params_path.read_text().replace("seed: 0 ", "seed: 7 ").replace("landing: []", 'landing: ["s3://in"]')
     )
     params_path.write_text(mine)
-    presets.use("cameras", params_path)
+    presets.apply_preset("cameras", params_path)
     after = params_path.read_text()
     assert load_params(params_path).seed == 7
-    assert load_params(params_path).ingest.landing == ["s3://in"]
+    assert load_params(params_path).ingest.watch == ["s3://in"]
     comments = [line.split("#", 1)[1] for line in mine.splitlines() if "#" in line]
     assert [line.split("#", 1)[1] for line in after.splitlines() if "#" in line] == comments
     assert list(keys(parse_yaml(after, ""))) == list(keys(parse_yaml(mine, "")))
@@ -92,15 +96,15 @@ def test_comments_order_and_a_persons_own_values_stay(params_path):
 
 def test_an_unknown_preset_names_those_that_there_are(params_path, fault):
     with pytest.raises(UserError, match=r"'sysuu'.*cameras, demo") as error:
-        presets.use("sysuu", params_path)
-    fault("parameters", "csdn use with a preset that there is not", error.value)
+        presets.apply_preset("sysuu", params_path)
+    fault("parameters", "csdn preset with a preset that there is not", error.value)
 
 
 def test_an_unusable_file_is_left_as_it_is(params_path):
     broken = params_path.read_text().replace("trials: 10", "trails: 10")
     params_path.write_text(broken)
     with pytest.raises(UserError, match="trails: unknown key"):
-        presets.use("cameras", params_path)
+        presets.apply_preset("cameras", params_path)
     assert params_path.read_text() == broken
 
 

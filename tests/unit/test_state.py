@@ -54,9 +54,9 @@ def key(data, weights=ROOT / "csdn/model/assets/clip-small.safetensors", **chang
 def test_any_parameter_of_the_stage_is_in_its_key_and_how_fast_it_runs_is_not(project):
     plain = key(project.data)
     assert plain == key(
-        project.data, **{"scaling.threads": 3, "scaling.feed_processes": 7, "scaling.workers": 1}
+        project.data, **{"scaling.threads": 3, "scaling.loader_workers": 7, "scaling.workers": 1}
     )
-    assert plain == key(project.data, **{"report.queries": 3, "prompts.prompts.epochs": 9})
+    assert plain == key(project.data, **{"report.queries": 3, "prompts.tokens.epochs": 9})
     changes = {"seed": 1, "model.stem": "published", "embedding.losses.triplet": 0.2, "embedding.padding": 3}
     others = [key(project.data, **{name: value}) for name, value in changes.items()]
     assert len({plain, *others}) == 1 + len(changes)

@@ -315,7 +315,7 @@ def test_what_is_not_finite_in_one_worker_ends_all_of_them(monkeypatch):
     log.add({"loss": torch.tensor(2.0)}, 0.5, epoch=0, step=2)
     with pytest.raises(Diverged, match="step 2, "):
         log.add({"loss": torch.tensor(3.0)}, 0.5, epoch=0, step=3)
-    monkeypatch.setattr("csdn.training.log.any_rank", lambda own: True)
+    monkeypatch.setattr("csdn.training.log.all_reduce_any", lambda own: True)
     with pytest.raises(Diverged, match="weights of another worker"):
         check_tensors({"a": torch.ones(1)}, {"epoch": 0, "step": 1, "learning_rate": 1.0}, "lower it")
 

@@ -124,7 +124,7 @@ def test_with_nobody_new_the_texts_are_the_champion_s_and_no_image_is_read(world
 
 
 def test_all_texts_are_learnt_again_from_the_champion_s_where_that_is_asked_for(world, warm, tmp_path):
-    runs = Runs(tmp_path, world / "today/data", make_params(**{"warm.prompts": "all"}), warm)
+    runs = Runs(tmp_path, world / "today/data", make_params(**{"warm_start.prompts": "all"}), warm)
     figures = runs.prompts()
     assert "new_people" not in figures
     assert runs.embedded == (len(NEW) + len(STAYED)) * 6
@@ -161,14 +161,14 @@ def test_stage_2_takes_the_epochs_and_rates_of_warm(finished):
 
 
 def test_the_schedule_shrinks_with_the_epochs():
-    changes = {"embedding.epochs": 120, "warm.epochs": 30, "warm.learning_rate": 0.1}
+    changes = {"embedding.epochs": 120, "warm_start.epochs": 30, "warm_start.learning_rate": 0.1}
     schedule = {"embedding.schedule.milestones": [40, 70], "embedding.schedule.warmup_epochs": 10}
     before = make_params(**changes, **schedule)
     after = warm_params(before)
     assert after.embedding.schedule.milestones == [10, 17.5]
     assert after.embedding.schedule.warmup_epochs == 2.5
     assert (after.embedding.epochs, after.embedding.learning_rate) == (30, 0.1)
-    assert after.embedding.head_learning_rate == before.warm.head_learning_rate
+    assert after.embedding.head_learning_rate == before.warm_start.head_learning_rate
     assert after.embedding.losses == before.embedding.losses
 
 
@@ -206,8 +206,8 @@ def test_another_start_is_another_run(world, warm, copied):
     assert len(keys) == 4
     renamed = replace(warm, start=warm.start.model_copy(update={"version": "v2"}))
     assert {inputs_of(stage, world, renamed).key for stage in ("prompts", "embedding")} <= keys
-    keys.add(inputs_of("prompts", world, warm, make_params(**{"warm.prompts": "all"})).key)
-    faster = warm_params(make_params(**{"warm.epochs": 3}))
+    keys.add(inputs_of("prompts", world, warm, make_params(**{"warm_start.prompts": "all"})).key)
+    faster = warm_params(make_params(**{"warm_start.epochs": 3}))
     keys |= {inputs_of("embedding", world, warm, one).key for one in (faster, warm_params(make_params()))}
     assert len(keys) == 7
     for file in ("prompts/prompts.safetensors", "embedding/model.safetensors"):
@@ -252,7 +252,7 @@ def test_a_missing_or_other_file_of_the_champion_is_found_before_anything_is_lea
     (copied / file).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(UserError, match="its SHA-256 is") as error:
         inputs_of(stage, world, warm)
-    assert "`csdn champion` fetches" in str(error.value)
+    assert "`csdn fetch-champion` fetches" in str(error.value)
     (copied / file).unlink()
     with pytest.raises(UserError, match="no such file, and training starts from v1") as error:
         inputs_of(stage, world, warm)
@@ -263,7 +263,7 @@ def test_a_missing_or_other_file_of_the_champion_is_found_before_anything_is_lea
 def test_a_champion_without_a_usable_list_of_people_is_refused(world, warm, copied, text):
     path = copied / "prompts/config.json"
     path.unlink() if text is None else path.write_text(text)
-    with pytest.raises(UserError, match=r"prompts/config\.json.*csdn champion"):
+    with pytest.raises(UserError, match=r"prompts/config\.json.*csdn fetch-champion"):
         inputs_of("prompts", world, replace(warm, folder=copied))
 
 

@@ -1,4 +1,4 @@
-"""`csdn use NAME`: the values of NAME.yaml beside this file, written into params.yaml; comments stay.
+"""`csdn preset NAME`: the values of NAME.yaml beside this file, written into params.yaml; comments stay.
 
 A preset names its size, published.yaml or small.yaml (model and training), and values of its own (data and
 protocol). `--small` takes the small size instead, for a run in a minute.
@@ -38,7 +38,7 @@ def values(name: str, small: bool = False) -> Any:
     return merged
 
 
-def use(name: str, params_path: str | Path = "params.yaml", small: bool = False) -> list[str]:
+def apply_preset(name: str, params_path: str | Path = "params.yaml", small: bool = False) -> list[str]:
     """Edit a parameter file in place; returns a line for each value that changed, and what to do next.
 
     Values that the preset does not name stay. Raises UserError for an unknown preset and for a file that is

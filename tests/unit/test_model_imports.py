@@ -76,7 +76,7 @@ def test_training_from_shipped_weights_waits_neither_for_open_clip_nor_for_torch
         "params = load_params(Path('params.yaml'))\n"
         "clip = load_clip(params.model.clip, params.model.weights)\n"
         "model = CSDN.from_clip(clip, identities=2, image_size=(64, 32)).train()\n"
-        "settings = embedding_settings(params.embedding.model_copy(update={'images': 4}), 'float32')\n"
+        "settings = embedding_settings(params.embedding.model_copy(update={'images_per_identity': 4}), 'float32')\n"
         "images, labels = torch.randn(8, 3, 64, 32), torch.tensor([0, 1]).repeat_interleave(4)\n"
         "batch = TrainBatch(images, images, images, labels, 0, 0, 4)\n"
         "text = torch.randn(2, model.config.embed_dim)\n"

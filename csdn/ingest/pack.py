@@ -20,9 +20,8 @@ from typing import Any
 from csdn.data.catalog import ImageRecord
 from csdn.data.images import BadImage, extension_of, grey16, probe
 from csdn.data.labels import NO_LABEL, canonical_label, label_fault
-from csdn.data.loader import PendingRead, prefetch
 from csdn.data.shards import ShardWriter, has_bytes_of
-from csdn.data.storage import Store
+from csdn.data.storage import PendingRead, Store, prefetch
 from csdn.ingest.grey16 import Range, extremes, png_of_range, range_of
 from csdn.ingest.sources import Source, open_source
 from csdn.runtime.errors import UserError, explain_os_error

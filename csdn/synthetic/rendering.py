@@ -1,7 +1,7 @@
 """The six built-in cameras: where they look, what stands around, and what their optics do to an image.
 
-Every image draws its own pose, crop, occluder, clutter and light (csdn.synthetic.rendering); the camera sets the
-ranges. This nuisance is what keeps the task honest: without it raw pixels would identify people.
+Every image draws its own pose, crop, occluder, clutter and light (csdn.synthetic.rendering); the camera sets
+the ranges. This nuisance is what keeps the task honest: without it raw pixels would identify people.
 """
 
 from __future__ import annotations

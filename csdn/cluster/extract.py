@@ -31,9 +31,9 @@ def extract_on_ray(
         blocks = _dataset(walk.rows(), steps, make_embeds, scaling).iter_batches(
             batch_size=None, batch_format="numpy", prefetch_batches=BATCHES_AHEAD
         )
-        for (indices, _), block in zip(steps, blocks, strict=True):
+        for (ordinals, _), block in zip(steps, blocks, strict=True):
             found = checked(block).items()
-            yield indices, {name: torch.tensor(features[0]) for name, features in found}
+            yield ordinals, {name: torch.tensor(features[0]) for name, features in found}
 
 
 def _dataset(

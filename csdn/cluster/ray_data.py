@@ -68,16 +68,16 @@ def checked(block: Block) -> Any:
 class ReadImages:
     """Task n makes the images of step n: `images` float32 [1, B, 3, H, W] and `modality` [1].
 
-    steps: (indices [B], modality) of each batch.
+    steps: (ordinals [B], modality) of each batch.
     """
 
     def __init__(self, rows: TestBatchReader, steps: list[tuple[np.ndarray, str]]) -> None:
         self.rows, self.steps = rows, steps
 
     def __call__(self, number: int) -> Block:
-        indices, modality = self.steps[number]
-        images = own_memory(self.rows.shape, np.float32)[: len(indices)]
-        self.rows.fill(indices, images)
+        ordinals, modality = self.steps[number]
+        images = own_memory(self.rows.shape, np.float32)[: len(ordinals)]
+        self.rows.fill(ordinals, images)
         return {"images": images[None], "modality": np.array([modality])}
 
 

@@ -64,7 +64,7 @@ class PromptPhase:
     """Phase "prompts": the tokens of each person against the person's images, modality by modality.
 
     embeddings: [images, d], raw image embeddings; labels: [images]; a row of the plan is a pair of
-    indices (visible [b], infrared [b]) of the same people. others: [m, d], what stands for images of
+    ordinals (visible [b], infrared [b]) of the same people. others: [m, d], what stands for images of
     people who have none here: no text of a person is to fit them.
     """
 
@@ -82,19 +82,19 @@ class PromptPhase:
         return self.rows(epoch)
 
     def loss(self, row: tuple[np.ndarray, np.ndarray], epoch: int, step: int) -> Mapping[str, Tensor]:
-        indices = torch.from_numpy(np.concatenate(row)).to(self.labels.device)
-        labels = self.labels[indices]
+        ordinals = torch.from_numpy(np.concatenate(row)).to(self.labels.device)
+        labels = self.labels[ordinals]
         # A person who stands in the row twice is encoded once: the gradient adds up in the gather.
         people, place = torch.unique(labels.chunk(2)[0], return_inverse=True)
         text = [self.model.text_features(modality, people)[place] for modality in ("visible", "infrared")]
-        return contrast(self.embeddings[indices], torch.cat(text), labels, self.others)
+        return contrast(self.embeddings[ordinals], torch.cat(text), labels, self.others)
 
 
 @dataclass
 class IntegrationPhase:
     """Phase "integration": SII fuses the two text features of a person, which are constants now.
 
-    visible_text, infrared_text: [identities, d]; a row of the plan is indices [b], of both modalities.
+    visible_text, infrared_text: [identities, d]; a row of the plan is ordinals [b], of both modalities.
     """
 
     model: CSDN
@@ -113,12 +113,12 @@ class IntegrationPhase:
         return self.rows(epoch)
 
     def loss(self, row: np.ndarray, epoch: int, step: int) -> Mapping[str, Tensor]:
-        indices = torch.from_numpy(row).to(self.labels.device)
-        labels = self.labels[indices]
+        ordinals = torch.from_numpy(row).to(self.labels.device)
+        labels = self.labels[ordinals]
         visible = self.visible_text[labels]
         keep = self._keep(visible, epoch, step)
         fused = self.model.integration(visible, self.infrared_text[labels], keep=keep)
-        return contrast(self.embeddings[indices], fused, labels)
+        return contrast(self.embeddings[ordinals], fused, labels)
 
     def _keep(self, like: Tensor, epoch: int, step: int) -> Tensor:
         """Dropout's keep mask [b, d], counted by (seed, epoch, step)."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from csdn.data.catalog import TABLES_VERSION, ImageRecord, read_facts
-from csdn.data.shards import Verified, has_bytes_of
+from csdn.data.shards import VerifiedShards, has_bytes_of
 from csdn.data.state import StageState, state_key
 from csdn.ingest.ledger import LEDGER, SHORT, Drop, drop_id
 from csdn.ingest.pack import PackedShard, ShardTask, cut_shards
@@ -62,7 +62,7 @@ class NewDrop:
 
 
 def damaged_shards(
-    drops: Sequence[Drop], settings: IngestParams, places: Places, verified: Verified
+    drops: Sequence[Drop], settings: IngestParams, places: Places, verified: VerifiedShards
 ) -> dict[Drop, list[str]]:
     """The shards that are missing, or have not the bytes that they had, of each drop that was read before."""
     indexed = [drop for drop in drops if is_indexed(drop, settings, places)]
@@ -73,7 +73,7 @@ def damaged_shards(
     return {drop: names for drop, names in found.items() if names}
 
 
-def _damaged(sizes: Mapping[str, int], places: Places, verified: Verified) -> set[str]:
+def _damaged(sizes: Mapping[str, int], places: Places, verified: VerifiedShards) -> set[str]:
     if places.store is None:
         return {path.name for path in verified.damaged([places.shards / name for name in sizes])}
     from csdn.ingest.pack import missing_shards  # it brings a client, which few need

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from csdn.data.catalog import INDEX_SCHEMA, REFUSED_SCHEMA, read_facts, read_table, table_of, write_table
-from csdn.data.shards import Verified
+from csdn.data.shards import VerifiedShards
 from csdn.data.state import open_state
 from csdn.ingest.grey16 import facts_of_cameras
 from csdn.ingest.identities import SplitRule, read_aliases
@@ -53,7 +53,7 @@ def index_new_drops(
     settings: IngestParams,
     places: Places,
     state: StageState,
-    verified: Verified,
+    verified: VerifiedShards,
     processes: int,
     packer: Packer,
     progress: Progress,
@@ -84,7 +84,7 @@ def _make(
     new: Sequence[NewDrop],
     settings: IngestParams,
     places: Places,
-    verified: Verified,
+    verified: VerifiedShards,
     processes: int,
     packer: Packer,
     progress: Progress,
@@ -117,7 +117,7 @@ def _next_shard(shards: Iterator[PackedShard], drop: Drop) -> PackedShard:
         raise UserError(f"{drop}: {error}") from error
 
 
-def _keep(entry: NewDrop, settings: IngestParams, places: Places, verified: Verified) -> None:
+def _keep(entry: NewDrop, settings: IngestParams, places: Places, verified: VerifiedShards) -> None:
     """Give the drop's shards their names, then write what was refused, then the index."""
     packed = [shard for shard in entry.packed if shard is not None]
     hashes = [key for shard in packed for key in shard.hashes]
@@ -263,7 +263,7 @@ def ingest(
     with open_state("ingest", "ingest", state) as unfinished:
         remove_temp(root / "index")
         cores = processes or available_cores()
-        verified = Verified(state / VERIFIED, cores)
+        verified = VerifiedShards(state / VERIFIED, cores)
         for line in index_new_drops(drops, settings, places, unfinished, verified, cores, packer, progress):
             note(line)
         verified.save()

@@ -61,7 +61,7 @@ def test_a_killed_run_continues_after_the_last_saved_image(tmp_path, kills):
     with open_state("stage", "k", tmp_path) as state:
         last = Batches()
         found = mean_and_first(last, state)
-        again = mean_and_first(Batches(kill_after=0), state)  # all of it was saved: nothing is asked for
+        again = mean_and_first(Batches(kill_after=0), state)  # everything was saved, so no batch is requested
     assert given + last.given == BATCHES
     assert set(found) == set(again) == {"mean", "first"}
     for name, values in found.items():
@@ -69,15 +69,15 @@ def test_a_killed_run_continues_after_the_last_saved_image(tmp_path, kills):
         np.testing.assert_array_equal(again[name], values)
 
 
-def test_the_walk_over_images_from_any_batch_on_gives_the_rest_of_it(tmp_path):
+def test_loading_from_any_batch_on_gives_the_remaining_batches(tmp_path):
     table = write_data(tmp_path)
     batches = ImageBatches(table, tmp_path / "shards", (64, 32), "imagenet", 5)
-    whole = list(load_images(walk, 0))
+    whole = list(load_images(batches, 0))
     assert {modality for _, _, modality in whole} == {"visible", "infrared"}
     assert sorted(np.concatenate([rows for rows, _, _ in whole])) == list(range(len(table)))
     done = 0
     for number, (rows, _, _) in enumerate(whole):
-        rest = list(load_images(walk, 0, done))
+        rest = list(load_images(batches, 0, done))
         assert len(rest) == len(whole) - number
         for (rows_a, images_a, modality_a), (rows_b, images_b, modality_b) in zip(
             rest, whole[number:], strict=True
@@ -86,4 +86,4 @@ def test_the_walk_over_images_from_any_batch_on_gives_the_rest_of_it(tmp_path):
             np.testing.assert_array_equal(rows_a, rows_b)
             assert torch.equal(images_a, images_b)
         done += len(rows)
-    assert list(load_images(walk, 0, done)) == []
+    assert list(load_images(batches, 0, done)) == []

@@ -117,7 +117,8 @@ def people_splits(rows: pd.DataFrame, used: Collection[int]) -> dict[str, str]:
     if ambiguous := sorted(splits.index[splits > 1]):
         raise UserError(
             f"person {ambiguous[0]!r} ({len(ambiguous)} in all) is for training by one drop's lists and for "
-            "testing by another's; `csdn drops` lists them: reject one, or correct the file that data.aliases names"
+            "testing by another's; `csdn drops` lists the drops: reject one, or correct the file that "
+            "data.aliases names"
         )
     deciding = listed.assign(later=~in_use).sort_values(["later", "drop"], kind="stable")
     deciding = deciding.drop_duplicates("person")

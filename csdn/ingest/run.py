@@ -278,7 +278,7 @@ def _problem(people: pa.Table, minimum_people: int) -> str | None:
         return (
             f"nothing to train on: {status['train']} training people have visible and infrared images, "
             f"a batch needs {minimum_people} (embedding.identities_per_batch); "
-            f"{status['waiting']} more have one modality only. Add images of them, or lower embedding.identities_per_batch"
+            f"{status['waiting']} more have one modality only. Add images of them, or lower the number"
         )
     if not status["test"]:
         return (

@@ -115,7 +115,7 @@ def test_no_drop_is_added_by_an_address_with_a_key(address, project, fault):
 def test_no_parameter_is_an_address_with_a_key(key, what, address, project, fault):
     params = yaml.safe_load((project / "params.yaml").read_text())
     section, _, name = key.partition(".")
-    params[section][name] = [address] if name == "landing" else address
+    params[section][name] = [address] if name == "watch" else address
     (project / "params.yaml").write_text(yaml.safe_dump(params))
     with pytest.raises(UserError, match="a key or password is in it") as error:
         load_params()

@@ -1,6 +1,4 @@
-"""Layout `builtin`: the synthetic people of csdn.synthetic, `builtin:NAME`. Listing does not render
-images.
-"""
+"""Layout `builtin`: the people of csdn.synthetic, at `builtin:NAME`; listing them renders no image."""
 
 from __future__ import annotations
 

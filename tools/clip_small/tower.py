@@ -1,4 +1,4 @@
-"""The small CLIP in training: csdn.model's image tower (last stride 1, 4 x 2 cells), open_clip's text tower."""
+"""The small CLIP in training: csdn.model's image tower (last stride 1, 4 x 2 cells), CLIP's text tower."""
 
 from __future__ import annotations
 

@@ -10,11 +10,15 @@ from csdn.data.images import EXTENSIONS, extension_of
 
 # Images and films that cameras write, of kinds that csdn.data.images does not decode.
 _OTHER_IMAGES = {
-    *"apng avif dib gif heic heif hif jfif jpe svg tga tif tiff webp".split(),
-    *"j2c j2k jp2 jpx jxl jxr mpo pbm pcx pgm pnm ppm psd xbm xpm".split(),
-    *"arw cr2 cr3 dng nef orf raf raw rw2 y16 yuv".split(),  # raw data of the sensor
-    *"dcm exr fff hdr npy npz pfm seq".split(),  # of thermal cameras, among others
-    *"avi h264 h265 m4v mj2 mjpeg mjpg mkv mov mp4 mpeg mpg webm wmv".split(),
+    extension
+    for kind in (
+        "apng avif dib gif heic heif hif jfif jpe svg tga tif tiff webp",
+        "j2c j2k jp2 jpx jxl jxr mpo pbm pcx pgm pnm ppm psd xbm xpm",
+        "arw cr2 cr3 dng nef orf raf raw rw2 y16 yuv",  # raw data of the sensor
+        "dcm exr fff hdr npy npz pfm seq",  # of thermal cameras, among others
+        "avi h264 h265 m4v mj2 mjpeg mjpg mkv mov mp4 mpeg mpg webm wmv",
+    )
+    for extension in kind.split()
 }
 
 

@@ -50,7 +50,6 @@ TIMEOUT = 60.0
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 4.0
 
 T = TypeVar("T")
-Item = TypeVar("Item")
 PendingRead = Callable[[], bytes]  # returns the bytes, or raises what reading them raised
 
 
@@ -405,9 +404,7 @@ def arrow_filesystem(address: str) -> tuple[FileSystem, str]:
 # Reading in advance.
 
 
-def prefetch(
-    read: Callable[[Item], bytes], items: Iterable[Item], threads: int
-) -> Iterator[tuple[Item, PendingRead]]:
+def prefetch(read: Callable[[T], bytes], items: Iterable[T], threads: int) -> Iterator[tuple[T, PendingRead]]:
     """(item, its pending read) for each of `items`, in order.
 
     `threads` threads read in advance, at most twice as many items as there are threads. With 0 threads an
@@ -416,7 +413,7 @@ def prefetch(
     if not threads:
         yield from ((item, partial(read, item)) for item in items)
         return
-    waiting: deque[tuple[Item, Future[bytes]]] = deque()
+    waiting: deque[tuple[T, Future[bytes]]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:
         for item in items:

@@ -21,10 +21,10 @@ from csdn.data.loader import (
     Slots,
     TrainBatch,
     TrainSource,
-    prefetch,
     train_batch,
 )
 from csdn.data.sampler import BatchPlan
+from csdn.data.storage import prefetch
 
 # Of a worker, that make views of pixels while it trains; numpy leaves Python's lock to others meanwhile.
 AUGMENTING_THREADS = 2

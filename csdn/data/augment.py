@@ -1,7 +1,10 @@
-"""Decoded images -> the float images a network reads, with the augmentation of CSDN's training.
+"""Decoded images become the normalised float images that the network reads, with CSDN's augmentation.
 
-Everything random comes in as draws made beforehand. Each pixel goes through single IEEE operations in a
-fixed order, so the bits do not depend on how many processes, images or vector lanes did the work.
+csdn.data.batch decodes images (csdn.data.images), resizes them here, draws the parameters of the augmentation
+for a whole global batch (`draw_views`), and applies those of its own positions (`TrainTransform`).
+
+Each pixel goes through single IEEE operations in a fixed order, so the result does not depend, bit for bit,
+on the number of processes or images, or on the width of vector instructions.
 """
 
 from __future__ import annotations
@@ -21,25 +24,25 @@ NORMALIZATIONS = {
 }
 ERASED_SHARE, ERASED_AREA, ERASED_ASPECT = 0.5, (0.02, 0.4), (0.3, 3.33)
 ERASED_FILL = np.array([0.4914, 0.4822, 0.4465], np.float32)
-# Boxes that do not fit are drawn again. On an image twice as high as wide all sixteen fail once in 1e12.
+# A box that does not fit is drawn again. On an image twice as high as wide, all sixteen fail once in 1e12.
 ERASED_ATTEMPTS = 16
 GREY_WEIGHTS = np.array([0.2989, 0.5870, 0.1140], np.float32)
-# What the channels of a view become: code c < 3 is "channel c in all three".
+# Codes of what the channels of a view become: c < 3 copies channel c to all three.
 GREY, UNCHANGED = 3, 4
 
 
 @dataclass(frozen=True)
 class AugmentParams:
-    """The random choices for n views; `take` gives a rank its own.
+    """The augmentation of n views, as drawn; `take` gives a worker its own.
 
-    down, right: [n] pixels that the crop lies below and right of the image; mirrored: [n] bool;
+    dy, dx: [n] pixels by which the crop is shifted down and right; flip: [n] bool, whether it is mirrored;
     box: [n, 4] top, left, height, width of the erased rectangle (height 0: none);
     channels: [n] codes 0, 1, 2, GREY, UNCHANGED.
     """
 
-    down: np.ndarray
-    right: np.ndarray
-    mirrored: np.ndarray
+    dy: np.ndarray
+    dx: np.ndarray
+    flip: np.ndarray
     box: np.ndarray
     channels: np.ndarray
 
@@ -53,14 +56,14 @@ class AugmentParams:
 def draw_views(
     stream: Stream, count: int, image_size: Sequence[int], padding: int, rng: np.random.Generator
 ) -> AugmentParams:
-    """Draws for `count` views of the kind that `stream` names (VISIBLE_VIEW1, _VIEW2, INFRARED_VIEW).
+    """Draw for `count` views of the kind that `stream` names (VISIBLE_VIEW1, VISIBLE_VIEW2, INFRARED_VIEW).
 
-    A crop of `image_size` is taken anywhere in the image padded with `padding` black pixels on each side.
+    The crop of `image_size` lies anywhere in the image padded with `padding` black pixels on each side.
     """
     return AugmentParams(
-        down=rng.integers(-padding, padding, count, endpoint=True),
-        right=rng.integers(-padding, padding, count, endpoint=True),
-        mirrored=rng.random(count) < 0.5,
+        dy=rng.integers(-padding, padding, count, endpoint=True),
+        dx=rng.integers(-padding, padding, count, endpoint=True),
+        flip=rng.random(count) < 0.5,
         box=_draw_boxes(count, image_size, rng),
         channels=_draw_channels(stream, count, rng),
     )
@@ -91,9 +94,11 @@ def _draw_channels(stream: Stream, count: int, rng: np.random.Generator) -> np.n
 
 
 def resize(image: np.ndarray, image_size: Sequence[int]) -> np.ndarray:
-    """A uint8 image [H, W, 3] in the size (height, width): Pillow's bilinear, which averages when shrinking.
+    """A uint8 image [H, W, 3] resized to (height, width) by Pillow's bilinear filter, which averages when
+    shrinking.
 
-    Pillow because it computes in integers: the same bytes on every machine. The right size passes untouched.
+    Pillow computes in integers, so every machine gets the same bytes. An image of that size is returned as it
+    is.
     """
     height, width = image_size
     if image.shape[:2] == (height, width):
@@ -124,16 +129,18 @@ class TestTransform:
 
 
 class TrainTransform:
-    """uint8 images [h, w, 3] -> augmented float32 [n, 3, h, w]: crop, mirror, normalise, erase, channels."""
+    """uint8 images [h, w, 3] -> augmented float32 [n, 3, h, w]: crop, flip, normalise, erase, mix
+    channels.
+    """
 
     def __init__(self, image_size: Sequence[int], normalize: str) -> None:
         self.plain = TestTransform(normalize)
         self.image_size = tuple(image_size)
 
-    def __call__(self, images: Sequence[np.ndarray], draws: AugmentParams, out: np.ndarray) -> np.ndarray:
+    def __call__(self, images: Sequence[np.ndarray], params: AugmentParams, out: np.ndarray) -> np.ndarray:
         pixels = np.empty(self.image_size, np.uint8)
-        for image, view, draw in zip(images, out, draws, strict=True):
-            self._augment(image, view, pixels, *draw)
+        for image, view, of_image in zip(images, out, params, strict=True):
+            self._augment(image, view, pixels, *of_image)
         return out
 
     def _augment(
@@ -141,21 +148,21 @@ class TrainTransform:
         image: np.ndarray,
         view: np.ndarray,
         pixels: np.ndarray,
-        down: int,
-        right: int,
-        mirrored: bool,
+        dy: int,
+        dx: int,
+        flip: bool,
         box: list,
         channels: int,
     ) -> None:
-        """Write the augmented image into `view` [3, h, w]; `pixels` uint8 [h, w] is memory to work in."""
-        source, target = _overlap(down, right, mirrored, self.image_size)
-        y, x, h, w = box
+        """Write the augmented image into `view` [3, h, w]; `pixels` uint8 [h, w] is scratch memory."""
+        source, target = _overlap(dy, dx, flip, self.image_size)
+        top, left, h, w = box
         pixels.fill(0)
-        # A view that copies one channel to all is made of that channel alone.
+        # A view that copies one channel to all three computes that channel alone.
         for channel in range(3) if channels >= GREY else (channels,):
             pixels[target] = image[:, :, channel][source]
             self.plain.normalize(pixels, channel, view[channel])
-            view[channel, y : y + h, x : x + w] = ERASED_FILL[channel]
+            view[channel, top : top + h, left : left + w] = ERASED_FILL[channel]
         if channels == GREY:
             view[:] = grey(view)
         elif channels < GREY:
@@ -168,16 +175,13 @@ def grey(view: np.ndarray) -> np.ndarray:
     return red + green + blue
 
 
-def _overlap(down: int, right: int, mirrored: bool, size: Sequence[int]) -> tuple[tuple, tuple]:
-    """(rows, columns) of the image inside a crop that lies below and right of it, and where they go."""
+def _overlap(dy: int, dx: int, flip: bool, size: Sequence[int]) -> tuple[tuple, tuple]:
+    """(rows, columns) of the image that a crop shifted by (dy, dx) shows, and where in the view they go."""
     height, width = size
-    source = (
-        slice(max(down, 0), min(height + down, height)),
-        slice(max(right, 0), min(width + right, width)),
-    )
-    rows = slice(max(-down, 0), min(height - down, height))
-    first, end = max(-right, 0), min(width - right, width)
-    if not mirrored:
-        return source, (rows, slice(first, end))
-    after = width - 1 - end
-    return source, (rows, slice(width - 1 - first, after if after >= 0 else None, -1))
+    source = slice(max(dy, 0), min(height + dy, height)), slice(max(dx, 0), min(width + dx, width))
+    rows = slice(max(-dy, 0), min(height - dy, height))
+    start, stop = max(-dx, 0), min(width - dx, width)
+    if not flip:
+        return source, (rows, slice(start, stop))
+    before = width - 1 - stop
+    return source, (rows, slice(width - 1 - start, before if before >= 0 else None, -1))

@@ -1,8 +1,11 @@
-"""What one row of a plan becomes: range reads out of the shards, proof, decoding, resizing, augmentation.
+"""A row of a plan becomes images: read, verify, decode, resize, augment.
 
-Each image is hashed as it is read: what is trained on is what ingest saw, whatever happened to the disk.
+A row comes from csdn.data.sampler. The readers below fetch its images out of the shards (csdn.data.shards),
+compare the hash of each with the one that ingest recorded, decode it (csdn.data.images), resize and augment
+it (csdn.data.augment). csdn.data.loader runs a reader in the processes of a DataLoader, csdn.cluster in the
+tasks of Ray Data.
 
-Rows carry everything random as counters (csdn.data.rng), so any process may make any of them; it needs
+Everything random in a row is a counter (csdn.data.rng), so any process may make any row. A reader needs
 neither torch nor the index.
 """
 
@@ -19,7 +22,7 @@ from csdn.data.augment import TestTransform, TrainTransform, draw_views, resize
 from csdn.data.images import EXTENSIONS, BadImage, decode
 from csdn.data.rng import Stream, generator
 from csdn.data.sampler import BatchPlan
-from csdn.data.shards import open_shards
+from csdn.data.shards import damaged_image, open_shards
 from csdn.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +33,7 @@ VIEWS = (Stream.VISIBLE_VIEW1, Stream.VISIBLE_VIEW2, Stream.INFRARED_VIEW)
 
 
 class ImageReader:
-    """Decoded images by ordinal, resized to (height, width); any process can hold a copy."""
+    """Decoded images by index, resized to (height, width); every process can have a copy."""
 
     def __init__(self, table: SampleTable, shards: str | Path, image_size: Sequence[int]) -> None:
         self.shard, self.shard_names = table.shard, table.shard_names
@@ -39,26 +42,26 @@ class ImageReader:
         self.shards = open_shards(shards)
         self.image_size = tuple(image_size)
 
-    def __call__(self, ordinals: np.ndarray) -> list[np.ndarray]:
-        """uint8 images [height, width, 3]; raises UserError where one is not, byte for byte, what it was."""
-        found = self.shards.read_all((*self._place(one), int(self.size[one])) for one in ordinals)
-        return [self._image(one, data) for one, data in zip(ordinals, found, strict=True)]
+    def __call__(self, indices: np.ndarray) -> list[np.ndarray]:
+        """uint8 images [height, width, 3]; raises UserError where an image's bytes have changed since
+        ingest.
+        """
+        contents = self.shards.read_all((*self._place(index), int(self.size[index])) for index in indices)
+        return [self._image(index, data) for index, data in zip(indices, contents, strict=True)]
 
-    def _place(self, ordinal: int) -> tuple[str, int]:
+    def _place(self, index: int) -> tuple[str, int]:
         """(shard, offset)"""
-        return self.shard_names[self.shard[ordinal]], int(self.offset[ordinal])
+        return self.shard_names[self.shard[index]], int(self.offset[index])
 
-    def _image(self, ordinal: int, data: bytes) -> np.ndarray:
-        shard, offset = self._place(ordinal)
-        if hashlib.sha256(data).digest() != self.digest[ordinal].tobytes():
-            from csdn.data.shards import damaged_image  # it needs the tables, and no other row does
-
+    def _image(self, index: int, data: bytes) -> np.ndarray:
+        shard, offset = self._place(index)
+        if hashlib.sha256(data).digest() != self.digest[index].tobytes():
             raise UserError(damaged_image(self.shards, shard, offset))
         try:
-            return resize(decode(data, EXTENSIONS[self.extension[ordinal]]), self.image_size)
+            return resize(decode(data, EXTENSIONS[self.extension[index]]), self.image_size)
         except BadImage as error:
             raise UserError(
-                f"{self.shards.where(shard)}: the image at byte {offset} is what it was, but cannot be "
+                f"{self.shards.where(shard)}: the image at byte {offset} is unchanged, but cannot be "
                 f"decoded any more ({error.reason}); install the versions of constraints.txt, or delete "
                 "data/index and run `dvc repro` again"
             ) from None
@@ -67,7 +70,7 @@ class ImageReader:
 class TrainBatchReader:
     """Makes the images of a plan's rows; a visible image is decoded once for its two views.
 
-    `count` is P*K, the images of a modality; `shape`: [3 views, P*K, 3, height, width].
+    `count` is P*K, the images of a modality; `shape` is [3 views, P*K, 3, height, width].
     """
 
     def __init__(self, images: ImageReader, normalize: str, padding: int, seed: int, count: int) -> None:
@@ -81,21 +84,21 @@ class TrainBatchReader:
         self.augment(row, *self.read(row), out)
 
     def read(self, row: BatchPlan) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """The row's visible and infrared images as they are, uint8 [height, width, 3]; raises UserError."""
+        """The row's visible and infrared images before augmentation, uint8 [height, width, 3]."""
         return self.images(row.visible.ravel()), self.images(row.infrared.ravel())
 
     def augment(
         self, row: BatchPlan, visible: Sequence[np.ndarray], infrared: Sequence[np.ndarray], out: np.ndarray
     ) -> None:
-        """Write the views of what `read` gave into `out`, wherever that was read."""
+        """Write the views of the images that `read` returned, in this process or another, into `out`."""
         for stream, images, view in zip(VIEWS, (visible, visible, infrared), out, strict=True):
             rng = generator(self.seed, stream, row.epoch, row.step)
-            draws = draw_views(stream, row.global_images, self.images.image_size, self.padding, rng)
-            self.transform(images, draws.take(row.positions), view)
+            params = draw_views(stream, row.global_images, self.images.image_size, self.padding, rng)
+            self.transform(images, params.take(row.positions), view)
 
 
 class TestBatchReader:
-    """Makes up to `count` images without augmentation; `shape`: [count, 3, height, width]."""
+    """Makes up to `count` images without augmentation; `shape` is [count, 3, height, width]."""
 
     __test__ = False  # not a test case
 
@@ -104,5 +107,5 @@ class TestBatchReader:
         self.transform = TestTransform(normalize)
         self.shape = (count, 3, *images.image_size)
 
-    def fill(self, ordinals: np.ndarray, out: np.ndarray) -> None:
-        self.transform(self.images(ordinals), out[: len(ordinals)])
+    def fill(self, indices: np.ndarray, out: np.ndarray) -> None:
+        self.transform(self.images(indices), out[: len(indices)])

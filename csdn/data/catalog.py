@@ -1,4 +1,9 @@
-"""What is known of an image before it is read: the record that every source gives, whatever its layout."""
+"""The catalog: what is known of each image, as records, as the Parquet files of `data/`, and as arrays.
+
+A source of ingest lists a drop as `ImageRecord`s (csdn.ingest.sources). Ingest writes the tables whose
+columns the schemas below describe. Training and evaluation see the data through `load_dataset` and
+`SampleTable`, from which csdn.data.sampler plans batches.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +38,11 @@ MODALITIES = tuple(Modality)
 class ImageRecord:
     """One image of a drop.
 
-    `path` is relative to the drop's root, with `/`; `person` and `camera` are the labels as given ("" means
-    none); `size` is in bytes, 0 where only reading tells; `etag` names the content where the source knows it.
-    A benchmark's authors say more: `sides`, "train" or "test" in each of their splits ("" where it is on no
-    list), and `places`, where the image stands in their order of a gallery, from 0, for each of their trials.
+    `path` is relative to the drop's root, with `/`. `person` and `camera` are the labels as given ("": none).
+    `size` is in bytes, 0 where it is not known before reading. `etag` identifies the content where the source
+    has one. The authors of a benchmark give more: `sides`, "train" or "test" in each of their splits (""
+    where the image is on no list), and `places`, its position in their gallery order, from 0, in each of
+    their trials.
     """
 
     path: str
@@ -50,7 +56,7 @@ class ImageRecord:
     places: tuple[int, ...] = ()
 
 
-# The Parquet files of `data/`: their columns, and writing them so that the same rows give the same bytes.
+# The Parquet files of `data/`; the same rows give the same bytes.
 
 
 TABLES_VERSION = 2
@@ -63,8 +69,8 @@ def _schema(**types: pa.DataType) -> pa.Schema:
 
 
 # data/index/<drop id>.parquet: a row for each good image of a drop, sorted by path. `offset` and `size` are
-# the image's bytes in the shard; `person` and `camera` are the labels as given. A key that comes twice is
-# the same image. `sides` and `places` are null but for benchmarks (csdn.data.catalog).
+# those of the image's bytes in the shard; `person` and `camera` are the labels as given. Rows with the same
+# key have the same image. `sides` and `places` are null except in benchmarks (see ImageRecord).
 INDEX_SCHEMA = _schema(
     key=pa.string(),
     extension=pa.string(),
@@ -82,7 +88,7 @@ INDEX_SCHEMA = _schema(
     places=pa.list_(pa.int32()),
 )
 
-# data/index/<drop id>.quarantine.parquet: what the drop has and the index has not.
+# data/index/<drop id>.quarantine.parquet: the images of the drop that are not in the index.
 REFUSED_SCHEMA = _schema(
     path=pa.string(),
     reason=pa.string(),
@@ -92,10 +98,10 @@ REFUSED_SCHEMA = _schema(
     camera=pa.string(),
 )
 
-# data/quarantine.parquet: the same over all drops, with what only shows when they are laid together.
+# data/quarantine.parquet: the same for all drops, with the conflicts that merging finds.
 QUARANTINE_SCHEMA = REFUSED_SCHEMA.append(pa.field("drop", pa.string()))
 
-# data/people.parquet: `row` is for life; `visible` and `infrared` count the images that are used.
+# data/people.parquet: a person keeps `row` for ever; `visible` and `infrared` count the images in use.
 PEOPLE_SCHEMA = _schema(
     row=pa.int64(),
     person=pa.string(),
@@ -106,7 +112,7 @@ PEOPLE_SCHEMA = _schema(
     infrared=pa.int64(),
 )
 
-# data/samples.parquet: every image that is trained on or tested with, in the ledger's order, then by path;
+# data/samples.parquet: every image of training and test people, in the ledger's order, then by path;
 # `camera` is the canonical label (csdn.data.labels).
 SAMPLES_SCHEMA = _schema(
     key=pa.string(),
@@ -133,7 +139,7 @@ def table_of(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
 
 
 def write_table(path: Path, table: pa.Table, facts: Mapping[str, Any] | None = None) -> None:
-    """Write a table whole or not at all; `facts` are JSON values kept beside the columns."""
+    """Write a table completely or not at all; `facts` are JSON values stored in its metadata."""
     metadata = {
         _VERSION_KEY: str(TABLES_VERSION),
         _FACTS_KEY: json.dumps(facts or {}, sort_keys=True),
@@ -154,7 +160,7 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """The facts that `write_table` kept beside the columns; raises UserError as `read_table` does."""
+    """The facts that `write_table` stored; raises UserError as `read_table` does."""
     advice = "delete it and run `dvc repro` again"
     facts = parse_json(_metadata(path).get(_FACTS_KEY, b""), f"{path}: {_FACTS_KEY.decode()}", advice)
     if not isinstance(facts, dict):
@@ -173,17 +179,19 @@ def _metadata(path: Path) -> dict[bytes, bytes]:
     if version != str(TABLES_VERSION):
         raise UserError(
             f"{path}: has version {version} of the tables, this program reads {TABLES_VERSION}; "
-            "delete it and run `dvc repro ingest` to make it anew"
+            "delete it and run `dvc repro ingest` to make it again"
         )
     return metadata
 
 
-# What ingest made, as arrays: the one door through which training and evaluation see the data.
+# The data as arrays: the only interface through which training and evaluation see it.
 
 
 @dataclass(frozen=True)
 class SampleTable:
-    """Images of one side as columns, one row an image, in the ledger's order, then by path.
+    """The images of the training or of the test split as columns, in the ledger's order, then by path.
+
+    An image's index is its row.
 
     `label` numbers the people of this table 0..C-1 in the order of their rows in people.parquet.
     """
@@ -206,24 +214,26 @@ class SampleTable:
 
     @cached_property
     def key(self) -> np.ndarray:
-        """The digests as str, 64 hex digits: eight times the memory, so only for those who ask."""
+        """The digests as str, 64 hex digits. They take eight times the memory, so they are made when first
+        used.
+        """
         return np.array([digest.tobytes().hex() for digest in self.digest], dtype=str)
 
     def of(self, modality: Modality) -> np.ndarray:
-        """Ordinals of the images of a modality, rising."""
+        """Indices of the images of a modality, ascending."""
         return np.flatnonzero(self.modality == MODALITIES.index(modality))
 
     def of_people(self, labels: np.ndarray) -> SampleTable:
-        """The images of these people alone, who are numbered anew: labels[n] becomes n (they rise)."""
+        """The images of these people alone, with new labels: labels[n], ascending, becomes n."""
         chosen = np.isin(self.label, labels)
         columns = {field.name: getattr(self, field.name) for field in fields(self)}
-        kept = {name: of[chosen] for name, of in columns.items() if isinstance(of, np.ndarray)}
+        kept = {name: column[chosen] for name, column in columns.items() if isinstance(column, np.ndarray)}
         return replace(self, **kept | {"label": np.searchsorted(labels, kept["label"])})
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The merged data: the tables samples.parquet and people.parquet (csdn.data.catalog)."""
+    """The merged data: the tables samples.parquet and people.parquet."""
 
     samples: pa.Table
     people: pa.Table
@@ -235,7 +245,7 @@ class Dataset:
         return _sample_table(self.samples, "test")
 
     def test_index(self) -> dict[str, list[Any]]:
-        """The test images as the columns of csdn.evaluation.protocol; row n is row n of `test_table`."""
+        """The test images as the columns of csdn.evaluation.protocols; row n is row n of `test_table`."""
         names = dict(zip(self.people["row"].to_pylist(), self.people["person"].to_pylist(), strict=True))
         rows = self.samples.filter(pa.compute.equal(self.samples["side"], "test"))
         columns = {name: rows[name].to_pylist() for name in ("modality", "camera", "key", "path", "places")}
@@ -243,7 +253,9 @@ class Dataset:
 
 
 def load_dataset(root: str | Path = "data") -> Dataset:
-    """Read what ingest wrote below `root`; raises UserError where it is missing or not readable."""
+    """Read the tables that ingest wrote below `root`; raises UserError where one is missing or not
+    readable.
+    """
     root = Path(root)
     return Dataset(
         samples=read_table(root / "samples.parquet", SAMPLES_SCHEMA),
@@ -251,8 +263,8 @@ def load_dataset(root: str | Path = "data") -> Dataset:
     )
 
 
-def _sample_table(samples: pa.Table, side: str) -> SampleTable:
-    rows = samples.filter(pa.compute.equal(samples["side"], side)).combine_chunks()
+def _sample_table(samples: pa.Table, split: str) -> SampleTable:
+    rows = samples.filter(pa.compute.equal(samples["side"], split)).combine_chunks()
     shard_names, shard = _codes(rows["shard"])
     camera_names, camera = _codes(rows["camera"])
     person_row = rows["person_row"].to_numpy()

@@ -1,4 +1,9 @@
-"""One walk over every image of a table, for stage 1 and for evaluation; a killed one goes on where it was."""
+"""Feature extraction: the features of every image of a table, for stage 1 and for evaluation.
+
+Any callables can extract features, here (`extract_local`) or on a cluster (csdn.cluster.extract), from the
+batches of csdn.data.loader. `extract_features` collects them and saves them now and then, so a killed run
+resumes.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +19,22 @@ from csdn.params import ScalingParams
 
 # Images [B, 3, H, W] of one modality -> features [B, D].
 Embed = Callable[[Tensor, str], Tensor]
-# Of a batch: its rows [B], and their features [B, D] by each embed's name.
+# Of a batch: the indices of its images [B], and by the name of each callable their features [B, D].
 Embedded = tuple[np.ndarray, Mapping[str, Tensor]]
-# Embeds by name, on the device that it is called with; it can travel to where that device is.
+# Makes the callables, by name, on the given device; it can be pickled and sent to the machine of the device.
 MakeEmbeds = Callable[[torch.device], Mapping[str, Embed]]
-# embedder(walk, make_embeds, scaling, device, n): the batches of a walk without its first n images, embedded.
+# extractor(batches, make_embeds, scaling, device, n): the features of the batches without their first n
+# images.
 Embedder = Callable[[ImageBatches, MakeEmbeds, ScalingParams, torch.device, int], Iterable[Embedded]]
 
 
 def extract_local(
-    walk: ImageBatches, make_embeds: MakeEmbeds, scaling: ScalingParams, device: torch.device, start: int
+    batches: ImageBatches, make_embeds: MakeEmbeds, scaling: ScalingParams, device: torch.device, start: int
 ) -> Iterator[Embedded]:
-    """Embedded by this process, which `scaling.loader_workers` others feed."""
+    """The features as this process computes them, of images that `scaling.loader_workers` processes load."""
     embeds = make_embeds(device)
-    for ordinals, images, modality in load_images(walk, scaling.loader_workers, start):
-        yield ordinals, embed_batch(embeds, images.to(device), modality)
+    for indices, images, modality in load_images(batches, scaling.loader_workers, start):
+        yield indices, embed_batch(embeds, images.to(device), modality)
 
 
 @torch.inference_mode()
@@ -41,25 +47,26 @@ def extract_features(
     count: int,
     state: StageState,
     report: Callable[[int, int], None],
-    pace: CheckpointTimer | None = None,
+    timer: CheckpointTimer | None = None,
 ) -> dict[str, np.ndarray]:
     """Features float32 [count, D] of each name, from one pass over the images.
 
-    The rows of a batch say where its features belong; together they cover 0..count-1. What is new is saved
-    now and then, each time as a part of its own, named by the images before it: one of a million images
-    costs no more to save than one of the first.
+    batches_from(n) gives the batches without the first n images. The indices of a batch say where its
+    features belong; together they cover 0..count-1. New features are saved now and then as a part of their
+    own, which is named by the number of images before it. So saving costs the same at the end of a long run
+    as at its start.
     """
     features: dict[str, np.ndarray] = {}
     seen = saved = _load(features, count, state)
-    pace = pace or CheckpointTimer()
+    timer = timer or CheckpointTimer()
     unsaved: list[np.ndarray] = []
-    for rows, found in batches_from(saved):
-        _put(features, count, rows, found)
-        unsaved.append(rows)
-        seen += len(rows)
+    for indices, parts in batches_from(saved):
+        _store(features, count, indices, parts)
+        unsaved.append(indices)
+        seen += len(indices)
         report(seen, count)
-        if pace.due():
-            with pace.saving():
+        if timer.due():
+            with timer.saving():
                 saved = _save(features, unsaved, saved, state)
             unsaved = []
     if unsaved:
@@ -67,25 +74,29 @@ def extract_features(
     return features
 
 
-def _put(features: dict[str, np.ndarray], count: int, rows: np.ndarray, found: Mapping[str, Tensor]) -> None:
-    for name, part in found.items():
-        features.setdefault(name, np.zeros((count, part.shape[1]), np.float32))[rows] = part.cpu().numpy()
+def _store(
+    features: dict[str, np.ndarray], count: int, indices: np.ndarray, parts: Mapping[str, Tensor]
+) -> None:
+    for name, part in parts.items():
+        features.setdefault(name, np.zeros((count, part.shape[1]), np.float32))[indices] = part.cpu().numpy()
 
 
 def _save(features: Mapping[str, np.ndarray], unsaved: list[np.ndarray], done: int, state: StageState) -> int:
-    """Save the features of these rows, behind `done` saved images; returns how many are saved now."""
-    rows = np.concatenate(unsaved)
-    tensors = {name: torch.from_numpy(values[rows]) for name, values in features.items()}
-    images = done + len(rows)
-    state.part(f"after-{done}").save({"images": images}, {"rows": torch.from_numpy(rows), **tensors})
+    """Save the features of the unsaved indices after `done` saved images; returns how many are saved now."""
+    indices = np.concatenate(unsaved)
+    tensors = {name: torch.from_numpy(values[indices]) for name, values in features.items()}
+    images = done + len(indices)
+    state.part(f"after-{done}").save({"images": images}, {"rows": torch.from_numpy(indices), **tensors})
     return images
 
 
 def _load(features: dict[str, np.ndarray], count: int, state: StageState) -> int:
-    """Put what was saved into `features`; returns how many images, in the order of the walk, that is."""
+    """Load the saved features into `features`; returns of how many images they are, in the order of the
+    batches.
+    """
     done = 0
     while saved := state.part(f"after-{done}").load():
         position, tensors = saved
-        _put(features, count, tensors.pop("rows").numpy(), tensors)
+        _store(features, count, tensors.pop("rows").numpy(), tensors)
         done = position["images"]
     return done

@@ -1,12 +1,15 @@
-"""Bytes of an image file -> RGB pixels, by one rule for everything that cameras write (docs/images.md).
+"""Decoding: the bytes of an image file become RGB pixels, by one rule for all formats (docs/images.md).
 
-* The extension says which decoder reads the file (EXTENSIONS); other content is bad.
-* Whatever the decoder complains of (truncated, damaged) is bad: no decoder that repairs in silence is used.
-* A file is one image. Of an animated PNG alone the first frame is used.
-* EXIF's orientation is applied.
-* 16 bits become 8 by keeping the high byte: the full range is kept, no contrast is stretched. `grey16` gives
-  the 16 bits.
-* Grey and palette become three channels; what is transparent becomes black, in part as far as it is.
+Ingest checks with `probe` that an image decodes; csdn.data.batch decodes it for the network, and
+csdn.data.augment resizes it.
+
+* The extension decides which decoder reads the file (EXTENSIONS). A file with other content is bad.
+* An image is bad if its decoder reports any problem (truncated, damaged). No decoder repairs silently.
+* A file holds one image. Animated PNGs are the exception: their first frame is used.
+* The EXIF orientation is applied.
+* 16 bits become 8 by keeping the high byte, so the full range is kept and no contrast is stretched. `grey16`
+  returns the 16 bits.
+* Grey and palette images become three channels. Transparent pixels are composited on black.
 * Colours stay as they are stored: no ICC profile, no gamma.
 """
 
@@ -25,9 +28,9 @@ import simplejpeg
 from PIL import Image, TiffImagePlugin, features
 from PIL.ExifTags import Base as Tag
 
-# As they stand in file names and shards; codes in arrays are positions in this tuple.
+# As in file names and shards. The code of an extension in an array is its position in this tuple.
 EXTENSIONS = ("jpg", "png", "bmp", "tif", "webp", "avif")
-_OTHER_ENDINGS = {"jpeg": "jpg", "tiff": "tif"}
+_SYNONYMS = {"jpeg": "jpg", "tiff": "tif"}
 _MAGIC = {
     "jpg": rb"\xff\xd8",
     "png": rb"\x89PNG\r\n\x1a\n",
@@ -37,15 +40,15 @@ _MAGIC = {
     "avif": rb"....ftyp(avif|avis|mif1|msf1)",
 }
 _PILLOW_FORMAT = {"png": "PNG", "bmp": "BMP", "tif": "TIFF", "webp": "WEBP", "avif": "AVIF"}
-_PILLOW_FEATURE = {"tif": "libtiff", "webp": "webp", "avif": "avif"}  # which not every build of Pillow has
-# Compressions of TIFF: none, LZW, Deflate (two numbers), PackBits. libtiff repairs the others in silence.
+_PILLOW_FEATURE = {"tif": "libtiff", "webp": "webp", "avif": "avif"}  # not in every build of Pillow
+# Compressions of TIFF: none, LZW, Deflate (two numbers), PackBits. libtiff repairs the others silently.
 _DEFLATE = (8, 32946)
 _TIFF_COMPRESSIONS = (1, 5, *_DEFLATE, 32773)
 _TIFF_COLOURS = (0, 1, 2, 3, 5)  # white or black is zero, RGB, palette, CMYK
 
 
 class BadImage(Exception):
-    """An image that is quarantined; `reason` is one of few short phrases, so that reasons can be counted."""
+    """An image to be quarantined; `reason` is one of few short phrases, so that reasons can be counted."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -53,9 +56,9 @@ class BadImage(Exception):
 
 
 def extension_of(path: str) -> str | None:
-    """One of EXTENSIONS by the file's name; None where the name is not an image's."""
+    """The one of EXTENSIONS that a file's name has; None where it has another, or none."""
     ending = PurePosixPath(path).suffix[1:].lower()
-    ending = _OTHER_ENDINGS.get(ending, ending)
+    ending = _SYNONYMS.get(ending, ending)
     return ending if ending in EXTENSIONS else None
 
 
@@ -69,17 +72,16 @@ def decode(data: bytes, extension: str) -> np.ndarray:
 
 
 def probe(data: bytes, extension: str, max_pixels: int) -> tuple[int, int]:
-    """Prove that an image decodes; returns (height, width) as decoded.
+    """Check that an image decodes; returns (height, width) as decoded. Raises BadImage.
 
-    The header is believed before any pixel is: an image of more than `max_pixels` is refused undecoded.
-    Raises BadImage.
+    An image whose header announces more than `max_pixels` is refused before it is decoded.
     """
     with _bad_images():
         _check_kind(data, extension)
         if _header_pixels(data, extension) > max_pixels:
             raise BadImage("too large")
         if extension == "jpg":
-            # Grey reads and checks every bit of the stream too, and leaves out a third of the work.
+            # Decoding to grey checks every bit of the stream too, in two thirds of the time.
             height, width = simplejpeg.decode_jpeg(data, colorspace="GRAY").shape[:2]
             return (width, height) if _jpeg_orientation(data) >= 5 else (height, width)
         return _decode_with_pillow(data, extension).shape[:2]
@@ -88,7 +90,7 @@ def probe(data: bytes, extension: str, max_pixels: int) -> tuple[int, int]:
 def grey16(data: bytes, extension: str) -> np.ndarray | None:
     """The values of a grey image of 16 bits (PNG, TIFF), uint16 [height, width]; None for any other image.
 
-    The one value that the file calls transparent becomes 0. Raises BadImage.
+    The value that the file declares transparent becomes 0. Raises BadImage.
     """
     if extension not in ("png", "tif"):
         return None
@@ -112,7 +114,7 @@ def _check_kind(data: bytes, extension: str) -> None:
 
 
 def _header_pixels(data: bytes, extension: str) -> int:
-    """How many pixels the decoder will allocate, by the header."""
+    """How many pixels the decoder will allocate, according to the header."""
     if extension == "jpg":
         height, width = simplejpeg.decode_jpeg_header(data)[:2]
         return height * width
@@ -123,10 +125,12 @@ def _header_pixels(data: bytes, extension: str) -> int:
 
 
 def _decode_jpeg(data: bytes) -> np.ndarray:
-    """The pixels as stored, uint8 [height, width, 3]: libjpeg-turbo, each of whose warnings is an error."""
+    """The pixels as stored, uint8 [height, width, 3]; simplejpeg makes each warning of libjpeg-turbo an
+    error.
+    """
     if simplejpeg.decode_jpeg_header(data)[2] not in ("CMYK", "YCCK"):
         return simplejpeg.decode_jpeg(data, colorspace="RGB")
-    inks = 255 - simplejpeg.decode_jpeg(data, colorspace="CMYK")  # stored inverted, as Adobe does
+    inks = 255 - simplejpeg.decode_jpeg(data, colorspace="CMYK")  # Adobe stores them inverted
     return np.asarray(Image.frombytes("CMYK", inks.shape[1::-1], inks.tobytes()).convert("RGB"))
 
 
@@ -136,24 +140,24 @@ def _jpeg_orientation(data: bytes) -> int:
     try:
         return _orientation(Image.open(io.BytesIO(data), formats=["JPEG"]))
     except (OSError, ValueError, SyntaxError):
-        return 1  # libjpeg reads the file, Pillow does not find its way to the EXIF
+        return 1  # libjpeg reads the file, but Pillow cannot find its EXIF
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation, 1 to 8; 1 (as stored) where EXIF is not readable, as every viewer takes it."""
-    for key in ("xmp", "XML:com.adobe.xmp"):  # getexif looks there too
+    """The EXIF orientation, 1 to 8; 1 (as stored) where EXIF is not readable, as image viewers assume."""
+    for key in ("xmp", "XML:com.adobe.xmp"):  # getexif would read these too
         image.info.pop(key, None)
     try:
         orientation = image.getexif().get(Tag.Orientation, 1)
     except MemoryError:
         raise
-    except Exception:  # cameras write every kind of mistake, and Pillow raises whatever it meets
+    except Exception:  # cameras write all kinds of invalid EXIF, and Pillow raises all kinds of exceptions
         return 1
     return orientation if orientation in range(1, 9) else 1
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Pixels [height, width, ...] as stored, turned as EXIF's orientation says."""
+    """Pixels [height, width, ...] as stored, turned according to the EXIF orientation."""
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -176,14 +180,14 @@ def _decode_with_pillow(data: bytes, extension: str) -> np.ndarray:
 
 
 def _load(data: bytes, extension: str) -> Image.Image:
-    """The image with its pixels as stored (a TIFF's: upright), proved as far as the format allows."""
+    """The image with its pixels as stored (a TIFF's: upright), checked as far as the format allows."""
     if extension == "tif":
         _check_deflate(data)
     image = _open(data, extension)
     if extension != "png" and getattr(image, "is_animated", False):
         raise BadImage("more than one image in the file")
     if extension == "png":
-        image.verify()  # the checksum of every chunk: loading leaves out those of the pixels
+        image.verify()  # checks every chunk, while load() does not check those of the pixels
         image = _open(data, extension)
     image.load()
     return image
@@ -195,7 +199,7 @@ def _open(data: bytes, extension: str) -> Image.Image:
 
 def _tiff_tags(data: bytes) -> TiffImagePlugin.ImageFileDirectory_v2:
     """The tags of a TIFF's first image."""
-    header = 16 if data[2:4] in (b"+\0", b"\0+") else 8  # of 64 bits, of 32
+    header = 16 if data[2:4] in (b"+\0", b"\0+") else 8  # BigTIFF, TIFF
     tags = TiffImagePlugin.ImageFileDirectory_v2(data[:header])
     file = io.BytesIO(data)
     file.seek(tags.next)
@@ -204,7 +208,7 @@ def _tiff_tags(data: bytes) -> TiffImagePlugin.ImageFileDirectory_v2:
 
 
 def _check_tiff_kind(tags: TiffImagePlugin.ImageFileDirectory_v2) -> None:
-    """Refuse what Pillow does not read, reads wrongly, or repairs in silence."""
+    """Refuse what Pillow does not read, reads wrongly, or repairs silently."""
     formats, bits = tags.get(Tag.SampleFormat, (1,)), tags.get(Tag.BitsPerSample, (1,))
     compression, colours = tags.get(Tag.Compression, 1), tags.get(Tag.PhotometricInterpretation, 0)
     if 3 in formats:
@@ -218,13 +222,13 @@ def _check_tiff_kind(tags: TiffImagePlugin.ImageFileDirectory_v2) -> None:
 
 
 def _tiff_pixels(tags: TiffImagePlugin.ImageFileDirectory_v2) -> int:
-    """How many pixels the decoder allocates: of the image, or of a tile, which can be larger."""
+    """How many pixels the decoder allocates: those of the image, or of a tile, which can be larger."""
     tile = tags.get(Tag.TileWidth, 0) * tags.get(Tag.TileLength, 0)
     return max(tags[Tag.ImageWidth] * tags[Tag.ImageLength], tile)
 
 
 def _check_deflate(data: bytes) -> None:
-    """Check the checksums of a TIFF's Deflate streams: libtiff does not read up to them."""
+    """Check the checksums of a TIFF's Deflate streams, which libtiff does not read."""
     tags = _tiff_tags(data)
     if tags.get(Tag.Compression, 1) not in _DEFLATE:
         return
@@ -233,7 +237,7 @@ def _check_deflate(data: bytes) -> None:
     sizes = tags[Tag.TileByteCounts if tiled else Tag.StripByteCounts]
     for offset, size in zip(offsets, sizes, strict=True):
         stream = zlib.decompressobj()
-        # Not more than the largest pixels take: four values of 16 bits.
+        # The limit is the size of the largest pixels: four values of 16 bits.
         stream.decompress(data[offset : offset + size], 8 * _tiff_pixels(tags) + 1)
         if not stream.eof:
             raise BadImage("truncated")
@@ -245,13 +249,13 @@ def _has_16_bits(image: Image.Image) -> bool:
 
 
 def _values_of_16_bits(image: Image.Image) -> np.ndarray:
-    """uint16 [height, width], black is 0; the one value that the file calls transparent becomes 0."""
+    """uint16 [height, width], black is 0; the value that the file declares transparent becomes 0."""
     values = np.array(image).astype(np.uint16)
     transparent = image.info.get("transparency")
     if transparent is not None:
         values[values == transparent] = 0
     if image.format == "TIFF":
-        values <<= 16 - image.tag_v2[Tag.BitsPerSample][0]  # 12 bits
+        values <<= 16 - image.tag_v2[Tag.BitsPerSample][0]  # of 12 bits
         if image.tag_v2.get(Tag.PhotometricInterpretation, 0) == 0:
             values = 65535 - values  # white is zero
     return values
@@ -259,10 +263,12 @@ def _values_of_16_bits(image: Image.Image) -> np.ndarray:
 
 @contextmanager
 def _bad_images() -> Iterator[None]:
-    """Turns whatever a decoder raises into BadImage: on hostile bytes that can be any exception."""
+    """Turn any exception of a decoder into BadImage: hostile bytes can cause every kind."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow: large images and odd EXIF, which are judged here
+            warnings.simplefilter(
+                "ignore"
+            )  # Pillow warns of large images and odd EXIF; both are handled here
             yield
     except (BadImage, MemoryError):
         raise

@@ -1,7 +1,7 @@
-"""Labels of people, cameras and modalities: one function says which spellings are the same one.
+"""Labels of people, cameras and modalities: `canonical_label` decides which spellings are the same label.
 
-Every door uses it: folders, manifests, the lists of benchmarks, aliases, `csdn evaluate-features`, and
-csdn.evaluation. The rules are in docs/public-benchmarks.md, "Labels".
+All input passes through it: folders, manifests, the lists of benchmarks, aliases, `csdn evaluate-features`
+and csdn.evaluation. docs/public-benchmarks.md, "Labels", has the rules.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from typing import Any
 
 import numpy as np
 
-# What tools write where a value is missing, case-folded. "na" is none of them: it is also a name.
+# What tools write for a missing value, case-folded. "na" is not among them, because it is also a name.
 MISSING = frozenset({"", "nan", "none", "null", "<na>"})
 NO_LABEL = "no label"
 NOT_WHOLE = "is a number that is not whole"
 INEXACT = "is a float too large to be exact"
 
-# A number as tools write one of a float. R and C write 1e+05, with a sign: 1e5 can be an id of hex digits.
+# A float as tools write it. R and C write 1e+05 with a sign; 1e5 can be a hexadecimal id.
 _FLOAT = re.compile(r"[+-]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=e))(?:e[+-][0-9]+)?|inf(?:inity)?)")
 _RUNS = re.compile(r"[0-9]+|[^0-9\s]+")
 
 
 class BadLabel(ValueError):
-    """A value that can be no label; `reason` says why, without the value."""
+    """A value that cannot be a label; `reason` says why, without the value."""
 
     def __init__(self, value: Any, reason: str) -> None:
         super().__init__(f"{value!r} {reason}")
@@ -39,9 +39,10 @@ class BadLabel(ValueError):
 def canonical_label(value: Any) -> str:
     """The label of a person, camera or modality; "" for a missing value, which is no label.
 
-    value: a text, bytes, a number of Python or NumPy, or a missing value. Texts get Unicode NFC, lose outer
-    white space and case; a whole number is the same in any spelling of a float. Raises BadLabel for a number
-    that is not whole, for a float so large that digits are lost, and for what is neither text nor number.
+    value: a str, bytes, a number of Python or NumPy, or a missing value. Text is converted to Unicode NFC,
+    stripped and case-folded; a whole number has the same label as an int and as a float in any spelling.
+    Raises BadLabel for a number that is not whole, for a float so large that digits are lost, and for other
+    types.
 
     >>> canonical_label(" Person 7 "), canonical_label("12.0"), canonical_label(np.float32(12))
     ('person 7', '12', '12')
@@ -61,13 +62,13 @@ def canonical_label(value: Any) -> str:
     text = str(value)
     if isinstance(value, Integral | Decimal | np.bool_):
         return _of_text(text)
-    if value is None or text in ("<NA>", "NaT"):  # pandas' and NumPy's own missing values
+    if value is None or text in ("<NA>", "NaT"):  # missing values of pandas and NumPy
         return ""
     raise BadLabel(value, "is neither a text nor a number")
 
 
 def _single(value: Any) -> Any:
-    """The element of an array of one: MATLAB has no other values."""
+    """The element of an array of one element, which is how values of MATLAB files arrive."""
     while isinstance(value, np.ndarray) and value.size == 1:
         value = value.reshape(-1)[0]
     return value.item() if hasattr(value, "numel") and value.numel() == 1 else value  # a torch scalar
@@ -75,7 +76,7 @@ def _single(value: Any) -> Any:
 
 def _of_text(text: str) -> str:
     folded = unicodedata.normalize("NFC", text).strip().casefold()
-    folded = unicodedata.normalize("NFC", folded)  # folding can undo the composition
+    folded = unicodedata.normalize("NFC", folded)  # case folding can undo the composition
     if folded in MISSING:
         return ""
     return _of_float(float(folded), text) if _FLOAT.fullmatch(folded) else folded
@@ -94,12 +95,12 @@ def _of_float(number: Real, given: Any) -> str:
 
 
 def exact_below(kind: Any) -> int:
-    """The number from which on a type of floats holds some whole numbers no more: 2**53 for float64."""
+    """The largest number below which a float type represents every whole number: 2**53 for float64."""
     return int(2 / np.finfo(kind).eps)
 
 
 def label_fault(value: Any) -> str | None:
-    """Why a value is no label, without the value; None where it is one."""
+    """Why a value is not a label, without the value; None where it is one."""
     try:
         return None if canonical_label(value) else NO_LABEL
     except BadLabel as bad:
@@ -112,7 +113,7 @@ def canonical_labels(column: Iterable[Any], what: str) -> list[str]:
     labels = []
     for row, value in enumerate(column):
         try:
-            label = _remembered(value, known)
+            label = _cached_label(value, known)
         except BadLabel as bad:
             raise ValueError(f"image {row} (from 0): {what} {bad}") from None
         if not label:
@@ -123,20 +124,20 @@ def canonical_labels(column: Iterable[Any], what: str) -> list[str]:
     return labels
 
 
-def _remembered(value: Any, known: dict[Any, str]) -> str:
+def _cached_label(value: Any, known: dict[Any, str]) -> str:
     key = (type(value), value)  # 1 equals True and 1.0
     try:
         if key not in known:
             known[key] = canonical_label(value)
         return known[key]
-    except TypeError:  # an array has no hash, and pd.NA no truth
+    except TypeError:  # an array has no hash, and pd.NA no truth value
         return canonical_label(value)
 
 
-def _look(label: str) -> tuple[str, ...] | str:
-    """What is left of a label without punctuation, spaces and leading zeros: its runs of letters and digits.
+def _skeleton(label: str) -> tuple[str, ...] | str:
+    """The runs of letters and digits of a label: without punctuation, spaces and leading zeros.
 
-    >>> _look("gate-01") == _look("gate_1") == _look("gate 1"), _look("1-2") == _look("12")
+    >>> _skeleton("gate-01") == _skeleton("gate_1"), _skeleton("1-2") == _skeleton("12")
     (True, False)
     """
     plain = unicodedata.normalize("NFKC", label).casefold()
@@ -146,7 +147,7 @@ def _look(label: str) -> tuple[str, ...] | str:
 
 
 def _visible(letter: str) -> str:
-    """A letter or digit as it is, a space for what separates, nothing for what cannot be seen."""
+    """A letter or digit unchanged, a space for a separator, nothing for an invisible character."""
     category = unicodedata.category(letter)[0]
     if letter.isspace() or category in "PSZ":
         return " "
@@ -156,21 +157,22 @@ def _visible(letter: str) -> str:
 def spelling_notes(
     what: str, spellings: Mapping[Any, Any], labels: Iterable[str], remedy: str = ""
 ) -> list[str]:
-    """Warnings: spellings that were joined, and labels that stay apart and look alike (`_look`).
+    """Warnings of spellings that were joined, and of labels that look alike but stay apart (same
+    `_skeleton`).
 
-    what: "people" or "cameras"; spellings: of each label as given, what it was taken as; remedy: how to join
-    two that are one.
+    what: "people" or "cameras"; spellings: from each label as given to its canonical one; remedy: how to join
+    two labels that mean the same.
     """
     notes = []
     if joined := _groups(spellings, spellings.__getitem__):
         notes.append(f"{what}: {_named(joined)} were joined, as spellings of one label")
-    if alike := _groups(set(labels), _look):
+    if alike := _groups(set(labels), _skeleton):
         notes.append(f"{what}: {_named(alike)} look alike and stay apart; if they are one, {remedy}")
     return notes
 
 
 def _groups(labels: Iterable[Any], key: Callable[[Any], Any]) -> list[list[str]]:
-    """The labels that have the same key, where there are several."""
+    """Groups of two or more labels that have the same key."""
     groups: dict[Any, list[str]] = defaultdict(list)
     for label in sorted(labels, key=str):
         groups[key(label)].append(str(label))

@@ -1,7 +1,11 @@
-"""Counted randomness: every draw is a function of a seed and named counters, never of who draws or when.
+"""Counted randomness: every random draw is a function of (seed, purpose, epoch, step), not of a shared
+stream.
 
-Draws of a batch are made for the whole global batch from (seed, stream, epoch, step); a worker takes its
-positions of them. So a result depends neither on the number of workers nor on where a run was resumed.
+The draws of a batch are made for the whole global batch, and a worker takes its positions of them. So a
+result depends neither on the number of workers nor on the step at which a run was resumed.
+
+The sampler (csdn.data.sampler) and the augmentation (csdn.data.batch) draw from here, and so do dropout and
+new rows of the prompt learner.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ import numpy as np
 
 
 class Stream(IntEnum):
-    """What a draw is for. The numbers are part of every result: never change or reuse one."""
+    """What a random draw is for. The numbers enter every result: never change or reuse one."""
 
     IDENTITIES = 1
     VISIBLE_IMAGES = 2
@@ -27,9 +31,9 @@ class Stream(IntEnum):
 
 
 def generator(seed: int, *counters: int) -> np.random.Generator:
-    """The generator of one place in a run: `generator(seed, Stream.DROPOUT, epoch, step)`.
+    """The generator of one purpose and position in a run: `generator(seed, Stream.DROPOUT, epoch, step)`.
 
-    Philox is specified bit for bit, on every machine. The counters are a spawn key, not further entropy:
-    as entropy (seed, 1) and (seed, 1, 0) would be the same generator.
+    Philox is specified bit for bit, so every machine draws the same numbers. The counters are passed as a
+    spawn key, because as entropy (seed, 1) and (seed, 1, 0) would give the same generator.
     """
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=counters)))

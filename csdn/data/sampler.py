@@ -1,4 +1,13 @@
-"""Images grouped by person, and drawing from groups of any sizes at once."""
+"""The P x K sampler: which images form which batch of an epoch, as a pure function of (samples, seed, epoch).
+
+This is where a training batch begins. The sampler reads the columns of a table (csdn.data.catalog) and writes
+a plan: arrays with a row for each batch. `csdn.data.loader` executes the rows of a plan on one machine, Ray
+Data on a cluster (csdn.cluster), and csdn.data.batch turns a row into images. A worker takes a slice of each
+row, and to resume means to start at row n.
+
+A plan names images by their indices: positions in the table. Planning is vectorised over the batches of an
+epoch; a table of 10 million images takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -14,88 +23,12 @@ _LABELS_SHOWN = 5
 
 
 @dataclass(frozen=True)
-class PeopleImages:
-    """Images of one modality by person: those of label c are order[starts[c] : starts[c] + counts[c]]."""
-
-    order: np.ndarray
-    starts: np.ndarray
-    counts: np.ndarray
-
-    def at(self, identities: np.ndarray, place: np.ndarray) -> np.ndarray:
-        """Ordinals of the images number `place` of the people `identities` (shapes broadcast)."""
-        return self.order[self.starts[identities] + place]
-
-    def draw(self, identities: np.ndarray, images: int, rng: np.random.Generator) -> np.ndarray:
-        """`images` ordinals of each person: [..., images] for identities [...]."""
-        return self.at(identities[..., None], draw_without_replacement(self.counts[identities], images, rng))
-
-    def shuffled(self, rng: np.random.Generator) -> PeopleImages:
-        """The same, each person's images in random order."""
-        person = np.repeat(np.arange(len(self.counts)), self.counts)
-        order = np.lexsort((rng.random(len(person)), person))
-        return PeopleImages(self.order[order], self.starts, self.counts)
-
-
-def images_of_people(labels: np.ndarray, modalities: np.ndarray) -> tuple[PeopleImages, PeopleImages]:
-    """Visible and infrared images by person.
-
-    labels: [n] dense identities 0..C-1; modalities: [n], 0 visible, 1 infrared. Raises UserError naming the
-    labels that lack one of them.
-    """
-    if not len(labels):
-        raise UserError("there is no image to train on")
-    total = int(labels.max()) + 1
-    visible, infrared = (_grouped(labels, modalities == code, total) for code in (VISIBLE, INFRARED))
-    for name, side in (("visible", visible), ("infrared", infrared)):
-        lacking = np.flatnonzero(side.counts == 0)
-        if len(lacking):
-            shown = ", ".join(map(str, lacking[:_LABELS_SHOWN]))
-            more = ", ..." if len(lacking) > _LABELS_SHOWN else ""
-            raise UserError(
-                f"{len(lacking)} of {total} people to train on have no {name} image (labels {shown}{more}): "
-                "each needs both modalities"
-            )
-    return visible, infrared
-
-
-def draw_without_replacement(counts: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """For each count n of `counts` [...], `size` numbers of 0..n-1, each floor(size/n) or ceil(size/n) times.
-
-    Floyd's algorithm (Bentley and Floyd, CACM 30(9), 1987), `size` rounds over whole arrays: the set is
-    uniform, its order is not, and nothing depends on it. Where n < size, whole copies of 0..n-1 come first,
-    the rest is drawn.
-    """
-    drawn = np.empty((*np.shape(counts), size), dtype=np.int64)
-    copied = size // counts * counts
-    for place in range(size):
-        last = np.maximum(counts - size + place, 0)
-        number = rng.integers(0, last, endpoint=True)
-        taken = (drawn[..., :place] == number[..., None]) & (np.arange(place) >= copied[..., None])
-        floyd = np.where(taken.any(axis=-1), last, number)
-        drawn[..., place] = np.where(place < copied, place % counts, floyd)
-    return drawn
-
-
-def _grouped(labels: np.ndarray, chosen: np.ndarray, total: int) -> PeopleImages:
-    ordinals = np.flatnonzero(chosen)
-    order = ordinals[np.argsort(labels[ordinals], kind="stable")]
-    counts = np.bincount(labels[ordinals], minlength=total)
-    return PeopleImages(order, np.cumsum(counts) - counts, counts)
-
-
-# The plan: which images stand in which batch of an epoch, as a pure function of (samples, seed, epoch).
-#
-# One plan feeds everything: a `DataLoader` or Ray Data executes its rows, a rank takes a slice of each, and
-# resume is "start at row n". Images are ordinals: positions in the sample table. Vectorised over the batches
-# of an epoch; a table of 10 million images takes seconds.
-
-
-@dataclass(frozen=True)
 class BatchPlan:
-    """One batch, or a rank's part of it: images of p people, grouped by person, in the same order twice.
+    """One batch, or a worker's part of it: K visible and K infrared images of each of p people.
 
-    identities: labels [p]; visible, infrared: ordinals [p, K]; positions [p * K]: where its images stand in
-    the global batch, which has `global_images` of each modality (draws are made for all of them).
+    identities: labels [p]; visible, infrared: indices of images [p, K]; positions: [p * K], where these
+    images are in the global batch, which has `global_images` of each modality (augmentation draws for all of
+    them).
     """
 
     epoch: int
@@ -111,7 +44,8 @@ class BatchPlan:
 class EpochPlan:
     """All batches of an epoch: identities [B, p], visible and infrared [B, p, K].
 
-    `people` is P of the global batch, of which this plan holds those from `first` on: all, or a rank's share.
+    `people` is P of the global batch. This plan holds p of them, from number `first` on: all, or a worker's
+    share.
     """
 
     epoch: int
@@ -125,33 +59,33 @@ class EpochPlan:
         return len(self.identities)
 
     def __getitem__(self, step: int) -> BatchPlan:
-        shown, images = self.visible.shape[1:]
+        people, images = self.visible.shape[1:]
         return BatchPlan(
             epoch=self.epoch,
             step=step,
             identities=self.identities[step],
             visible=self.visible[step],
             infrared=self.infrared[step],
-            positions=np.arange(self.first * images, (self.first + shown) * images),
+            positions=np.arange(self.first * images, (self.first + people) * images),
             global_images=self.people * images,
         )
 
     def slice(self, rank: int, world: int) -> EpochPlan:
-        """The people of each batch that `rank` of `world` workers takes; P % world == 0, or UserError."""
+        """The people of each batch that worker `rank` of `world` takes; UserError where P % world != 0."""
         if self.people % world:
             raise UserError(
-                f"embedding.identities_per_batch = {self.people} cannot be split over scaling.workers = {world}: "
-                f"choose a number of workers that divides it"
+                f"embedding.identities_per_batch = {self.people} cannot be split over "
+                f"scaling.workers = {world}: choose a number of workers that divides it"
             )
         share = self.people // world
-        mine = slice(rank * share, (rank + 1) * share)
+        own = slice(rank * share, (rank + 1) * share)
         return EpochPlan(
             self.epoch,
             self.people,
             rank * share,
-            self.identities[:, mine],
-            self.visible[:, mine],
-            self.infrared[:, mine],
+            self.identities[:, own],
+            self.visible[:, own],
+            self.infrared[:, own],
         )
 
 
@@ -163,21 +97,22 @@ def epoch_batches(visible_count: int, infrared_count: int, people: int, images: 
 def epoch_plan(
     labels: np.ndarray, modalities: np.ndarray, people: int, images: int, seed: int, epoch: int
 ) -> EpochPlan:
-    """The P x K batches of one epoch.
+    """The P x K batches of one epoch of stage 2; people: P, images: K.
 
-    labels: [n] dense identities 0..C-1; modalities: [n], 0 visible, 1 infrared. Identities are drawn without
-    replacement in a batch; so are the images of a person while there are enough, else each stands equally
-    often (give or take one). Raises UserError where a person lacks a modality or there are fewer than P.
+    labels: [n] dense identities 0..C-1; modalities: [n], 0 visible, 1 infrared. A batch draws identities
+    without replacement. It draws the images of an identity without replacement too, while there are enough;
+    otherwise each is used equally often (give or take one). Raises UserError where an identity lacks a
+    modality, or there are fewer than P.
     """
     visible, infrared = images_of_people(labels, modalities)
     if len(visible.counts) < people:
         raise UserError(
-            f"{len(visible.counts)} people to train on, but a batch takes embedding.identities_per_batch = {people}: "
-            "add people or lower it"
+            f"{len(visible.counts)} people to train on, but a batch takes "
+            f"embedding.identities_per_batch = {people}: add people or lower it"
         )
     batches = epoch_batches(visible.counts.sum(), infrared.counts.sum(), people, images)
-    everybody = np.full(batches, len(visible.counts))
-    identities = draw_without_replacement(everybody, people, generator(seed, Stream.IDENTITIES, epoch))
+    all_people = np.full(batches, len(visible.counts))
+    identities = draw_without_replacement(all_people, people, generator(seed, Stream.IDENTITIES, epoch))
     return EpochPlan(
         epoch=epoch,
         people=people,
@@ -191,31 +126,104 @@ def epoch_plan(
 def pair_plan(
     labels: np.ndarray, modalities: np.ndarray, batch: int, seed: int, epoch: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Steps of stage 1, phase "prompts": (visible [b], infrared [b]) ordinals, pair by pair the same person.
+    """Steps of stage 1, phase "prompts": indices (visible [b], infrared [b]); each pair is of one person.
 
-    For each person the shuffled visible images are paired with the shuffled infrared ones, the shorter list
-    repeating; all pairs are shuffled into steps of `batch`. A last short step is kept. Raises UserError where
-    a person lacks a modality.
+    The shuffled visible images of a person are paired with the shuffled infrared ones, and the shorter list
+    repeats. All pairs are shuffled into steps of `batch`; a last, shorter step is kept. Raises UserError
+    where a person lacks a modality.
     """
     visible, infrared = images_of_people(labels, modalities)
     rng = generator(seed, Stream.PAIRS, epoch)
     pairs = np.maximum(visible.counts, infrared.counts)
     person = np.repeat(np.arange(len(pairs)), pairs)
-    place = np.arange(len(person)) - np.repeat(np.cumsum(pairs) - pairs, pairs)
-    both = [side.shuffled(rng).at(person, place % side.counts[person]) for side in (visible, infrared)]
+    number = np.arange(len(person)) - np.repeat(np.cumsum(pairs) - pairs, pairs)  # of the pair, of its person
+    both = [group.shuffled(rng).at(person, number % group.counts[person]) for group in (visible, infrared)]
     order = rng.permutation(len(person))
-    return list(zip(*(_steps(side[order], batch) for side in both), strict=True))
+    return list(zip(*(_steps(indices[order], batch) for indices in both), strict=True))
 
 
 def pooled_plan(count: int, batch: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Steps of stage 1, phase "integration": `count` ordinals once each, shuffled, `batch` at a time."""
+    """Steps of stage 1, phase "integration": `count` indices once each, shuffled, `batch` at a time."""
     return _steps(generator(seed, Stream.POOL, epoch).permutation(count), batch)
 
 
 def sequential_plan(count: int, batch: int) -> list[np.ndarray]:
-    """Each of `count` ordinals once, in order, `batch` at a time; the last step may be short."""
+    """Each of `count` indices once, in order, `batch` at a time; the last step may be shorter."""
     return _steps(np.arange(count), batch)
 
 
-def _steps(ordinals: np.ndarray, batch: int) -> list[np.ndarray]:
-    return [ordinals[start : start + batch] for start in range(0, len(ordinals), batch)]
+def _steps(indices: np.ndarray, batch: int) -> list[np.ndarray]:
+    return [indices[start : start + batch] for start in range(0, len(indices), batch)]
+
+
+# Images grouped by person, and drawing from groups of any sizes at once.
+
+
+@dataclass(frozen=True)
+class PeopleImages:
+    """One modality's images by person: label c has the indices order[starts[c] : starts[c] + counts[c]]."""
+
+    order: np.ndarray
+    starts: np.ndarray
+    counts: np.ndarray
+
+    def at(self, identities: np.ndarray, number: np.ndarray) -> np.ndarray:
+        """Indices of the images with these numbers (from 0) of the people `identities`; shapes broadcast."""
+        return self.order[self.starts[identities] + number]
+
+    def draw(self, identities: np.ndarray, images: int, rng: np.random.Generator) -> np.ndarray:
+        """Indices of `images` images of each person: [..., images] for identities [...]."""
+        return self.at(identities[..., None], draw_without_replacement(self.counts[identities], images, rng))
+
+    def shuffled(self, rng: np.random.Generator) -> PeopleImages:
+        """The same groups, the images of each person in random order."""
+        person = np.repeat(np.arange(len(self.counts)), self.counts)
+        order = np.lexsort((rng.random(len(person)), person))
+        return PeopleImages(self.order[order], self.starts, self.counts)
+
+
+def images_of_people(labels: np.ndarray, modalities: np.ndarray) -> tuple[PeopleImages, PeopleImages]:
+    """Visible and infrared images by person.
+
+    labels: [n] dense identities 0..C-1; modalities: [n], 0 visible, 1 infrared. Raises UserError naming the
+    labels that lack one of them.
+    """
+    if not len(labels):
+        raise UserError("there is no image to train on")
+    total = int(labels.max()) + 1
+    visible, infrared = (_grouped(labels, modalities == code, total) for code in (VISIBLE, INFRARED))
+    for modality, group in (("visible", visible), ("infrared", infrared)):
+        lacking = np.flatnonzero(group.counts == 0)
+        if len(lacking):
+            shown = ", ".join(map(str, lacking[:_LABELS_SHOWN]))
+            more = ", ..." if len(lacking) > _LABELS_SHOWN else ""
+            raise UserError(
+                f"{len(lacking)} of {total} people to train on have no {modality} image "
+                f"(labels {shown}{more}): each needs both modalities"
+            )
+    return visible, infrared
+
+
+def _grouped(labels: np.ndarray, chosen: np.ndarray, total: int) -> PeopleImages:
+    indices = np.flatnonzero(chosen)
+    order = indices[np.argsort(labels[indices], kind="stable")]
+    counts = np.bincount(labels[indices], minlength=total)
+    return PeopleImages(order, np.cumsum(counts) - counts, counts)
+
+
+def draw_without_replacement(counts: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """For each count n of `counts` [...], `size` numbers of 0..n-1, each floor(size/n) or ceil(size/n) times.
+
+    Floyd's algorithm (Bentley and Floyd, CACM 30(9), 1987), in `size` rounds over whole arrays. The set is
+    uniform; its order is not, and nothing depends on the order. Where n < size, whole copies of 0..n-1 come
+    first and only the remainder is drawn.
+    """
+    drawn = np.empty((*np.shape(counts), size), dtype=np.int64)
+    copied = size // counts * counts
+    for place in range(size):
+        last = np.maximum(counts - size + place, 0)
+        number = rng.integers(0, last, endpoint=True)
+        repeated = (drawn[..., :place] == number[..., None]) & (np.arange(place) >= copied[..., None])
+        floyd = np.where(repeated.any(axis=-1), last, number)
+        drawn[..., place] = np.where(place < copied, place % counts, floyd)
+    return drawn

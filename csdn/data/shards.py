@@ -1,8 +1,9 @@
-"""Whether shards still are what their names say: the hash in a name is that of all bytes of the file.
+"""Shards: WebDataset tars of images that ingest writes once and readers access by byte range.
 
-A hash that was found right is remembered with the file's size, time of change and inode, so that a shard is
-read once and not at each ingest. What changes later without a trace in these is found when the image is read
-(csdn.data.batch).
+`ShardWriter` writes plain tar files, with the same bytes for the same images. A shard's name ends with the
+hash of its bytes; `VerifiedShards` checks that the files still match their names. `open_shards` gives
+csdn.data.batch a reader of a local folder, or of a prefix of an object store (csdn.data.storage,
+`ingest.store`).
 """
 
 from __future__ import annotations
@@ -29,72 +30,16 @@ if TYPE_CHECKING:
 
 
 HASH_DIGITS = 16  # of SHA-256, in a shard's name
+Range = tuple[str, int, int]  # shard, offset, size in bytes
 
 
-def has_bytes_of(name: str, path: Path) -> bool:
-    """Whether the file at `path` has the content that a shard of this name has."""
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        return False
-    return Path(name).stem.rpartition("-")[2] == digest[:HASH_DIGITS]
-
-
-class Verified:
-    """Shards whose hash was found right, remembered in a JSON file; without it each is read once more."""
-
-    def __init__(self, path: Path, readers: int) -> None:
-        self.path, self.readers = path, readers
-        self.known = _read(path)
-
-    def damaged(self, shards: Sequence[Path]) -> list[Path]:
-        """Those of the shards that are missing, or not what their names say; others are forgotten."""
-        before = {path: _trace(path) for path in shards}
-        doubtful = [
-            path for path in shards if before[path] is None or before[path] != self.known.get(path.name)
-        ]
-        with ThreadPoolExecutor(self.readers) as pool:  # hashing and reading leave Python's lock
-            right = list(pool.map(lambda path: has_bytes_of(path.name, path), doubtful))
-        bad = {path for path, sound in zip(doubtful, right, strict=True) if not sound}
-        self.known = {path.name: before[path] for path in shards if path not in bad}
-        return [path for path in shards if path in bad]
-
-    def note(self, path: Path) -> None:
-        """Remember a shard that was hashed as it was written."""
-        self.known[path.name] = _trace(path)
-
-    def save(self) -> None:
-        if self.known != _read(self.path):
-            write_json(self.path, self.known)
-
-
-def _trace(path: Path) -> list[int] | None:
-    """What changes when somebody writes to a file; None where there is none."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    return [status.st_size, status.st_mtime_ns, status.st_ino]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        known = read_json(path)
-    except UserError:
-        return {}
-    return known if isinstance(known, dict) else {}
-
-
-# WebDataset shards: plain tar files, the same bytes for the same images, read again by byte range.
-#
-# Headers are the standard library's: importing webdataset's writer would cost each worker torch's import.
+# Writing.
 
 
 class ShardWriter:
     """Writes members `<key>.<extension>` and `<key>.json` into an open file; use it as a context manager.
 
-    Nothing but the images and their facts decides the bytes: no time, no user, a fixed tar format.
+    The images and their facts alone decide the bytes: the tar format is fixed, without times and users.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -106,19 +51,19 @@ class ShardWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """End the tar as tar does: two empty blocks, then up to the end of a record."""
+        """End the tar as `tar` does: two empty blocks, then zeros up to the end of a record."""
         end = self.size + 2 * tarfile.BLOCKSIZE
         self._write(bytes(end - self.size + -end % tarfile.RECORDSIZE))
 
     def add(self, key: str, extension: str, image: bytes, facts: Mapping[str, Any]) -> int:
         """Append an image with its facts; returns the offset of the image's first byte in the tar."""
-        offset = self.size + tarfile.BLOCKSIZE  # the name is short: its header is one block
+        offset = self.size + tarfile.BLOCKSIZE  # after the header, which is one block, as the name is short
         about = json.dumps(facts, sort_keys=True, ensure_ascii=False).encode()
         self._write(_member(f"{key}.{extension}", image) + _member(f"{key}.json", about))
         return offset
 
     def hexdigest(self) -> str:
-        """SHA-256 of all that was written."""
+        """SHA-256 of all bytes written."""
         return self._digest.hexdigest()
 
     def _write(self, data: bytes) -> None:
@@ -127,14 +72,14 @@ class ShardWriter:
         self.size += len(data)
 
 
-# The standard library's header with its checksum blank; only name, size and checksum differ from it.
+# The header of the standard library with a blank checksum; a member differs in name, size and checksum only.
 _HEADER = bytearray(tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT))
 _CHECKSUM = slice(148, 156)
 _HEADER[_CHECKSUM] = b" " * 8
 
 
 def _member(name: str, data: bytes) -> bytes:
-    """A tar member. tarfile makes the same bytes, in a third of the time that an image takes to decode."""
+    """A tar member. tarfile writes the same bytes, but takes a third of the time of decoding an image."""
     header = bytearray(_HEADER)
     header[: len(name)] = name.encode("ascii")
     header[124:136] = b"%011o\0" % len(data)
@@ -142,11 +87,39 @@ def _member(name: str, data: bytes) -> bytes:
     return bytes(header) + data + bytes(-len(data) % tarfile.BLOCKSIZE)
 
 
+# Reading, from a folder or an object store.
+
+
+class Shards(Protocol):
+    """Reads images out of shards by byte range; every process can have a copy. Every error is a UserError."""
+
+    again: str  # advice about a damaged shard
+
+    def read(self, shard: str, offset: int, size: int) -> bytes: ...
+    def read_all(self, ranges: Iterable[Range]) -> Iterator[bytes]: ...
+    def where(self, shard: str) -> str: ...
+
+
+def shards_at(params: Params, data: Path) -> str | Path:
+    """Where the shards are: the prefix `ingest.store`, or the folder `shards` of the data."""
+    return params.ingest.store or data / "shards"
+
+
+def open_shards(place: str | Path) -> Shards:
+    """A reader of the shards at an `s3://` prefix or in a folder.
+
+    Raises UserError where an object store does not respond, or refuses.
+    """
+    if "://" in str(place):
+        return StoredShards(str(place))
+    return ShardReader(Path(place).absolute())  # another process may have another working directory
+
+
 class ShardReader:
     """Reads images out of the shards of a folder by byte range.
 
-    Keeps `open_files` shards open in each process. Safe to hand to a forked or spawned process (reads carry
-    their position with them); one thread at a time.
+    Keeps up to `open_files` shards open in each process. A forked or spawned process may use a copy, because
+    every read gives its position; within a process one thread at a time may use it.
     """
 
     again = "Delete the file and run `dvc repro` again: it is made anew from its drop"
@@ -169,12 +142,12 @@ class ShardReader:
             )
         return data
 
-    def read_all(self, ranges: Iterable[tuple[str, int, int]]) -> Iterator[bytes]:
+    def read_all(self, ranges: Iterable[Range]) -> Iterator[bytes]:
         """The bytes of each (shard, offset, size), in order; raises UserError as `read` does."""
-        return (self.read(*place) for place in ranges)
+        return (self.read(*one) for one in ranges)
 
     def where(self, shard: str) -> str:
-        """The shard's place, for a message."""
+        """The path of a shard, for messages."""
         return str(self.folder / shard)
 
     def close(self) -> None:
@@ -211,48 +184,17 @@ class ShardReader:
         self.close()
 
 
-# Shards wherever they are: a folder of this machine, or a prefix of an object store (`ingest.store`).
-
-
-Range = tuple[str, int, int]  # shard, offset, size in bytes
-
-
-class Shards(Protocol):
-    """Reads images out of shards by byte range; any process can hold a copy. Every error is a UserError."""
-
-    again: str  # what to do about a damaged shard
-
-    def read(self, shard: str, offset: int, size: int) -> bytes: ...
-    def read_all(self, ranges: Iterable[Range]) -> Iterator[bytes]: ...
-    def where(self, shard: str) -> str: ...
-
-
-def shards_at(params: Params, data: Path) -> str | Path:
-    """Where the shards are: the prefix `ingest.store`, or the folder `shards` of the data."""
-    return params.ingest.store or data / "shards"
-
-
-def open_shards(place: str | Path) -> Shards:
-    """A reader of the shards at an `s3://` prefix or in a folder.
-
-    Raises UserError where an object store does not answer, or refuses.
-    """
-    if "://" in str(place):
-        return StoredShards(str(place))
-    return ShardReader(Path(place).absolute())  # a process elsewhere may stand in another folder
-
-
 class StoredShards:
-    """Reads images out of the shards below an `s3://` prefix, many at a time."""
+    """Reads images out of the shards below an `s3://` prefix, many in parallel."""
 
     again = "Delete the object and run `dvc repro --force ingest`: it is made anew from its drop"
 
     def __init__(self, address: str) -> None:
-        # Imported here: most machines read folders.
+        # Imported here, because most machines read folders.
         from csdn.data.storage import Store
 
         self.store = Store(address)
-        self.store.check()  # here, not in each of the processes that will read
+        self.store.check()  # here, not again in each process that reads
         self._threads: tuple[int, ThreadPoolExecutor] | None = None
 
     def read(self, shard: str, offset: int, size: int) -> bytes:
@@ -272,17 +214,17 @@ class StoredShards:
 
     def read_all(self, ranges: Iterable[Range]) -> Iterator[bytes]:
         """The bytes of each (shard, offset, size), in order; raises UserError as `read` does."""
-        return self._pool().map(lambda place: self.read(*place), ranges)
+        return self._pool().map(lambda one: self.read(*one), ranges)
 
     def where(self, shard: str) -> str:
-        """The shard's place, for a message."""
+        """The address of a shard, for messages."""
         return self.store.address_of(shard)
 
     def _pool(self) -> ThreadPoolExecutor:
-        """This process's threads: a fork leaves them behind."""
+        """The threads of this process; a forked process does not inherit those of its parent."""
         from csdn.data.storage import CONNECTIONS
 
-        self.store.client()  # before the threads ask for it, each on its own
+        self.store.client()  # before the threads make one each
         if self._threads is None or self._threads[0] != os.getpid():
             self._threads = os.getpid(), ThreadPoolExecutor(CONNECTIONS)
         return self._threads[1]
@@ -291,11 +233,72 @@ class StoredShards:
         return {**self.__dict__, "_threads": None}
 
 
-# An image that is no more what ingest put into its shard, in words: asked for only once it was found.
+# Checking.
+
+
+def has_bytes_of(name: str, path: Path) -> bool:
+    """Whether the hash of the file at `path` is the one in the shard's name."""
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return False
+    return Path(name).stem.rpartition("-")[2] == digest[:HASH_DIGITS]
+
+
+class VerifiedShards:
+    """Checks shards against the hashes in their names, and remembers in a JSON file which of them match.
+
+    A shard that matched is remembered by size, modification time and inode, so it is hashed once, not at each
+    ingest. A change that leaves these as they were is found when an image is read (csdn.data.batch).
+    """
+
+    def __init__(self, path: Path, readers: int) -> None:
+        self.path, self.readers = path, readers
+        self.known = _read_known(path)
+
+    def damaged(self, shards: Sequence[Path]) -> list[Path]:
+        """Those of the shards that are missing or do not match their names; forgets all shards but the
+        others.
+        """
+        before = {path: _file_state(path) for path in shards}
+        doubtful = [
+            path for path in shards if before[path] is None or before[path] != self.known.get(path.name)
+        ]
+        with ThreadPoolExecutor(self.readers) as pool:  # hashing and reading release the GIL
+            matches = list(pool.map(lambda path: has_bytes_of(path.name, path), doubtful))
+        bad = {path for path, match in zip(doubtful, matches, strict=True) if not match}
+        self.known = {path.name: before[path] for path in shards if path not in bad}
+        return [path for path in shards if path in bad]
+
+    def note(self, path: Path) -> None:
+        """Remember a shard that was hashed while it was written."""
+        self.known[path.name] = _file_state(path)
+
+    def save(self) -> None:
+        if self.known != _read_known(self.path):
+            write_json(self.path, self.known)
+
+
+def _file_state(path: Path) -> list[int] | None:
+    """Values that change when a file is written; None where there is none."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return [status.st_size, status.st_mtime_ns, status.st_ino]
+
+
+def _read_known(path: Path) -> dict[str, Any]:
+    try:
+        known = read_json(path)
+    except UserError:
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def damaged_image(shards: Shards, shard: str, offset: int) -> str:
-    """The message for the image at byte `offset` of a shard."""
+    """The error message about an image at byte `offset` of a shard whose hash is not the recorded one."""
     return (
         f"{shards.where(shard)}: the image at byte {offset}{_whose(shards, shard, offset)} is not what "
         f"ingest put there: the file was damaged or altered since. {shards.again}"
@@ -303,12 +306,12 @@ def damaged_image(shards: Shards, shard: str, offset: int) -> str:
 
 
 def _whose(shards: Shards, shard: str, offset: int) -> str:
-    """Which image it is, by the tables beside a folder of shards; nothing where they cannot say."""
+    """Which image it is, if the tables beside a folder of shards tell."""
     data = Path(shards.where(shard)).parent.parent
     columns = ["path", "person_row", "modality", "camera"]
     try:
-        place = [("shard", "=", shard), ("offset", "=", offset)]
-        row = pq.read_table(data / "samples.parquet", columns=columns, filters=place).to_pylist()[0]
+        image = [("shard", "=", shard), ("offset", "=", offset)]
+        row = pq.read_table(data / "samples.parquet", columns=columns, filters=image).to_pylist()[0]
         people = pq.read_table(data / "people.parquet", filters=[("row", "=", row["person_row"])])
         person = people["person"][0].as_py()
     except (pa.ArrowException, OSError, IndexError):

@@ -1,7 +1,8 @@
-"""Grey images of 16 bits, as thermal cameras write them: how much contrast 8 bits keep, and a range for more.
+"""Grey images of 16 bits from thermal cameras: how much contrast 8 bits keep, and a range that keeps more.
 
-A thermal camera's values fill a small part of 0..65535, and the high byte keeps a few grey levels of them.
-`ingest.grey16_range` gives a camera the range that becomes 0..255: its images are stored as PNGs of 8 bits.
+The values of a thermal camera fill a small part of 0..65535, so the high byte keeps few grey levels of them.
+`ingest.grey16_range` gives a camera the range that becomes 0..255; csdn.ingest.pack stores its images as PNGs
+of 8 bits. csdn.ingest.summary warns of cameras that keep few grey levels.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ Range = Sequence[int]  # low, high
 Facts = Mapping[str, int]  # of a camera: images, low, high, span
 
 FULL: Range = (0, 65535)
-FEW_LEVELS = 64  # of 256: a camera whose images keep fewer is warned of
-OUTLIERS = 0.1  # percent of an image's darkest and brightest pixels that are not looked at
-ODD_IMAGES = 1  # percent of a camera's darkest and brightest images that are not looked at
+FEW_LEVELS = 64  # of 256; fewer cause a warning
+OUTLIERS = 0.1  # percent of the darkest and of the brightest pixels of an image that are ignored
+ODD_IMAGES = 1  # percent of the darkest and of the brightest images of a camera that are ignored
 
 
 def range_of(camera: str, ranges: Mapping[str, Range]) -> Range | None:
@@ -34,8 +35,8 @@ def range_of(camera: str, ranges: Mapping[str, Range]) -> Range | None:
 def png_of_range(values: np.ndarray, low: int, high: int, source: str) -> bytes:
     """uint16 [height, width] -> a PNG of 8 bits in which `low` is black and `high` white.
 
-    It names the hash of its source, so that two images stay two where 8 bits of them are the same. It is not
-    compressed: the bytes must not depend on the version of zlib.
+    It contains the hash of its source, so that two images with the same 8 bits stay different files. It is
+    not compressed, because the bytes must not depend on the version of zlib.
     """
     above = np.clip(values, low, high).astype(np.uint32) - low
     grey = ((255 * above + (high - low) // 2) // (high - low)).astype(np.uint8)
@@ -53,7 +54,7 @@ def extremes(values: np.ndarray) -> tuple[int, int]:
 
 
 def facts_of_cameras(images: Iterable[tuple[str, int, int]]) -> dict[str, dict[str, int]]:
-    """(camera, low, high) of each image -> by camera: images, low, high, a usual image's span."""
+    """(camera, low, high) of each image -> by camera: images, low, high, and the median span of an image."""
     found: dict[str, list[tuple[int, int]]] = {}
     for camera, low, high in images:
         found.setdefault(camera, []).append((low, high))
@@ -73,7 +74,7 @@ def _facts(extremes: np.ndarray) -> dict[str, int]:
 def few_levels(drops: Iterable[Mapping[str, Facts]], ranges: Mapping[str, Range]) -> list[str]:
     """A warning for each camera whose images keep few grey levels, with the range to set.
 
-    `drops`: of each drop `facts_of_cameras`. A range of a camera without such images is one too.
+    drops: `facts_of_cameras` of each drop. A range for a camera without such images causes a warning too.
     """
     of_camera: dict[str, list[Facts]] = {}
     for drop in drops:
@@ -114,7 +115,9 @@ def _warning(camera: str, facts: Facts, ranges: Mapping[str, Range]) -> str | No
 
 
 def grey_levels(facts: Facts, given: Range) -> int:
-    """About how many of 256 grey levels a usual image of the camera keeps where `given` becomes 0..255."""
+    """About how many of 256 grey levels an image of the camera keeps where the range `given` becomes
+    0..255.
+    """
     inside = min(facts["high"], given[1]) - max(facts["low"], given[0])
     share = max(0, inside) / max(1, facts["high"] - facts["low"])
     return min(256, 1 + int(256 * facts["span"] * share / (given[1] - given[0])))

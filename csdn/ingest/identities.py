@@ -1,8 +1,9 @@
-"""Who is who, and on which side: pure functions of a person's label and the ledger's order.
+"""Identities: which labels mean the same person, and who is in the training split and who in the test split.
 
-A test person is one whose bucket is among the highest `test_percent`; no seed, no other person and no later
-drop changes that, so nobody ever moves from test to train. The people of a benchmark are where its authors
-put them (csdn.ingest.identities).
+The bucket of a person, a hash of the canonical label, decides: test people are those in the `test_percent`
+highest buckets. No seed, no other person and no later drop changes that, so a test person never becomes a
+training person. The people of a benchmark are in the splits that its authors publish. csdn.ingest.merge
+applies all this.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ BUCKETS = 100
 
 @dataclass(frozen=True)
 class SplitRule:
-    """How labels become people on a side: aliases, the salt of the buckets, the share of test people."""
+    """How labels become people in a split: aliases, the salt of the buckets, the share of test people."""
 
     salt: str
     test_percent: int
     aliases: Mapping[str, str] = field(default_factory=dict)  # canonical -> canonical
-    trial: int = 1  # which of a benchmark's splits
+    trial: int = 1  # which of the splits of a benchmark
 
     def person(self, label: str) -> str:
-        """The canonical label that a label as given stands for."""
+        """The canonical label of the person that a label as given means."""
         canonical = canonical_label(label)
         return self.aliases.get(canonical, canonical)
 
@@ -41,12 +42,12 @@ class SplitRule:
         """0..99, from the canonical label."""
         return int(hashlib.sha256((self.salt + person).encode()).hexdigest(), 16) % BUCKETS
 
-    def side(self, bucket: int) -> str:
+    def split(self, bucket: int) -> str:
         return "test" if bucket >= BUCKETS - self.test_percent else "train"
 
 
 def read_aliases(path: str | Path) -> dict[str, str]:
-    """A JSON file {"label as given": "label meant"}, both made canonical."""
+    """Read a JSON file {"label as given": "label meant"}; both become canonical. Raises UserError."""
     try:
         text = Path(path).read_bytes()
     except FileNotFoundError:
@@ -55,7 +56,7 @@ def read_aliases(path: str | Path) -> dict[str, str]:
 
 
 def parse_aliases(text: bytes, path: str | Path) -> dict[str, str]:
-    """What `read_aliases` reads, from a file's text; `path` names it in the UserError."""
+    """The aliases in the text of such a file; `path` names it in errors."""
     given = parse_json(text, path)
     if not isinstance(given, dict) or not all(isinstance(meant, str) for meant in given.values()):
         raise UserError(f'{path}: expected {{"label as given": "label meant", ...}}')
@@ -77,21 +78,23 @@ def parse_aliases(text: bytes, path: str | Path) -> dict[str, str]:
     return aliases
 
 
-# On which side a benchmark's authors put its people; own cameras have no such lists (csdn.ingest.identities).
+# The published splits of benchmarks; drops of own cameras have none.
 
 
 def published_splits(index: pa.Table, trial: int) -> list[str | None]:
-    """Of each image of a drop's index: "train" or "test" in the authors' split number `trial` (from 1).
+    """For each image of a drop's index: "train" or "test" in the authors' split number `trial` (from 1).
 
-    "" is an image that is on no list of that split; None one of a drop without lists. A drop of fewer
-    splits gives its last.
+    "": the image is on no list of that split; None: the drop has no lists. Where there are fewer splits, the
+    last one counts.
     """
     lists = index["sides"].to_pylist()
-    return [sides[min(trial, len(sides)) - 1] if sides else None for sides in lists]
+    return [splits[min(trial, len(splits)) - 1] if splits else None for splits in lists]
 
 
 def check_trial(drops: Sequence[tuple[Drop, pa.Table]], trial: int) -> None:
-    """Raise UserError where a drop (with its index) has no split of that number, or no drop has any."""
+    """Raise UserError where a drop (given with its index) has fewer splits than `trial`, or no drop has
+    any.
+    """
     counts = {drop: len(index["sides"][0].as_py() or ()) for drop, index in drops if index.num_rows}
     for drop, count in counts.items():
         if 0 < count < trial:
@@ -103,18 +106,19 @@ def check_trial(drops: Sequence[tuple[Drop, pa.Table]], trial: int) -> None:
         raise UserError(f"data.trial = {trial}: no drop in use comes with splits of its authors; set it to 1")
 
 
-def people_splits(rows: pd.DataFrame, taken: Collection[int]) -> dict[str, str]:
-    """Person -> side, for those on a list; rows have person, drop and given (as from `given_sides`).
+def people_splits(rows: pd.DataFrame, used: Collection[int]) -> dict[str, str]:
+    """Person -> split, for those on a list; rows have person, drop and given (as from `published_splits`).
 
-    The drops in use (positions `taken`) decide before others. Raises UserError where they contradict.
+    The lists of used drops (positions `used`) win over others. Raises UserError where used drops contradict.
     """
     listed = rows[rows["given"].isin(["train", "test"])]
-    in_use = listed["drop"].isin(list(taken))
-    sides = listed[in_use].groupby("person")["given"].nunique()
-    if torn := sorted(sides.index[sides > 1]):
+    in_use = listed["drop"].isin(list(used))
+    splits = listed[in_use].groupby("person")["given"].nunique()
+    if ambiguous := sorted(splits.index[splits > 1]):
         raise UserError(
-            f"person {torn[0]!r} ({len(torn)} in all) is for training by one drop's lists and for testing by "
-            "another's; `csdn drops` lists them: reject one, or correct the file that data.aliases names"
+            f"person {ambiguous[0]!r} ({len(ambiguous)} in all) is for training by one drop's lists and for "
+            "testing by another's; `csdn drops` lists the drops: reject one, or correct the file that "
+            "data.aliases names"
         )
     deciding = listed.assign(later=~in_use).sort_values(["later", "drop"], kind="stable")
     deciding = deciding.drop_duplicates("person")

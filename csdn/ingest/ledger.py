@@ -1,4 +1,8 @@
-"""The ledger `data/drops.json`: which drops of images there are, in order, and which of them are taken."""
+"""The ledger `data/drops.json`: the drops of images in order of arrival, and whether each is accepted.
+
+A drop is a set of image files at one address. csdn.ingest.sync adds drops that arrive, `csdn accept` and
+`csdn reject` decide about them, and csdn.ingest.run reads those that are not rejected.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,7 @@ from csdn.runtime.sanitize import has_credentials
 
 LEDGER = Path("data/drops.json")
 LEDGER_VERSION = 1
-SHORT = 12  # digits of an id that are shown
+SHORT = 12  # displayed digits of an id
 
 
 class Status(StrEnum):
@@ -32,7 +36,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Drop:
-    """One entry of the ledger. `reason` is a person's: an accepted drop that has one is taken as it is."""
+    """One entry of the ledger. A person gives `reason`; an accepted drop with a reason is never held."""
 
     id: str
     address: str
@@ -47,9 +51,9 @@ class Drop:
 def drop_id(
     records: Iterable[ImageRecord], names: Iterable[str | None], refused: Iterable[tuple[str, str]]
 ) -> str:
-    """SHA-256 of a drop's sorted listing; `names` name the records' contents (etag or hash).
+    """SHA-256 of a drop's sorted listing; `names` identify the contents of the records (etag or hash).
 
-    One JSON line an image: path, size, name, and what the drop says of it; then one for each refused path.
+    The listing has a JSON line for each image (path, size, name, labels), then one for each refused path.
     """
     digest = hashlib.sha256()
     for record, name in zip(records, names, strict=True):
@@ -63,7 +67,9 @@ def drop_id(
 
 
 def content_name(source: Source, record: ImageRecord) -> str | None:
-    """What names an image's content: its store's etag, else its SHA-256; None where it must not be read."""
+    """The identifier of an image's content: the store's etag, else its SHA-256; None where reading is not
+    allowed.
+    """
     if record.etag is not None:
         return record.etag
     try:
@@ -92,7 +98,7 @@ def parse_ledger(text: bytes, path: str) -> list[Drop]:
     if repr(ledger.get("version")) != repr(LEDGER_VERSION):  # true equals 1
         raise UserError(
             f"{path}: version = {ledger.get('version')!r}; this program reads version {LEDGER_VERSION}: "
-            "another one wrote the file, or a hand"
+            "another version wrote the file, or it was edited"
         )
     drops = [_drop(entry, f"{path}: entry {n}") for n, entry in enumerate(ledger["drops"], start=1)]
     for n, drop in enumerate(drops):
@@ -135,14 +141,14 @@ def write_ledger(drops: Sequence[Drop], path: Path = LEDGER) -> None:
 
 
 def change_ledger(change: Callable[[list[Drop]], list[Drop]], path: Path = LEDGER) -> None:
-    """Replace the ledger by what `change` makes of it; no other process changes it meanwhile."""
-    read_ledger(path)  # no lock is left in a folder that is no project
+    """Replace the ledger by the result of `change`, under a lock that excludes other processes."""
+    read_ledger(path)  # raises before a lock file is made in a folder that is no project
     with locked(path):
         write_ledger(change(read_ledger(path)), path)
 
 
 def whole_address(address: str) -> str:
-    """The address as any folder finds it: that of a local folder becomes absolute.
+    """The address in a form that is valid in any working directory: a local path becomes absolute.
 
     >>> whole_address("s3://bucket/in"), whole_address("builtin:demo"), whole_address("/data/in/")
     ('s3://bucket/in', 'builtin:demo', '/data/in')
@@ -150,11 +156,13 @@ def whole_address(address: str) -> str:
     if "://" in address or address.startswith("builtin:"):
         return address
     path = Path(address)
-    return str(path.resolve() if ".." in path.parts else path.absolute())  # `..` of a link is its target's
+    return str(
+        path.resolve() if ".." in path.parts else path.absolute()
+    )  # `..` after a link means the parent of its target
 
 
 def find_drop(drops: Sequence[Drop], name: str) -> Drop:
-    """The one drop at the address `name`, or whose id begins so; UserError if there is none, or several."""
+    """The drop at the address `name`, or whose id begins with it; UserError if there is not exactly one."""
     addresses = (name, whole_address(name))
     found = [drop for drop in drops if name and (drop.address in addresses or drop.id.startswith(name))]
     if len(found) != 1:
@@ -165,7 +173,7 @@ def find_drop(drops: Sequence[Drop], name: str) -> Drop:
 
 
 def decide(drops: Sequence[Drop], name: str, status: Status, reason: str) -> list[Drop]:
-    """The ledger with one drop's (`find_drop`) status and reason changed; its place stays."""
+    """The ledger with the status and reason of one drop (`find_drop`) changed; its position stays."""
     if not reason.strip():
         raise UserError("a reason is needed: it is what others will read in the ledger")
     chosen = find_drop(drops, name)

@@ -1,4 +1,8 @@
-"""Which drops are to be read: the new ones, and those whose shards are not what they were."""
+"""Listing: which drops must be read, and which of their shards an interrupted run has finished.
+
+A drop of the ledger is read if it is new, or one of its shards is missing or damaged. `list_drop` cuts its
+listing into the tasks of csdn.ingest.pack; csdn.ingest.run executes them and saves each finished shard here.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from csdn.data.catalog import TABLES_VERSION, ImageRecord, read_facts
-from csdn.data.shards import Verified, has_bytes_of
+from csdn.data.shards import VerifiedShards, has_bytes_of
 from csdn.data.state import StageState, state_key
 from csdn.ingest.ledger import LEDGER, SHORT, Drop, drop_id
-from csdn.ingest.pack import PackedShard, ShardTask, cut_shards
+from csdn.ingest.pack import PackedShard, ShardTask, cut_shards, missing_shards, sizes
 from csdn.ingest.sources import open_source
 from csdn.runtime.errors import UserError
 
@@ -23,8 +27,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where the shards and the index of each drop are; `run` is in the temporary names of this run.
+class DataPaths:
+    """The paths of shards and indexes; `run` is part of the temporary names of this run.
 
     store: the `s3://` prefix of finished shards; None: they stay in the folder `shards`.
     """
@@ -38,7 +42,7 @@ class Places:
         return self.root / "shards"
 
     def where(self, shard: str) -> str:
-        """A finished shard's place, for a message."""
+        """The address of a finished shard, for messages."""
         return f"{self.store or self.shards}/{shard}"
 
     def index(self, drop: Drop) -> Path:
@@ -50,7 +54,7 @@ class Places:
 
 @dataclass(frozen=True)
 class NewDrop:
-    """A drop to be read, as listed; `packed` has a shard for each task, None until it is made."""
+    """A listed drop that must be read; `packed` has the shard of each task, None until it is made."""
 
     drop: Drop
     records: list[ImageRecord]
@@ -62,34 +66,32 @@ class NewDrop:
 
 
 def damaged_shards(
-    drops: Sequence[Drop], settings: IngestParams, places: Places, verified: Verified
+    drops: Sequence[Drop], settings: IngestParams, paths: DataPaths, verified: VerifiedShards
 ) -> dict[Drop, list[str]]:
-    """The shards that are missing, or have not the bytes that they had, of each drop that was read before."""
-    indexed = [drop for drop in drops if is_indexed(drop, settings, places)]
-    shards = {drop: read_facts(places.index(drop))["shards"] for drop in indexed}
+    """The names of missing and damaged shards, for each drop that was read before and has some."""
+    indexed = [drop for drop in drops if is_indexed(drop, settings, paths)]
+    shards = {drop: read_facts(paths.index(drop))["shards"] for drop in indexed}
     sizes = {name: size for named in shards.values() for name, size in named.items()}
-    bad = _damaged(sizes, places, verified)
+    bad = _damaged(sizes, paths, verified)
     found = {drop: [name for name in named if name in bad] for drop, named in shards.items()}
     return {drop: names for drop, names in found.items() if names}
 
 
-def _damaged(sizes: Mapping[str, int], places: Places, verified: Verified) -> set[str]:
-    if places.store is None:
-        return {path.name for path in verified.damaged([places.shards / name for name in sizes])}
-    from csdn.ingest.pack import missing_shards  # it brings a client, which few need
-
-    return set(missing_shards(places.store, sizes, places.shards))
+def _damaged(sizes: Mapping[str, int], paths: DataPaths, verified: VerifiedShards) -> set[str]:
+    if paths.store is None:
+        return {path.name for path in verified.damaged([paths.shards / name for name in sizes])}
+    return set(missing_shards(paths.store, sizes, paths.shards))
 
 
-def is_indexed(drop: Drop, settings: IngestParams, places: Places) -> bool:
-    """Whether the drop was read before with these settings."""
-    if not places.index(drop).exists() or not places.refused(drop).exists():
+def is_indexed(drop: Drop, settings: IngestParams, paths: DataPaths) -> bool:
+    """Whether the drop was already read with these settings."""
+    if not paths.index(drop).exists() or not paths.refused(drop).exists():
         return False
-    return read_facts(places.index(drop))["settings"] == deciding(settings)
+    return read_facts(paths.index(drop))["settings"] == content_settings(settings)
 
 
-def deciding(settings: IngestParams) -> dict[str, Any]:
-    """The settings that decide a drop's shards and index; those that are off are left out."""
+def content_settings(settings: IngestParams) -> dict[str, Any]:
+    """The settings that change the shards or the index of a drop, without those that are off."""
     ranges = {"grey16_range": settings.grey16_range} if settings.grey16_range else {}
     return {"max_pixels": settings.max_pixels, "shard_megabytes": settings.shard_megabytes} | ranges
 
@@ -97,7 +99,7 @@ def deciding(settings: IngestParams) -> dict[str, Any]:
 def list_drop(
     drop: Drop,
     settings: IngestParams,
-    places: Places,
+    paths: DataPaths,
     state: StageState,
     damaged: Sequence[str],
     processes: int,
@@ -107,7 +109,7 @@ def list_drop(
         source = open_source(drop.address, drop.layout)
         records = source.listing()
     except UserError as error:
-        raise _unlisted(drop, damaged, places, error) from error
+        raise _unlisted(drop, damaged, paths, error) from error
     if all(record.etag for record in records):
         check_unchanged(drop, records, [record.etag for record in records], source.refused)
     parts = cut_shards(records, settings.shard_megabytes * 10**6)
@@ -116,25 +118,25 @@ def list_drop(
             address=drop.address,
             layout=drop.layout,
             records=part,
-            folder=places.shards,
+            folder=paths.shards,
             stem=f"{drop.id[:16]}-{number:06d}",
             max_pixels=settings.max_pixels,
             grey16_range=settings.grey16_range,
-            run=places.run,
-            store=places.store,
+            run=paths.run,
+            store=paths.store,
         )
         for number, part in enumerate(parts)
     ]
-    of_drop = drop_state(state, drop, deciding(settings), records, source.refused)
+    of_drop = drop_state(state, drop, content_settings(settings), records, source.refused)
     packed = saved_shards(of_drop, tasks, processes)
     return NewDrop(drop, records, source.refused, len(source.ignored), tasks, packed, of_drop)
 
 
-def _unlisted(drop: Drop, damaged: Sequence[str], places: Places, error: UserError) -> UserError:
+def _unlisted(drop: Drop, damaged: Sequence[str], paths: DataPaths, error: UserError) -> UserError:
     if damaged:
-        kept = "" if places.store else f" (`dvc checkout --force {places.shards}`)"
+        kept = "" if paths.store else f" (`dvc checkout --force {paths.shards}`)"
         return UserError(
-            f"{places.where(damaged[0])}: missing or damaged ({len(damaged)} in all), and cannot be made "
+            f"{paths.where(damaged[0])}: missing or damaged ({len(damaged)} in all), and cannot be made "
             f"again from {drop}: {error}\nBring the drop back, or the shards{kept}; "
             f"if both are gone for good: csdn reject {drop.id[:SHORT]} --reason '...'"
         )
@@ -156,11 +158,11 @@ def check_unchanged(
         )
 
 
-# Shards of a drop that is not finished yet: ingest that was killed goes on behind them.
+# Resuming a drop that an interrupted run has not finished.
 #
-# A finished shard stays under its temporary name beside the others, or is in the object store; the stage's
-# state has its rows and vouches for it. It is taken again only with the very bytes that it had (of an object:
-# the size).
+# Until all shards of a drop are finished, a shard keeps its temporary name, or is in the object store; the
+# state of the stage has its rows. It is used again only if its hash (of an object: its size) is still the
+# same.
 
 
 def drop_state(
@@ -170,13 +172,13 @@ def drop_state(
     records: Sequence[ImageRecord],
     refused: Sequence[tuple[str, str]],
 ) -> StageState:
-    """The state of one drop's shards; with another listing or other settings it is another one."""
+    """The state of the shards of one drop; its key contains the listing and the settings."""
     listing = drop_id(records, [record.etag for record in records], refused)
     return state.part(state_key(drop=drop.id, settings=settings, listing=listing, tables=TABLES_VERSION))
 
 
 def forget_others(state: StageState, wanted: Collection[StageState]) -> None:
-    """Remove what is there of drops that are finished, gone from the ledger, or read with other settings."""
+    """Remove the states of drops that are finished, not in the ledger, or were read with other settings."""
     for folder in state.folder.iterdir():
         if folder.is_dir() and folder not in {part.folder for part in wanted}:
             shutil.rmtree(folder)
@@ -187,32 +189,30 @@ def save_shard(state: StageState, number: int, packed: PackedShard) -> None:
 
 
 def saved_shards(state: StageState, tasks: Sequence[ShardTask], readers: int) -> list[PackedShard | None]:
-    """For each task its shard of an earlier run; None where there is none, or not with the bytes it had."""
+    """For each task its shard of an earlier run; None where there is none, or it has changed."""
     found = [_load(state, number) for number in range(len(tasks))]
     if tasks and tasks[0].store and any(found):
-        from csdn.ingest.pack import sizes
+        stored = sizes(tasks[0].store)
+        return [shard if shard and stored.get(shard.name, 0) == shard.size else None for shard in found]
 
-        there = sizes(tasks[0].store)
-        return [shard if shard and there.get(shard.name, 0) == shard.size else None for shard in found]
-
-    def sound(number: int) -> bool:
+    def is_intact(number: int) -> bool:
         packed, folder = found[number], tasks[number].folder
         if packed is None or not packed.size:
             return packed is not None
-        place = place_of(packed, folder)
-        if place == folder / packed.name:  # a damaged one under the other name must not take its place
+        path = shard_path(packed, folder)
+        if path == folder / packed.name:  # a damaged file with the temporary name must not replace it
             (folder / packed.temporary).unlink(missing_ok=True)
-        return place is not None
+        return path is not None
 
     with ThreadPoolExecutor(readers) as pool:
-        right = pool.map(sound, range(len(tasks)))
-        return [packed if good else None for packed, good in zip(found, right, strict=True)]
+        intact = pool.map(is_intact, range(len(tasks)))
+        return [packed if good else None for packed, good in zip(found, intact, strict=True)]
 
 
-def place_of(packed: PackedShard, folder: Path) -> Path | None:
-    """Where a saved shard is: under its temporary name, or already its own; None where it is damaged."""
-    places = (folder / packed.temporary, folder / packed.name)
-    return next((path for path in places if has_bytes_of(packed.name, path)), None)
+def shard_path(packed: PackedShard, folder: Path) -> Path | None:
+    """The path of a saved shard, under its temporary or its final name; None where it is damaged."""
+    candidates = (folder / packed.temporary, folder / packed.name)
+    return next((path for path in candidates if has_bytes_of(packed.name, path)), None)
 
 
 def _load(state: StageState, number: int) -> PackedShard | None:

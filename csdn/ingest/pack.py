@@ -1,6 +1,8 @@
-"""Records -> shards: read, hash, prove good, write; in worker processes, one shard at a time in each.
+"""Packing: worker processes read the images of a drop, hash and check them, and write them into shards.
 
-Kept light: a worker process imports this and the source, no tables and no torch.
+csdn.ingest.listing cuts a drop into tasks, of one shard each. `pack` executes a task in any process, here or
+on a cluster (csdn.cluster.ingest); csdn.ingest.run collects the results. A worker process imports neither
+torch nor pandas, so that it starts fast.
 """
 
 from __future__ import annotations
@@ -20,26 +22,25 @@ from typing import Any
 from csdn.data.catalog import ImageRecord
 from csdn.data.images import BadImage, extension_of, grey16, probe
 from csdn.data.labels import NO_LABEL, canonical_label, label_fault
-from csdn.data.loader import PendingRead, prefetch
 from csdn.data.shards import ShardWriter, has_bytes_of
-from csdn.data.storage import Store
+from csdn.data.storage import PendingRead, Store, prefetch
 from csdn.ingest.grey16 import Range, extremes, png_of_range, range_of
 from csdn.ingest.sources import Source, open_source
 from csdn.runtime.errors import UserError, explain_os_error
 from csdn.runtime.files import temp_path, with_filename
 from csdn.runtime.process import quiet_tracker, set_parent_death_signal
 
-# A shard also ends after so many images, so that small ones are spread over all cores.
+# Images of a shard at most, so that small images are spread over all cores.
 SHARD_IMAGES = 1000
-STORE_READERS = 8  # of each process: an object store takes its time to answer
+STORE_READERS = 8  # threads of each process that read from an object store, to hide its latency
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard to make of a drop: `stem` begins its name, in `folder`.
+    """One shard of a drop to be made in `folder`; its name begins with `stem`.
 
-    `run` stands in the temporary name: what another run left never meets what this one writes. `store`: the
-    `s3://` prefix that the finished shard goes to; None: it stays under its temporary name.
+    `run` is part of the temporary name, so that runs do not share files. `store`: the `s3://` prefix that the
+    finished shard is uploaded to; None: it stays under its temporary name.
     """
 
     address: str
@@ -59,11 +60,11 @@ class ShardTask:
 
 @dataclass
 class PackedShard:
-    """A shard under its temporary name, and the rows that speak of it (tuples as in csdn.data.catalog)."""
+    """A shard under its temporary name, and its rows of the tables (tuples as in csdn.data.catalog)."""
 
     name: str
-    temporary: str  # its name until it gets its own
-    size: int = 0  # bytes of the tar; 0: no image was good, no tar is there
+    temporary: str  # its name until it is renamed to `name`
+    size: int = 0  # bytes of the tar; 0: no image was good, so there is no tar
     images: list[tuple[Any, ...]] = field(default_factory=list)
     refused: list[tuple[Any, ...]] = field(default_factory=list)
     hashes: list[str | None] = field(default_factory=list)  # of every record, in order
@@ -71,25 +72,26 @@ class PackedShard:
 
 
 def cut_shards(records: Sequence[ImageRecord], shard_bytes: int) -> list[Sequence[ImageRecord]]:
-    """Cut a listing into shards of at most `shard_bytes` and SHARD_IMAGES, by sizes known before reading.
+    """Cut a listing into shards of at most `shard_bytes` and SHARD_IMAGES, by the sizes in the listing.
 
     An image larger than a shard gets one of its own.
     """
-    starts, taken = [0], 0
+    starts, total = [0], 0
     for n, record in enumerate(records):
-        if n > starts[-1] and (taken + record.size > shard_bytes or n - starts[-1] == SHARD_IMAGES):
+        if n > starts[-1] and (total + record.size > shard_bytes or n - starts[-1] == SHARD_IMAGES):
             starts.append(n)
-            taken = 0
-        taken += record.size
+            total = 0
+        total += record.size
     return [records[start:end] for start, end in zip(starts, [*starts[1:], len(records)], strict=True)]
 
 
-# Makes the shards of tasks, in order, with as many processes where they are this machine's.
+# Makes the shards of tasks, in order; the number is of processes, where they run on this machine.
 Packer = Callable[[Sequence[ShardTask], int], Iterator[PackedShard]]
 
 
 def packed_shards(tasks: Sequence[ShardTask], processes: int) -> Iterator[PackedShard]:
-    """The tasks' shards in order, made by that many processes; the bytes do not depend on how many.
+    """The shards of the tasks, in order, made by `processes` processes; the bytes do not depend on their
+    number.
 
     Raises UserError. Closing the iterator ends the processes.
     """
@@ -97,7 +99,7 @@ def packed_shards(tasks: Sequence[ShardTask], processes: int) -> Iterator[Packed
     if processes < 2:
         yield from map(pack, tasks)
         return
-    # Not forked: the parent may have threads. Workers import this module, no tables and no torch.
+    # A forked process would be unsafe, because the parent may have threads.
     spawn = multiprocessing.get_context("spawn")
     with quiet_tracker(), ProcessPoolExecutor(processes, mp_context=spawn, initializer=_start_worker) as pool:
         try:
@@ -112,12 +114,12 @@ def packed_shards(tasks: Sequence[ShardTask], processes: int) -> Iterator[Packed
 def _start_worker() -> None:
     set_parent_death_signal()
     if os.getppid() != multiprocessing.parent_process().pid:
-        os._exit(1)  # it died while this process was starting: nobody would ever give it work or end it
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is answered once, by the parent
+        os._exit(1)  # the parent died while this process started: it would wait for work for ever
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
 
 
 def pack(task: ShardTask) -> PackedShard:
-    """Make one shard; what cannot be used is refused with a reason, the rest goes on. Raises UserError."""
+    """Make one shard; an image that cannot be used is refused with a reason. Raises UserError."""
     packed = PackedShard(name="", temporary=task.temporary.name)
     try:
         writer = _write(task, packed)
@@ -127,27 +129,25 @@ def pack(task: ShardTask) -> PackedShard:
         packed.size = writer.size
         packed.name = f"{task.stem}-{writer.hexdigest()[:16]}.tar"
         if task.store:
-            pass
-
             put_shard(task.store, packed.name, task.temporary, packed.size)
             task.temporary.unlink()
     except BaseException:
         task.temporary.unlink(missing_ok=True)
         raise
-    # The tar's name is known only now that its last byte is.
+    # The name of the tar contains its hash, so it is known only now.
     packed.images = [(*row[:2], packed.name, *row[2:]) for row in packed.images]
     return packed
 
 
 def _write(task: ShardTask, packed: PackedShard) -> ShardWriter:
-    """Write the tar, whole and flushed to the disk, and the rows that speak of it."""
+    """Write the tar, complete and flushed to the disk, and its rows."""
     source = _source(task.address, task.layout)
     with with_filename(task.folder / task.stem), task.temporary.open("wb") as file:
         with ShardWriter(file) as writer:
             offsets: dict[str, int] = {}
             threads = STORE_READERS if task.address.startswith("s3://") else 0
-            for record, taken in prefetch(source.read, task.records, threads):
-                _pack_image(record, taken, task, writer, offsets, packed)
+            for record, pending in prefetch(source.read, task.records, threads):
+                _pack_image(record, pending, task, writer, offsets, packed)
         file.flush()
         os.fsync(file.fileno())
     return writer
@@ -155,17 +155,17 @@ def _write(task: ShardTask, packed: PackedShard) -> ShardWriter:
 
 def _pack_image(
     record: ImageRecord,
-    taken: PendingRead,
+    pending: PendingRead,
     task: ShardTask,
     writer: ShardWriter,
     offsets: dict[str, int],
     packed: PackedShard,
 ) -> None:
-    """Add one image to the shard, or to what is refused."""
+    """Add one image to the shard, or to the refused files."""
     about = (record.person, record.modality, record.camera)
     original = None
     try:
-        data = _read(taken, record)
+        data = _read(pending, record)
         key = original = hashlib.sha256(data).hexdigest()
         extension = extension_of(record.path)
         if fault := label_fault(record.person):
@@ -180,11 +180,11 @@ def _pack_image(
             if given := range_of(record.camera, task.grey16_range):
                 data, extension = png_of_range(deep, *given, source=original), "png"
                 key = hashlib.sha256(data).hexdigest()
-        if key not in offsets:  # a tar must not have two members of one name
+        if key not in offsets:  # the names in a tar must be unique
             offsets[key] = writer.add(key, extension, data, _facts(record, len(data)))
-        place = (offsets[key], len(data))
+        location = (offsets[key], len(data))
         listed = (record.captured_at, record.sides or None, record.places or None)
-        packed.images.append((key, extension, *place, *about, record.path, width, height, *listed))
+        packed.images.append((key, extension, *location, *about, record.path, width, height, *listed))
     packed.hashes.append(original)
 
 
@@ -199,9 +199,9 @@ def _facts(record: ImageRecord, size: int) -> dict[str, Any]:
     }
 
 
-def _read(taken: PendingRead, record: ImageRecord) -> bytes:
+def _read(pending: PendingRead, record: ImageRecord) -> bytes:
     try:
-        return taken()
+        return pending()
     except OSError as error:
         raise UserError(
             f"{record.path}: cannot be read: {explain_os_error(error) or error or type(error).__name__}. "
@@ -211,49 +211,44 @@ def _read(taken: PendingRead, record: ImageRecord) -> bytes:
 
 @cache
 def _source(address: str, layout: str) -> Source:
-    """One source for all tasks of a process: it may hold a connection."""
+    """One source for all tasks of a process, because it may hold a connection."""
     return open_source(address, layout)
 
 
-# Shards that ingest puts into an object store (`ingest.store`): objects by their content, never rewritten.
-#
-# Nothing is ever removed there: other clones and older commits may name the same objects.
+# Shards in an object store (`ingest.store`). An object is never rewritten, and never removed, because other
+# clones and older commits may refer to it.
 
 
-_UPLOADS = 4  # at a time
+_UPLOADS = 4  # in parallel
 
 
 def sizes(address: str) -> dict[str, int]:
-    """Name -> bytes of every object below an `s3://` prefix, by one listing. Raises UserError."""
+    """Name -> bytes of every object below an `s3://` prefix. Raises UserError."""
     return {found.name: found.size for found in store_at(address).objects()}
 
 
 def put_shard(address: str, name: str, path: Path, size: int) -> None:
-    """Store a finished shard of `size` bytes; one that is there is not sent again."""
+    """Upload a finished shard of `size` bytes, unless the store has it."""
     store = store_at(address)
     if store.size(name) != size:
         store.put(name, path, "application/x-tar")
 
 
 def missing_shards(address: str, wanted: Mapping[str, int], folder: Path) -> list[str]:
-    """The names in `wanted` (name -> bytes) that the store has not whole, and cannot get from `folder`.
+    """The names in `wanted` (name -> bytes) that the store lacks, or has in another size, and `folder` lacks
+    too.
 
-    A shard that still lies there, of the time before there was a store, is put into it; the file stays.
+    A missing shard that is in `folder`, from a run without a store, is uploaded; the file stays.
     """
-    there = sizes(address)
-    lacking = [name for name, size in wanted.items() if there.get(name) != size]
-    here = [name for name in lacking if has_bytes_of(name, folder / name)]
-    _put_all(address, here, folder, wanted)
-    return [name for name in lacking if name not in set(here)]
-
-
-def _put_all(address: str, names: Sequence[str], folder: Path, wanted: Mapping[str, int]) -> None:
+    stored = sizes(address)
+    missing = [name for name, size in wanted.items() if stored.get(name) != size]
+    local = {name for name in missing if has_bytes_of(name, folder / name)}
     with ThreadPoolExecutor(_UPLOADS) as threads:
-        for _ in threads.map(lambda name: put_shard(address, name, folder / name, wanted[name]), names):
-            pass
+        list(threads.map(lambda name: put_shard(address, name, folder / name, wanted[name]), local))
+    return [name for name in missing if name not in local]
 
 
 @cache
 def store_at(address: str) -> Store:
-    """One store for all shards of a process: it holds connections."""
+    """One store for all shards of a process, because it holds connections."""
     return Store(address)

@@ -1,4 +1,7 @@
-"""How many people and images the public benchmarks have: a copy that differs is not the benchmark."""
+"""The summary of ingest: counts as JSON (metrics/ingest.json), and the lines that are printed at the end.
+
+It compares each benchmark with its published counts, and warns of labels and cameras that look wrong.
+"""
 
 from __future__ import annotations
 
@@ -13,67 +16,18 @@ from csdn.ingest.ledger import SHORT, Drop, Status
 from csdn.ingest.merge import IndexedDrop, Merged
 from csdn.runtime.sanitize import examples, in_words
 
-# (side, "people", "") -> how many; (side, column, value) -> images: RegDB's cameras are called as modalities.
-PUBLISHED = {
-    "sysu": {
-        ("train", "people", ""): 395,
-        ("test", "people", ""): 96,
-        ("test", "modality", "infrared"): 3803,
-        ("test", "camera", "cam3"): 1883,
-        ("test", "camera", "cam6"): 1920,
-    },
-    "regdb": {
-        ("train", "people", ""): 206,
-        ("test", "people", ""): 206,
-        ("test", "modality", "visible"): 2060,
-        ("test", "modality", "infrared"): 2060,
-    },
-    "llcm": {("train", "people", ""): 713},
-}
-
-
-def unlike_published(drops: Sequence[Drop], samples: pa.Table) -> list[str]:
-    """In words, where a benchmark's drop differs from the published data; `samples` as in samples.parquet.
-
-    A drop with less than half as many training people is a miniature, and is not compared.
-    """
-    return [
-        f"{drop}: {count} {side} {f'{value} images' if value else column}, "
-        f"{drop.layout} as published has {published}"
-        for drop in drops
-        if drop.layout in PUBLISHED
-        for (side, column, value), published, count in _compared(drop, samples)
-        if count != published
-    ]
-
-
-def _compared(drop: Drop, samples: pa.Table) -> list[tuple[tuple[str, str, str], int, int]]:
-    rows = samples.filter(pa.compute.equal(samples["drop"], drop.id))
-    side = rows["side"].to_pylist()
-    people = set(zip(side, rows["person_row"].to_pylist(), strict=True))
-    counts = Counter((of, "people", "") for of, _ in people)
-    for column in ("modality", "camera"):
-        counts.update((of, column, value) for of, value in zip(side, rows[column].to_pylist(), strict=True))
-    published = PUBLISHED[drop.layout]
-    if 2 * counts["train", "people", ""] < published["train", "people", ""]:
-        return []
-    return [(what, number, counts[what]) for what, number in published.items()]
-
-
-# What ingest did, as numbers (metrics/ingest.json) and as the lines that a person reads at the end.
-
 
 def summary(
     drops: Sequence[IndexedDrop], merged: Merged, grey16_range: Mapping[str, Range]
 ) -> dict[str, Any]:
-    """Counts as JSON values; the same data and ledger give the same."""
+    """Counts as JSON values; they depend on the data and the ledger alone."""
     held = {held.drop.id for held in merged.held}
     used = [d for d in drops if d.drop.status == Status.ACCEPTED and d.drop.id not in held]
     return {
         "drops": {"used": len(used), "held": _held(merged), "left_out": _left_out(drops)},
         "people": dict.fromkeys(("train", "test", "waiting", "removed"), 0)
         | Counter(merged.people["status"].to_pylist()),
-        "images": {side: _counts(merged.samples, side) for side in ("train", "test")},
+        "images": {split: _counts(merged.samples, split) for split in ("train", "test")},
         "cameras": _cameras(merged.samples),
         "duplicates": merged.duplicates,
         "quarantined": dict(sorted(Counter(merged.quarantine["reason"].to_pylist()).items())),
@@ -101,7 +55,7 @@ def _held(merged: Merged) -> list[dict[str, Any]]:
 
 
 def _left_out(drops: Sequence[IndexedDrop]) -> list[dict[str, str]]:
-    """Drops that a person left out; the ledger says why."""
+    """Drops that a person rejected or held; the ledger has the reason."""
     return [
         {"id": d.drop.id, "address": d.drop.address, "status": str(d.drop.status), "reason": d.drop.reason}
         for d in drops
@@ -109,9 +63,9 @@ def _left_out(drops: Sequence[IndexedDrop]) -> list[dict[str, str]]:
     ]
 
 
-def _counts(samples: pa.Table, side: str) -> dict[str, int]:
+def _counts(samples: pa.Table, split: str) -> dict[str, int]:
     pairs = Counter(zip(samples["side"].to_pylist(), samples["modality"].to_pylist(), strict=True))
-    return {modality: pairs[side, modality] for modality in ("visible", "infrared")}
+    return {modality: pairs[split, modality] for modality in ("visible", "infrared")}
 
 
 def _cameras(samples: pa.Table) -> dict[str, dict[str, int]]:
@@ -123,12 +77,12 @@ def _cameras(samples: pa.Table) -> dict[str, dict[str, int]]:
 
 
 def summary_lines(metrics: dict[str, Any]) -> list[str]:
-    """The summary as text; a held drop comes with the commands that decide about it."""
+    """The summary as lines of text; after a held drop come the commands that decide about it."""
     people, images = metrics["people"], metrics["images"]
     lines = [f"{'':10}{'people':>8}{'visible':>10}{'infrared':>10}"]
     lines += [
-        f"{side:10}{people[side]:>8}{images[side]['visible']:>10}{images[side]['infrared']:>10}"
-        for side in ("train", "test")
+        f"{split:10}{people[split]:>8}{images[split]['visible']:>10}{images[split]['infrared']:>10}"
+        for split in ("train", "test")
     ]
     warnings = metrics["unlike_published"] + metrics["labels"] + metrics["few_grey_levels"]
     lines += [f"WARNING: {warning}" for warning in warnings]
@@ -162,3 +116,56 @@ def _held_lines(held: dict[str, Any]) -> list[str]:
         f"  take it as it is:  csdn accept {short} --reason '...'",
         f"  leave it out:      csdn reject {short} --reason '...'",
     ]
+
+
+# Benchmarks: a copy whose counts differ from the published ones is not the benchmark.
+
+
+# (split, "people", "") -> number of people; (split, column, value) -> number of images. RegDB's cameras are
+# named after the modalities.
+PUBLISHED = {
+    "sysu": {
+        ("train", "people", ""): 395,
+        ("test", "people", ""): 96,
+        ("test", "modality", "infrared"): 3803,
+        ("test", "camera", "cam3"): 1883,
+        ("test", "camera", "cam6"): 1920,
+    },
+    "regdb": {
+        ("train", "people", ""): 206,
+        ("test", "people", ""): 206,
+        ("test", "modality", "visible"): 2060,
+        ("test", "modality", "infrared"): 2060,
+    },
+    "llcm": {("train", "people", ""): 713},
+}
+
+
+def unlike_published(drops: Sequence[Drop], samples: pa.Table) -> list[str]:
+    """A line for each count of a benchmark's drop that is not the published one; `samples` as in
+    samples.parquet.
+
+    A drop with less than half of the published training people is a miniature, which is not compared.
+    """
+    return [
+        f"{drop}: {count} {split} {f'{value} images' if value else column}, "
+        f"{drop.layout} as published has {published}"
+        for drop in drops
+        if drop.layout in PUBLISHED
+        for (split, column, value), published, count in _compared(drop, samples)
+        if count != published
+    ]
+
+
+def _compared(drop: Drop, samples: pa.Table) -> list[tuple[tuple[str, str, str], int, int]]:
+    rows = samples.filter(pa.compute.equal(samples["drop"], drop.id))
+    splits = rows["side"].to_pylist()
+    people = set(zip(splits, rows["person_row"].to_pylist(), strict=True))
+    counts = Counter((split, "people", "") for split, _ in people)
+    for column in ("modality", "camera"):
+        values = rows[column].to_pylist()
+        counts.update((split, column, value) for split, value in zip(splits, values, strict=True))
+    published = PUBLISHED[drop.layout]
+    if 2 * counts["train", "people", ""] < published["train", "people", ""]:
+        return []
+    return [(what, number, counts[what]) for what, number in published.items()]

@@ -1,4 +1,9 @@
-"""Drops that arrive: what is at an address, and is it complete?"""
+"""Arrival: `csdn add` and `csdn sync` put complete drops into the ledger, and report drops that changed.
+
+`open_drop` inspects an address (csdn.ingest.sources) and makes its ledger entry (csdn.ingest.ledger).
+`sync_ledger` looks for new drops in the watched places, the folders and prefixes of `ingest.watch`.
+csdn.ingest.run reads the drops of the ledger afterwards.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +21,15 @@ from csdn.ingest.sources.tree import RemoteTree, is_system_file
 from csdn.runtime.errors import ServiceUnavailable, UserError
 from csdn.runtime.sanitize import escape_control_chars, refused_in_words
 
-# Hashing and waiting for a store both leave Python's lock.
+# Threads: hashing and waiting for a store both release the GIL.
 READERS = 8
 
 
 def open_drop(address: str, layout: str, note: Callable[[str], None] = lambda line: None) -> tuple[Drop, int]:
     """The ledger entry of the drop at `address`, and how many images it lists.
 
-    `note` is told what of the drop is left out, and why. Raises UserError, also where the drop is not
-    complete yet, and where no image of it can be taken.
+    `note` gets a line for each kind of file that is left out. Raises UserError, also where the drop is not
+    complete yet, or no image of it can be taken.
     """
     source = open_source(address, layout)
     records = source.listing()
@@ -42,7 +47,7 @@ def open_drop(address: str, layout: str, note: Callable[[str], None] = lambda li
 
 
 def _inner_drop(source: Source, address: str) -> str:
-    """Where the drop is one folder further down, as an archive may unpack it: what to call instead."""
+    """The command for a drop that is one folder further down, as some archives unpack; "" if it is not."""
     folders = {_above_modality(path) for path, _ in source.refused}
     if len(folders) != 1 or not (folder := folders.pop()):
         return ""
@@ -50,14 +55,14 @@ def _inner_drop(source: Source, address: str) -> str:
 
 
 def _above_modality(path: str) -> str | None:
-    """The folders of a path above the one that is called as a modality; None where none is."""
+    """The folders of a path above the one named after a modality; None where none is."""
     parts = path.split("/")
-    place = next((n for n, part in enumerate(parts) if part.lower() in MODALITIES), None)
-    return None if place is None else "/".join(parts[:place])
+    index = next((n for n, part in enumerate(parts) if part.lower() in MODALITIES), None)
+    return None if index is None else "/".join(parts[:index])
 
 
 def _left_out(source: Source) -> list[str]:
-    """What of a listed drop is no image of it, a line for each sort."""
+    """A line for each kind of file that is not among the images of a listed drop."""
     others = [path for path in source.ignored if not is_system_file(path)]
     system = [(path, "hidden or system file") for path in source.ignored if is_system_file(path)]
     lines = list(source.notes)
@@ -79,7 +84,7 @@ def drop_fingerprint(source: Source, records: Sequence[ImageRecord], address: st
 
 
 def sub_folders(place: str) -> list[str]:
-    """Addresses of the folders directly below a landing place, sorted. Raises UserError."""
+    """Addresses of the folders directly below a watched place, sorted. Raises UserError."""
     if "://" in place:
         return RemoteTree(place).sub_folders()
     root = Path(whole_address(place))
@@ -89,7 +94,7 @@ def sub_folders(place: str) -> list[str]:
     return sorted(map(str, folders))
 
 
-# `csdn sync`: which drops arrived at the landing places, and what became of those that came from there.
+# `csdn sync`: new drops at the watched places, and changes of the drops that came from there.
 
 
 DATA = Path("data")
@@ -98,32 +103,32 @@ DATA = Path("data")
 def sync_ledger(
     drops: Sequence[Drop], places: Sequence[str], data: Path = DATA, thorough: bool = False
 ) -> tuple[list[Drop], list[str]]:
-    """(the ledger with the complete drops that are new at `places`, a line on each that is worth one).
+    """(the ledger with the new complete drops at the watched `places`, notes about new and changed drops).
 
     A known drop is compared with what was added: in a store by its listing, in a folder by the names and
-    sizes that ingest recorded below `data`, with `thorough` by its bytes. Its entry stays as it is.
+    sizes that ingest recorded below `data`, or with `thorough` by its bytes. Its entry does not change.
     Raises UserError where a place cannot be listed.
     """
-    found = list(dict.fromkeys(address for place in places for address in sub_folders(place)))
+    addresses = list(dict.fromkeys(address for place in places for address in sub_folders(place)))
     now, notes = list(drops), []
-    for address in found:
+    for address in addresses:
         known = [drop for drop in drops if drop.address == address]
         if not known:
-            now, said = _with_arrival(now, address)
-            notes += said
+            now, new_notes = _add(now, address)
+            notes += new_notes
         notes += [note for drop in known if (note := _change(drop, data, thorough))]
-    gone = [drop for drop in drops if drop.address not in found and _from(drop, places)]
+    gone = [drop for drop in drops if drop.address not in addresses and _from(drop, places)]
     return now, notes + [_vanished(drop, data) for drop in gone]
 
 
-def _with_arrival(drops: list[Drop], address: str) -> tuple[list[Drop], list[str]]:
-    """The ledger with the drop at `address`, if it can be taken; one bad folder does not stop the others."""
+def _add(drops: list[Drop], address: str) -> tuple[list[Drop], list[str]]:
+    """(the ledger with the drop at `address`, notes); if the drop cannot be added, a note says why."""
     shown, left_out = escape_control_chars(address), []
     try:
         if Path(address).is_symlink():
             raise UserError(f"{address}: a link to another place; if it is meant: csdn add {address}")
         drop, images = open_drop(address, "cameras", left_out.append)
-    except ServiceUnavailable:  # nothing can be said of the drop
+    except ServiceUnavailable:  # the state of the drop is unknown
         raise
     except UserError as error:
         return drops, [f"skipped: {error}"]
@@ -135,7 +140,7 @@ def _with_arrival(drops: list[Drop], address: str) -> tuple[list[Drop], list[str
 
 
 def _change(drop: Drop, data: Path, thorough: bool) -> str | None:
-    """What to say of a drop that is not as it was added; a rejected one may change."""
+    """A note about a drop that has changed since it was added; None if it has not, or is rejected."""
     if drop.status == Status.REJECTED:
         return None
     try:
@@ -157,7 +162,9 @@ def _change(drop: Drop, data: Path, thorough: bool) -> str | None:
 def _as_recorded(
     drop: Drop, records: Sequence[ImageRecord], refused: Sequence[tuple[str, str]], data: Path
 ) -> bool:
-    """Whether a folder has the files and sizes that ingest found; True before ingest, which compares all."""
+    """Whether a folder has the files and sizes that ingest found; True before ingest, which checks
+    everything.
+    """
     if not _is_read(drop, data):
         return True
     index = read_table(data / "index" / f"{drop.id}.parquet", INDEX_SCHEMA)
@@ -174,13 +181,13 @@ def _is_read(drop: Drop, data: Path) -> bool:
 
 
 def _from(drop: Drop, places: Sequence[str]) -> bool:
-    """Whether a drop that is not rejected came from a landing place."""
+    """Whether a drop that is not rejected came from a watched place."""
     parent = drop.address.rpartition("/")[0]
     return drop.status != Status.REJECTED and parent in {_folder(place) for place in places}
 
 
 def _folder(place: str) -> str:
-    """A place as it stands in the addresses of its sub-folders."""
+    """A place as the addresses of its sub-folders contain it."""
     return place.rstrip("/") if "://" in place else whole_address(place)
 
 

@@ -1,7 +1,8 @@
-"""What the small CLIP reads: captions of the built-in people, and short phrases for one attribute each.
+"""Captions of the synthetic people, and a phrase for each value of an attribute: the texts for the small
+CLIP.
 
-A text says nothing that its image cannot show: colours only of visible images. As on the web, the words
-tell an infrared photo from any other.
+A text mentions only what its image shows, so only texts of visible images mention colours. As on the web, the
+text says whether a photo is infrared. tools/clip_small trains the small CLIP with these texts.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ PATTERN_SCALE = ("fine", "", "coarse")
 
 
 def _a(words: str) -> str:
-    """With its article: "a red tee", "an orange tee", "a skirt", but "trousers"."""
+    """The words with their article: "a red tee", "an orange tee", "a skirt", but "trousers"."""
     if words.endswith("s") or words.startswith("no "):
         return words
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
-# Attribute -> the phrase of each of its values, in the order of the values.
+# Attribute -> a phrase for each of its values, in their order.
 PHRASES: dict[str, tuple[str, ...]] = {
     "stature": tuple(f"{_a(name)} person" for name in STATURE),
     "build": tuple(f"{_a(name)} person" for name in BUILD),
@@ -66,7 +67,7 @@ def attributes(person: Person) -> dict[str, int]:
 
 
 def caption(person: Person, infrared: bool) -> str:
-    """One sentence with everything that sets a person apart, at most 30 tokens (context 32)."""
+    """One sentence with all attributes that the image shows, at most 30 tokens (the context is 32)."""
     shape = person.shape
     upper, lower = _garments(shape, None if infrared else person.colours)
     who = f"{_a(STATURE[shape.stature])} {BUILD[shape.build]} person with {HAIR[shape.hair]}"
@@ -84,7 +85,7 @@ def _garments(shape: Shape, colours: Colours | None) -> tuple[str, str]:
 
 
 def _worn(shape: Shape) -> list[str]:
-    """The accessories: "with a cap a scarf and a backpack"; nothing is said of what is not there."""
+    """The accessories, such as "with a cap a scarf and a backpack"; absent ones are not mentioned."""
     choices = ((HAT, shape.hat), (SCARF, shape.scarf), (BAG, shape.bag))
     things = [_a(names[choice]) for names, choice in choices if choice]
     if not things:

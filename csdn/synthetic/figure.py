@@ -1,7 +1,11 @@
-"""What a person is drawn with: part ids at three times the image's resolution, in the person's own units.
+"""Drawing a synthetic person (csdn.synthetic.people) as a map of part ids, at three times the final
+resolution.
 
-Lengths are in the person's height: v = 0 is the top of the head, v = 1 the soles; u = 0 is the body's axis,
-positive to the right of the image.
+`Sketch` has the measures and shapes of a body, the `paint_...` functions draw its parts, and `draw_person`
+calls them from back to front. csdn.synthetic.rendering turns part ids into pixels.
+
+Coordinates are in units of the person's height: v = 0 is the top of the head, v = 1 the soles; u = 0 is the
+axis of the body, positive to the right of the image.
 """
 
 from __future__ import annotations
@@ -18,14 +22,14 @@ from csdn.synthetic.people import BAG, HAIR, HAT, LOWER, PATTERN, UPPER, Shape
 HEIGHT, WIDTH = 64, 32  # of a finished image, pixels
 OVERSAMPLING = 3
 CANVAS = (WIDTH * OVERSAMPLING, HEIGHT * OVERSAMPLING)  # Pillow's order: width, height
-BODY = 40  # part ids from here on belong to the person, those below to the surroundings
-SECOND = 32  # a garment's part id + SECOND: where its pattern has the second colour
+BODY = 40  # from here on part ids belong to the person, below to the surroundings
+SECOND = 32  # added to the part id of a garment where its pattern has the second colour
 
 Point = tuple[float, float]
 
 
 class Part(IntEnum):
-    """Part ids of a person; FAR is the side that is turned away."""
+    """Part ids of a person; FAR marks the arm and leg on the far side."""
 
     SKIN = 40
     NECK = 41
@@ -51,7 +55,7 @@ class Part(IntEnum):
 
 
 class Pose(NamedTuple):
-    """How somebody stands in the frame of the canvas."""
+    """How a person stands on the canvas."""
 
     yaw: float  # degrees; 0 faces the camera, 90 faces the image's right, 180 shows the back
     phase: float  # of the gait, radians
@@ -62,14 +66,16 @@ class Pose(NamedTuple):
 
 
 class Sketch:
-    """One person in one pose: the body's measures, and shapes in the person's own units."""
+    """One person in one pose: the measures of the body, and methods that draw shapes in the person's
+    units.
+    """
 
     def __init__(self, canvas: Image.Image, shape: Shape, pose: Pose) -> None:
         self.pen = ImageDraw.Draw(canvas)
         self.front, self.side = cos(radians(pose.yaw)), sin(radians(pose.yaw))
         self.away = self.front < 0
         self.height = pose.scale * shape.height
-        self.girth = shape.width / shape.height  # people are not wider because they are tall
+        self.girth = shape.width / shape.height  # width does not grow with height
         self.x, self.top = pose.x, pose.y - self.height
         self.swing = sin(pose.phase) * pose.stride
         self.lift = max(0.0, cos(pose.phase)) * pose.stride * 0.25
@@ -81,11 +87,11 @@ class Sketch:
         self.hair, self.bag, self.hat = HAIR[shape.hair], BAG[shape.bag], HAT[shape.hat]
 
     def _across(self, breadth: float, depth: float) -> float:
-        """Half the breadth that this yaw shows of something half as wide and deep as given."""
+        """Half the visible breadth, at this yaw, of an ellipse with these half-axes."""
         return hypot(breadth * self.front, depth * self.side) * self.girth
 
     def sign(self, far: bool) -> int:
-        """On which side of the axis the nearer (or the far) arm and leg are."""
+        """The side of the axis on which the near (or far) arm and leg are: 1 or -1."""
         nearer = 1 if self.side >= 0 else -1
         return -nearer if far else nearer
 
@@ -97,14 +103,14 @@ class Sketch:
     def trapezoid(
         self, left: float, right: float, top: float, low_left: float, low_right: float, low: float, part: int
     ) -> None:
-        """Between a level edge at v = `top` and one at v = `low`."""
+        """A shape with horizontal edges at v = `top` and v = `low`."""
         self.polygon([(left, top), (right, top), (low_right, low), (low_left, low)], part)
 
     def block(self, u: float, half: float, top: float, low: float, part: int) -> None:
         self.trapezoid(u - half, u + half, top, u - half, u + half, low, part)
 
     def ellipse(self, u: float, v: float, across: float, down: float, part: int) -> None:
-        """`across` and `down` are half the axes."""
+        """An ellipse around (u, v); `across` and `down` are its half-axes."""
         x, y = self.x + u * self.height, self.top + v * self.height
         dx, dy = across * self.height, down * self.height
         self.pen.ellipse((x - dx, y - dy, x + dx, y + dy), fill=part)
@@ -134,14 +140,14 @@ def paint_backpack(sketch: Sketch) -> None:
 
 
 def paint_straps(sketch: Sketch) -> None:
-    """What one sees of a backpack from the front."""
+    """The part of a backpack that is visible from the front."""
     for sign in (-1, 1):
         u = sign * 0.062 * sketch.girth * sketch.front + 0.01 * sketch.side
         sketch.block(u, 0.014, 0.17, 0.35, Part.BAG)
 
 
 def paint_satchel(sketch: Sketch) -> None:
-    sign = 1 if sketch.front >= 0 else -1  # worn on one side of the body, whichever way it faces
+    sign = 1 if sketch.front >= 0 else -1  # always worn on the same side of the body
     start, end = -sign * sketch.shoulder * 0.7, sign * sketch.hip * 1.15
     sketch.trapezoid(start - 0.014, start + 0.014, 0.17, end - 0.016, end + 0.012, 0.46, Part.STRAP)
     sketch.block(end, 0.062, 0.45, 0.565, Part.BAG)
@@ -177,7 +183,7 @@ def paint_head(sketch: Sketch) -> None:
 
 
 def _paint_hair(sketch: Sketch, back: float) -> None:
-    """`back`: where the back of the head is."""
+    """`back`: u of the back of the head."""
     if sketch.away:
         sketch.ellipse(0, 0.066, 0.056, 0.062, Part.HAIR)
         paint_falling_hair(sketch)
@@ -216,7 +222,7 @@ def paint_scarf(sketch: Sketch) -> None:
         sketch.trapezoid(u - 0.024, u + 0.024, 0.17, u - 0.026, u + 0.022, 0.33, Part.SCARF_END)
 
 
-# Legs, torso and arms, with what is worn on them.
+# Legs, torso and arms, with their garments.
 
 
 BULK = {"coat": 1.12, "jacket": 1.12, "sweater": 1.05}  # breadth of the torso in a garment
@@ -281,7 +287,7 @@ def paint_torso(sketch: Sketch) -> None:
 
 
 def _paint_opening(sketch: Sketch) -> None:
-    """An open front shows what is worn underneath."""
+    """The inner garment that shows in an open front."""
     u, half = 0.05 * sketch.side, 0.030 * sketch.front
     low = sketch.crotch + (0.15 if sketch.upper == "coat" else 0.02)
     sketch.trapezoid(u - half, u + half, 0.155, u - half * 0.8, u + half * 0.8, low, Part.INNER)
@@ -313,7 +319,7 @@ def _paint_sleeve(sketch: Sketch, top: Point, elbow: Point, hand: Point, part: i
         sketch.limb(elbow, (hand[0], hand[1] - 0.02), width * 0.92, 0.8, part)
 
 
-# A whole person: parts painted from back to front, as the yaw decides, then the garment's pattern.
+# The whole person: the yaw decides the order of the parts, from back to front; the pattern comes last.
 
 
 PERIODS = (0.058, 0.084, 0.118)  # of a pattern, in heights: fine, medium, coarse
@@ -323,7 +329,7 @@ def draw_person(canvas: Image.Image, shape: Shape, pose: Pose) -> Image.Image:
     """Paint a person over `canvas` (mode L, part ids) and return the map with the pattern in place."""
     sketch = Sketch(canvas, shape, pose)
     backpack = sketch.bag == "backpack"
-    if not sketch.away:  # what hangs on the back is behind everything else
+    if not sketch.away:  # seen from the front, things on the back are behind everything else
         if backpack:
             paint_backpack(sketch)
         paint_falling_hair(sketch)
@@ -344,7 +350,7 @@ def draw_person(canvas: Image.Image, shape: Shape, pose: Pose) -> Image.Image:
 
 
 def _with_pattern(canvas: Image.Image, shape: Shape, sketch: Sketch) -> Image.Image:
-    """Second colour of the upper garment: its parts' ids raised by SECOND where the pattern says so."""
+    """Add SECOND to the part ids of the upper garment where its pattern has the second colour."""
     name = PATTERN[shape.pattern]
     if name == "plain":
         return canvas

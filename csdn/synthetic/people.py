@@ -1,7 +1,9 @@
-"""The built-in people: who somebody is, as a pure function of an integer person number.
+"""The synthetic people: the attributes of a person are a pure function of an integer person number.
 
-Shape, colours and materials come from three streams of randomness. A visible image shows shape and colours,
-an infrared image shape and materials: across the modalities only shape, pattern and accessories are the same.
+Shape, colours and materials come from three random streams. A visible image shows shape and colours, an
+infrared image shape and materials, so only shape, pattern and accessories match across the modalities.
+csdn.synthetic.figure draws a person, csdn.synthetic.rendering makes the image of a camera,
+csdn.synthetic.sets groups people into drops.
 """
 
 from __future__ import annotations
@@ -14,10 +16,10 @@ import numpy as np
 
 from csdn.data.rng import generator
 
-RENDERER_VERSION = 1  # part of every draw: raise it whenever an image of the same person would change
+RENDERER_VERSION = 1  # part of every random draw; raise it whenever an image of the same person changes
 
-PRETRAINING = range(1_000_000_000, 2_000_000_000)  # seen by the small CLIP; drops use lower numbers
-FRESH = range(2_000_000_000, 3_000_000_000)  # nobody has seen these: for zero-shot figures
+PRETRAINING = range(1_000_000_000, 2_000_000_000)  # for training the small CLIP; drops use lower numbers
+FRESH = range(2_000_000_000, 3_000_000_000)  # no model has seen these; for zero-shot figures
 
 HAIR = ("no hair", "short hair", "long hair", "curly hair", "a bun", "a ponytail")
 UPPER = ("vest", "tee", "sweater", "jacket", "coat")
@@ -48,7 +50,7 @@ SKIN_COLOURS = ((246, 210, 180), (226, 180, 142), (196, 144, 104), (146, 98, 66)
 
 
 class Stream(IntEnum):
-    """What a draw is for: no two of them share random numbers."""
+    """What a random draw is for; streams share no random numbers."""
 
     SHAPE = 1
     COLOUR = 2
@@ -57,7 +59,7 @@ class Stream(IntEnum):
 
 
 class Shape(NamedTuple):
-    """What both modalities show. Choices are indices into the tuples above."""
+    """The attributes that both modalities show. Integers are indices into the tuples above, unless noted."""
 
     stature: int
     build: int
@@ -75,7 +77,7 @@ class Shape(NamedTuple):
 
 
 class Colours(NamedTuple):
-    """What only visible images show: RGB, 0..255, and the garments' indices into COLOURS."""
+    """The attributes that only visible images show: RGB, 0..255, and indices into COLOURS."""
 
     upper_name: int
     lower_name: int
@@ -92,7 +94,7 @@ class Colours(NamedTuple):
 
 
 class Materials(NamedTuple):
-    """What only infrared images show: reflectance of the material, 0..255."""
+    """The attributes that only infrared images show: the reflectance of materials, 0..255."""
 
     upper: float
     second: float
@@ -115,7 +117,7 @@ class Person:
 
 
 def person(number: int) -> Person:
-    """The person of a number (>= 0); the same for every caller."""
+    """The person with a number (>= 0)."""
     return Person(
         number,
         draw_shape(_stream(number, Stream.SHAPE)),
@@ -149,7 +151,7 @@ def draw_shape(rng: np.random.Generator) -> Shape:
 
 def draw_colours(rng: np.random.Generator) -> Colours:
     names = rng.integers(len(COLOURS), size=7)
-    # A pattern's second colour differs from the first, or there would be no pattern.
+    # The second colour of a pattern differs from the first; otherwise the pattern would be invisible.
     second = (names[0] + 1 + rng.integers(len(COLOURS) - 1)) % len(COLOURS)
     upper, lower, shoes, inner, bag, hat, scarf = (_tinted(rng, PALETTE[COLOURS[name]]) for name in names)
     return Colours(
@@ -174,7 +176,9 @@ def _tinted(rng: np.random.Generator, colour: tuple[int, int, int]) -> tuple[flo
 
 def draw_materials(rng: np.random.Generator) -> Materials:
     upper, lower, shoes, inner, bag, hat, scarf = rng.uniform(55, 225, 7)
-    contrast = rng.uniform(45, 110) * (1 if upper < 140 else -1)  # dyes differ in infrared too, but less
+    contrast = rng.uniform(45, 110) * (
+        1 if upper < 140 else -1
+    )  # patterns are visible in infrared too, with less contrast
     return Materials(
         upper=upper,
         second=upper + contrast,

@@ -1,7 +1,9 @@
-"""The six built-in cameras: where they look, what stands around, and what their optics do to an image.
+"""Rendering: the image of a synthetic person by a synthetic camera, a function of (person, camera, image
+number).
 
-Every image draws its own pose, crop, occluder, clutter and light (csdn.synthetic.rendering); the camera sets the
-ranges. This nuisance is what keeps the task honest: without it raw pixels would identify people.
+A camera has a place, preferred directions and optics. Every image draws its own pose, crop, occluder, clutter
+and light within the ranges of its camera. Without this variation raw pixels would identify people, and the
+task would be trivial. csdn.synthetic.figure draws the person; csdn.synthetic.sets makes drops of images.
 """
 
 from __future__ import annotations
@@ -21,19 +23,19 @@ RGB = tuple[int, int, int]
 
 
 class Camera(NamedTuple):
-    """A place and a device. Ranges are (low, high) of a uniform draw."""
+    """A place and a device. Pairs named below are ranges (low, high) of a uniform draw."""
 
-    number: int  # part of every draw
+    number: int  # part of every random draw
     name: str
     infrared: bool
-    yaws: tuple[float, ...]  # degrees from which people are mostly seen
+    yaws: tuple[float, ...]  # degrees; the directions from which the camera mostly sees people
     spread: float  # standard deviation around them, degrees
     scale: tuple[float, float]  # canvas pixels of an average person's height
     horizon: float  # where the floor begins, share of the frame's height
-    panel: int  # breadth of the wall's panels, canvas pixels
-    surroundings: tuple[RGB, ...]  # reflectance of csdn.synthetic.rendering's WALL..SHADOW, 0..255
-    occlusion: float  # chance of something standing in front
-    gradient: float  # strength of the light's fall-off
+    panel: int  # breadth of the panels of the wall, canvas pixels
+    surroundings: tuple[RGB, ...]  # reflectance of WALL..SHADOW below, 0..255
+    occlusion: float  # probability of an occluder
+    gradient: float  # strength of the fall-off of light
     gamma: tuple[float, float]
     tint: tuple[float, float, float]
     blur: tuple[float, float]  # standard deviation, pixels
@@ -155,7 +157,8 @@ CAMERAS = (
 )
 
 
-# Where the small CLIP's pictures come from: well lit, sharp, unobstructed. The six cameras are new to it.
+# Cameras for the training images of the small CLIP: well lit, sharp, unobstructed. It never sees the other
+# six.
 PHOTOGRAPHERS = (
     Camera(
         number=6,
@@ -195,21 +198,21 @@ PHOTOGRAPHERS = (
 
 
 def cameras_of(infrared: bool, cameras: tuple[Camera, ...] = CAMERAS) -> list[Camera]:
-    """Those of one modality."""
+    """The cameras of one modality."""
     return [camera for camera in cameras if camera.infrared == infrared]
 
 
-# What one image draws for itself: the pose, what stands around and in front, and how the light falls.
+# The random parts of one image: pose, surroundings, occluder and light.
 
 
-# Part ids of the surroundings; the person's own begin at csdn.synthetic.figure.BODY.
+# Part ids of the surroundings; those of the person begin at csdn.synthetic.figure.BODY.
 WALL, FLOOR, PANEL, EDGE, OPENING, TILE, SHADOW = range(1, 8)
-CLUTTER = (10, 11, 12, 13)  # things that happen to stand there; their reflectance is drawn per image
+CLUTTER = (10, 11, 12, 13)  # objects in the background; their reflectance is drawn for each image
 OCCLUDER, OCCLUDER_EDGE = 20, 21
 
 
 def draw_pose(camera: Camera, rng: np.random.Generator) -> Pose:
-    """How a person happens to stand, and how the detector happened to crop."""
+    """Draw the pose of a person and the crop of the detector."""
     width, height = CANVAS
     scale = rng.uniform(*camera.scale)
     return Pose(
@@ -223,7 +226,7 @@ def draw_pose(camera: Camera, rng: np.random.Generator) -> Pose:
 
 
 def draw_surroundings(camera: Camera, pose: Pose, rng: np.random.Generator) -> Image.Image:
-    """The map of part ids behind the person: the camera's place, shifted, with things standing around."""
+    """Draw the map of part ids behind the person: the camera's place, shifted, with clutter."""
     width, height = CANVAS
     canvas = Image.new("L", CANVAS, WALL)
     pen = ImageDraw.Draw(canvas)
@@ -237,16 +240,16 @@ def draw_surroundings(camera: Camera, pose: Pose, rng: np.random.Generator) -> I
         pen.rectangle((left, top, left + rng.uniform(25, 50), horizon), fill=OPENING)
     pen.rectangle((0, horizon, width, height), fill=FLOOR)
     pen.rectangle((0, horizon - 4, width, horizon), fill=EDGE)
-    for row in (1, 2, 3):  # rows of tiles grow towards the viewer
+    for row in (1, 2, 3):  # tiles are larger the nearer they are
         y = horizon + 12 * row**1.5
         pen.line((0, y, width, y), fill=TILE, width=2)
     for part in CLUTTER[: rng.integers(1, len(CLUTTER) + 1)]:
-        _thing(pen, part, horizon, rng)
+        _draw_clutter(pen, part, horizon, rng)
     pen.ellipse((pose.x - 32, pose.y - 8, pose.x + 32, pose.y + 6), fill=SHADOW)
     return canvas
 
 
-def _thing(pen: ImageDraw.ImageDraw, part: int, horizon: float, rng: np.random.Generator) -> None:
+def _draw_clutter(pen: ImageDraw.ImageDraw, part: int, horizon: float, rng: np.random.Generator) -> None:
     x, breadth = rng.uniform(0, CANVAS[0]), rng.uniform(5, 26)
     base = horizon + rng.uniform(-10, 25)
     top = base - rng.uniform(20, 120)
@@ -257,13 +260,13 @@ def _thing(pen: ImageDraw.ImageDraw, part: int, horizon: float, rng: np.random.G
         pen.ellipse((x - breadth, top, x + breadth, base), fill=part)
     elif kind == 2:
         pen.line((x, base, x + rng.uniform(-15, 15), top), fill=part, width=int(breadth / 3) + 2)
-    else:  # somebody far away
+    else:  # a distant person
         pen.ellipse((x - 5, base - 60, x + 5, base - 48), fill=part)
         pen.polygon([(x - 9, base - 46), (x + 9, base - 46), (x + 6, base), (x - 6, base)], fill=part)
 
 
 def draw_occluder(canvas: Image.Image, camera: Camera, rng: np.random.Generator) -> None:
-    """Something between the camera and the person: a counter, a post, or a leaf from the side."""
+    """Perhaps draw an object in front of the person: a counter, a post, or a leaf from the side."""
     present, where, size = rng.random() < camera.occlusion, rng.random(), rng.random()
     left_side, form = rng.integers(2) == 1, rng.integers(3)
     if not present:
@@ -286,7 +289,9 @@ def draw_occluder(canvas: Image.Image, camera: Camera, rng: np.random.Generator)
 
 
 def light_field(camera: Camera, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Relative light, float32 [H, W] around 1: a fall-off in some direction, and soft patches of shade."""
+    """Draw the relative light, float32 [H, W] around 1: a fall-off in a direction, and soft patches of
+    shade.
+    """
     height, width = shape
     angle, strength = rng.uniform(0, 2 * pi), camera.gradient * rng.uniform(0.3, 1.0)
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None] * np.float32(sin(angle) * strength)
@@ -296,10 +301,11 @@ def light_field(camera: Camera, shape: tuple[int, int], rng: np.random.Generator
     return (1 + x + y) * soft * np.float32(rng.uniform(0.8, 1.2))
 
 
-# One image: part ids -> reflectances -> light -> optics; a function of (person, camera, image number).
+# The image: part ids -> reflectances -> light -> optics.
 
 
-# How much light a part gets compared with the garment it belongs to: folds and the far side lie in shade.
+# Of each part: the attribute that has its reflectance, and its relative light (folds and the far side are
+# darker).
 SHADES = {
     Part.SKIN: ("skin", 1.0),
     Part.SKIN_FAR: ("skin", 0.74),
@@ -334,9 +340,9 @@ def render(person: Person, camera: Camera, number: int) -> np.ndarray:
     draw_occluder(parts, camera, rng)
     table = _reflectances(person.materials if camera.infrared else person.colours, camera, rng)
     light = light_field(camera, (HEIGHT, WIDTH), rng)
-    light *= 1 + _body_share(parts) * _roundness(pose, rng)
-    image = _reduced(parts, table) * light[:, :, None]
-    return _developed(image, camera, rng)
+    light *= 1 + _coverage(parts) * _roundness(pose, rng)
+    image = _pixels(parts, table) * light[:, :, None]
+    return _with_optics(image, camera, rng)
 
 
 def three_channels(image: np.ndarray) -> np.ndarray:
@@ -345,14 +351,14 @@ def three_channels(image: np.ndarray) -> np.ndarray:
 
 
 def encode(image: np.ndarray) -> bytes:
-    """PNG bytes: lossless, and at 64x32 fast compression costs nothing in size."""
+    """PNG bytes. At 64x32, fast compression gives files as small as slow compression."""
     out = io.BytesIO()
     Image.fromarray(image).save(out, "PNG", compress_level=1)
     return out.getvalue()
 
 
 def _reflectances(person: Colours | Materials, camera: Camera, rng: np.random.Generator) -> np.ndarray:
-    """Reflectance of each part id, uint8 [256, 3], or [256, 1] in infrared; what is no person's varies."""
+    """Reflectance of each part id, uint8 [256, 3], or [256, 1] in infrared; surroundings vary randomly."""
     channels = 1 if camera.infrared else 3
     table = np.zeros((256, channels))
     for part, colour in enumerate(camera.surroundings, start=1):
@@ -369,7 +375,7 @@ def _reflectances(person: Colours | Materials, camera: Camera, rng: np.random.Ge
     return np.clip(table, 0, 255).astype(np.uint8)
 
 
-def _reduced(parts: Image.Image, table: np.ndarray) -> np.ndarray:
+def _pixels(parts: Image.Image, table: np.ndarray) -> np.ndarray:
     """Look up every part and reduce to the final size, float32 [H, W, C]."""
     if table.shape[1] == 1:
         return np.asarray(parts.point(table[:, 0].tolist()).reduce(OVERSAMPLING), np.float32)[:, :, None]
@@ -378,22 +384,22 @@ def _reduced(parts: Image.Image, table: np.ndarray) -> np.ndarray:
     return np.asarray(indexed.convert("RGB").reduce(OVERSAMPLING), np.float32)
 
 
-def _body_share(parts: Image.Image) -> np.ndarray:
-    """Share of each pixel that the person covers, float32 [H, W] in 0..1."""
+def _coverage(parts: Image.Image) -> np.ndarray:
+    """Fraction of each pixel that the person covers, float32 [H, W] in 0..1."""
     mask = parts.point([255 if part >= BODY else 0 for part in range(256)])
     return np.asarray(mask.reduce(OVERSAMPLING), np.float32) / 255
 
 
 def _roundness(pose: Pose, rng: np.random.Generator) -> np.ndarray:
-    """A body is lit from one side and darker at its edges: relative light, float32 [1, W] around 0."""
+    """Relative light on a round body, lit from one side and darker at its edges: float32 [1, W] around 0."""
     across = (np.arange(WIDTH, dtype=np.float32) + 0.5 - pose.x / OVERSAMPLING) / (
         0.16 * pose.scale / OVERSAMPLING
     )
     return np.clip(0.06 + rng.uniform(-0.16, 0.16) * across - 0.16 * across**2, -0.3, 0.3)[None, :]
 
 
-def _developed(image: np.ndarray, camera: Camera, rng: np.random.Generator) -> np.ndarray:
-    """What the device makes of the light: white balance, blur, gamma, noise; uint8."""
+def _with_optics(image: np.ndarray, camera: Camera, rng: np.random.Generator) -> np.ndarray:
+    """Apply the optics of the camera: white balance, blur, gamma, noise; uint8."""
     if not camera.infrared:
         image = image * (np.asarray(camera.tint, np.float32) + rng.normal(0, 0.05, 3).astype(np.float32))
     image = _blurred(image, rng.uniform(*camera.blur))
@@ -405,10 +411,10 @@ def _developed(image: np.ndarray, camera: Camera, rng: np.random.Generator) -> n
 
 def _blurred(image: np.ndarray, sigma: float) -> np.ndarray:
     """Three-tap binomial-like blur along both axes, of variance sigma^2 (sigma up to 1 pixel or so)."""
-    side = np.float32(min(sigma**2 / 2, 1 / 3))
+    weight = np.float32(min(sigma**2 / 2, 1 / 3))
     for axis in (0, 1):
         ends = np.concatenate([image.take([0], axis), image, image.take([-1], axis)], axis)
         low, high = (slice(0, -2), slice(2, None))
         window = (slice(None),) * axis
-        image = (1 - 2 * side) * image + side * (ends[(*window, low)] + ends[(*window, high)])
+        image = (1 - 2 * weight) * image + weight * (ends[(*window, low)] + ends[(*window, high)])
     return image

@@ -1,4 +1,7 @@
-"""Sets of built-in people as drops: what the layout `builtin` lists, and what `csdn demo-images` writes."""
+"""Sets of synthetic people as drops: the layout `builtin` lists them, and `csdn demo-images` writes them.
+
+csdn.synthetic.rendering renders each image when it is read or written.
+"""
 
 from __future__ import annotations
 
@@ -17,24 +20,24 @@ MARKER = "_SUCCESS"
 
 
 class PeopleSet(NamedTuple):
-    """Which people, and how many images of each by every camera of a modality."""
+    """A range of people, and the number of images of each by every camera of a modality."""
 
     first: int  # person number
     people: int
     visible: int
     infrared: int
     first_image: int = 1
-    also: PeopleSet | None = None  # others of the same drop
+    also: PeopleSet | None = None  # further people in the same drop
 
 
-# Numbers stay below csdn.synthetic.people.PRETRAINING; a number is the same person in every set.
+# Person numbers are below csdn.synthetic.people.PRETRAINING. A number is the same person in every set.
 SETS = {
     "demo": PeopleSet(first=1_001, people=200, visible=2, infrared=4),
     "later": PeopleSet(first=2_001, people=50, visible=2, infrared=4),
     "tiny": PeopleSet(first=10_001, people=32, visible=1, infrared=2),
-    # 150 of these are test people at data.test_percent 60: as many as a comparison of two models needs.
+    # With data.test_percent 60, 150 of these are test people, as many as a comparison of two models needs.
     "gate": PeopleSet(first=40_001, people=240, visible=1, infrared=2),
-    # What comes later from the same cameras: new people, and new images of known ones.
+    # A later drop of the same cameras: new people, and new images of known people.
     "gate-more": PeopleSet(
         first=40_241,
         people=80,
@@ -66,12 +69,14 @@ class BuiltinImage(NamedTuple):
 
     @property
     def etag(self) -> str:
-        """Names the content without rendering it: an image is a function of the renderer and its path."""
+        """Identifies the content without rendering it, because the renderer and the path determine the
+        image.
+        """
         return hashlib.sha256(f"csdn renderer {RENDERER_VERSION}: {self.path}".encode()).hexdigest()
 
 
 def find_set(name: str) -> PeopleSet:
-    """The set of a name; raises UserError with the names that there are."""
+    """The set with a name; raises UserError, which lists the valid names, if there is none."""
     if name not in SETS:
         raise UserError(f"no built-in people are called {name!r}; there are: {', '.join(sorted(SETS))}")
     return SETS[name]
@@ -89,7 +94,7 @@ def images_of(people: PeopleSet) -> Iterator[BuiltinImage]:
 
 
 def image_at(path: str) -> BuiltinImage:
-    """The image that a path of a drop names; raises ValueError where it names none."""
+    """The image at a path of a drop; raises ValueError for any other path."""
     parts = re.fullmatch(r"(?:visible|infrared)/(\w+)/p(\d{4,9})/(\d{4})\.png", path)
     cameras = [camera for camera in CAMERAS if parts and camera.name == parts[1]]
     if not cameras or (image := BuiltinImage(int(parts[2]), cameras[0], int(parts[3]))).path != path:
@@ -98,14 +103,14 @@ def image_at(path: str) -> BuiltinImage:
 
 
 def png(image: BuiltinImage) -> bytes:
-    """The image's file."""
+    """The bytes of the image's file."""
     return encode(render(person(image.person), image.camera, image.number))
 
 
 def write_images(name: str, out: str | Path) -> None:
-    """Write the set `name` as a folder in the layout `cameras`, complete with its marker, or not at all.
+    """Write the set `name` as a folder in the layout `cameras`, with its marker, or nothing at all.
 
-    Raises UserError for an unknown set and for a folder that holds something already.
+    Raises UserError for an unknown set, and if `out` exists and is not an empty folder.
     """
     people, out = find_set(name), Path(out).resolve()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):

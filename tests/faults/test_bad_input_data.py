@@ -174,7 +174,7 @@ def test_fewer_people_than_a_batch_needs_stops_with_the_numbers(project, tmp_pat
     project.ingest()
     before = results(project)
     with pytest.raises(
-        UserError, match=r"\d training people have .* a batch needs 11 \(embedding\.people\)"
+        UserError, match=r"\d training people have .* a batch needs 11 \(embedding\.identities_per_batch\)"
     ) as error:
         project.ingest(minimum_people=11)
     assert results(project) == before

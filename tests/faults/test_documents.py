@@ -18,7 +18,7 @@ from csdn.cli.data import drops as list_drops
 from csdn.cli.presets import set_value
 from csdn.cli.retraining import retrain
 from csdn.data.catalog import PEOPLE_SCHEMA, read_facts, table_of, write_table
-from csdn.data.shards import Verified
+from csdn.data.shards import VerifiedShards
 from csdn.data.state import saved_position
 from csdn.ingest.identities import read_aliases
 from csdn.ingest.ledger import read_ledger
@@ -149,7 +149,7 @@ def test_notes_of_the_program_itself_are_forgotten_where_they_are_damaged(kind, 
     text.write_bytes(content)
     monkeypatch.setattr(times, "TIMES", text)
     assert times.read_times() == {}
-    assert Verified(text, 1).known == {}
+    assert VerifiedShards(text, 1).known == {}
     assert saved_position(lambda name: content) is None
     assert facts_in({"csdn.clip": content.decode(errors="replace")}, "RN50", {}) is None
 

@@ -87,7 +87,7 @@ def test_training_goes_on_after_a_process_of_its_feed_was_killed(finished, fault
     assert contents(finished, "embedding") == expected
     fault(
         "processes",
-        "a process of the feed is killed in training",
+        "a data loader process is killed in training",
         errors[errors.index("error: ") + 7 :].strip(),
     )
 

@@ -136,7 +136,7 @@ def test_the_ledger_is_listed_a_line_a_drop(project, capsys):
 
 def test_sync_and_add_show_an_address_as_it_is_written(project):
     write_ledger([])
-    params = (project.root / "params.yaml").read_text().replace("landing: []", "landing: ['.']")
+    params = (project.root / "params.yaml").read_text().replace("watch: []", "watch: ['.']")
     (project.root / "params.yaml").write_text(params)
     for output in (csdn("sync"), csdn("sync")):
         assert ACTS.findall(output) == []

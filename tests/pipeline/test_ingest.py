@@ -21,7 +21,7 @@ from csdn.ingest.ledger import Status, decide, read_ledger, write_ledger
 from csdn.ingest.summary import summary_lines
 
 PEOPLE = people_named(10)
-SIDES = {person: SplitRule("csdn", 40).side(SplitRule("csdn", 40).bucket(person)) for person in PEOPLE}
+SPLITS = {person: SplitRule("csdn", 40).split(SplitRule("csdn", 40).bucket(person)) for person in PEOPLE}
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_people_stand_in_order_of_drop_then_label_with_bucket_and_side(project, 
     assert [row["person"] for row in rows] == [*PEOPLE, "yan", "zoe", "bo"]
     for row in rows[:10]:
         assert row["bucket"] == SplitRule("csdn", 40).bucket(row["person"])
-        assert row["status"] == row["side"] == SIDES[row["person"]]
+        assert row["status"] == row["side"] == SPLITS[row["person"]]
         assert (row["visible"], row["infrared"]) == (4, 2)
 
 
@@ -280,7 +280,7 @@ def test_images_without_label_are_held_back_and_do_not_count_as_bad(project, tmp
 def test_the_figures_count_what_the_tables_hold(project, tmp_path):
     project.add(make_drop(tmp_path / "drop", PEOPLE))
     figures = project.ingest()
-    train = sum(side == "train" for side in SIDES.values())
+    train = sum(side == "train" for side in SPLITS.values())
     assert figures == project.figures()
     assert figures["people"] == {"train": train, "test": 10 - train, "waiting": 0, "removed": 0}
     assert figures["images"]["train"] == {"visible": 4 * train, "infrared": 2 * train}
@@ -291,7 +291,7 @@ def test_a_side_is_loaded_as_columns(project, tmp_path):
     project.add(make_drop(tmp_path / "drop", PEOPLE))
     project.ingest()
     table = load_dataset(project.data).train_table()
-    train = [person for person in PEOPLE if SIDES[person] == "train"]
+    train = [person for person in PEOPLE if SPLITS[person] == "train"]
     assert len(table) == 6 * len(train)
     assert sorted(set(table.label.tolist())) == list(range(len(train)))
     persons = np.array([path.split("/")[2] for path in table.path])

@@ -115,7 +115,7 @@ def test_no_drop_is_added_by_an_address_with_a_key(address, project, fault):
 def test_no_parameter_is_an_address_with_a_key(key, what, address, project, fault):
     params = yaml.safe_load((project / "params.yaml").read_text())
     section, _, name = key.partition(".")
-    params[section][name] = [address] if name == "landing" else address
+    params[section][name] = [address] if name == "watch" else address
     (project / "params.yaml").write_text(yaml.safe_dump(params))
     with pytest.raises(UserError, match="a key or password is in it") as error:
         load_params()
@@ -148,7 +148,7 @@ def test_an_error_of_a_store_does_not_show_the_secrets_of_its_endpoint(endpoint,
     """AWS_ENDPOINT_URL may be a signed link; nor does the traceback show it that a log of Prefect has."""
     for name, value in {**SECRETS, "AWS_ENDPOINT_URL": endpoint}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(storage, "FIRST_PATIENCE", 0.0)
+    monkeypatch.setattr(storage, "FIRST_TIMEOUT", 0.0)
     with pytest.raises(UserError, match="s3://bucket/in: ") as error:
         Store("s3://bucket/in").check()
     shown = "".join(traceback.format_exception(error.value))

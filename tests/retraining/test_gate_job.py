@@ -376,7 +376,7 @@ def is_test(project, name):
     from csdn.ingest.identities import SplitRule
 
     identity = SplitRule("csdn", project.test_percent)
-    return identity.side(identity.bucket(name)) == "test"
+    return identity.split(identity.bucket(name)) == "test"
 
 
 def spoil(project, change):

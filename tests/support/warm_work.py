@@ -21,9 +21,9 @@ from csdn.training.embedding import run_embedding, train_local
 from csdn.training.prompts import run_prompts
 from csdn.training.warm_start import WarmStart
 
-_SIDES = SplitRule("csdn", 40)
+_SPLITS = SplitRule("csdn", 40)
 _NAMES = people_named(60)
-TRAIN = [name for name in _NAMES if _SIDES.side(_SIDES.bucket(name)) == "train"]
+TRAIN = [name for name in _NAMES if _SPLITS.split(_SPLITS.bucket(name)) == "train"]
 TEST = [name for name in _NAMES if name not in TRAIN]
 # Rows follow the names within a drop: those of the people who stayed are others today.
 FIRST, STAYED, NEW = TRAIN[1:7], TRAIN[3:7], [TRAIN[0], *TRAIN[7:9]]

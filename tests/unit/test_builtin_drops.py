@@ -54,7 +54,7 @@ def test_gate_has_150_test_people_and_more_brings_new_people_and_new_images_of_k
     identity = SplitRule("csdn", test_percent=60)
     first, more = (BuiltinSource(f"builtin:{name}").listing() for name in ("gate", "gate-more"))
     before, after = ({record.person for record in drop} for drop in (first, more))
-    assert sum(identity.side(identity.bucket(person)) == "test" for person in before) == 150
+    assert sum(identity.split(identity.bucket(person)) == "test" for person in before) == 150
     assert len(before) == 240
     assert len(after & before) == len(after - before) == 80
     assert not {record.path for record in first} & {record.path for record in more}

@@ -36,9 +36,9 @@ def csdn(*arguments: str) -> str:
     return result.output
 
 
-def landing(project, *places) -> None:
+def watch(project, *places) -> None:
     params = yaml.safe_load((project / "params.yaml").read_text())
-    params["ingest"]["landing"] = [str(place) for place in places]
+    params["ingest"]["watch"] = [str(place) for place in places]
     (project / "params.yaml").write_text(yaml.safe_dump(params))
 
 
@@ -107,7 +107,7 @@ def test_sync_takes_what_is_new_and_complete_and_skips_the_rest(project):
     make_drop(project / "in/tuesday", ["Bo"])
     (project / "in/tuesday/_SUCCESS").unlink()
     (project / "in/empty").mkdir()
-    landing(project, "in")
+    watch(project, "in")
     output = csdn("sync")
     assert "1 new, 1 in the ledger" in output and f"skipped: {project}/in/tuesday: not complete" in output
     write(project / "in/tuesday/_SUCCESS", b"")
@@ -121,7 +121,7 @@ def test_sync_without_a_place_to_look_is_an_error(project, fault):
     with pytest.raises(UserError, match=r"ingest\.watch in params\.yaml is empty") as error:
         csdn("sync")
     fault("parameters", "csdn sync without a place to look", error.value)
-    landing(project, "nowhere")
+    watch(project, "nowhere")
     with pytest.raises(UserError, match="nowhere: no such folder") as error:
         csdn("sync")
     fault("parameters", "csdn sync with a place that is not there", error.value)

@@ -14,7 +14,7 @@ from PIL import Image
 from csdn.data.catalog import SAMPLES_SCHEMA, read_table
 from csdn.data.images import decode, grey16
 from csdn.ingest.grey16 import extremes, facts_of_cameras, few_levels, grey_levels, png_of_range
-from csdn.ingest.listing import deciding
+from csdn.ingest.listing import content_settings
 from csdn.ingest.summary import summary_lines
 from csdn.params import IngestParams, load_params, parse_params
 from csdn.runtime.errors import UserError
@@ -179,9 +179,9 @@ def test_other_images_have_no_16_bits():
 
 def test_the_parameter_decides_a_drop_s_shards_only_where_it_is_set():
     settings = {"max_bad_fraction": 0.01, "max_pixels": 100, "shard_megabytes": 1}
-    assert set(deciding(IngestParams(**settings))) == {"max_pixels", "shard_megabytes"}
+    assert set(content_settings(IngestParams(**settings))) == {"max_pixels", "shard_megabytes"}
     ranges = {"a": [1, 2]}
-    assert deciding(IngestParams(**settings, grey16_range=ranges))["grey16_range"] == ranges
+    assert content_settings(IngestParams(**settings, grey16_range=ranges))["grey16_range"] == ranges
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def test_the_bucket_is_the_hash_of_salt_and_label():
 
 
 def test_test_people_are_the_highest_buckets():
-    sides = [SplitRule("s", 40).side(bucket) for bucket in range(100)]
+    sides = [SplitRule("s", 40).split(bucket) for bucket in range(100)]
     assert sides == ["train"] * 60 + ["test"] * 40
 
 
@@ -47,7 +47,7 @@ def test_more_test_people_keeps_those_there_were():
 
     def test_people(percent: int) -> set[str]:
         identity = SplitRule("s", percent)
-        return {person for person in people if identity.side(identity.bucket(person)) == "test"}
+        return {person for person in people if identity.split(identity.bucket(person)) == "test"}
 
     assert test_people(10) < test_people(40) < test_people(90)
 

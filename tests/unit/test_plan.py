@@ -55,9 +55,9 @@ def test_each_batch_has_distinct_people_with_images_of_both_modalities_in_one_or
     assert len(plan) == epoch_batches((modalities == 0).sum(), (modalities == 1).sum(), people, images)
     for row in (plan[step] for step in range(len(plan))):
         assert len(set(row.identities)) == people
-        for ordinals, modality in ((row.visible, VISIBLE), (row.infrared, INFRARED)):
-            assert (labels[ordinals] == row.identities[:, None]).all()
-            assert (modalities[ordinals] == modality).all()
+        for indices, modality in ((row.visible, VISIBLE), (row.infrared, INFRARED)):
+            assert (labels[indices] == row.identities[:, None]).all()
+            assert (modalities[indices] == modality).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -66,9 +66,9 @@ def test_images_of_a_person_repeat_only_when_they_must_and_then_evenly(crowd, im
     labels, modalities = samples(crowd)
     plan = epoch_plan(labels, modalities, 2, images, seed, 0)
     for identities, visible in zip(plan.identities, plan.visible, strict=True):
-        for person, ordinals in zip(identities, visible, strict=True):
+        for person, indices in zip(identities, visible, strict=True):
             has = crowd[person][VISIBLE]
-            times = np.unique(ordinals, return_counts=True)[1]
+            times = np.unique(indices, return_counts=True)[1]
             assert len(times) == min(has, images)
             assert set(times) <= {images // has, -(-images // has)} - {0}
 
@@ -132,7 +132,7 @@ def test_data_that_cannot_be_trained_on_is_refused_by_name(labels, modalities, m
 
 def test_people_that_cannot_be_split_over_the_workers_are_refused():
     plan = epoch_plan(*samples([(2, 2)] * 8), 8, 2, 0, 0)
-    with pytest.raises(UserError, match=r"embedding\.people = 8 .* scaling\.workers = 3"):
+    with pytest.raises(UserError, match=r"embedding\.identities_per_batch = 8 .* scaling\.workers = 3"):
         plan.slice(0, 3)
 
 
@@ -145,9 +145,9 @@ def test_an_epoch_of_pairs_takes_the_longer_side_once_and_the_shorter_evenly(cro
     assert [len(visible) for visible, _ in steps] == chunks(pairs, batch)
     visible, infrared = (np.concatenate(side) for side in zip(*steps, strict=True))
     np.testing.assert_array_equal(labels[visible], labels[infrared])
-    for ordinals, modality in ((visible, VISIBLE), (infrared, INFRARED)):
-        assert (modalities[ordinals] == modality).all()
-        times = np.bincount(ordinals, minlength=len(labels))
+    for indices, modality in ((visible, VISIBLE), (infrared, INFRARED)):
+        assert (modalities[indices] == modality).all()
+        times = np.bincount(indices, minlength=len(labels))
         for person, has in enumerate(crowd):
             mine = times[(labels == person) & (modalities == modality)]
             assert set(mine) <= {max(has) // has[modality], -(-max(has) // has[modality])}

@@ -1,4 +1,4 @@
-"""When a request to an object store is repeated, when not, and what an error says."""
+"""Which requests to an object store are repeated, and what their errors say."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def answer(status: int, code: str = "", message: str = "") -> ClientError:
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Time that only waiting takes; gives the waits."""
+    """A clock that only sleeping advances; the sleeps."""
     waits = []
     monkeypatch.setattr(storage.time, "sleep", waits.append)
     monkeypatch.setattr(storage.time, "monotonic", lambda: sum(waits))
     return waits
 
 
-def ask(*errors: Exception, patience: float = 60) -> str:
-    """The answer after these errors."""
+def ask(*errors: Exception, timeout: float = 60) -> str:
+    """The response after these errors."""
     waiting = iter(errors)
 
     def request() -> str:
@@ -38,7 +38,7 @@ def ask(*errors: Exception, patience: float = 60) -> str:
             raise error
         return "answer"
 
-    return storage.with_retries(request, "s3://bucket/key", "http://store", patience)
+    return storage.with_retries(request, "s3://bucket/key", "http://store", timeout)
 
 
 @pytest.mark.parametrize(
@@ -55,20 +55,20 @@ def ask(*errors: Exception, patience: float = 60) -> str:
         exceptions.IncompleteReadError(actual_bytes=1, expected_bytes=2),
     ],
 )
-def test_a_store_that_is_away_is_asked_again(error, clock):
+def test_requests_are_repeated_while_the_store_is_down(error, clock):
     assert ask(*[error] * 5) == "answer"
     assert len(clock) == 5
     assert all(0.5 * 0.1 * 2**n <= wait <= 0.1 * 2**n for n, wait in enumerate(clock))
 
 
-def test_patience_ends(clock):
+def test_retries_end_at_the_timeout(clock):
     with pytest.raises(UserError, match=r"http://store does not answer \(no connection; tried for \d+ s\)"):
         ask(*[exceptions.EndpointConnectionError(**URL)] * 1000)
     assert 50 < sum(clock) <= 60 and max(clock) <= 4
     clock.clear()
     with pytest.raises(UserError, match="does not answer"):
-        ask(*[exceptions.ReadTimeoutError(**URL)] * 1000, patience=storage.FIRST_PATIENCE)
-    assert sum(clock) <= storage.FIRST_PATIENCE
+        ask(*[exceptions.ReadTimeoutError(**URL)] * 1000, timeout=storage.FIRST_TIMEOUT)
+    assert sum(clock) <= storage.FIRST_TIMEOUT
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_patience_ends(clock):
         (exceptions.SSLError(**URL, error="certificate"), "SSL validation failed"),
     ],
 )
-def test_what_will_not_change_is_told_at_once(error, says, clock):
+def test_a_permanent_error_is_raised_at_once(error, says, clock):
     with pytest.raises(UserError, match=f"s3://bucket/key: .*{says}"):
         ask(error)
     assert clock == []
@@ -99,12 +99,12 @@ def test_a_missing_object_is_not_a_missing_store(clock):
 
 
 @pytest.mark.parametrize("address", ["data/shards", "s3://", "s3:///prefix", "gs://bucket/x"])
-def test_an_address_that_is_none_of_a_store_is_refused(address):
+def test_an_address_that_is_not_of_an_object_store_is_refused(address):
     with pytest.raises(UserError, match=r"it is s3://bucket/prefix"):
         Store(address)
 
 
-def test_a_store_travels_to_other_processes_without_its_connection():
+def test_a_store_is_pickled_without_its_connection():
     store = Store("s3://bucket/prefix/")
     store.client()
     again = pickle.loads(pickle.dumps(store))

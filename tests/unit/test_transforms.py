@@ -26,20 +26,20 @@ def images(count, seed=0):
     return list(np.random.default_rng(seed).integers(0, 256, (count, *SIZE, 3), dtype=np.uint8))
 
 
-def draws(down=0, right=0, mirrored=False, box=(0, 0, 0, 0), channels=UNCHANGED):
-    return AugmentParams(*(np.array([value]) for value in (down, right, mirrored, box, channels)))
+def draws(dy=0, dx=0, flip=False, box=(0, 0, 0, 0), channels=UNCHANGED):
+    return AugmentParams(*(np.array([value]) for value in (dy, dx, flip, box, channels)))
 
 
 def augment(image, drawn):
     return TrainTransform(SIZE, "imagenet")([image], drawn, np.empty((1, 3, *SIZE), np.float32))[0]
 
 
-def by_definition(image, down, right, mirrored):
+def by_definition(image, dy, dx, flip):
     """Pad with zeros, crop, mirror, normalise: as the words say."""
     padded = np.pad(image, ((PADDING, PADDING), (PADDING, PADDING), (0, 0)))
-    top, left = PADDING + down, PADDING + right
+    top, left = PADDING + dy, PADDING + dx
     crop = padded[top : top + SIZE[0], left : left + SIZE[1]]
-    crop = crop[:, ::-1] if mirrored else crop
+    crop = crop[:, ::-1] if flip else crop
     return ((crop / 255 - MEAN) / DEVIATION).transpose(2, 0, 1)
 
 
@@ -49,20 +49,20 @@ def test_test_images_are_normalised_only():
     np.testing.assert_allclose(out, by_definition(image, 0, 0, False), atol=1e-6)
 
 
-@pytest.mark.parametrize("mirrored", [False, True])
-@pytest.mark.parametrize("down", [-10, -3, 0, 10])
-@pytest.mark.parametrize("right", [-10, -7, 0, 10])
-def test_crops_and_mirror_images_are_those_of_the_padded_image(down, right, mirrored):
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("dy", [-10, -3, 0, 10])
+@pytest.mark.parametrize("dx", [-10, -7, 0, 10])
+def test_crops_and_mirror_images_are_those_of_the_padded_image(dy, dx, flip):
     image = images(1)[0]
-    out = augment(image, draws(down, right, mirrored))
-    np.testing.assert_allclose(out, by_definition(image, down, right, mirrored), atol=1e-6)
+    out = augment(image, draws(dy, dx, flip))
+    np.testing.assert_allclose(out, by_definition(image, dy, dx, flip), atol=1e-6)
 
 
 def test_an_image_narrower_than_the_padding_can_be_cropped_away_altogether():
     image = np.full((8, 4, 3), 255, np.uint8)
     transform = TrainTransform((8, 4), "imagenet")
-    for right in (-10, 10):
-        out = transform([image], draws(right=right), np.empty((1, 3, 8, 4), np.float32))
+    for dx in (-10, 10):
+        out = transform([image], draws(dx=dx), np.empty((1, 3, 8, 4), np.float32))
         np.testing.assert_allclose(out[0, :, 0, 0], -MEAN / DEVIATION, rtol=1e-6)
         assert (out == out[:, :, :1, :1]).all()
 
@@ -100,9 +100,9 @@ def test_views_are_drawn_with_the_stated_frequencies():
     np.testing.assert_allclose(shares[Stream.VISIBLE_VIEW2], [1 / 3, 1 / 3, 1 / 3, 0, 0], **near)
     np.testing.assert_allclose(shares[Stream.INFRARED_VIEW], [1 / 4, 1 / 4, 1 / 4, 1 / 8, 1 / 8], **near)
     for views in drawn.values():
-        np.testing.assert_allclose(views.mirrored.mean(), 0.5, **near)
+        np.testing.assert_allclose(views.flip.mean(), 0.5, **near)
         np.testing.assert_allclose((views.box[:, 2] > 0).mean(), 0.5, **near)
-        for corner in (views.down, views.right):
+        for corner in (views.dy, views.dx):
             np.testing.assert_allclose(np.bincount(corner + PADDING) / count, np.full(21, 1 / 21), **near)
 
 

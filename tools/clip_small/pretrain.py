@@ -1,4 +1,10 @@
-"""What the small CLIP is trained on: people rendered as they are needed, by another process."""
+"""Train the small CLIP again: `python -m tools.clip_small.pretrain --out FILE`, about 7 minutes of two cores.
+
+Another process renders synthetic people during training; each is seen once, in one visible and one infrared
+image. First the image tower alone learns to predict attributes; then both towers learn from captions and
+phrases (with batches of this size, contrastive learning from random weights does not start). The result is
+deterministic for a given number of threads.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +46,7 @@ Batch = tuple[Shots, Shots]
 
 
 def render_batch(step: int) -> Batch:
-    """The batch of a step, a pure function of its number: nobody is in two of them."""
+    """The batch of a step, a pure function of its number; every batch has other people."""
     first = PRETRAINING.start + step * PEOPLE
     people = [person(number) for number in range(first, first + PEOPLE)]
     return _shots(people, False), _shots(people, True)
@@ -67,15 +73,15 @@ def batches(steps: int) -> Iterator[Batch]:
             yield batch
 
 
-# How well the small CLIP reads people it has never seen, by text alone: attributes, and whole captions.
+# Zero-shot accuracy on people that the small CLIP has never seen: attributes, and whole captions.
 
 
-CHOICES = 100  # captions that one image chooses from
+CHOICES = 100  # captions of which one belongs to the image
 
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracy of one question in 0..1; None where a modality cannot show the answer."""
+    """Accuracy of one question in 0..1; None where images of a modality cannot show the answer."""
 
     question: str
     chance: float
@@ -131,12 +137,7 @@ def _accuracy(scores: Tensor, truth: Tensor) -> float:
     return (scores.argmax(1) == truth).float().mean().item()
 
 
-# Make the small CLIP again: `python -m tools.clip_small.pretrain --out FILE`, about 7 minutes of two cores.
-#
-# People are rendered as they are needed and seen once, in one visible and one infrared image. First the
-# image tower alone learns to read attributes; then both towers learn from captions and phrases (contrast
-# from nothing does not get off the ground with batches of this size). Deterministic for a given number of
-# threads.
+# Training.
 
 
 LEARNING_RATE, WEIGHT_DECAY = 2e-3, 0.02
@@ -182,13 +183,13 @@ def _update(clip: SmallClip, optimiser: torch.optim.Optimizer, loss: Tensor) -> 
 
 
 def learning_rate(step: int, first_steps: int, total: int) -> float:
-    """Cosine over the whole run, warmed up at its start and again when the text joins."""
+    """A cosine schedule over the whole run, with warm-up at its start and when the text joins."""
     since = step if step < first_steps else step - first_steps
     return LEARNING_RATE * min(1.0, (since + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / total))
 
 
 def batch_losses(clip: SmallClip, heads: nn.ModuleList, batch: Batch, with_text: bool) -> dict[str, Tensor]:
-    """Mean losses of the two modalities, scalars; each has heads and texts of its own."""
+    """The losses, scalars, as means of the two modalities; each modality has its own heads and texts."""
     features = clip.embed_images(_inputs(batch)).chunk(2)  # one pass: batch norm sees both modalities
     parts = zip(heads, features, batch, (False, True), strict=True)
     losses = [shot_losses(clip, *part, with_text) for part in parts]
@@ -213,7 +214,7 @@ def shot_losses(
 
 
 def phrases_of(infrared: bool) -> list[str]:
-    """Every phrase about what this modality shows, attribute by attribute."""
+    """The phrases of the attributes that this modality shows, attribute by attribute."""
     return [photo_of(infrared, phrase) for name in shown(infrared) for phrase in PHRASES[name]]
 
 
@@ -225,7 +226,7 @@ def attribute_loss(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def contrast(logits: Tensor) -> Tensor:
-    """CLIP's loss: which text is this image's, and which image this text's; logits [n, n]."""
+    """CLIP's symmetric cross-entropy over images and texts; logits [n, n]."""
     target = torch.arange(len(logits))
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 

@@ -1,4 +1,4 @@
-"""The small CLIP in training: csdn's own image tower (last stride 1, 4 x 2 cells), open_clip's text tower."""
+"""The small CLIP in training: csdn.model's image tower (last stride 1, 4 x 2 cells), CLIP's text tower."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from csdn.synthetic.figure import HEIGHT, WIDTH
 GRID = (HEIGHT // 16, WIDTH // 16)
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # params.yaml: model.normalize: imagenet
 
-# Triplet and MSEL measure distances of raw features: at length 1 they say nothing, at 14 MSEL alone speaks.
+# Triplet loss and MSEL depend on the length of features: at 1 they are negligible, at 14 MSEL dominates.
 LENGTH = 4.0
 
 
 class SmallClip(nn.Module):
-    """Image and text embeddings of one space, [n, 128], not normalised."""
+    """Image and text embeddings in a shared space, [n, 128], not normalised."""
 
     def __init__(self) -> None:
-        import open_clip  # it takes seconds; here, so that only who makes one waits
+        import open_clip  # slow to import
 
         super().__init__()
         register()
@@ -37,7 +37,7 @@ class SmallClip(nn.Module):
         self.dimension = config["embed_dim"]
         channels = vision["width"] * 32
         self.text = open_clip.CLIP(**config)
-        del self.text.visual  # ours stands in for it
+        del self.text.visual  # replaced by the layers below
         self.stem = Stem(vision["width"], relu_after_each=True)
         self.layers = residual_layers(vision["layers"], vision["width"])
         self.attnpool = AttentionPool(channels, channels // 64, self.dimension, GRID)
@@ -48,7 +48,9 @@ class SmallClip(nn.Module):
         return self.attnpool(self.layers(self.stem(images)))
 
     def embed_texts(self, texts: list[str]) -> Tensor:
-        """open_clip's encode_text, on no more tokens than the longest text has: attention is causal."""
+        """open_clip's encode_text, on the tokens up to the end of the longest text, as attention is
+        causal.
+        """
         tokens = self.tokenizer(texts)
         length = int((tokens.argmax(1) + 1).max())
         x = self.text.token_embedding(tokens[:, :length]) + self.text.positional_embedding[:length]
@@ -58,10 +60,12 @@ class SmallClip(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, images: Tensor, texts: list[str]) -> None:
-        """Give features plain lengths, changing no direction: the losses of stage 2 are not free of scale.
+        """Scale the features without changing their directions, because the losses of stage 2 depend on
+        scale.
 
-        On average the pooled map (branch A's f) and the image embedding (g) get LENGTH, and text embeddings
-        what makes dot products the logits of training, as stage 1's temperature of 1 wants.
+        On average the pooled map (f of branch A) and the image embedding (g) get length LENGTH. Text
+        embeddings get the length that makes dot products the logits of training, for the temperature 1 of
+        stage 1.
         """
         self._scale_map(LENGTH / GeM()(self.layers(self.stem(images))).norm(dim=1).mean())
         factor = LENGTH / self.embed_images(images).norm(dim=1).mean()
@@ -71,7 +75,7 @@ class SmallClip(nn.Module):
         self.text.text_projection.mul_(length / self.embed_texts(texts).norm(dim=1).mean())
 
     def _scale_map(self, factor: Tensor) -> None:
-        """Multiply the map by `factor` > 0 and undo that where the attention pool reads it."""
+        """Multiply the map by `factor` > 0, and divide by it where the attention pool reads the map."""
         last = self.layers.layer4[-1]
         for norm in (last.bn3, last.downsample[2]):
             norm.weight.mul_(factor)
@@ -82,7 +86,9 @@ class SmallClip(nn.Module):
             projection.weight.div_(factor)
 
     def save(self, path: str | Path) -> None:
-        """Write float16 safetensors under open_clip's names, with the square map of positions it wants."""
+        """Write float16 safetensors under open_clip's names, with the square map of positions that it
+        expects.
+        """
         tensors = {name: tensor for name, tensor in self.text.state_dict().items() if name != "attn_mask"}
         tensors |= {f"visual.{name}": tensor for name, tensor in self.stem.state_dict().items()}
         tensors |= {f"visual.{name}": tensor for name, tensor in self.layers.state_dict().items()}
@@ -92,7 +98,7 @@ class SmallClip(nn.Module):
         tensors["visual.attnpool.k_proj.bias"] = torch.zeros_like(self.attnpool.q_proj.bias)  # has no effect
         halves = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
         with atomic_write(path) as temporary:
-            # Not save_file, whose files only their owner may read.
+            # save_file makes files that only their owner may read.
             temporary.write_bytes(save(halves, metadata=header(facts_of(NAME), shapes(halves))))
 
     def load(self, path: str | Path) -> SmallClip:
@@ -107,7 +113,7 @@ class SmallClip(nn.Module):
 
 
 def _square(positions: Tensor) -> Tensor:
-    """[1 + h*w, c] -> [1 + h*h, c]: every column twice; resizing to h x w gives back the same numbers."""
+    """[1 + h*w, c] -> [1 + h*h, c]: every column twice; resizing to h x w restores the numbers."""
     cells = positions[1:].unflatten(0, GRID).repeat_interleave(GRID[0] // GRID[1], dim=1)
     return torch.cat([positions[:1], cells.flatten(0, 1)])
 

@@ -1,7 +1,7 @@
-"""CLIP's byte-pair vocabulary, trimmed to what captions need; written by
-`python -m tools.clip_small.vocabulary`.
+"""Write CLIP's byte-pair vocabulary, reduced to the captions: `python -m tools.clip_small.vocabulary`.
 
-The file has the form of open_clip's own, so its SimpleTokenizer reads it; other words are spelt in pieces.
+The file has the format of open_clip's own, so its SimpleTokenizer reads it; other words are split into more
+tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ OTHER_WORDS = "an infrared visible image the man woman wearing carrying walking 
 
 
 def caption_words() -> list[str]:
-    """Every word that a caption, a phrase or a usual prompt has, once."""
+    """The distinct words of captions, phrases and usual prompts."""
     texts = [phrase for phrases in PHRASES.values() for phrase in phrases]
     texts += [*PATTERN_SCALE, TEMPLATE_WORDS, OTHER_WORDS]
     return sorted(set(re.findall(r"[a-z]+|\.", " ".join(texts))))
@@ -27,7 +27,7 @@ def caption_words() -> list[str]:
 
 def needed_merges(words: list[str]) -> list[tuple[str, str]]:
     """The merges that CLIP's tokenizer applies to `words`, in CLIP's order of rank."""
-    from open_clip.tokenizer import SimpleTokenizer  # it brings all of open_clip, which takes seconds
+    from open_clip.tokenizer import SimpleTokenizer  # slow to import
 
     full = SimpleTokenizer()
     needed: set[tuple[str, str]] = set()
@@ -51,7 +51,9 @@ def _merged(parts: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def vocabulary_bytes() -> bytes:
-    """The gzip file: a header that the tokenizer skips, then one merge a line, no line end at the end."""
+    """The gzip file: a header that the tokenizer skips, then a merge on each line, without a final
+    newline.
+    """
     lines = ["#version: csdn-small", *(" ".join(merge) for merge in needed_merges(caption_words()))]
     return gzip.compress("\n".join(lines).encode(), mtime=0)
 

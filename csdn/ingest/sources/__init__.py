@@ -1,4 +1,8 @@
-"""Where drops of images come from: a layout's module turns an address into records and bytes."""
+"""Sources: a module for each layout of a drop turns an address into image records and bytes.
+
+csdn.ingest.sync opens a source to inspect a drop, csdn.ingest.listing to list its images, and
+csdn.ingest.pack to read them.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +15,26 @@ LAYOUTS = ("builtin", "cameras", "sysu", "regdb", "llcm")
 
 
 class Source(Protocol):
-    """One drop as its layout's module sees it; nothing is listed or read before it is asked for."""
+    """One drop, as the module of its layout reads it. Nothing is listed or read before a method is called."""
 
-    refused: list[tuple[str, str]]  # (path, reason) of what cannot be an image of this drop
-    ignored: list[str]  # files that are no images of the drop
-    notes: list[str]  # what a person should know of how the drop was read
-    complete: bool  # nothing is still being written to it
+    refused: list[tuple[str, str]]  # (path, reason) of files that cannot be images of this drop
+    ignored: list[str]  # files that are not images of the drop
+    notes: list[str]  # messages to the user about how the drop was read
+    complete: bool  # all files of the drop have arrived
 
     def listing(self) -> list[ImageRecord]:
         """Every image, sorted by path; sets the attributes above. Raises UserError."""
         ...
 
     def read(self, record: ImageRecord) -> bytes:
-        """The bytes of an image. Raises BadImage where the image is at fault, OSError where reading is."""
+        """The bytes of an image. Raises BadImage if the image is bad, OSError if reading fails."""
         ...
 
 
 def open_source(address: str, layout: str) -> Source:
-    """The source of a drop; only the module of its layout is imported: worker processes start often."""
+    """The source of a drop; only the module of its layout is imported, so that worker processes start
+    fast.
+    """
     if layout == "builtin":
         from csdn.ingest.sources.synthetic import BuiltinSource
 

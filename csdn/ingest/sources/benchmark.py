@@ -1,7 +1,8 @@
-"""What the layouts of the public benchmarks share: the authors' lists, and who is on which side by them.
+"""What the layouts of the public benchmarks share: the authors' lists, and the splits that they define.
 
-A benchmark says itself who is trained on and who is tested: `ImageRecord.sides`. Its people's numbers mean
-nothing elsewhere, so a label begins with the layout's name: `sysu-0006` is not `llcm-0006`.
+The authors of a benchmark say who is trained on and who is tested: `ImageRecord.sides`. The number of a
+person is valid within the benchmark alone, so a label begins with the layout's name: `sysu-0006` is not
+`llcm-0006`.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from csdn.runtime.sanitize import refused_in_words
 
 TRAIN, TEST = "train", "test"
 
-# A record, or (path, reason) where it cannot be one.
+# A record, or (path, reason) of a file that is refused.
 Found = ImageRecord | tuple[str, str]
 
 
 class BenchmarkSource(ABC):
-    """A benchmark at a local folder or an `s3://` prefix; a subclass knows the layout."""
+    """A benchmark in a local folder or at an `s3://` prefix; a subclass implements the layout."""
 
     layout: str
     lists: str  # folder of the authors' lists
@@ -36,41 +37,41 @@ class BenchmarkSource(ABC):
         self.refused: list[tuple[str, str]] = []
         self.ignored: list[str] = []
         self.notes: list[str] = []
-        self.complete = True  # its lists say what belongs to it
+        self.complete = True  # the lists say which files there must be
 
     def listing(self) -> list[ImageRecord]:
         """Every image of a person on the lists, sorted by path.
 
-        Raises UserError for a list that is missing or contradicts itself, for a person on a list who has no
-        image, and for a camera without any.
+        Raises UserError for a list that is missing or contradicts itself, for a person on a list without
+        images, and for a camera without images.
         """
         files = self.tree.files()
-        found = list(self.find(files))
+        items = list(self.find(files))
         records = sorted(
-            (item for item in found if isinstance(item, ImageRecord)), key=lambda record: record.path
+            (item for item in items if isinstance(item, ImageRecord)), key=lambda record: record.path
         )
-        self.refused = sorted(item for item in found if isinstance(item, tuple))
-        spoken_of = {record.path for record in records} | {path for path, _ in self.refused}
-        others = sorted(set(files.entries) - spoken_of)
+        self.refused = sorted(item for item in items if isinstance(item, tuple))
+        listed = {record.path for record in records} | {path for path, _ in self.refused}
+        others = sorted(set(files.entries) - listed)
         lists = f"{self.lists}/"
         self.ignored = files.ignored + [path for path in others if not path.lower().startswith(lists)]
         return records
 
     @abstractmethod
     def find(self, files: Files) -> Iterator[Found]:
-        """Every image of the lists, in any order."""
+        """Every image of a person on the lists, in any order."""
 
     def read(self, record: ImageRecord) -> bytes:
         return self.tree.read(record.path)
 
     def record(
-        self, file: FileEntry, person: int, modality: str, camera: str, sides: tuple[str, ...]
+        self, file: FileEntry, person: int, modality: str, camera: str, splits: tuple[str, ...]
     ) -> ImageRecord:
         label = f"{self.layout}-{person:04d}"
-        return ImageRecord(file.path, label, modality, camera, file.size, etag=file.etag, sides=sides)
+        return ImageRecord(file.path, label, modality, camera, file.size, etag=file.etag, sides=splits)
 
     def read_bytes(self, files: Files, path: str) -> bytes:
-        """A list's file; raises UserError where it is missing."""
+        """The bytes of a list; raises UserError where it is missing."""
         real = files.real_path(path)
         if real not in files.entries:
             why = f" ({files.refused[real]})" if real in files.refused else ""
@@ -81,7 +82,7 @@ class BenchmarkSource(ABC):
         return read_text(self.read_bytes(files, path), f"{self.address}: {path}").split("\n")
 
     def read_people(self, files: Files, path: str) -> list[int]:
-        """People's numbers, separated by commas; raises UserError where one is no number or comes twice."""
+        """Numbers of people, separated by commas; raises UserError where one is invalid or repeated."""
         numbers: list[int] = []
         for word in ",".join(self.read_lines(files, path)).split(","):
             if not word.strip():
@@ -97,9 +98,9 @@ class BenchmarkSource(ABC):
         return numbers
 
     def read_images(self, files: Files, path: str) -> list[tuple[str, int]]:
-        """Lines `path label`, as (path of the file that is meant, label).
+        """Lines `path label`, as (path of the file, label).
 
-        Raises UserError for a line that is something else, or a path that is listed twice.
+        Raises UserError for any other line, and for a path that is listed twice.
         """
         rows: dict[str, int] = {}
         for number, line in enumerate(self.read_lines(files, path), start=1):
@@ -121,10 +122,12 @@ class BenchmarkSource(ABC):
         return list(rows.items())
 
     def check_labels(self, path: str, labels: Mapping[str, int], people: Mapping[str, int]) -> None:
-        """A list's labels number its people one to one; both by image path. Raises UserError."""
+        """Raise UserError unless labels and people of a list correspond one to one; both are given by image
+        path.
+        """
         pairs = {(people[image], label) for image, label in labels.items() if image in people}
-        for side, what in ((0, "person"), (1, "label")):
-            seen = [pair[side] for pair in pairs]
+        for index, what in ((0, "person"), (1, "label")):
+            seen = [pair[index] for pair in pairs]
             twice = sorted({one for one in seen if seen.count(one) > 1}) if len(set(seen)) < len(seen) else []
             if twice:
                 raise UserError(
@@ -133,7 +136,7 @@ class BenchmarkSource(ABC):
                 )
 
     def check_apart(self, train: Collection[int], test: Collection[int], where: str) -> None:
-        """Nobody is trained on and tested; raises UserError naming the people."""
+        """Raise UserError, which names the people, if someone is listed for training and for testing."""
         if both := sorted(set(train) & set(test)):
             raise UserError(
                 f"{self.address}: {where}: person {', '.join(map(str, both[:5]))} is listed for training and "
@@ -141,7 +144,7 @@ class BenchmarkSource(ABC):
             )
 
     def check_there(self, listed: Collection[int], found: Collection[int], path: str) -> None:
-        """Everybody on a list has an image; raises UserError naming who has none."""
+        """Raise UserError, which names the people, if someone on a list has no image."""
         if missing := sorted(set(listed) - set(found)):
             raise UserError(
                 f"{self.address}: {path}: person {', '.join(map(str, missing[:5]))} has no image "
@@ -149,7 +152,7 @@ class BenchmarkSource(ABC):
             )
 
     def check_cameras(self, files: Files, expected: Collection[str], found: Collection[str]) -> None:
-        """Every camera (a folder) of the layout has an image; raises UserError naming those without any."""
+        """Raise UserError, which names the cameras, if a camera (a folder) of the layout has no image."""
         if empty := sorted(set(expected) - set(found)):
             below = tuple(f"{camera}/".lower() for camera in empty)
             refused = [(path, reason) for path, reason in files.refused.items()]
@@ -162,7 +165,7 @@ class BenchmarkSource(ABC):
 
 
 def whole_number(text: str) -> int | None:
-    """12 of "12", "0012", "12.0" and "12."; None where it is no such number, or has more than nine digits."""
+    """12 of "12", "0012", "12.0" and "12."; None for anything else, and for more than nine digits."""
     if label_fault(text):
         return None
     label = canonical_label(text)

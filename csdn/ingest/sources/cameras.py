@@ -1,4 +1,10 @@
-"""A manifest: which images a drop has, of whom, by which camera; CSV or Parquet."""
+"""Layout `cameras`: images of your own cameras, in folders or with a manifest.
+
+`<modality>/<camera>/<person>/<name>`, or `manifest.csv` / `manifest.parquet` at the root with a row for each
+image (an address may also name a manifest file: then the root is its folder). Modalities and extensions may
+be in any letter case. A drop is complete when its manifest or a file `_SUCCESS` is there. A camera without a
+usable file is an error, because otherwise it would be missing silently.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +34,7 @@ OPTIONAL = ("captured_at",)
 
 @dataclass(frozen=True, slots=True)
 class ManifestRow:
-    """One line; `refusal` says why its path must not be looked for, None where it may."""
+    """One row; `refusal` says why its path is not allowed, None where it is."""
 
     path: str
     person: str
@@ -43,7 +49,7 @@ def read_manifest(data: bytes, name: str) -> Iterator[ManifestRow]:
     try:
         table = _read_table(data, name)
         columns = [_texts(table[column], f"{name}: column {column}") for column in (*REQUIRED, *OPTIONAL)]
-    except (pa.ArrowException, ValueError, OSError, KeyError) as error:  # of damaged pages it is an OSError
+    except (pa.ArrowException, ValueError, OSError, KeyError) as error:  # damaged pages raise an OSError
         raise UserError(f"{name}: not readable as a table: {error}") from None
     for path, person, modality, camera, captured_at in zip(*columns, strict=True):
         clean, refusal = _inside(path or "")
@@ -51,7 +57,7 @@ def read_manifest(data: bytes, name: str) -> Iterator[ManifestRow]:
 
 
 def _texts(column: pa.ChunkedArray, where: str) -> list[str | None]:
-    """Values as given, as texts. Raises UserError for floats too large for their type."""
+    """The values as text. Raises UserError for floats so large that digits are lost."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if not pa.types.is_floating(column.type):
@@ -69,7 +75,9 @@ def _read_table(data: bytes, name: str) -> pa.Table:
     if name.lower().endswith(".parquet"):
         table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
     else:
-        texts = dict.fromkeys((*REQUIRED, *OPTIONAL), pa.string())  # "007" and "NA" are labels, no values
+        texts = dict.fromkeys(
+            (*REQUIRED, *OPTIONAL), pa.string()
+        )  # "007" and "NA" are labels, not a number and a missing value
         text = read_text(data, name)
         table = csv.read_csv(
             io.BytesIO(text.encode()),
@@ -89,7 +97,7 @@ def _read_table(data: bytes, name: str) -> pa.Table:
 
 
 def _inside(path: str) -> tuple[str, str | None]:
-    """The path in its plain form, and why it is refused: it must stay below the manifest's folder."""
+    """The normalised path, and why it is refused, or None; it must be below the manifest's folder."""
     plain, windows = PurePosixPath(path), PureWindowsPath(path)
     if not path or path == ".":
         return path, "no path"
@@ -100,12 +108,7 @@ def _inside(path: str) -> tuple[str, str | None]:
     return str(plain), None
 
 
-# Layout `cameras`: your own cameras, as folders or with a manifest.
-#
-# `<modality>/<camera>/<person>/<name>.{jpg,jpeg,png,bmp}`, or `manifest.csv` / `manifest.parquet` at the root
-# (an address may also name a manifest file: the root is its folder). Letter case of modalities and extensions
-# means nothing. A drop is complete when its manifest or a file `_SUCCESS` is there. A camera of which no file
-# can be taken is an error: it would be missing without a word.
+# The drop.
 
 
 MANIFESTS = ("manifest.csv", "manifest.parquet")
@@ -168,13 +171,10 @@ class CameraSource:
         return self.tree.read(record.path)
 
     def _manifest_images(self, files: Files, manifest: str) -> Iterator[_Found]:
-        # Imported here: worker processes read images only, and start faster without pyarrow.
-        pass
-
-        turned = 0
+        backslashes = 0
         for row in read_manifest(self.tree.read(manifest), f"{self.address.rstrip('/')}: {manifest}"):
             path, modality = files.real_path(row.path), _modality(row.modality)
-            turned += path != row.path and "\\" in row.path
+            backslashes += path != row.path and "\\" in row.path
             reason = (
                 row.refusal
                 or ("hidden or system file" if is_system_file(path) else None)
@@ -185,11 +185,11 @@ class CameraSource:
             if not reason:
                 record = _record(files.entries[path], row.person, modality, row.camera, row.captured_at)
             yield _Found(path, modality, row.camera, record, reason or "")
-        if turned:
-            self.notes.append(f"{manifest}: {turned} paths have the separator of Windows, \\, read as /")
+        if backslashes:
+            self.notes.append(f"{manifest}: {backslashes} paths have the separator of Windows, \\, read as /")
 
     def _check_cameras(self, found: Iterable[_Found]) -> None:
-        """Every camera that the drop has files of has an image; raises UserError naming the first without."""
+        """Raise UserError, which names the camera, if none of a camera's files is an image."""
         cameras: dict[tuple[str, str], list[_Found]] = defaultdict(list)
         for item in found:
             if item.modality in MODALITIES and not label_fault(item.camera):
@@ -204,12 +204,12 @@ class CameraSource:
 
 
 def _order(record: ImageRecord) -> tuple[str, ...]:
-    """By path; a manifest may name a path more than once, with other words."""
+    """By path, and then by labels, because a manifest may list a path more than once."""
     return record.path, record.person, record.modality, record.camera
 
 
 def _split(address: str) -> tuple[str, str | None]:
-    """(folder, manifest's name or None) of an address."""
+    """(folder, name of the manifest or None) of an address."""
     folder, _, name = address.rpartition("/")
     if name.lower().endswith((".csv", ".parquet")):
         return folder or ("/" if address.startswith("/") else "."), name
@@ -217,7 +217,7 @@ def _split(address: str) -> tuple[str, str | None]:
 
 
 def _folder_images(files: Files) -> Iterator[_Found]:
-    """Every image; files of other kinds too: without a record, and with a reason where they may be images."""
+    """Every file: an image has a record, any other file that may be an image has a reason."""
     for path in sorted({*files.entries, *files.refused}):
         kind, folders = kind_of(path), path.split("/")[:-1]
         modality, camera, *person = (*folders, "", "")[: max(2, len(folders))]
@@ -234,12 +234,12 @@ def _folder_images(files: Files) -> Iterator[_Found]:
 
 
 def _modality(name: str) -> str:
-    """The modality's canonical label, or the name as given where it is none."""
+    """The canonical label of a modality, or the name as given where it is not a label."""
     return name if label_fault(name) else canonical_label(name)
 
 
 def _reason(path: str, modality: str, camera: str) -> str | None:
-    """Why a file that is there is no image of a camera; None where it is one."""
+    """Why an existing file is not an image of a camera; None where it is."""
     if kind_of(path) != Kind.IMAGE:
         return not_taken(path)
     if modality not in MODALITIES:

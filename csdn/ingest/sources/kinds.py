@@ -1,4 +1,4 @@
-"""What a file is by its name: an image, one of a kind that is not taken, or no image."""
+"""What the name of a file says: an image, an image or film of an unsupported kind, or no image."""
 
 from __future__ import annotations
 
@@ -8,65 +8,23 @@ from pathlib import PurePosixPath
 
 from csdn.data.images import EXTENSIONS, extension_of
 
-# Pictures and films that cameras write; what csdn.data.images takes is not asked for here.
+# Images and films that cameras write, of kinds that csdn.data.images does not decode.
 _OTHER_IMAGES = {
-    *(
-        "apng",
-        "avif",
-        "dib",
-        "gif",
-        "heic",
-        "heif",
-        "hif",
-        "jfif",
-        "jpe",
-        "svg",
-        "tga",
-        "tif",
-        "tiff",
-        "webp",
-    ),
-    *(
-        "j2c",
-        "j2k",
-        "jp2",
-        "jpx",
-        "jxl",
-        "jxr",
-        "mpo",
-        "pbm",
-        "pcx",
-        "pgm",
-        "pnm",
-        "ppm",
-        "psd",
-        "xbm",
-        "xpm",
-    ),
-    *("arw", "cr2", "cr3", "dng", "nef", "orf", "raf", "raw", "rw2", "y16", "yuv"),  # as the sensor saw it
-    *("dcm", "exr", "fff", "hdr", "npy", "npz", "pfm", "seq"),  # of thermal cameras, among others
-    *(
-        "avi",
-        "h264",
-        "h265",
-        "m4v",
-        "mj2",
-        "mjpeg",
-        "mjpg",
-        "mkv",
-        "mov",
-        "mp4",
-        "mpeg",
-        "mpg",
-        "webm",
-        "wmv",
-    ),
+    extension
+    for kind in (
+        "apng avif dib gif heic heif hif jfif jpe svg tga tif tiff webp",
+        "j2c j2k jp2 jpx jxl jxr mpo pbm pcx pgm pnm ppm psd xbm xpm",
+        "arw cr2 cr3 dng nef orf raf raw rw2 y16 yuv",  # raw data of the sensor
+        "dcm exr fff hdr npy npz pfm seq",  # of thermal cameras, among others
+        "avi h264 h265 m4v mj2 mjpeg mjpg mkv mov mp4 mpeg mpg webm wmv",
+    )
+    for extension in kind.split()
 }
 
 
 class Kind(Enum):
     IMAGE = auto()
-    OTHER_IMAGE = auto()  # of a kind that is not taken: never left out in silence
+    OTHER_IMAGE = auto()  # of an unsupported kind; the user is told of it
     NO_IMAGE = auto()
 
 
@@ -81,7 +39,7 @@ def kind_of(path: str) -> Kind:
 
 
 def not_taken(path: str) -> str:
-    """The reason for which a file of another kind is refused.
+    """The reason for refusing a file of another kind.
 
     >>> not_taken("visible/gate/Ana/0.HEIC")
     '.heic files are not taken'
@@ -91,13 +49,13 @@ def not_taken(path: str) -> str:
 
 
 def taken_kinds() -> str:
-    """The endings that images have, as in ".jpg, .png or .bmp"."""
+    """The supported extensions, such as ".jpg, .png or .bmp"."""
     *first, last = (f".{extension}" for extension in EXTENSIONS)
     return f"{', '.join(first)} or {last}"
 
 
 def kinds_in_words(paths: Iterable[str]) -> list[tuple[str, str]]:
-    """(path, its ending) of files, as csdn.runtime.sanitize counts them."""
+    """(path, its extension) of files, for csdn.runtime.sanitize to count."""
     return [(path, f".{_ending(path)}" if _ending(path) else "no extension") for path in paths]
 
 

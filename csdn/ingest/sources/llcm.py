@@ -1,8 +1,8 @@
 """Layout `llcm`: LLCM as its authors publish it.
 
-Trained on: `idx/train_vis.txt` and `idx/train_nir.txt`, lines `nir/0001/0001_c01_s185535_f7010_nir.jpg 0`
-(path and a label that counts the people). Tested with: the people of `idx/test_id.txt`, whose images are all
-those at `test_vis/cam1..9/<person>/` and `test_nir/cam1,2,4..9/<person>/`. A camera of both has one number.
+Training: `idx/train_vis.txt` and `idx/train_nir.txt`, lines `nir/0001/0001_c01_s185535_f7010_nir.jpg 0` (path
+and a label that counts the people). Test: the people of `idx/test_id.txt`, whose images are all those in
+`test_vis/cam1..9/<person>/` and `test_nir/cam1,2,4..9/<person>/`. A number means the same camera in both.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from csdn.ingest.sources.benchmark import TEST, TRAIN, BenchmarkSource, Found, o
 from csdn.ingest.sources.kinds import Kind, kind_of, not_taken
 from csdn.ingest.sources.tree import Files
 
-MODALITIES = {"vis": Modality.VISIBLE, "nir": Modality.INFRARED}
+_MODALITY_OF_KIND = {"vis": Modality.VISIBLE, "nir": Modality.INFRARED}
 TEST_LIST = "idx/test_id.txt"
 TEST_CAMERAS = {"vis": (1, 2, 3, 4, 5, 6, 7, 8, 9), "nir": (1, 2, 4, 5, 6, 7, 8, 9)}
 
@@ -34,7 +34,7 @@ class LlcmSource(BenchmarkSource):
     def find(self, files: Files) -> Iterator[Found]:
         test = self.read_people(files, TEST_LIST)
         train: set[int] = set()
-        for kind in MODALITIES:
+        for kind in _MODALITY_OF_KIND:
             name = f"idx/train_{kind}.txt"
             labels = dict(self.read_images(files, name))
             people = {path: int(m["person"]) for path in labels if (m := _TRAIN_PATH.fullmatch(path))}
@@ -45,7 +45,7 @@ class LlcmSource(BenchmarkSource):
         yield from self._test_images(files, set(test))
 
     def _train_images(self, files: Files, kind: str, paths: dict[str, int]) -> Iterator[Found]:
-        there = False
+        found = False
         for path in paths:
             match = _TRAIN_PATH.fullmatch(path)
             if outside(path):
@@ -57,9 +57,9 @@ class LlcmSource(BenchmarkSource):
             elif path not in files.entries:
                 yield path, files.refused.get(path, "no such file")
             else:
-                there = True
+                found = True
                 yield self._record(files, path, match, TRAIN)
-        self.check_cameras(files, [kind], [kind] if there else [])
+        self.check_cameras(files, [kind], [kind] if found else [])
 
     def _test_images(self, files: Files, people: set[int]) -> Iterator[Found]:
         cameras, found = set(), set()
@@ -80,8 +80,12 @@ class LlcmSource(BenchmarkSource):
         self.check_cameras(files, expected, cameras)
         self.check_there(people, found, TEST_LIST)
 
-    def _record(self, files: Files, path: str, match: re.Match[str], side: str) -> Found:
+    def _record(self, files: Files, path: str, match: re.Match[str], split: str) -> Found:
         camera = f"cam{int(match['camera'])}"
         return self.record(
-            files.entries[path], int(match["person"]), MODALITIES[match["kind"].lower()], camera, (side,)
+            files.entries[path],
+            int(match["person"]),
+            _MODALITY_OF_KIND[match["kind"].lower()],
+            camera,
+            (split,),
         )

@@ -1,7 +1,7 @@
-"""Layout `regdb`: RegDB, with the lists of its ten trials: ten splits, of which `data.trial` chooses one.
+"""Layout `regdb`: RegDB, with the lists of its ten trials (splits), of which `data.trial` chooses one.
 
 `idx/{train,test}_{visible,thermal}_{1..10}.txt` hold lines `Visible/285/male_back_v_05528_285.bmp 0`: the
-path below the root, and a label that counts the list's people. A person is the number of the folder.
+path below the root, and a label that counts the list's people. The folder's number is the person.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class RegdbSource(BenchmarkSource):
     lists = "idx"
 
     def find(self, files: Files) -> Iterator[Found]:
-        sides: dict[str, list[str]] = defaultdict(lambda: [""] * TRIALS)
+        splits: dict[str, list[str]] = defaultdict(lambda: [""] * TRIALS)
         for trial in range(1, TRIALS + 1):
-            for path, side in self._trial(files, trial).items():
-                sides[path][trial - 1] = side
+            for path, split in self._trial(files, trial).items():
+                splits[path][trial - 1] = split
         cameras = set()
-        for path in sorted(sides):
+        for path in sorted(splits):
             match = _PATH.fullmatch(path)
             if reason := _refusal(path, bool(match), files):
                 yield path, reason
@@ -39,28 +39,28 @@ class RegdbSource(BenchmarkSource):
             camera = match["camera"].lower()
             cameras.add(camera)
             yield self.record(
-                files.entries[path], int(match["person"]), CAMERAS[camera], camera, tuple(sides[path])
+                files.entries[path], int(match["person"]), CAMERAS[camera], camera, tuple(splits[path])
             )
         self.check_cameras(files, CAMERAS, cameras)
 
     def _trial(self, files: Files, trial: int) -> dict[str, str]:
-        """Side of each path on the lists of a trial, checked."""
-        sides: dict[str, str] = {}
+        """The split of each path on the lists of a trial; raises UserError where they contradict."""
+        splits: dict[str, str] = {}
         people: dict[str, set[int]] = {TRAIN: set(), TEST: set()}
-        for side in people:
+        for split in people:
             for camera in CAMERAS:
-                name = f"idx/{side}_{camera}_{trial}.txt"
+                name = f"idx/{split}_{camera}_{trial}.txt"
                 labels = dict(self.read_images(files, name))
                 found = {path: int(match["person"]) for path in labels if (match := _PATH.fullmatch(path))}
                 self.check_labels(name, labels, found)
-                people[side].update(found.values())
-                sides.update(dict.fromkeys(labels, side))
+                people[split].update(found.values())
+                splits.update(dict.fromkeys(labels, split))
         self.check_apart(people[TRAIN], people[TEST], f"idx, trial {trial}")
-        return sides
+        return splits
 
 
 def _refusal(path: str, fits: bool, files: Files) -> str | None:
-    """Why a listed path is no image of the drop; None where it is one."""
+    """Why a listed path is not an image of the drop; None where it is."""
     if outside(path):
         return "outside the drop"
     if not fits:

@@ -1,4 +1,4 @@
-"""Layout `builtin`: the people that come with the project, `builtin:NAME`. Listing renders nothing."""
+"""Layout `builtin`: the people of csdn.synthetic, at `builtin:NAME`; listing them renders no image."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class BuiltinSource:
         self.complete = True
 
     def listing(self) -> list[ImageRecord]:
-        """Every image, sorted by path; sizes are 0, as they are not known before rendering."""
+        """Every image, sorted by path; sizes are 0, because they are not known before rendering."""
         return sorted(map(_record, images_of(self.people)), key=lambda record: record.path)
 
     def read(self, record: ImageRecord) -> bytes:

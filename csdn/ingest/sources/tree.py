@@ -1,7 +1,8 @@
-"""The files under a folder or an s3:// prefix, never leaving it: layouts of files read through this.
+"""The files below a local folder or an s3:// prefix, as all layouts of files read them; nothing outside is
+read.
 
-What operating systems and file servers put beside people's files never reaches a layout. A link to a folder
-is an error: what lies behind it would be missing without a word.
+Files that operating systems and file servers add never reach a layout. A link to a folder is an error,
+because otherwise the images behind it would be missing silently.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from csdn.data.images import BadImage, extension_of
 from csdn.runtime.errors import UserError
 from csdn.runtime.sanitize import has_credentials, redact
 
-# Names, in small letters, of what systems and file servers write; so is all that begins with a dot.
+# Names, in lower case, that systems and file servers write. Every name that begins with a dot counts too.
 _SYSTEM = {
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),  # Windows
     *("__macosx", "icon\r"),  # macOS
@@ -28,7 +29,7 @@ _SYSTEM = {
 
 
 def is_system_file(path: str) -> bool:
-    """Whether a file is hidden, a system's own, or in such a folder: it is ignored in every layout.
+    """Whether a file is hidden, a system file, or in such a folder; every layout ignores it.
 
     >>> is_system_file("cam1/0001/._0001.jpg"), is_system_file("@eaDir/a.jpg"), is_system_file("a/b.jpg")
     (True, True, False)
@@ -47,7 +48,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Files:
-    """All files below a root, by path; what was refused: path -> reason; and ignored files of systems."""
+    """All files below a root by path, refused files (path -> reason), and the ignored system files."""
 
     entries: dict[str, FileEntry]
     refused: dict[str, str]
@@ -56,8 +57,8 @@ class Files:
     def real_path(self, written: str) -> str:
         """The path of the file that a list or manifest means by `written`.
 
-        Where no file is called exactly so, the one that is but for separators (`\\`), letter case or the
-        composition of Unicode letters. Where there is none, or more than one: `written`, with `/`.
+        If no file has exactly that path, it is the file whose path differs in separators (`\\`), letter case
+        or Unicode composition only. If there is none, or more than one: `written`, with `/`.
         """
         if written in self.entries or written in self.refused:
             return written
@@ -101,7 +102,9 @@ def _refuse_credentials(address: str) -> None:
 
 
 class LocalTree:
-    """A local folder. A link to a folder is an error; one to a file is followed where it stays inside."""
+    """A local folder. A link to a folder is an error; a link to a file is followed if the target is
+    inside.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -138,7 +141,7 @@ class LocalTree:
                         yield entry, prefix + entry.name
 
     def _check_link(self, entry: os.DirEntry[str], path: str) -> None:
-        """Raise UserError for a link to a folder, or to nothing: behind it may be a whole camera."""
+        """Raise UserError for a link to a folder or to nothing, which may stand for a whole camera."""
         if not entry.is_symlink() or entry.is_file() or (extension_of(path) and not entry.is_dir()):
             return
         target = _printable(str(Path(entry.path).readlink()))
@@ -174,24 +177,24 @@ class RemoteTree:
     """A prefix of an object store."""
 
     def __init__(self, address: str) -> None:
-        # Imported here: processes that read folders start faster without a client.
+        # Imported here, because processes that read folders start faster without botocore.
         from csdn.data.storage import Store
 
         self.store = Store(address)
 
     def files(self) -> Files:
-        found = list(self.store.objects())
-        if not found:
+        objects = list(self.store.objects())
+        if not objects:
             raise UserError(f"{self.store.address}: nothing there; is the prefix right?")
-        ignored = [one.name for one in found if is_system_file(one.name)]
-        taken = (one for one in found if not is_system_file(one.name))
-        return Files({one.name: FileEntry(one.name, one.size, one.etag) for one in taken}, {}, ignored)
+        ignored = [found.name for found in objects if is_system_file(found.name)]
+        entries = (FileEntry(found.name, found.size, found.etag) for found in objects)
+        return Files({entry.path: entry for entry in entries if not is_system_file(entry.path)}, {}, ignored)
 
     def read(self, path: str) -> bytes:
         try:
             return self.store.read(path)
         except FileNotFoundError as error:
-            raise UserError(f"{error}: it was listed, and is not there any more") from None
+            raise UserError(f"{error}: it was listed, but does not exist any more") from None
 
     def sub_folders(self) -> list[str]:
         """Addresses of the prefixes directly below this one, sorted."""

@@ -1,4 +1,4 @@
-"""Every image is embedded once: in the row where it belongs, and not again after a kill."""
+"""The features of every image are extracted once, at its index, and not again after a kill."""
 
 import numpy as np
 import pytest
@@ -17,8 +17,8 @@ class Killed(Exception):
     pass
 
 
-class Walk:
-    """Batches of IMAGES in some order; a killed walk ends after so many of them."""
+class Batches:
+    """Batches of IMAGES in some order; a killed run ends after so many of them."""
 
     def __init__(self, kill_after=None):
         self.kill_after, self.given = kill_after, []
@@ -35,33 +35,33 @@ class Walk:
                 yield np.array(rows), IMAGES[rows], "visible"
 
 
-def mean_and_first(walk, state, pace=None):
+def mean_and_first(batches, state, timer=None):
     def batches_from(start):
-        for rows, images, _ in walk(start):
+        for rows, images, _ in batches(start):
             yield rows, {"mean": images.mean(dim=(2, 3)), "first": images[:, 0, 0]}
 
-    return extract_features(batches_from, len(IMAGES), state, lambda *_: None, pace)
+    return extract_features(batches_from, len(IMAGES), state, lambda *_: None, timer)
 
 
-def test_features_stand_in_the_rows_of_their_images_whatever_the_order_of_batches(tmp_path):
+def test_features_are_at_the_indices_of_their_images_whatever_the_order_of_batches(tmp_path):
     with open_state("stage", "k", tmp_path) as state:
-        found = mean_and_first(Walk(), state)
+        found = mean_and_first(Batches(), state)
     np.testing.assert_array_equal(found["mean"], np.arange(7.0)[:, None].repeat(3, axis=1))
     np.testing.assert_array_equal(found["first"], np.arange(7.0)[:, None].repeat(2, axis=1))
 
 
 @pytest.mark.parametrize("kills", [[0], [1], [2], [3], [1, 1, 1], [2, 0, 1]])
-def test_a_killed_walk_goes_on_behind_the_last_image_that_was_saved(tmp_path, kills):
+def test_a_killed_run_continues_after_the_last_saved_image(tmp_path, kills):
     given = []
     for kill_after in kills:
-        walk = Walk(kill_after)
+        batches = Batches(kill_after)
         with pytest.raises(Killed), open_state("stage", "k", tmp_path) as state:
-            mean_and_first(walk, state, CheckpointTimer(rest=0, least=0))
-        given += walk.given
+            mean_and_first(batches, state, CheckpointTimer(rest=0, least=0))
+        given += batches.given
     with open_state("stage", "k", tmp_path) as state:
-        last = Walk()
+        last = Batches()
         found = mean_and_first(last, state)
-        again = mean_and_first(Walk(kill_after=0), state)  # all of it was saved: nothing is asked for
+        again = mean_and_first(Batches(kill_after=0), state)  # everything was saved, so no batch is requested
     assert given + last.given == BATCHES
     assert set(found) == set(again) == {"mean", "first"}
     for name, values in found.items():
@@ -69,15 +69,15 @@ def test_a_killed_walk_goes_on_behind_the_last_image_that_was_saved(tmp_path, ki
         np.testing.assert_array_equal(again[name], values)
 
 
-def test_the_walk_over_images_from_any_batch_on_gives_the_rest_of_it(tmp_path):
+def test_loading_from_any_batch_on_gives_the_remaining_batches(tmp_path):
     table = write_data(tmp_path)
-    walk = ImageBatches(table, tmp_path / "shards", (64, 32), "imagenet", 5)
-    whole = list(load_images(walk, 0))
+    batches = ImageBatches(table, tmp_path / "shards", (64, 32), "imagenet", 5)
+    whole = list(load_images(batches, 0))
     assert {modality for _, _, modality in whole} == {"visible", "infrared"}
     assert sorted(np.concatenate([rows for rows, _, _ in whole])) == list(range(len(table)))
     done = 0
     for number, (rows, _, _) in enumerate(whole):
-        rest = list(load_images(walk, 0, done))
+        rest = list(load_images(batches, 0, done))
         assert len(rest) == len(whole) - number
         for (rows_a, images_a, modality_a), (rows_b, images_b, modality_b) in zip(
             rest, whole[number:], strict=True
@@ -86,4 +86,4 @@ def test_the_walk_over_images_from_any_batch_on_gives_the_rest_of_it(tmp_path):
             np.testing.assert_array_equal(rows_a, rows_b)
             assert torch.equal(images_a, images_b)
         done += len(rows)
-    assert list(load_images(walk, 0, done)) == []
+    assert list(load_images(batches, 0, done)) == []

@@ -1,4 +1,4 @@
-"""The feed: a plan's rows as tensors, whoever makes them."""
+"""The data loader: the rows of a plan as tensors, whichever process makes them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def data(tmp_path_factory):
     return write_data(root), root / "shards"
 
 
-def feed(data, processes=0, seed=0):
+def loader(data, processes=0, seed=0):
     table, shards = data
     return TrainLoader(TrainSource(table, shards, 2, 2, SIZE, "imagenet", 10, seed), processes)
 
@@ -40,7 +40,7 @@ def assert_same(one, other):
 
 
 def test_an_epoch_is_the_plan_s_rows_in_their_order(data):
-    made = feed(data)
+    made = loader(data)
     plan = made.source.plan(1)
     batches = list(made.epoch(1))
     assert [(batch.epoch, batch.step) for batch in batches] == [(1, step) for step in range(len(plan))]
@@ -54,21 +54,21 @@ def test_an_epoch_is_the_plan_s_rows_in_their_order(data):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_any_number_of_processes_gives_the_same_bits_epoch_after_epoch(data, processes):
-    alone, shared = feed(data), feed(data, processes)
+    alone, shared = loader(data), loader(data, processes)
     for epoch in (0, 1):
         for one, other in zip(alone.epoch(epoch), shared.epoch(epoch), strict=True):
             assert_same(one, other)
 
 
-def test_a_feed_started_at_row_n_goes_on_as_if_it_had_not_stopped(data):
-    made = feed(data, processes=1)
+def test_a_loader_started_at_row_n_continues_as_if_it_had_not_stopped(data):
+    made = loader(data, processes=1)
     whole = list(made.epoch(2))
     for one, other in zip(whole[3:], made.epoch(2, start=3), strict=True):
         assert_same(one, other)
 
 
-def test_an_epoch_given_up_half_way_leaves_nothing_in_the_next(data):
-    alone, made = feed(data), feed(data, processes=2)
+def test_an_epoch_that_is_not_read_to_its_end_leaves_nothing_in_the_next(data):
+    alone, made = loader(data), loader(data, processes=2)
     for epoch in range(4):
         batches = made.epoch(epoch)
         next(batches)
@@ -78,7 +78,7 @@ def test_an_epoch_given_up_half_way_leaves_nothing_in_the_next(data):
 
 
 def test_batches_that_are_kept_keep_their_values(data):
-    made = feed(data, processes=1)
+    made = loader(data, processes=1)
     kept = list(made.epoch(0))
     copies = [batch.infrared.clone() for batch in kept]
     list(made.epoch(1))
@@ -86,36 +86,36 @@ def test_batches_that_are_kept_keep_their_values(data):
 
 
 def test_two_draws_of_an_image_differ_and_so_do_the_views(data):
-    made = feed(data)
+    made = loader(data)
     first, second = next(made.epoch(0)), next(made.epoch(1))
     assert not torch.equal(first.visible_view1, first.visible_view2)
     assert not torch.equal(first.infrared, second.infrared)
-    assert not torch.equal(first.infrared, next(feed(data, seed=1).epoch(0)).infrared)
+    assert not torch.equal(first.infrared, next(loader(data, seed=1).epoch(0)).infrared)
 
 
 def test_a_visible_image_is_decoded_once_for_its_two_views(data, monkeypatch):
     decoded = []
     monkeypatch.setattr("csdn.data.batch.decode", lambda *image: decoded.append(1) or decode(*image))
-    next(feed(data).epoch(0))
+    next(loader(data).epoch(0))
     assert len(decoded) == 2 * 2 * 2  # people, images, modalities
 
 
-def test_the_feed_does_not_touch_torch_s_own_randomness(data):
+def test_the_loader_does_not_touch_torch_s_own_randomness(data):
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    list(feed(data, processes=1).epoch(0))
+    list(loader(data, processes=1).epoch(0))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("processes", [0, 2])
 def test_test_images_come_once_each_in_order_without_augmentation(data, processes):
     table, shards = data
-    ordinals = table.of("infrared")
-    got = list(test_loader(table, ordinals, shards, SIZE, "clip", 5, processes))
+    indices = table.of("infrared")
+    got = list(test_loader(table, indices, shards, SIZE, "clip", 5, processes))
     assert [len(part) for part, _ in got] == [5, 5, 5, 3]
-    assert np.concatenate([part for part, _ in got]).tolist() == ordinals.tolist()
+    assert np.concatenate([part for part, _ in got]).tolist() == indices.tolist()
     reader = ShardReader(shards)
-    last = ordinals[-1]
+    last = indices[-1]
     jpeg = reader.read(table.shard_names[table.shard[last]], int(table.offset[last]), int(table.size[last]))
     image = resize(simplejpeg.decode_jpeg(jpeg), SIZE)
     expected = TestTransform("clip")([image], np.empty((1, 3, *SIZE), np.float32))[0]
@@ -132,7 +132,7 @@ def test_an_image_altered_after_ingest_is_named_and_never_trained_on(tmp_path, p
     content[image.stop - 40] ^= 1
     decode(bytes(content[image]), "jpg")
     shard.write_bytes(content)
-    made = feed((table, tmp_path / "shards"), processes)
+    made = loader((table, tmp_path / "shards"), processes)
     first = next(epoch for epoch in range(9) if 0 in made.source.plan(epoch).infrared)
     with pytest.raises(UserError, match="is not what ingest put there") as error:
         list(made.epoch(first))
@@ -142,13 +142,13 @@ def test_an_image_altered_after_ingest_is_named_and_never_trained_on(tmp_path, p
 
 @pytest.mark.slow  # death is looked for every five seconds
 def test_a_killed_process_is_an_error_that_says_so(data, fault):
-    made = feed(data, processes=1)
+    made = loader(data, processes=1)
     batches = made.epoch(0)
     next(batches)
-    os.kill(made.executor.loader._iterator._workers[0].pid, signal.SIGKILL)
-    with pytest.raises(UserError, match="a process of the feed died: DataLoader worker") as error:
+    os.kill(made.batches.loader._iterator._workers[0].pid, signal.SIGKILL)
+    with pytest.raises(UserError, match="a data loader process died: DataLoader worker") as error:
         list(batches)
-    fault("processes", "a process of the feed is killed (SIGKILL)", error.value)
+    fault("processes", "a data loader process is killed (SIGKILL)", error.value)
 
 
 @pytest.mark.parametrize("processes", [0, 1])
@@ -157,12 +157,12 @@ def test_an_image_that_takes_more_memory_than_there_is_is_an_error_that_says_so(
 ):
     monkeypatch.setattr("csdn.data.batch.decode", lambda *image: np.empty((2**40, 2**10)))
     with pytest.raises(UserError, match="memory ran out") as error:
-        next(feed(data, processes).epoch(0))
-    fault("disk and memory", "memory runs out in a process of the feed", error.value)
+        next(loader(data, processes).epoch(0))
+    fault("disk and memory", "memory runs out in a data loader process", error.value)
 
 
 def test_people_without_a_modality_are_refused_before_any_work(data, fault):
     table, shards = data
     with pytest.raises(UserError, match="6 people to train on") as error:
         TrainLoader(TrainSource(table, shards, 7, 2, SIZE, "imagenet", 10, 0), 2).epoch(0)
-    fault("training", "a feed for more people than there are", error.value)
+    fault("training", "a batch of more people than there are", error.value)

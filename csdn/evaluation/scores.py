@@ -76,7 +76,7 @@ def first_trial(
     gallery = search.galleries[0]
     arguments = _arguments(search, labels, distances, gallery, 0)
     metrics, rows = query_metrics(*arguments), np.append(gallery, -1)  # place -1 is the entry behind the end
-    return metrics, rows[top_ranked(*arguments, count=count)], rows[metrics.first_right]
+    return metrics, rows[top_ranked(*arguments, count=count)], rows[metrics.first_match]
 
 
 class PairSearch(NamedTuple):

@@ -64,7 +64,7 @@ def query_trials(
 ) -> Iterator[tuple[np.ndarray, QueryMetrics]]:
     """Of each trial of a search: its queries, as rows of the index [q], and the figures of each."""
     for trial, gallery in enumerate(search.galleries):
-        yield search.asking(trial), query_metrics(*_arguments(search, labels, distances, gallery, trial))
+        yield search.queries_of(trial), query_metrics(*_arguments(search, labels, distances, gallery, trial))
 
 
 def first_trial(
@@ -229,7 +229,7 @@ def _arguments(
     search: Search, labels: Labels, distances: Distances, gallery: np.ndarray, trial: int
 ) -> tuple[Any, ...]:
     """What the functions of csdn.evaluation.metrics take."""
-    queries = search.asking(trial)
+    queries = search.queries_of(trial)
     return (
         distances(queries, gallery, trial),
         labels.people[queries],

@@ -20,7 +20,7 @@ from csdn.data.features import MakeEmbeds, extract_features, extract_local
 from csdn.data.loader import ImageBatches, TrainLoader
 from csdn.data.state import StageState
 from csdn.evaluation.run import Experiment, embedders, prepare, test_walk
-from csdn.evaluation.scores import feature_distances, headline_figures, trial_metrics
+from csdn.evaluation.scores import feature_distances, trial_metrics, trial_statistics
 from csdn.ingest.run import ingest
 from csdn.ingest.sync import open_drop
 from csdn.model import fuse_batch_norms, load_clip
@@ -157,7 +157,7 @@ def searched(
 ) -> Iterator[tuple[str, str, float]]:
     """(direction, metric, percent) of features [images, D] of the experiment's images."""
     for search in experiment.searches:
-        found = headline_figures(trial_metrics(search, experiment.labels, feature_distances(features)))
+        found = trial_statistics(trial_metrics(search, experiment.labels, feature_distances(features)))
         for metric in metrics:
             yield DIRECTIONS[search.name], metric, found[metric]["mean"]
 

@@ -13,7 +13,7 @@ from csdn.data.catalog import load_dataset
 from csdn.data.labels import spelling_notes
 from csdn.evaluation.protocols import Index, canonical_index, protocol, rule_cameras, rule_people
 from csdn.evaluation.run import counts_of
-from csdn.evaluation.scores import Labels, feature_distances, headline_figures, trial_metrics
+from csdn.evaluation.scores import Labels, feature_distances, trial_metrics, trial_statistics
 from csdn.runtime.documents import delimiter_of, read_text
 from csdn.runtime.errors import UserError
 
@@ -95,7 +95,7 @@ def evaluate_features(features: np.ndarray, index: Index, name: str, **options: 
     figures: dict[str, Any] = {"features": {}, "counts": {}}
     for search in searches:
         trials = trial_metrics(search, labels, feature_distances(features))
-        figures["features"][search.name] = headline_figures(trials)
+        figures["features"][search.name] = trial_statistics(trials)
         figures["counts"][search.name] = counts_of(
             search, index, labels.people, trials[0].valid_queries, name, options
         )

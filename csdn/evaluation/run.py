@@ -40,9 +40,9 @@ from csdn.evaluation.scores import (
     cmc_rows,
     feature_distances,
     first_trial,
-    headline_figures,
     random_ranking,
     trial_metrics,
+    trial_statistics,
 )
 from csdn.evaluation.text_maps import TextMaps, examples, text_maps
 from csdn.model import CSDN, fuse_batch_norms, load, load_clip
@@ -134,7 +134,7 @@ def evaluate(experiment: Experiment, methods: Mapping[str, Distances], seed: int
     for number, search in enumerate(experiment.searches):
         for name, distances in {**methods, "chance": random_ranking(seed, number)}.items():
             trials = trial_metrics(search, experiment.labels, distances)
-            figures[name][search.name] = headline_figures(trials)
+            figures[name][search.name] = trial_statistics(trials)
             cmc += cmc_rows(trials, name, search.name)
     pairs, left_out = camera_tables(experiment, methods["trained"])
     queries = [

@@ -315,7 +315,7 @@ def test_counts_of_the_published_experiments_are_compared_and_those_of_miniature
     less = {**whole, "gallery": 111, "excluded_pairs": None, "published": whole}
     assert notes({"infrared_to_visible": less}) == [
         "infrared to visible: WARNING: 111 gallery, the published experiment has 112",
-        "infrared to visible: 1595 of 3803 queries have no right image to find and are left out",
+        "infrared to visible: 1595 of 3803 queries have no match in the gallery and are left out",
     ]
 
 

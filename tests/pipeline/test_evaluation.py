@@ -177,7 +177,7 @@ def test_notes_name_a_rule_that_never_fires_and_queries_without_a_match():
     }
     assert notes(counts) == [
         "infrared to visible: the rule that excludes images of a query's own person and camera never fires",
-        "visible to infrared: 1 of 4 queries have no right image to find and are left out",
+        "visible to infrared: 1 of 4 queries have no match in the gallery and are left out",
     ]
     none_left = {"x_to_y": {"queries": 4, "valid_queries": 0, "excluded_pairs": 4}}
     assert notes(none_left) == ["x to y: no query has a right image to find, so there are no figures"]

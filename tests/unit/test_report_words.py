@@ -42,15 +42,15 @@ def test_words_call_a_difference_within_the_spread_what_it_is(trained, said):
 def test_words_state_figure_spread_and_chance():
     (sentence,) = wording.opening(figures_of(trained=40.0, clip=30.0))
     assert plain(sentence) == (
-        "An a image finds its person first in 40.0 ± 1.0 % of searches among 40 b images; "
-        "chance finds 2.0 ± 1.0 %."
+        "An a query has its person at rank 1 in 40.0 ± 1.0 % of searches among 40 b images; "
+        "by chance it would be 2.0 ± 1.0 %."
     )
     assert plain(wording.with_spread({"mean": 40.0, "std": None})) == "40.0 %"
 
 
 def test_words_without_a_figure_state_none():
     figures = figures_of(trained=None, clip=None)
-    assert wording.opening(figures) == ["No a image has a right b image to find, so there is no figure."]
+    assert wording.opening(figures) == ["No a image has a match among the b images, so there is no figure."]
     assert wording.comparison("a_to_b", figures) == wording.order(figures) == ""
 
 

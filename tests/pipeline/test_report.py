@@ -96,7 +96,7 @@ def test_page_shows_every_part(page):
     for part in ("What to look at next", "hardest failures", "Easiest confusions", "Camera by camera"):
         assert part in text
     for part in (
-        "How far apart",
+        "Distances between",
         "two dimensions",
         "How well texts name",
         "Where the text acts",
@@ -145,7 +145,7 @@ def test_one_test_person_has_a_report_without_the_parts_that_compare_people(tmp_
     page = write_report(PARAMS, root, root / "report").read_text("utf-8")
     assert "<li>test people <b>1</b></li>" in page
     assert 'id="distances"' not in page and 'id="embedding"' not in page
-    assert "No query has somebody else at rank 1." in page
+    assert "No query has another person at rank 1." in page
     assert not (root / "report" / "figures" / "embedding2d.png").exists()
 
 

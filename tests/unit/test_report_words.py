@@ -79,14 +79,14 @@ def naming(**changes):
 def test_naming_compares_the_fused_text_with_the_better_one_alone():
     found = naming(infrared_names_infrared=52.0, fused_names_infrared=47.0, fused_names_visible=50.04)
     cross, change = map(plain, naming_words(found, people=40))
-    assert "names 50.0 % of the infrared images" in cross and "40 texts would name 2.5 %" in cross
+    assert "names 50.0 % of the infrared images" in cross and "40 texts, chance would name 2.5 %" in cross
     assert "names as many visible images as the better of the two alone" in change
     assert "5.0 points fewer of the infrared images than the better of the two alone, infrared only" in change
 
 
 def test_naming_says_whose_images_it_is_of_where_only_new_people_were_learnt():
     whose, *rest = map(plain, naming_words(naming(new_people=7), people=40))
-    assert "those of the 7 people who were new" in whose and len(rest) == 2
+    assert "those of the 7 new identities" in whose and len(rest) == 2
     assert naming_bars({"new_people": 0}) == []
     assert naming_gap({"new_people": 0}) is None
     assert "the texts are those of the champion" in naming_words({"new_people": 0}, people=40)[0]

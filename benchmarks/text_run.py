@@ -19,8 +19,8 @@ from csdn.data.catalog import load_dataset
 from csdn.data.features import MakeEmbeds, extract_features, extract_local
 from csdn.data.loader import ImageBatches, TrainLoader
 from csdn.data.state import StageState
-from csdn.evaluation.run import Experiment, embedders, prepare, test_walk
-from csdn.evaluation.scores import feature_distances, headline_figures, trial_metrics
+from csdn.evaluation.run import Experiment, embedders, prepare, test_batches
+from csdn.evaluation.scores import feature_distances, trial_metrics, trial_statistics
 from csdn.ingest.run import ingest
 from csdn.ingest.sync import open_drop
 from csdn.model import fuse_batch_norms, load_clip
@@ -128,7 +128,7 @@ def tested(inputs: TrainingInputs, params: Params, data: Path) -> dict[str, floa
     experiment = prepare(load_dataset(data), evaluation.protocol, **evaluation.options())
     clip = load_clip(params.model.clip, params.model.weights)
     embeds = partial(embedders, params, clip, fuse_batch_norms(inputs.model))
-    found = embedded(test_walk(experiment.table, params, data), embeds, params)
+    found = embedded(test_batches(experiment.table, params, data), embeds, params)
     figures = {f"{name}.{metric}": of for name, metric, of in searched(experiment, found["trained"], METRICS)}
     f, g = branches(found["trained"], inputs.model.config.map_channels)
     for name, features in (("f", f), ("g", g)):
@@ -157,7 +157,7 @@ def searched(
 ) -> Iterator[tuple[str, str, float]]:
     """(direction, metric, percent) of features [images, D] of the experiment's images."""
     for search in experiment.searches:
-        found = headline_figures(trial_metrics(search, experiment.labels, feature_distances(features)))
+        found = trial_statistics(trial_metrics(search, experiment.labels, feature_distances(features)))
         for metric in metrics:
             yield DIRECTIONS[search.name], metric, found[metric]["mean"]
 

@@ -26,7 +26,7 @@ import torch
 from text_run import METRICS, embedded, searched, silent
 
 from csdn.data.catalog import load_dataset
-from csdn.evaluation.run import embedders, prepare, test_walk
+from csdn.evaluation.run import embedders, prepare, test_batches
 from csdn.ingest.run import ingest
 from csdn.ingest.sync import open_drop
 from csdn.model import fuse_batch_norms, load, load_clip
@@ -130,7 +130,7 @@ def tested(params: Params, model: Path) -> dict[str, float]:
     experiment = prepare(load_dataset("today"), evaluation.protocol, **evaluation.options())
     clip = load_clip(params.model.clip, params.model.weights)
     embeds = partial(embedders, params, clip, fuse_batch_norms(load(model)))
-    found = embedded(test_walk(experiment.table, params, Path("today")), embeds, params)
+    found = embedded(test_batches(experiment.table, params, Path("today")), embeds, params)
     return {f"{way} {metric}": of for way, metric, of in searched(experiment, found["trained"], METRICS)}
 
 

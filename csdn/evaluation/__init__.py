@@ -1,4 +1,4 @@
-"""Test features, protocols and figures; needs torch and NumPy alone."""
+"""Protocols, metrics and test features; needs only torch and NumPy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
     "rule_people",
     "top_ranked",
 ]
-_PLACES = {
+_MODULES = {
     "extractors": ("embed_with_flip_tta",),
     "metrics": ("QueryMetrics", "RankMetrics", "query_metrics", "rank_metrics", "top_ranked"),
     "external": ("evaluate_features",),
@@ -33,8 +33,8 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
-    """The names above, imported when they are used: the report reads figures and need not load torch."""
-    for module, names in _PLACES.items():
+    """Import the names above when they are used: the report reads figures without loading torch."""
+    for module, names in _MODULES.items():
         if name in names:
             return getattr(import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

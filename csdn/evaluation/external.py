@@ -1,4 +1,4 @@
-"""Files of `csdn evaluate-features`: somebody's features, and which image each of their rows is."""
+"""Evaluation of any model's features by any protocol, and the files that `csdn evaluate-features` reads."""
 
 from __future__ import annotations
 
@@ -13,11 +13,53 @@ from csdn.data.catalog import load_dataset
 from csdn.data.labels import spelling_notes
 from csdn.evaluation.protocols import Index, canonical_index, protocol, rule_cameras, rule_people
 from csdn.evaluation.run import counts_of
-from csdn.evaluation.scores import Labels, feature_distances, headline_figures, trial_metrics
+from csdn.evaluation.scores import Labels, feature_distances, trial_metrics, trial_statistics
 from csdn.runtime.documents import delimiter_of, read_text
 from csdn.runtime.errors import UserError
 
 COLUMNS = ("person", "modality", "camera", "path")
+
+
+def evaluate_features(features: np.ndarray, index: Index, name: str, **options: Any) -> dict[str, Any]:
+    """The figures of features [n, D], row n being image n of the index, by the protocol `name`.
+
+    Two images are compared by the dot product of their features: normalise features for cosine similarity.
+    index and options: as for `csdn.evaluation.protocol`. Returns {"features": {direction: {figure: {"mean",
+    "std"}}}, "counts": {direction: {...}}}, in percent over the trials. Raises ValueError where the features
+    do not fit the index or are not finite, and as `protocol` does.
+    """
+    if features.ndim != 2 or not np.issubdtype(features.dtype, np.floating):
+        raise ValueError(f"features are {features.dtype} {features.shape}; expected floats [images, numbers]")
+    if not features.shape[1]:
+        raise ValueError(f"features are {features.shape}: no image has a number to be compared by")
+    searches = protocol(name, index, **options)
+    index = canonical_index(name, index)
+    if len(features) != len(index["person"]):
+        raise ValueError(f"{len(features)} features, but the index has {len(index['person'])} images")
+    labels = Labels(rule_people(name, index), rule_cameras(name, index))
+    figures: dict[str, Any] = {"features": {}, "counts": {}}
+    for search in searches:
+        trials = trial_metrics(search, labels, feature_distances(features))
+        figures["features"][search.name] = trial_statistics(trials)
+        figures["counts"][search.name] = counts_of(
+            search, index, labels.people, trials[0].valid_queries, name, options
+        )
+    return figures
+
+
+def label_notes(index: Index, name: str) -> list[str]:
+    """Warnings: labels of the index that the protocol `name` merges, or that look alike and stay separate."""
+    labels = canonical_index(name, index)
+    return [
+        note
+        for what, plural in (("person", "people"), ("camera", "cameras"))
+        for note in spelling_notes(
+            plural,
+            dict(zip(index[what], labels[what], strict=True)),
+            map(str, labels[what]),
+            "name them alike in the index",
+        )
+    ]
 
 
 def read_features(path: Path) -> np.ndarray:
@@ -34,7 +76,7 @@ def read_features(path: Path) -> np.ndarray:
 
 
 def read_index(path: Path) -> dict[str, list[Any]]:
-    """Columns of csdn.evaluation.protocol: of a CSV file, or of the test images below the folder `data`.
+    """The columns for csdn.evaluation.protocol, from a CSV file or from the test images of a folder `data`.
 
     Raises UserError where they are missing or not readable.
     """
@@ -53,50 +95,5 @@ def read_index(path: Path) -> dict[str, list[Any]]:
     if any(None in row or None in row.values() for row in rows):
         raise UserError(f"{path}: a line has more or fewer entries than the head")
     index = {column: [row[column] for row in rows] for column in COLUMNS}
-    # The protocol cameras draws by the image's own name; a path is one.
+    # The protocol cameras draws by the key of an image; a path can be one.
     return index | {"key": [row.get("key", row["path"]) for row in rows]}
-
-
-# Figures of features that somebody made with a model of their own, by any protocol. Pure.
-
-
-def label_notes(index: Index, name: str) -> list[str]:
-    """Warnings: labels of the index that the protocol `name` joins, or that look alike and stay apart."""
-    labels = canonical_index(name, index)
-    return [
-        note
-        for what, plural in (("person", "people"), ("camera", "cameras"))
-        for note in spelling_notes(
-            plural,
-            dict(zip(index[what], labels[what], strict=True)),
-            map(str, labels[what]),
-            "name them alike in the index",
-        )
-    ]
-
-
-def evaluate_features(features: np.ndarray, index: Index, name: str, **options: Any) -> dict[str, Any]:
-    """The figures of features [n, D], row n being image n of the index, by the protocol `name`.
-
-    Two images are compared by the dot product of their features: normalise them where that is meant. index
-    and options: as for `csdn.evaluation.protocol`. Returns {"features": {direction: {figure: {"mean",
-    "std"}}}, "counts": {direction: {...}}}, in percent over the trials. Raises ValueError where the features
-    do not fit the index or are not finite, and as `protocol` does.
-    """
-    if features.ndim != 2 or not np.issubdtype(features.dtype, np.floating):
-        raise ValueError(f"features are {features.dtype} {features.shape}; expected floats [images, numbers]")
-    if not features.shape[1]:
-        raise ValueError(f"features are {features.shape}: no image has a number to be compared by")
-    searches = protocol(name, index, **options)
-    index = canonical_index(name, index)
-    if len(features) != len(index["person"]):
-        raise ValueError(f"{len(features)} features, but the index has {len(index['person'])} images")
-    labels = Labels(rule_people(name, index), rule_cameras(name, index))
-    figures: dict[str, Any] = {"features": {}, "counts": {}}
-    for search in searches:
-        trials = trial_metrics(search, labels, feature_distances(features))
-        figures["features"][search.name] = headline_figures(trials)
-        figures["counts"][search.name] = counts_of(
-            search, index, labels.people, trials[0].valid_queries, name, options
-        )
-    return figures

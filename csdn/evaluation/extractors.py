@@ -1,4 +1,4 @@
-"""What makes a test feature of an image."""
+"""Test features of images: the model's, with the horizontal flip beside it, and CLIP's without training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def embed_with_flip_tta(model: CSDN, images: Tensor, modality: str) -> Tensor:
-    """Retrieval feature [B, 2D]: the test feature of each image and of its mirror image, side by side.
+    """Retrieval feature [B, 2D]: the test features of each image and of its horizontal flip, concatenated.
 
     images: normalised floats [B, 3, H, W] of one modality, "visible" or "infrared"; model in evaluation
     mode. Two images are compared by the dot product of their features, -4 to 4. D is 3072 at RN50. Raises
@@ -27,13 +27,13 @@ def embed_with_flip_tta(model: CSDN, images: Tensor, modality: str) -> Tensor:
 
 
 def with_flip_tta(embed: Embed, images: Tensor, modality: str) -> Tensor:
-    """`embed` of the images and of their mirror images [B, 2D], in one pass of twice the batch."""
+    """`embed` of the images and of their horizontal flips [B, 2D], in one pass of twice the batch."""
     features = embed(torch.cat([images, images.flip(-1)]), modality)
     return torch.cat(features.chunk(2), dim=1)
 
 
 def clip_embed(model: CSDN) -> Embed:
-    """A CLIP that was not trained: its attention pool's raw output g, l2-normalised."""
+    """CLIP without training: its attention pool's raw output g, l2-normalised."""
 
     def embed(images: Tensor, modality: str) -> Tensor:
         return F.normalize(model.image_embeddings(images, modality))
@@ -42,4 +42,5 @@ def clip_embed(model: CSDN) -> Embed:
 
 
 def flipped(embed: Embed) -> Embed:
+    """`embed` with flip TTA."""
     return partial(with_flip_tta, embed)

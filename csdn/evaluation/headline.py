@@ -1,4 +1,4 @@
-"""The figures of metrics/evaluation.json in short: for a terminal, and for `dvc metrics` and `dvc exp`."""
+"""Summaries of metrics/evaluation.json: for a terminal, and for `dvc metrics` and `dvc exp`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ SHOWN_METHODS = {"trained": "trained", "clip": "CLIP", "chance": "chance"}
 
 
 def headline(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """What experiments are compared by: means of the trained model in percent, two digits, and test people.
+    """The figures that experiments are compared by: means of the trained model, in percent, and test people.
 
-    Names are short, since they head the columns of `dvc exp show`: `ir_to_vis.rank1`.
+    Names are short, as they are the column heads of `dvc exp show`: `ir_to_vis.rank1`.
     """
     short = {
         _short(direction): {
@@ -43,7 +43,7 @@ def one_line(figures: Mapping[str, Any]) -> str:
 
 
 def table_lines(figures: Mapping[str, Any], methods: Mapping[str, str] = SHOWN_METHODS) -> list[str]:
-    """The figures of some methods (key -> name shown), in percent; less than 80 columns."""
+    """A table of some methods (key -> name shown), in percent, under 80 columns wide."""
     lines = []
     for direction in figures["counts"]:
         lines.append(f"{direction.replace('_', ' '):20}" + "".join(f"{name:>15}" for name in SHOWN.values()))
@@ -60,7 +60,7 @@ def _cell(figure: Mapping[str, float | None]) -> str:
 
 
 def notes(counts: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What a reader of the figures must know about each direction's counts, in words."""
+    """What a reader of the figures must know about the counts; directions with the same note share a line."""
     said: dict[str, list[str]] = {}
     for direction, count in counts.items():
         for note in _notes(count):
@@ -76,8 +76,8 @@ def _notes(count: Mapping[str, Any]) -> Iterator[str]:
     if not count["valid_queries"]:
         yield "no query has a right image to find, so there are no figures"
     elif left_out:
-        yield f"{left_out} of {count['queries']} queries have no right image to find and are left out"
+        yield f"{left_out} of {count['queries']} queries have no match in the gallery and are left out"
     if count["excluded_pairs"] == 0:
         yield "the rule that excludes images of a query's own person and camera never fires"
     if rest := count.get("camera_pairs_left_out"):
-        yield f"{rest} pairs of cameras have no figures of their own; those with the most people do"
+        yield f"{rest} pairs of cameras have no figures of their own; the pairs with the most people have"

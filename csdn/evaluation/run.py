@@ -1,4 +1,22 @@
-"""How large a search is, and how large it should be where the data is a benchmark's."""
+"""The stage "evaluate": extract features of each test image once, then run the protocol for every method.
+
+Methods: `trained`, and the baselines `clip` (the same CLIP without training), `hog` and `chance`
+(csdn.evaluation.baselines). All get the same queries and galleries. The stage writes:
+
+    metrics/evaluation.json          <method>.<direction>.<figure>.{mean,std}, in percent (0..100) over the
+                                     trials; figures rank1, rank5, rank10, rank20, mAP, mINP; and `counts`
+    metrics/headline.json            the figures that experiments are compared by (csdn.evaluation.headline)
+    evaluation/cmc.csv               rank, score (percent), method, direction
+    evaluation/camera_pairs.csv      trained: queries, rank1, mAP (percent) by query and gallery camera, of at
+                                     most PAIRS (csdn.evaluation.scores) a direction
+    evaluation/queries.parquet       trained, trial 0: a row for each query (QUERIES_SCHEMA)
+    evaluation/features.safetensors  `trained` and `clip` features, float16; row n is row n of the test table
+    evaluation/text_maps.safetensors for some training people, where in an image their text is (TextMaps);
+                                     map n is that of row n of text_maps.csv: key, person, modality
+
+Texts in the CSV files are escaped (csdn.runtime.sanitize.as_cell): people open them in spreadsheets.
+queries.parquet has names as they are.
+"""
 
 from __future__ import annotations
 
@@ -40,9 +58,9 @@ from csdn.evaluation.scores import (
     cmc_rows,
     feature_distances,
     first_trial,
-    headline_figures,
     random_ranking,
     trial_metrics,
+    trial_statistics,
 )
 from csdn.evaluation.text_maps import TextMaps, examples, text_maps
 from csdn.model import CSDN, fuse_batch_norms, load, load_clip
@@ -52,34 +70,6 @@ from csdn.params import Params
 from csdn.runtime.errors import UserError
 from csdn.runtime.files import atomic_folder, write_csv, write_json
 
-
-def counts_of(
-    search: Search,
-    index: Index,
-    people: np.ndarray,
-    valid_queries: int,
-    protocol: str,
-    options: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Counts of a search over an index whose images show `people` [n]; queries and gallery are of trial 0.
-
-    `published` says what some of them should be, where the data is a benchmark's and no miniature of it.
-    """
-    counts = {
-        "queries": len(search.queries),
-        "valid_queries": valid_queries,
-        "gallery": len(search.galleries[0]),
-        "people": len(np.unique(people[search.queries])),
-        "excluded_pairs": excluded_pairs(search, index),
-        "trials": len(search.galleries),
-    }
-    published = published_counts(protocol, counts, **options)
-    return counts | ({"published": published} if published else {})
-
-
-# What the methods achieve on an experiment, as the rows of the files that "evaluate" writes.
-
-
 PAIR = ("query_camera", "gallery_camera")
 PAIR_COLUMNS = ("direction", *PAIR, "queries", "rank1", "mAP")
 QUERIES_SCHEMA = pa.schema(
@@ -88,18 +78,18 @@ QUERIES_SCHEMA = pa.schema(
         "key": pa.string(),
         "person": pa.string(),
         "camera": pa.string(),
-        "first_rank": pa.int64(),  # 1 = the best; null where the query has no right image to find
+        "first_rank": pa.int64(),  # of the first match, 1 = the best; null where the query has no match
         "ap": pa.float64(),  # percent
         "inp": pa.float64(),  # percent
-        "top_keys": pa.list_(pa.string()),  # the ten best gallery images, the best first
-        "right_key": pa.string(),  # the right gallery image that is ranked best
+        "top_keys": pa.list_(pa.string()),  # the ten top-ranked gallery images, the best first
+        "right_key": pa.string(),  # the first match
     }
 )
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """The test images and who searches whom among them; `index` are the protocol's columns."""
+    """The test images and the searches of a protocol over them; `index` are the protocol's columns."""
 
     table: SampleTable
     index: Mapping[str, Sequence[str]]
@@ -110,16 +100,8 @@ class Experiment:
 
 
 @dataclass(frozen=True)
-class PeopleMaps:
-    """Text maps of some training people; row n of `images` (key, person, modality) is image n of the maps."""
-
-    images: list[dict[str, str]]
-    maps: TextMaps
-
-
-@dataclass(frozen=True)
 class Results:
-    """What is written: metrics/evaluation.json, and the rows of the files in evaluation/."""
+    """The content of metrics/evaluation.json, and the rows of the files in evaluation/."""
 
     figures: dict[str, Any]
     cmc: list[dict[str, Any]]
@@ -127,137 +109,12 @@ class Results:
     queries: list[dict[str, Any]]
 
 
-def evaluate(experiment: Experiment, methods: Mapping[str, Distances], seed: int) -> Results:
-    """Every method on every search of the experiment; chance is added."""
-    figures: dict[str, Any] = {name: {} for name in METHODS}
-    cmc: list[dict[str, Any]] = []
-    for number, search in enumerate(experiment.searches):
-        for name, distances in {**methods, "chance": random_ranking(seed, number)}.items():
-            trials = trial_metrics(search, experiment.labels, distances)
-            figures[name][search.name] = headline_figures(trials)
-            cmc += cmc_rows(trials, name, search.name)
-    pairs, left_out = camera_tables(experiment, methods["trained"])
-    queries = [
-        row for search in experiment.searches for row in query_rows(experiment, search, methods["trained"])
-    ]
-    valid = Counter(row["direction"] for row in queries if row["first_rank"] is not None)
-    figures["counts"] = {
-        search.name: counts_of(
-            search,
-            experiment.index,
-            experiment.labels.people,
-            valid[search.name],
-            experiment.protocol,
-            experiment.options,
-        )
-        | ({"camera_pairs_left_out": left_out[search.name]} if left_out[search.name] else {})
-        for search in experiment.searches
-    }
-    return Results(figures, cmc, pairs, queries)
+@dataclass(frozen=True)
+class PeopleMaps:
+    """Text maps of some training people; row n of `images` (key, person, modality) is image n of the maps."""
 
-
-def camera_tables(
-    experiment: Experiment, distances: Distances
-) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Rows of camera_pairs.csv, and how many pairs of cameras each search leaves out.
-
-    These are a row too, without figures: the table does not look whole where it is not.
-    """
-    names = dict(zip(experiment.labels.cameras.tolist(), experiment.index["camera"], strict=True))
-    table, left_out = [], {}
-    for search in experiment.searches:
-        rows, left_out[search.name] = camera_pairs(search, experiment.labels, distances)
-        table += [row | {column: names[row[column]] for column in PAIR} for row in rows]
-        if left_out[search.name]:
-            rest = {"query_camera": f"{left_out[search.name]} other pairs"}
-            table.append(dict.fromkeys(PAIR_COLUMNS) | {"direction": search.name} | rest)
-    return table, left_out
-
-
-def query_rows(experiment: Experiment, search: Search, distances: Distances) -> list[dict[str, Any]]:
-    """Rows of queries.parquet: each query of a search in trial 0."""
-    metrics, top, right = first_trial(search, experiment.labels, distances)
-    key = experiment.index["key"]
-    rows = []
-    for number, query in enumerate(search.queries):
-        valid = bool(metrics.valid[number])
-        rows.append(
-            {
-                "direction": search.name,
-                "key": key[query],
-                "person": experiment.index["person"][query],
-                "camera": experiment.index["camera"][query],
-                "first_rank": int(metrics.first_rank[number]) if valid else None,
-                "ap": round(100 * float(metrics.ap[number]), 6) if valid else None,
-                "inp": round(100 * float(metrics.inp[number]), 6) if valid else None,
-                "top_keys": [key[row] for row in top[number] if row >= 0],
-                "right_key": key[right[number]] if valid else None,
-            }
-        )
-    return rows
-
-
-def write_results(
-    results: Results, features: Mapping[str, np.ndarray], people: PeopleMaps, out: Path
-) -> None:
-    """The folder `evaluation/`, whole or not at all."""
-    with atomic_folder(out) as folder:
-        write_csv(folder / "cmc.csv", results.cmc)
-        write_csv(folder / "camera_pairs.csv", results.camera_pairs, PAIR_COLUMNS)
-        pq.write_table(pa.Table.from_pylist(results.queries, QUERIES_SCHEMA), folder / "queries.parquet")
-        halves = {name: torch.from_numpy(features[name]).half() for name in ("trained", "clip")}
-        (folder / "features.safetensors").write_bytes(serialize(halves))
-        write_csv(folder / "text_maps.csv", people.images)
-        maps = {name: found.cpu().contiguous() for name, found in people.maps._asdict().items()}
-        (folder / "text_maps.safetensors").write_bytes(serialize(maps))
-
-
-# Text maps of some training people, from the data's files: only training people have a text.
-
-
-def maps_of_people(model: CSDN, dataset: Dataset, params: Params, data: Path) -> PeopleMaps:
-    """Maps of a visible and an infrared image of a few evenly chosen people; visible images first."""
-    table, texts = dataset.train_table(), model.fused_text_features()
-    names = dict(zip(dataset.people["row"].to_pylist(), dataset.people["person"].to_pylist(), strict=True))
-    rows = examples(table.label, table.modality)
-    size, normalize = params.model.image_size, params.model.normalize
-    images, maps = [], []
-    for code, modality in enumerate(MODALITIES):
-        of = rows[table.modality[rows] == code]
-        for found, pixels in test_loader(table, of, shards_at(params, data), size, normalize, len(of), 0):
-            labels = torch.from_numpy(table.label[found]).to(texts.device)
-            maps.append(text_maps(model, pixels.to(texts.device), modality.value, texts, labels))
-        images += [
-            {"key": str(table.key[row]), "person": names[table.person_row[row]], "modality": modality.value}
-            for row in of
-        ]
-    return PeopleMaps(images, TextMaps(*map(torch.cat, zip(*maps, strict=True))))
-
-
-# The stage "evaluate" from files to files: embed each test image once, run the protocol for every method.
-#
-# Methods: `trained`, and the baselines `clip` (the same CLIP before any training), `hog` and `chance`
-# (csdn.evaluation.baselines). All get the same queries and galleries. What is written:
-#
-#     metrics/evaluation.json          <method>.<direction>.<figure>.{mean,std}, in percent (0..100) over the
-#                                      trials; figures rank1, rank5, rank10, rank20, mAP, mINP; and `counts`
-#     metrics/headline.json            what experiments are compared by (csdn.evaluation.headline)
-#     evaluation/cmc.csv               rank, score (percent), method, direction
-#     evaluation/camera_pairs.csv      trained: queries, rank1, mAP (percent) by query and gallery camera, of
-#                                      PAIRS (csdn.evaluation.scores) a direction at most
-#     evaluation/queries.parquet       trained, trial 0: a row for each query (QUERIES_SCHEMA)
-#     evaluation/features.safetensors  `trained` and `clip` features, float16; row n is row n of the test
-# table
-#     evaluation/text_maps.safetensors for some training people, where in an image their text is (TextMaps);
-#                                      map n is that of row n of text_maps.csv: key, person, modality
-#
-# Texts in the CSV files are escaped (csdn.runtime.sanitize.as_cell): people open them in spreadsheets.
-# queries.parquet has names as they are.
-
-
-EMBEDDERS_OF = ("trained", "clip", "hog")  # those that look at images
-
-Progress = Callable[[str, str], AbstractContextManager[Callable[..., None]]]
+    images: list[dict[str, str]]
+    maps: TextMaps
 
 
 def run_evaluation(
@@ -266,10 +123,10 @@ def run_evaluation(
     model: Path,
     out: Path,
     metrics: Path,
-    progress: Progress,
+    progress: Callable[[str, str], AbstractContextManager[Callable[..., None]]],
     embedder: Embedder = extract_local,
 ) -> Mapping[str, Any]:
-    """Evaluate the model in folder `model` on the test people; returns what is written to `metrics`.
+    """Evaluate the model in folder `model` on the test people; returns the content of `metrics`.
 
     Writes folder `out` too, and headline.json beside `metrics`. embedder: this one, or csdn.cluster's.
     Raises UserError where no test person has an image of one modality, a gallery would be empty, or weights
@@ -280,15 +137,14 @@ def run_evaluation(
     experiment = prepare(dataset, params.evaluation.protocol, **params.evaluation.options())
     clip = load_clip(params.model.clip, params.model.weights)
     trained = _load(model)
-    walk = test_walk(experiment.table, params, data)
-    make_embeds = partial(embedders, params, clip, trained)
-    embedded = partial(embedder, walk, make_embeds, params.scaling, device)
+    batches = test_batches(experiment.table, params, data)
+    extract = partial(embedder, batches, partial(embedders, params, clip, trained), params.scaling, device)
     inputs = (data / "samples.parquet", data / "people.parquet", *sorted(model.iterdir()))
     with open_state("evaluate", stage_key("evaluation", params, clip.sha256, inputs)) as state:
         with progress("embed", "images") as report:
-            features = extract_features(embedded, len(experiment.table), state, report)
+            features = extract_features(extract, len(experiment.table), state, report)
         _check_finite(features)
-        methods = {name: feature_distances(features[name]) for name in EMBEDDERS_OF}
+        methods = {name: feature_distances(features[name]) for name in METHODS if name in features}
         results = evaluate(experiment, methods, params.seed)
         write_results(results, features, maps_of_people(trained.to(device), dataset, params, data), out)
         write_json(metrics, results.figures)
@@ -317,8 +173,11 @@ def _check_finite(features: Mapping[str, np.ndarray]) -> None:
             )
 
 
+# The experiment: test images, queries and galleries.
+
+
 def prepare(dataset: Dataset, name: str, **options: Any) -> Experiment:
-    """The test images, with the protocol's queries and galleries drawn. Raises UserError."""
+    """The test images, with the protocol's queries and galleries. Raises UserError where they do not fit."""
     table = dataset.test_table()
     for modality in MODALITIES:
         if not len(table.of(modality)):
@@ -344,7 +203,7 @@ def prepare(dataset: Dataset, name: str, **options: Any) -> Experiment:
 
 
 def _check_apart(index: Index, compared: Index) -> None:
-    """Raise ValueError where a protocol counts two people or cameras of the data as one."""
+    """Raise ValueError where the protocol takes two people or cameras of the data for one."""
     for what in ("person", "camera"):
         known: dict[Any, str] = {}
         for label, number in zip(index[what], compared[what], strict=True):
@@ -355,28 +214,165 @@ def _check_apart(index: Index, compared: Index) -> None:
                 )
 
 
+# Features: what computes a test feature of an image, for each method.
+
+
+def test_batches(table: SampleTable, params: Params, data: Path) -> ImageBatches:
+    """Every test image once, in batches."""
+    model = params.model
+    return ImageBatches(
+        table, shards_at(params, data), model.image_size, model.normalize, params.evaluation.batch_size
+    )
+
+
 def embedders(params: Params, clip: Clip, trained: CSDN, device: torch.device) -> dict[str, Embed]:
-    """What makes a test feature of an image, for each of METHODS."""
+    """The function from images to test features of each method that looks at images."""
     embeds: dict[str, Embed] = {
         "trained": trained.to(device).embed,
         "clip": clip_embed(untrained(clip, trained).to(device)),
     }
     if params.evaluation.flip_tta:
         embeds = {name: flipped(embed) for name, embed in embeds.items()}
-    # An image and its mirror image have the same histograms, in mirrored order: a second one tells nothing.
+    # The histograms of a flipped image are those of the image in another order: they add no information.
     return embeds | {"hog": gradient_histograms}
 
 
 def untrained(clip: Clip, trained: CSDN) -> CSDN:
-    """CLIP as it is, as a network that takes the images that a trained one takes."""
+    """CLIP without training, as a network that takes the images that the trained one takes."""
     return fuse_batch_norms(
         CSDN.from_clip(clip, identities=1, image_size=trained.config.image_size, stem=trained.config.stem)
     )
 
 
-def test_walk(table: SampleTable, params: Params, data: Path) -> ImageBatches:
-    """Every test image once."""
-    model = params.model
-    return ImageBatches(
-        table, shards_at(params, data), model.image_size, model.normalize, params.evaluation.batch_size
-    )
+# Figures, as the rows of the files.
+
+
+def evaluate(experiment: Experiment, methods: Mapping[str, Distances], seed: int) -> Results:
+    """Every method, and chance, on every search of the experiment."""
+    figures: dict[str, Any] = {name: {} for name in METHODS}
+    cmc: list[dict[str, Any]] = []
+    for number, search in enumerate(experiment.searches):
+        for name, distances in {**methods, "chance": random_ranking(seed, number)}.items():
+            trials = trial_metrics(search, experiment.labels, distances)
+            figures[name][search.name] = trial_statistics(trials)
+            cmc += cmc_rows(trials, name, search.name)
+    pairs, left_out = camera_tables(experiment, methods["trained"])
+    queries = [
+        row for search in experiment.searches for row in query_rows(experiment, search, methods["trained"])
+    ]
+    valid = Counter(row["direction"] for row in queries if row["first_rank"] is not None)
+    figures["counts"] = {
+        search.name: counts_of(
+            search,
+            experiment.index,
+            experiment.labels.people,
+            valid[search.name],
+            experiment.protocol,
+            experiment.options,
+        )
+        | ({"camera_pairs_left_out": left_out[search.name]} if left_out[search.name] else {})
+        for search in experiment.searches
+    }
+    return Results(figures, cmc, pairs, queries)
+
+
+def counts_of(
+    search: Search,
+    index: Index,
+    people: np.ndarray,
+    valid_queries: int,
+    protocol: str,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Counts of a search over an index whose images show `people` [n]; queries and gallery of trial 0.
+
+    `published` has the sizes of the published experiment, where the data is that benchmark and no miniature.
+    """
+    counts = {
+        "queries": len(search.queries),
+        "valid_queries": valid_queries,
+        "gallery": len(search.galleries[0]),
+        "people": len(np.unique(people[search.queries])),
+        "excluded_pairs": excluded_pairs(search, index),
+        "trials": len(search.galleries),
+    }
+    published = published_counts(protocol, counts, **options)
+    return counts | ({"published": published} if published else {})
+
+
+def camera_tables(
+    experiment: Experiment, distances: Distances
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Rows of camera_pairs.csv, and how many pairs of cameras each search leaves out.
+
+    A row without figures stands for the pairs left out, so that an incomplete table does not look complete.
+    """
+    names = dict(zip(experiment.labels.cameras.tolist(), experiment.index["camera"], strict=True))
+    table, left_out = [], {}
+    for search in experiment.searches:
+        rows, left_out[search.name] = camera_pairs(search, experiment.labels, distances)
+        table += [row | {column: names[row[column]] for column in PAIR} for row in rows]
+        if left_out[search.name]:
+            rest = {"query_camera": f"{left_out[search.name]} other pairs"}
+            table.append(dict.fromkeys(PAIR_COLUMNS) | {"direction": search.name} | rest)
+    return table, left_out
+
+
+def query_rows(experiment: Experiment, search: Search, distances: Distances) -> list[dict[str, Any]]:
+    """Rows of queries.parquet: each query of a search in trial 0."""
+    metrics, top, first_match = first_trial(search, experiment.labels, distances)
+    key = experiment.index["key"]
+    rows = []
+    for number, query in enumerate(search.queries):
+        valid = bool(metrics.valid[number])
+        rows.append(
+            {
+                "direction": search.name,
+                "key": key[query],
+                "person": experiment.index["person"][query],
+                "camera": experiment.index["camera"][query],
+                "first_rank": int(metrics.first_rank[number]) if valid else None,
+                "ap": round(100 * float(metrics.ap[number]), 6) if valid else None,
+                "inp": round(100 * float(metrics.inp[number]), 6) if valid else None,
+                "top_keys": [key[row] for row in top[number] if row >= 0],
+                "right_key": key[first_match[number]] if valid else None,
+            }
+        )
+    return rows
+
+
+# Text maps: only training people have a text.
+
+
+def maps_of_people(model: CSDN, dataset: Dataset, params: Params, data: Path) -> PeopleMaps:
+    """Maps of a visible and an infrared image of a few evenly chosen people; visible images first."""
+    table, texts = dataset.train_table(), model.fused_text_features()
+    names = dict(zip(dataset.people["row"].to_pylist(), dataset.people["person"].to_pylist(), strict=True))
+    rows = examples(table.label, table.modality)
+    size, normalize = params.model.image_size, params.model.normalize
+    images, maps = [], []
+    for code, modality in enumerate(MODALITIES):
+        of = rows[table.modality[rows] == code]
+        for found, pixels in test_loader(table, of, shards_at(params, data), size, normalize, len(of), 0):
+            labels = torch.from_numpy(table.label[found]).to(texts.device)
+            maps.append(text_maps(model, pixels.to(texts.device), modality.value, texts, labels))
+        images += [
+            {"key": str(table.key[row]), "person": names[table.person_row[row]], "modality": modality.value}
+            for row in of
+        ]
+    return PeopleMaps(images, TextMaps(*map(torch.cat, zip(*maps, strict=True))))
+
+
+def write_results(
+    results: Results, features: Mapping[str, np.ndarray], people: PeopleMaps, out: Path
+) -> None:
+    """Write the folder `evaluation/` atomically."""
+    with atomic_folder(out) as folder:
+        write_csv(folder / "cmc.csv", results.cmc)
+        write_csv(folder / "camera_pairs.csv", results.camera_pairs, PAIR_COLUMNS)
+        pq.write_table(pa.Table.from_pylist(results.queries, QUERIES_SCHEMA), folder / "queries.parquet")
+        halves = {name: torch.from_numpy(features[name]).half() for name in ("trained", "clip")}
+        (folder / "features.safetensors").write_bytes(serialize(halves))
+        write_csv(folder / "text_maps.csv", people.images)
+        maps = {name: found.cpu().contiguous() for name, found in people.maps._asdict().items()}
+        (folder / "text_maps.safetensors").write_bytes(serialize(maps))

@@ -1,4 +1,8 @@
-"""Features and a protocol's searches -> figures in percent, with their spread over the trials. Pure."""
+"""Scores of a protocol's searches, in percent, as mean and standard deviation over the trials. Pure.
+
+In this order: distances of features or at random, metrics of each trial, tables of figures, the searches
+between two cameras alone, and the mean of several models.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +28,8 @@ from csdn.evaluation.metrics import (
 from csdn.evaluation.protocols import Search
 
 HEADLINE_RANKS = (1, 5, 10, 20)
-# Pairs of cameras of a direction that get figures of their own, at most: those of 20 cameras that search in
-# 20, a table that a person can read. Where each image has a camera of its own, all pairs would be as many as
-# the images squared.
+# Most pairs of cameras of a direction that get figures of their own: a table of 20 x 20 cameras is still
+# readable. If each image had a camera of its own, all pairs would be as many as the images squared.
 PAIRS = 400
 
 # Distances [queries, gallery] between rows of the index, in one trial.
@@ -42,194 +45,45 @@ class Labels:
 
 
 def feature_distances(features: np.ndarray) -> Distances:
-    """Distances of features [n, D] of the index's rows: dot products, the same in every trial."""
+    """Negated dot products of features [n, D] of the index's rows, the same in every trial."""
     return lambda queries, gallery, trial: NegatedDotProducts(features[queries], features[gallery])
 
 
 def random_ranking(seed: int, search: int) -> Distances:
-    """Distances of somebody who guesses, new ones for each trial; `search` numbers the search."""
+    """Random distances, new ones for each trial; `search` is the number of the search."""
     return lambda queries, gallery, trial: chance_distances(len(queries), len(gallery), seed, search, trial)
 
 
+# Metrics of the trials of a search.
+
+
 def trial_metrics(search: Search, labels: Labels, distances: Distances) -> list[RankMetrics]:
-    """The figures of each trial of a search."""
-    return [
-        rank_metrics(*_arguments(search, labels, distances, gallery, trial))
-        for trial, gallery in enumerate(search.galleries)
-    ]
+    """The metrics of each trial of a search."""
+    return [rank_metrics(*_arguments(search, labels, distances, n)) for n in range(len(search.galleries))]
 
 
 def query_trials(
     search: Search, labels: Labels, distances: Distances
 ) -> Iterator[tuple[np.ndarray, QueryMetrics]]:
-    """Of each trial of a search: its queries, as rows of the index [q], and the figures of each."""
-    for trial, gallery in enumerate(search.galleries):
-        yield search.asking(trial), query_metrics(*_arguments(search, labels, distances, gallery, trial))
+    """For each trial of a search: its queries, as rows of the index [q], and the metrics of each."""
+    for trial in range(len(search.galleries)):
+        yield search.queries_of(trial), query_metrics(*_arguments(search, labels, distances, trial))
 
 
 def first_trial(
     search: Search, labels: Labels, distances: Distances, count: int = 10
 ) -> tuple[QueryMetrics, np.ndarray, np.ndarray]:
-    """Trial 0: the figures of each query, and as rows of the index (-1: none) what it ranks first
-    [q, count] and the right image that it ranks best [q].
+    """Trial 0: the metrics of each query and, as rows of the index, its top `count` [q, count] (-1: none) and
+    its first match [q] (-1: none).
     """
-    gallery = search.galleries[0]
-    arguments = _arguments(search, labels, distances, gallery, 0)
-    metrics, rows = query_metrics(*arguments), np.append(gallery, -1)  # place -1 is the entry behind the end
-    return metrics, rows[top_ranked(*arguments, count=count)], rows[metrics.first_right]
+    arguments = _arguments(search, labels, distances, 0)
+    metrics, rows = query_metrics(*arguments), np.append(search.galleries[0], -1)  # rows[-1] is -1
+    return metrics, rows[top_ranked(*arguments, count=count)], rows[metrics.first_match]
 
 
-class PairSearch(NamedTuple):
-    """The search between two cameras alone; cameras as in `Labels`, `place` in the table of all pairs."""
-
-    query_camera: Any
-    gallery_camera: Any
-    place: int
-    search: Search
-
-
-class CameraPairs(NamedTuple):
-    """Pairs of cameras that get figures of their own, in the order of the cameras."""
-
-    searches: list[PairSearch]
-    every: int  # pairs that there are, whether anybody is in common or not
-    left_out: int  # that should have figures, and are too many
-
-
-def camera_pairs(search: Search, labels: Labels, distances: Distances) -> tuple[list[dict[str, Any]], int]:
-    """A row for each pair of cameras: the search with the images of these two alone; and the pairs left out.
-
-    queries: those with a valid match; rank1, mAP: percent, means over the trials (None without a query).
-    """
-    pairs = pair_searches(search, labels)
-    rows = []
-    for query_camera, gallery_camera, _, pair in pairs.searches:
-        trials = trial_metrics(pair, labels, distances)
-        rows.append(
-            {
-                "direction": search.name,
-                "query_camera": query_camera,
-                "gallery_camera": gallery_camera,
-                "queries": trials[0].valid_queries,
-                "rank1": spread([trial.cmc[0] for trial in trials])["mean"],
-                "mAP": spread([trial.mean_ap for trial in trials])["mean"],
-            }
-        )
-    return rows, pairs.left_out
-
-
-def pair_searches(
-    search: Search, labels: Labels, least_people: int = 0, most_pairs: int = PAIRS
-) -> CameraPairs:
-    """The searches between two cameras alone, for pairs that have at least so many people in common.
-
-    A person is in common where one camera has a query of them and the other a gallery image that the rule
-    lets it see. Of more than `most_pairs` pairs those with the most people in common are taken.
-    """
-    queries, galleries = (
-        [_by_camera(rows, labels) for rows in trials]
-        for trials in (search.drawn_queries or (search.queries,), search.galleries)
-    )
-    asking, answering = (_people_of_cameras(trials, labels) for trials in (queries, galleries))
-    places, left_out = _chosen(asking, answering, RULES[search.rule], least_people, most_pairs)
-    asked, answered = list(asking), list(answering)
-    nothing = search.queries[:0]
-    found = []
-    for place in places.tolist():
-        query, gallery = asked[place // len(answered)], answered[place % len(answered)]
-        drawn = tuple(rows.get(query, nothing) for rows in queries)
-        pair = replace(
-            search,
-            queries=drawn[0],
-            galleries=tuple(rows.get(gallery, nothing) for rows in galleries),
-            drawn_queries=drawn if search.drawn_queries else (),
-        )
-        found.append(PairSearch(query, gallery, place, pair))
-    return CameraPairs(found, len(asked) * len(answered), left_out)
-
-
-def _by_camera(rows: np.ndarray, labels: Labels) -> dict[Any, np.ndarray]:
-    """Rows of the index by their camera, each in their order."""
-    order = np.argsort(labels.cameras[rows], kind="stable")
-    names, starts = np.unique(labels.cameras[rows][order], return_index=True)
-    return dict(zip(names.tolist(), np.split(rows[order], starts)[1:], strict=True))
-
-
-def _people_of_cameras(trials: Sequence[Mapping[Any, np.ndarray]], labels: Labels) -> dict[Any, np.ndarray]:
-    """Whom each camera has an image of in any trial, cameras rising."""
-    cameras = sorted(set().union(*trials))
-    return {
-        camera: np.unique(labels.people[np.concatenate([rows[camera] for rows in trials if camera in rows])])
-        for camera in cameras
-    }
-
-
-def _chosen(
-    asking: Mapping[Any, np.ndarray], answering: Mapping[Any, np.ndarray], rule: Rule, least: int, most: int
-) -> tuple[np.ndarray, int]:
-    """Places of pairs in the table of all, rising, and how many pairs with enough people are left out.
-
-    asking, answering: the people of each camera. Only the `most` cameras of a side that have the most
-    people are counted together, so the work grows with the images and not with the square of the cameras.
-    """
-    everything = len(asking) * len(answering)
-    if not least and everything <= most:
-        return np.arange(everything), 0
-    rows, columns = (_busiest(list(side.values()), least, most) for side in (asking, answering))
-    common = np.zeros((len(rows), len(columns)), np.int64)
-    if not common.size:
-        return np.zeros(0, np.int64), 0
-    query_cameras, gallery_cameras = np.array(list(asking))[rows], np.array(list(answering))[columns]
-    seen_by = [answering[camera] for camera in gallery_cameras.tolist()]
-    people, column = np.concatenate(seen_by), np.repeat(np.arange(len(columns)), list(map(len, seen_by)))
-    for number, camera in enumerate(query_cameras.tolist()):
-        common[number] = np.bincount(column[np.isin(people, asking[camera])], minlength=len(columns))
-    common[rule.excluded(query_cameras[:, None], gallery_cameras, np.ones(common.shape, bool))] = 0
-    enough = np.flatnonzero(common >= max(least, 1))
-    best = enough[np.argsort(-common.ravel()[enough], kind="stable")[:most]]
-    places = rows[best // len(columns)] * len(answering) + columns[best % len(columns)]
-    return np.sort(places), (len(enough) if least else everything) - len(best)
-
-
-def _busiest(people: Sequence[np.ndarray], least: int, most: int) -> np.ndarray:
-    """The `most` cameras with the most people, of those with enough; numbers, rising."""
-    sizes = np.array([len(of) for of in people])
-    found = np.sort(np.argsort(-sizes, kind="stable")[:most])
-    return found[sizes[found] >= least]
-
-
-def headline_figures(trials: Sequence[RankMetrics]) -> dict[str, dict[str, float | None]]:
-    """rank1, rank5, rank10, rank20, mAP, mINP as {"mean", "std"} over the trials, in percent."""
-    figures = {f"rank{rank}": [trial.cmc[rank - 1] for trial in trials] for rank in HEADLINE_RANKS}
-    figures["mAP"] = [trial.mean_ap for trial in trials]
-    figures["mINP"] = [trial.mean_inp for trial in trials]
-    return {name: spread(values) for name, values in figures.items()}
-
-
-def cmc_rows(trials: Sequence[RankMetrics], method: str, direction: str) -> list[dict[str, Any]]:
-    """The mean CMC as rows rank, score (percent), method, direction."""
-    means = [spread([trial.cmc[rank] for trial in trials])["mean"] for rank in range(RANKS)]
-    return [
-        {"rank": rank, "score": score, "method": method, "direction": direction}
-        for rank, score in enumerate(means, start=1)
-    ]
-
-
-def spread(fractions: Sequence[float]) -> dict[str, float | None]:
-    """Mean and sample standard deviation in percent, to 6 digits; None for what cannot be known."""
-    values = 100 * np.asarray(fractions)
-    known = bool(np.isfinite(values).all())
-    return {
-        "mean": round(float(values.mean()), 6) if known else None,
-        "std": round(float(values.std(ddof=1)), 6) if known and len(values) > 1 else None,
-    }
-
-
-def _arguments(
-    search: Search, labels: Labels, distances: Distances, gallery: np.ndarray, trial: int
-) -> tuple[Any, ...]:
-    """What the functions of csdn.evaluation.metrics take."""
-    queries = search.asking(trial)
+def _arguments(search: Search, labels: Labels, distances: Distances, trial: int) -> tuple[Any, ...]:
+    """The arguments of the functions in csdn.evaluation.metrics."""
+    queries, gallery = search.queries_of(trial), search.galleries[trial]
     return (
         distances(queries, gallery, trial),
         labels.people[queries],
@@ -240,14 +94,186 @@ def _arguments(
     )
 
 
-# The figures of several models as one: RegDB's ten trials are ten models, their mean is published. Pure.
+# Figures over the trials.
+
+
+def trial_statistics(trials: Sequence[RankMetrics]) -> dict[str, dict[str, float | None]]:
+    """rank1, rank5, rank10, rank20, mAP, mINP as {"mean", "std"} over the trials, in percent."""
+    fractions = {f"rank{rank}": [trial.cmc[rank - 1] for trial in trials] for rank in HEADLINE_RANKS}
+    fractions["mAP"] = [trial.mean_ap for trial in trials]
+    fractions["mINP"] = [trial.mean_inp for trial in trials]
+    return {name: mean_and_std(100 * np.asarray(values)) for name, values in fractions.items()}
+
+
+def cmc_rows(trials: Sequence[RankMetrics], method: str, direction: str) -> list[dict[str, Any]]:
+    """The mean CMC as rows rank, score (percent), method, direction."""
+    means = [mean_and_std([100 * trial.cmc[rank] for trial in trials])["mean"] for rank in range(RANKS)]
+    return [
+        {"rank": rank, "score": score, "method": method, "direction": direction}
+        for rank, score in enumerate(means, start=1)
+    ]
+
+
+def mean_and_std(values: Sequence[float | None] | np.ndarray) -> dict[str, float | None]:
+    """Mean and sample standard deviation to 6 digits; None where one is not known, std also of one value.
+
+    >>> mean_and_std([10.0, 20.0, 30.0])
+    {'mean': 20.0, 'std': 10.0}
+    """
+    values = np.asarray(values, np.float64)
+    known = bool(np.isfinite(values).all())
+    return {
+        "mean": round(float(values.mean()), 6) if known else None,
+        "std": round(float(values.std(ddof=1)), 6) if known and len(values) > 1 else None,
+    }
+
+
+# Pairs of cameras: the same search with the queries of one camera and the gallery images of another.
+
+
+class PairSearch(NamedTuple):
+    """The search between two cameras alone; cameras as in `Labels`, `number` in the table of all pairs."""
+
+    query_camera: Any
+    gallery_camera: Any
+    number: int
+    search: Search
+
+
+class CameraPairs(NamedTuple):
+    """Pairs of cameras that get figures of their own, in the order of the cameras."""
+
+    searches: list[PairSearch]
+    every: int  # number of pairs, whether they have people in common or not
+    left_out: int  # pairs that qualify but exceed the limit
+
+
+def camera_pairs(search: Search, labels: Labels, distances: Distances) -> tuple[list[dict[str, Any]], int]:
+    """One row for each pair of cameras, and the number of pairs that are left out.
+
+    queries: valid ones of trial 0; rank1, mAP: percent, means over the trials (None without a valid query).
+    """
+    pairs = pair_searches(search, labels)
+    rows = []
+    for query_camera, gallery_camera, _, pair in pairs.searches:
+        trials = trial_metrics(pair, labels, distances)
+        figures = trial_statistics(trials)
+        rows.append(
+            {
+                "direction": search.name,
+                "query_camera": query_camera,
+                "gallery_camera": gallery_camera,
+                "queries": trials[0].valid_queries,
+                "rank1": figures["rank1"]["mean"],
+                "mAP": figures["mAP"]["mean"],
+            }
+        )
+    return rows, pairs.left_out
+
+
+def pair_searches(
+    search: Search, labels: Labels, least_people: int = 0, most_pairs: int = PAIRS
+) -> CameraPairs:
+    """The searches between two cameras alone, for pairs with at least `least_people` people in common.
+
+    A person is in common if one camera has a query of them and the other a gallery image that the rule does
+    not remove. If there are more than `most_pairs` pairs, those with the most people in common are taken.
+    """
+    queries, galleries = (
+        [_by_camera(rows, labels) for rows in trials]
+        for trials in (search.drawn_queries or (search.queries,), search.galleries)
+    )
+    query_people, gallery_people = (_people_of_cameras(trials, labels) for trials in (queries, galleries))
+    numbers, left_out = _chosen_pairs(
+        query_people, gallery_people, RULES[search.rule], least_people, most_pairs
+    )
+    query_cameras, gallery_cameras = list(query_people), list(gallery_people)
+    nothing = search.queries[:0]
+    found = []
+    for number in numbers.tolist():
+        row, column = divmod(number, len(gallery_cameras))
+        query_camera, gallery_camera = query_cameras[row], gallery_cameras[column]
+        drawn = tuple(rows.get(query_camera, nothing) for rows in queries)
+        pair = replace(
+            search,
+            queries=drawn[0],
+            galleries=tuple(rows.get(gallery_camera, nothing) for rows in galleries),
+            drawn_queries=drawn if search.drawn_queries else (),
+        )
+        found.append(PairSearch(query_camera, gallery_camera, number, pair))
+    return CameraPairs(found, len(query_cameras) * len(gallery_cameras), left_out)
+
+
+def _by_camera(rows: np.ndarray, labels: Labels) -> dict[Any, np.ndarray]:
+    """Rows of the index by their camera, each in their order."""
+    order = np.argsort(labels.cameras[rows], kind="stable")
+    names, starts = np.unique(labels.cameras[rows][order], return_index=True)
+    return dict(zip(names.tolist(), np.split(rows[order], starts)[1:], strict=True))
+
+
+def _people_of_cameras(trials: Sequence[Mapping[Any, np.ndarray]], labels: Labels) -> dict[Any, np.ndarray]:
+    """The people of whom each camera has an image in any trial; cameras ascending."""
+    cameras = sorted(set().union(*trials))
+    return {
+        camera: np.unique(labels.people[np.concatenate([rows[camera] for rows in trials if camera in rows])])
+        for camera in cameras
+    }
+
+
+def _chosen_pairs(
+    query_people: Mapping[Any, np.ndarray],
+    gallery_people: Mapping[Any, np.ndarray],
+    rule: Rule,
+    least: int,
+    most: int,
+) -> tuple[np.ndarray, int]:
+    """Numbers of the chosen pairs in the table of all, ascending, and the count of qualified pairs left out.
+
+    query_people, gallery_people: the people of each camera. Only the `most` query and gallery cameras with
+    the most people are compared, so the work grows with the images and not with the square of the cameras.
+    """
+    everything = len(query_people) * len(gallery_people)
+    if not least and everything <= most:
+        return np.arange(everything), 0
+    rows, columns = (
+        _busiest(list(people.values()), least, most) for people in (query_people, gallery_people)
+    )
+    common = np.zeros((len(rows), len(columns)), np.int64)
+    if not common.size:
+        return np.zeros(0, np.int64), 0
+    query_cameras, gallery_cameras = (
+        np.array(list(query_people))[rows],
+        np.array(list(gallery_people))[columns],
+    )
+    in_gallery = [gallery_people[camera] for camera in gallery_cameras.tolist()]
+    people, column = (
+        np.concatenate(in_gallery),
+        np.repeat(np.arange(len(columns)), list(map(len, in_gallery))),
+    )
+    for row, camera in enumerate(query_cameras.tolist()):
+        common[row] = np.bincount(column[np.isin(people, query_people[camera])], minlength=len(columns))
+    common[rule.excluded(query_cameras[:, None], gallery_cameras, np.ones(common.shape, bool))] = 0
+    enough = np.flatnonzero(common >= max(least, 1))
+    best = enough[np.argsort(-common.ravel()[enough], kind="stable")[:most]]
+    numbers = rows[best // len(columns)] * len(gallery_people) + columns[best % len(columns)]
+    return np.sort(numbers), (len(enough) if least else everything) - len(best)
+
+
+def _busiest(people: Sequence[np.ndarray], least: int, most: int) -> np.ndarray:
+    """The `most` cameras with the most people, of those with at least `least`; numbers, ascending."""
+    sizes = np.array([len(of) for of in people])
+    found = np.sort(np.argsort(-sizes, kind="stable")[:most])
+    return found[sizes[found] >= least]
+
+
+# The mean of several models: RegDB's ten trials are ten models, and the published figure is their mean.
 
 
 def average(models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean and deviation over the models of each figure's mean; each is what metrics/evaluation.json holds.
+    """Mean and deviation over models of each figure's mean; a model is a content of metrics/evaluation.json.
 
-    `counts` are the first model's, with `models`, how many there are. Raises ValueError where the models
-    were not evaluated in the same way.
+    `counts` are the first model's, with the number of `models`. Raises ValueError where the models were not
+    evaluated in the same way.
     """
     shapes = [shape(model) for model in models]
     if any(other != shapes[0] for other in shapes):
@@ -255,7 +281,7 @@ def average(models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     methods = {
         method: {
             direction: {
-                name: _spread([model[method][direction][name]["mean"] for model in models])
+                name: mean_and_std([model[method][direction][name]["mean"] for model in models])
                 for name in figures
             }
             for direction, figures in directions.items()
@@ -280,12 +306,3 @@ def shape(model: Mapping[str, Any]) -> Any:
         for direction, found in directions.items()
     }
     return figures, counts
-
-
-def _spread(means: Sequence[float | None]) -> dict[str, float | None]:
-    if None in means:
-        return {"mean": None, "std": None}
-    return {
-        "mean": round(float(np.mean(means)), 6),
-        "std": round(float(np.std(means, ddof=1)), 6) if len(means) > 1 else None,
-    }

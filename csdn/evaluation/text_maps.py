@@ -1,9 +1,10 @@
-"""Where in an image a person's text is: how much each cell of the feature map agrees with it.
+"""Text maps: the agreement of each cell of an image's feature map with its person's text.
 
-The attention pool makes an image's vector of its cells: W_c (sum_l a_l (W_v x_l + b_v)) + b_c, for each head
-with attention a of its own. The same two maps without the sum, W_c (W_v x_l + b_v) + b_c, put one cell where
-images and texts are compared (as MaskCLIP does, arXiv 2112.01071). Training ties the sum to a text, no single
-cell: a map shows what the cells hold that speaks for a text, and is no account of why an image was found.
+The attention pool computes an image's vector from its cells: W_c (sum_l a_l (W_v x_l + b_v)) + b_c, with
+separate attention weights a for each head. The same two linear maps without the sum, W_c (W_v x_l + b_v) +
+b_c, project one cell into the space where images and texts are compared (as MaskCLIP does, arXiv 2112.01071).
+Training ties the weighted sum to a text, not single cells: a map shows which cells agree with a text, and
+does not explain why an image was found.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from csdn.model import CSDN
     from csdn.model.pooling import AttentionPool
 
-
 PEOPLE = 6
 
 
@@ -27,8 +27,8 @@ class TextMaps(NamedTuple):
     """Maps [n, h, w] over the cells of n images."""
 
     own: Tensor  # cosine of the cell and the text of the image's person
-    others: Tensor  # mean cosine of the cell and the texts of everybody else; 0 where there is nobody else
-    attention: Tensor  # of the pool, mean over its heads; the mean token has the rest of 1
+    others: Tensor  # mean cosine of the cell and all other people's texts; 0 without others
+    attention: Tensor  # of the pool, mean over its heads; the mean token has the remainder to 1
 
 
 @torch.inference_mode()
@@ -45,12 +45,12 @@ def text_maps(model: CSDN, images: Tensor, modality: str, texts: Tensor, labels:
 
 
 def cells_as_texts(pool: AttentionPool, features: Tensor) -> Tensor:
-    """Each cell of a map [n, c, h, w] through the pool's value and output maps: [n, h*w, d]."""
+    """Each cell of a map [n, c, h, w] through the pool's value and output projections: [n, h*w, d]."""
     return pool.c_proj(pool.v_proj(_tokens(features, pool)[:, 1:]))
 
 
 def pool_attention(pool: AttentionPool, features: Tensor) -> Tensor:
-    """What the pool's query gives the mean token and each cell, mean over heads: [n, 1 + h*w], sums of 1."""
+    """Attention of the pool's query to the mean token and each cell, mean over heads: [n, 1 + h*w], sum 1."""
     tokens = _tokens(features, pool)
     query = pool.q_proj(tokens[:, 0]).unflatten(1, (pool.heads, -1))
     keys = pool.k_proj(tokens).unflatten(2, (pool.heads, -1))
@@ -59,7 +59,7 @@ def pool_attention(pool: AttentionPool, features: Tensor) -> Tensor:
 
 
 def examples(labels: np.ndarray, modality: np.ndarray, people: int = PEOPLE) -> np.ndarray:
-    """Rows of the first visible and the first infrared image of evenly chosen people, none picked by hand.
+    """Rows of the first visible and the first infrared image of evenly spaced people.
 
     labels, modality: of the images [n], labels 0..C-1, modality 0 visible and 1 infrared.
 

@@ -1,8 +1,9 @@
-"""The ablation: which part of the method brings what, as DVC experiments over seeds.
+"""The ablation: the contribution of each part of the method, as DVC experiments over seeds.
 
-Every variant is the parameters of params.yaml with a few of them changed, so that its stages are cached and
-compared like any other experiment. Names tell variant and seed: `ablation-no-msel-seed-2`. What queues and
-reads the experiments is csdn.cli.ablation.
+A variant is params.yaml with a few values changed, so its stages are cached and compared like those of any
+other experiment. An experiment's name has variant and seed: `ablation-no-msel-seed-2`. csdn.cli.ablation
+queues and reads the experiments. Here, in this order: the variants and their table, the file
+metrics/ablation.json, and the section of the page.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from csdn.runtime.files import write_json
 
 NO_TEXT = {"embedding.losses.hse_visible": 0.0, "embedding.losses.hse_infrared": 0.0}
 
-# Name -> the parameters that it changes. The first six differ in what stage 2 takes as a person's text.
+# Name -> the parameters that it changes. The first seven differ in the text that stage 2 uses for a person.
 VARIANTS: Mapping[str, Mapping[str, object]] = {
     "baseline": NO_TEXT,
     "shared": {"model.integration": "shared"},
@@ -34,7 +35,7 @@ VARIANTS: Mapping[str, Mapping[str, object]] = {
     "infrared": {"model.integration": "infrared"},
     "sum": {"model.integration": "sum"},
     "concat": {"model.integration": "concat"},
-    "attention": {"model.integration": "attention"},
+    "sii": {"model.integration": "sii"},
     "no-msel": {"embedding.losses.msel": 0.0},
     "no-triplet": {"embedding.losses.triplet": 0.0},
     "hse-visible": {"embedding.losses.hse_infrared": 0.0},
@@ -52,7 +53,7 @@ _NAME = re.compile(r"ablation-(.+)-seed-(\d+)")
 
 @dataclass(frozen=True)
 class Experiment:
-    """What DVC knows of one finished run of a variant."""
+    """One finished run of a variant, as DVC has it."""
 
     variant: str
     seed: int
@@ -84,7 +85,7 @@ def variant_and_seed(name: str) -> tuple[str, int] | None:
 def lines(experiments: Iterable[Experiment]) -> list[Line]:
     """A line for each variant, in the order of VARIANTS, with the figures that all of them have.
 
-    Of several experiments of a name the first counts, DVC's newest.
+    Of several experiments with the same name the first is used, which is DVC's newest.
     """
     found: dict[str, dict[int, Mapping[str, float]]] = {}
     for one in experiments:
@@ -107,7 +108,7 @@ def _spread(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def table(found: Sequence[Line]) -> list[str]:
-    """Markdown of one line or more: mean and deviation over the seeds, in percent."""
+    """A Markdown table of at least one line: mean and deviation over the seeds, in percent."""
     head = ["variant", "seeds", *(FIGURES[figure] for figure in found[0].figures)]
     rows = [[line.variant, str(len(line.seeds)), *map(_cell, line.figures.values())] for line in found]
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
@@ -118,20 +119,19 @@ def _cell(figure: tuple[float, float | None]) -> str:
     return f"{mean:.1f}" + ("" if deviation is None else f" ± {deviation:.1f}")
 
 
-# metrics/ablation.json: the ablation's table as it was measured, with what it was measured on.
-#
-# The project ships it without a table: what the report shows is what was measured where it stands.
+# metrics/ablation.json: the measured table, with commit, data and parameters. The project ships the file
+# without a table, so the report shows only what was measured in this copy of the project.
 
 
 FORMAT = 1
-# Sections and keys of params.yaml that are the run's own, or that the data's hash stands for.
-_LEFT_OUT = ("seed", "ingest", "report", "scaling", "warm", "gate", "retrain", "registry")
+# Sections and keys of params.yaml that do not decide the figures, or that the hash of the data covers.
+_LEFT_OUT = ("seed", "ingest", "report", "scaling", "warm_start", "gate", "retrain", "registry")
 _PROVENANCE = ("commit", "data", "protocol", "test_people", "parameters")
 
 
 @dataclass(frozen=True)
 class Table:
-    """The variants over their seeds, and what all of their experiments had in common."""
+    """The variants over their seeds, and what all their experiments have in common."""
 
     lines: Sequence[Line]
     commit: str
@@ -142,10 +142,9 @@ class Table:
 
 
 def measured_table(commit: str, experiments: Sequence[Experiment]) -> Table:
-    """The experiments of a commit (one at least) as a table.
+    """The experiments of a commit (at least one) as a table.
 
-    Raises UserError where they had other parameters or data than one another, beside what the variants
-    change: they have no common table.
+    Raises UserError if they differ in data, or in parameters other than those that the variants change.
     """
     first, common = experiments[0], {}
     for one in experiments:
@@ -183,7 +182,7 @@ def _unlike(one: Experiment, other: Experiment, what: str, value: object, other_
 
 
 def other_parameters(table: Table, parameters: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What differs: key -> (the table's, that of `parameters`)."""
+    """The parameters that differ: key -> (the table's value, that of `parameters`)."""
     return {
         key: (table.parameters[key], value)
         for key, value in _decisive(parameters).items()
@@ -192,7 +191,7 @@ def other_parameters(table: Table, parameters: Mapping[str, Any]) -> dict[str, t
 
 
 def data_hash(samples: Path) -> str:
-    """The hash by which DVC knows the file (MD5)."""
+    """DVC's hash of the file (MD5)."""
     with samples.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
@@ -211,7 +210,7 @@ def write_table(path: Path, table: Table) -> None:
 
 
 def read_table(path: Path) -> Table | None:
-    """The table of a file; None where it holds none, or is not there. Raises UserError for anything else."""
+    """The table in a file; None if it has none or does not exist. Raises UserError if it is damaged."""
     if not path.exists():
         return None
     try:
@@ -281,10 +280,10 @@ class _File(_Part):
     measured: _Measured | None
 
 
-# The ablation's table, where one was measured, and what it was measured on.
+# The section of the page.
 
 
-METHOD = "attention"  # the variant that is CSDN
+METHOD = "sii"  # the variant that is CSDN
 DIFFERENCES = {
     "baseline": "no text in stage 2",
     "shared": "one prompt for both modalities",
@@ -299,11 +298,11 @@ DIFFERENCES = {
     "hse-infrared": "text for infrared images alone",
 }
 DIRECTIONS = {"ir_to_vis": "Infrared → visible", "vis_to_ir": "Visible → infrared"}
-NAMED = 4  # differing parameters that are spelt out
+NAMED = 4  # differing parameters that a remark names
 
 
 def ablation_shown(table: Table | None, params: Params, data: str) -> dict[str, Any] | None:
-    """The table's section; None without a table. data: MD5 of the data that this page's model has."""
+    """The values of the section; None without a table. data: MD5 of the data of this page's model."""
     if table is None:
         return None
     figures = [name.split(".") for name in table.lines[0].figures]
@@ -326,7 +325,7 @@ def ablation_shown(table: Table | None, params: Params, data: str) -> dict[str, 
 
 
 def measured(table: Table) -> str:
-    """How the figures came about, as one sentence."""
+    """A sentence on the trainings behind the figures."""
     seeds = {line.seeds for line in table.lines}
     if len(seeds) == 1:
         (numbers,) = seeds
@@ -341,7 +340,7 @@ def measured(table: Table) -> str:
 
 
 def remarks(table: Table, params: Params, data: str) -> list[str]:
-    """What keeps the table from being about this page's model; nothing where both are of one kind."""
+    """Differences between the table's data and parameters and this page's."""
     found = []
     if table.data != data:
         found.append("This table was measured on other data than the rest of this page.")

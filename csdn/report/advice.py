@@ -1,4 +1,8 @@
-"""One thing to look at next."""
+"""The advice of the report, "What to look at next": rules over the figures, each with its threshold.
+
+A rule returns a Step that states the number it rests on, or None. A step says where to look, not what is
+wrong: the figures of one run cannot separate causes. The most important rules come first.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +19,29 @@ from csdn.report.charts import pairs_by_rank1
 from csdn.report.examples import by_direction
 from csdn.report.wording import Figures, bdi, direction_name, percent
 
+STEPS = 6  # shown at most
+
+Rows = Sequence[Mapping[str, Any]]  # of evaluation/queries.parquet
+
+# Thresholds on the search.
+GAIN_IN_SPREADS = 2  # a gain over CLIP of fewer standard deviations over the galleries is small
+PAIR_QUERIES = 20  # a pair of cameras with fewer queries is not judged
+PAIR_ERRORS = 2  # standard errors that the weakest pair must be below the mean of all pairs
+NEVER_RANK = 10  # a person is "not found" if no query has a match at this rank or better
+GAP_POINTS = 5.0  # of rank-1, between the two directions
+ERROR_POINTS = 2.0  # of rank-1: a larger standard error over people is reported
+# Thresholds on the data and the training.
+REFUSED = 0.005  # share of all images
+FEW_PEOPLE = 0.05  # share of training people with fewer images than a batch takes
+NAMING_POINTS = 10.0  # between fused texts on visible and on infrared images
+FALL = 0.05  # relative, of a loss, from the fourth fifth of the steps to the last
+
 
 @dataclass(frozen=True)
 class Step:
-    """`text` states the number it rests on; `where` is the part of the page that shows it.
+    """A piece of advice: `text` states its number; `where` is the section of the page that shows it.
 
-    A text with names in it is Markup, with the names as csdn.report.wording.bdi has them.
+    A text with names in it is Markup; csdn.report.wording.bdi encloses the names.
     """
 
     title: str
@@ -28,21 +49,43 @@ class Step:
     where: str
 
 
-# Rules on what the search found: each gives a Step with the number it rests on, or None.
+@dataclass(frozen=True)
+class Evidence:
+    """The figures that the rules use."""
+
+    figures: Figures
+    camera_pairs: Sequence[Mapping[str, str]]
+    queries: Rows
+    naming: Mapping[str, float]
+    losses: Mapping[str, Sequence[float]]  # total loss of each phase, over its steps
+    train_images: np.ndarray  # [people, 2]: visible and infrared images of each training person
+    images_of_batch: int  # K, of each person and modality
+    refused: Mapping[str, int]  # reason -> images
+    images: int  # all, used or refused
 
 
-Rows = Sequence[Mapping[str, Any]]  # of evaluation/queries.parquet
+def next_steps(evidence: Evidence) -> list[Step]:
+    """The steps of the first STEPS rules that apply."""
+    found = (
+        small_gain(evidence.figures),
+        refused_images(evidence.refused, evidence.images),
+        few_images(evidence.train_images, evidence.images_of_batch),
+        weakest_pair(evidence.camera_pairs),
+        people_not_found(evidence.queries),
+        naming_gap(evidence.naming),
+        direction_gap(evidence.figures),
+        losses_still_fall(evidence.losses),
+        error_over_people(evidence.queries),
+        rule_never_fires(evidence.figures),
+    )
+    return [step for step in found if step][:STEPS]
 
-GAIN_IN_SPREADS = 2  # a gain over CLIP below so many spreads of the galleries is called small
-PAIR_QUERIES = 20  # a pair of cameras with fewer queries says too little
-PAIR_ERRORS = 2  # the weakest pair is named when it is so many standard errors below the mean of all pairs
-NEVER_RANK = 10  # a person is "not found" when none of the queries has a right image so far up
-GAP_POINTS = 5.0  # between the two directions
-ERROR_POINTS = 2.0  # a standard error over people above so many points is worth knowing
+
+# Rules on the search.
 
 
 def small_gain(figures: Figures) -> Step | None:
-    """Where training gains less over CLIP as it is than GAIN_IN_SPREADS spreads of the galleries."""
+    """If training gains less over CLIP than GAIN_IN_SPREADS standard deviations over the galleries."""
     small = []
     for direction in figures["counts"]:
         trained, clip = (figures[method][direction]["rank1"] for method in ("trained", "clip"))
@@ -63,9 +106,9 @@ def small_gain(figures: Figures) -> Step | None:
 
 
 def weakest_pair(camera_pairs: Sequence[Mapping[str, str]]) -> Step | None:
-    """The pair of cameras with the lowest rank-1, unless its number of queries alone explains it.
+    """The pair of cameras with the lowest rank-1, unless its small number of queries explains it.
 
-    The lowest of many pairs is low by chance too: the step states the figures and calls nothing broken.
+    The lowest of many pairs is also low by chance: the step states the figures and does not call it a fault.
     """
     pairs = pairs_by_rank1(camera_pairs, PAIR_QUERIES)
     if len(pairs) < 2:
@@ -93,7 +136,7 @@ def _pair(pair: Mapping[str, Any]) -> Markup:
 
 
 def people_not_found(queries: Rows) -> Step | None:
-    """People none of whose queries, in either direction, has a right image within NEVER_RANK."""
+    """People of whom no query, in either direction, has a match within NEVER_RANK."""
     best: dict[str, int] = {}
     for row in queries:
         if row["first_rank"] is not None:
@@ -105,7 +148,7 @@ def people_not_found(queries: Rows) -> Step | None:
     named = Markup(", ").join(map(bdi, never[:3])) + (" and others" if len(never) > 3 else "")
     return Step(
         "People who are not found",
-        Markup("{} of {} test people have no query with a right image among the first {}: {}.").format(
+        Markup("{} of {} test people have no query with a match among the first {}: {}.").format(
             len(never), len(best), NEVER_RANK, named
         ),
         "lists",
@@ -113,7 +156,7 @@ def people_not_found(queries: Rows) -> Step | None:
 
 
 def direction_gap(figures: Figures) -> Step | None:
-    """When rank-1 of the directions differs by more than GAP_POINTS and than the spread."""
+    """If rank-1 of the directions differs by more than GAP_POINTS and their standard deviations."""
     known = {
         direction: figures["trained"][direction]["rank1"]
         for direction in figures["counts"]
@@ -128,13 +171,13 @@ def direction_gap(figures: Figures) -> Step | None:
     return Step(
         "One direction is weaker",
         f"{direction_name(weak)} has a rank-1 {gap:.1f} points below {direction_name(strong).lower()}. Their "
-        "galleries differ in size and in images of a person, so part of the gap may be theirs.",
+        "galleries differ in size and in images per person, which may explain part of the gap.",
         "figures",
     )
 
 
 def error_over_people(queries: Rows) -> Step | None:
-    """When the choice of test people moves rank-1 by a standard error of more than ERROR_POINTS."""
+    """If the choice of test people gives rank-1 a standard error of more than ERROR_POINTS."""
     errors = {direction: standard_error(rows) for direction, rows in by_direction(queries).items()}
     direction = max(errors, key=lambda name: errors[name], default=None)
     if direction is None or errors[direction] <= ERROR_POINTS:
@@ -143,14 +186,14 @@ def error_over_people(queries: Rows) -> Step | None:
     return Step(
         "Few test people",
         f"{direction_name(direction)}, rank-1 has a standard error of {errors[direction]:.1f} points over "
-        f"the {people} test people; the spread over the galleries leaves it out. More test people would "
-        "make it smaller.",
+        f"the {people} test people, which the spread over the galleries does not include. More test people "
+        "would make it smaller.",
         "figures",
     )
 
 
 def standard_error(rows: Rows) -> float:
-    """Of rank-1 over people, in points: each person counts by the mean of their queries; 0 for one person."""
+    """Standard error of rank-1 over people, in points, from each person's mean; 0 for one person."""
     of_people: dict[str, list[float]] = {}
     for row in rows:
         of_people.setdefault(row["person"], []).append(100.0 * (row["first_rank"] == 1))
@@ -159,28 +202,22 @@ def standard_error(rows: Rows) -> float:
 
 
 def rule_never_fires(figures: Figures) -> Step | None:
-    """When no query shares a camera with images of its own person; a benchmark's own rule is not counted."""
+    """If the rule on the query's own person and camera removes nothing; other rules are not checked."""
     if any(counts["excluded_pairs"] != 0 for counts in figures["counts"].values()):
         return None
     return Step(
         "No camera sees both modalities",
-        "The rule that excludes images of a query's own person and camera takes 0 pairs away. If a camera "
-        "takes both modalities, give both the same camera name.",
+        "The rule that excludes images of a query's own person and camera removes 0 pairs. If a camera takes "
+        "both modalities, give both the same camera name.",
         "cameras",
     )
 
 
-# Rules on the data and the training: each gives a Step with the number it rests on, or None.
-
-
-REFUSED = 0.005  # share of the images
-FEW_PEOPLE = 0.05  # share of the training people with too few images for a batch
-NAMING_POINTS = 10.0  # between fused texts on visible and on infrared images
-FALL = 0.05  # of a loss, from the last fifth but one of the steps to the last fifth
+# Rules on the data and the training.
 
 
 def refused_images(refused: Mapping[str, int], images: int) -> Step | None:
-    """When more than REFUSED of the images did not pass ingest."""
+    """If ingest refused more than REFUSED of the images."""
     total = sum(refused.values())
     if total <= REFUSED * images:
         return None
@@ -193,7 +230,7 @@ def refused_images(refused: Mapping[str, int], images: int) -> Step | None:
 
 
 def few_images(train_images: np.ndarray, needed: int) -> Step | None:
-    """When more than FEW_PEOPLE of the training people lack images for a batch, which then repeats some."""
+    """If more than FEW_PEOPLE of the training people have too few images, so that batches repeat some."""
     short = int((train_images.min(axis=1) < needed).sum())
     if short <= FEW_PEOPLE * len(train_images):
         return None
@@ -213,7 +250,7 @@ def train_image_counts(labels: np.ndarray, modality: np.ndarray) -> np.ndarray:
 
 
 def naming_gap(naming: Mapping[str, float]) -> Step | None:
-    """When the fused texts name one modality's images NAMING_POINTS better than the other's."""
+    """If the fused texts name one modality's images more than NAMING_POINTS better than the other's."""
     if naming.get("new_people") == 0:
         return None
     figures = {modality: naming[f"fused_names_{modality}"] for modality in ("visible", "infrared")}
@@ -221,7 +258,7 @@ def naming_gap(naming: Mapping[str, float]) -> Step | None:
     if figures[strong] - figures[weak] <= NAMING_POINTS:
         return None
     return Step(
-        f"Texts know {weak} images less well",
+        f"Texts name {weak} images less well",
         f"The fused texts name {percent(figures[weak])} of the {weak} training images and "
         f"{percent(figures[strong])} of the {strong} ones. Stage 2 ties the image encoder to these texts.",
         "texts",
@@ -229,20 +266,20 @@ def naming_gap(naming: Mapping[str, float]) -> Step | None:
 
 
 def losses_still_fall(losses: Mapping[str, Sequence[float]]) -> Step | None:
-    """Phases whose loss fell by more than FALL from the last fifth but one of the steps to the last."""
+    """Phases whose loss fell by more than FALL from the fourth fifth of the steps to the last."""
     falls = {name: fall for name, values in losses.items() if (fall := last_fall(values)) > FALL}
     if not falls:
         return None
     said = ", ".join(f"{name} by {percent(100 * fall)}" for name, fall in falls.items())
     return Step(
         "Losses still fall at the end",
-        f"From the last fifth but one of the steps to the last fifth: {said}. More epochs may gain.",
+        f"From the fourth to the last fifth of the steps: {said}. More epochs may help.",
         "training",
     )
 
 
 def last_fall(values: Sequence[float]) -> float:
-    """Relative fall of the mean from the last fifth but one to the last fifth; 0 where there is too little.
+    """Relative fall of the mean from the fourth to the last fifth of the values; 0 for fewer than five.
 
     >>> last_fall([9, 9, 9, 8, 6])
     0.25
@@ -257,48 +294,8 @@ def last_fall(values: Sequence[float]) -> float:
 def phase_losses(
     prompts_log: Sequence[Mapping[str, str]], embedding_log: Sequence[Mapping[str, str]]
 ) -> dict[str, list[float]]:
-    """The whole loss of each phase, from the training logs."""
+    """The total loss of each phase, from the training logs."""
     found: dict[str, list[float]] = {}
     for row in prompts_log:
         found.setdefault(f"stage 1's {row['phase']} loss", []).append(float(row["loss"]))
     return found | {"stage 2's sum of losses": [float(row["total"]) for row in embedding_log]}
-
-
-# What to look at next: rules over the numbers, each with its threshold, the weightiest first.
-#
-# A rule says where to look, not what is wrong: the numbers of one run cannot tell causes apart.
-
-
-STEPS = 6  # said at most
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """The numbers that the rules look at."""
-
-    figures: Figures
-    camera_pairs: Sequence[Mapping[str, str]]
-    queries: Rows
-    naming: Mapping[str, float]
-    losses: Mapping[str, Sequence[float]]  # the whole loss of each phase, over its steps
-    train_images: np.ndarray  # [people, 2]: visible and infrared images of each training person
-    images_of_batch: int  # K, of each person and modality
-    refused: Mapping[str, int]  # reason -> images
-    images: int  # used and refused
-
-
-def next_steps(evidence: Evidence) -> list[Step]:
-    """The first STEPS rules that have something to say."""
-    found = (
-        small_gain(evidence.figures),
-        refused_images(evidence.refused, evidence.images),
-        few_images(evidence.train_images, evidence.images_of_batch),
-        weakest_pair(evidence.camera_pairs),
-        people_not_found(evidence.queries),
-        naming_gap(evidence.naming),
-        direction_gap(evidence.figures),
-        losses_still_fall(evidence.losses),
-        error_over_people(evidence.queries),
-        rule_never_fires(evidence.figures),
-    )
-    return [step for step in found if step][:STEPS]

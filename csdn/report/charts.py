@@ -1,4 +1,8 @@
-"""Charts as plain geometry: points and ticks in the units of an SVG's viewBox (charts.html.j2 draws them)."""
+"""The page's charts: line charts, training losses, naming by texts, and the grid of camera pairs.
+
+A line chart is computed here as plain geometry, points and ticks in the units of an SVG's viewBox;
+charts.html.j2 writes the SVG.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,17 @@ from typing import Any
 
 import numpy as np
 
+from csdn.data.catalog import MODALITIES
 from csdn.report.wording import direction_name, percent
 
-# Width and height: text keeps its size on the page when narrow cards get the small one.
+# Width and height. Text has the same size on the page, as narrow cards get a small chart.
 WIDE, SMALL, LOW, NARROW = (420, 250), (310, 200), (310, 150), (236, 190)
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 40
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line: `style` is its CSS class, `filled` makes it an area above the horizontal axis."""
+    """One line; `style` is its CSS class, `filled` fills the area between line and horizontal axis."""
 
     name: str
     style: str
@@ -30,9 +35,10 @@ class Series:
 
 @dataclass(frozen=True)
 class Curves:
-    """What a chart of lines shows; the first series is drawn on top.
+    """The data of a line chart; the first series is drawn on top.
 
-    x goes over `x_range` or its values, y from 0 (or lower values) to `y_high` or the highest value.
+    x covers `x_range`, or all values; y reaches from 0, or the lowest value below 0, to `y_high`, or the
+    highest.
     """
 
     title: str
@@ -43,7 +49,7 @@ class Curves:
     y_high: float | None = None
 
     def ranges(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        """(low, high) of both axes; never empty."""
+        """(low, high) of both axes; low < high."""
         xs = np.concatenate([np.asarray(one.xs, float) for one in self.series] or [np.zeros(0)])
         ys = np.concatenate([np.asarray(one.ys, float) for one in self.series] or [np.zeros(0)])
         xs, ys = xs[np.isfinite(xs)], ys[np.isfinite(ys)]
@@ -54,7 +60,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class Line:
-    """A series as the `points` of an SVG polyline or polygon; `last` is its end (x, y)."""
+    """A series as the `points` of an SVG polyline or polygon; `last` is its last point (x, y)."""
 
     name: str
     style: str
@@ -71,7 +77,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Chart:
-    """Everything that is drawn; positions are in 0..width and 0..height, the horizontal axis at `bottom`."""
+    """A line chart as geometry; positions are in 0..width and 0..height, the horizontal axis at `bottom`."""
 
     title: str
     x_label: str
@@ -87,7 +93,7 @@ class Chart:
 
 
 def line_chart(curves: Curves, size: tuple[int, int] = WIDE) -> Chart:
-    """Lay out lines over common axes. Points that are not finite are left out."""
+    """Lay out the lines on common axes. Points that are not finite are left out."""
     width, height = size
     right, bottom = width - RIGHT, height - BOTTOM
     (x_low, x_high), (y_low, y_high) = curves.ranges()
@@ -117,16 +123,16 @@ def line_chart(curves: Curves, size: tuple[int, int] = WIDE) -> Chart:
 def _line(
     series: Series, x_at: Callable[[float], float], y_at: Callable[[float], float], bottom: float
 ) -> Line:
-    places = [(x_at(x), y_at(y)) for x, y in zip(series.xs, series.ys, strict=True)]
-    last = places[-1]
+    points = [(x_at(x), y_at(y)) for x, y in zip(series.xs, series.ys, strict=True)]
+    last = points[-1]
     if series.filled:
-        places = [(places[0][0], bottom), *places, (last[0], bottom)]
-    points = " ".join(f"{x:g},{y:g}" for x, y in places)
-    return Line(series.name, series.style, points, series.filled, last)
+        points = [(points[0][0], bottom), *points, (last[0], bottom)]
+    text = " ".join(f"{x:g},{y:g}" for x, y in points)
+    return Line(series.name, series.style, text, series.filled, last)
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round values (1, 2 or 5 times a power of ten apart) within low..high, some `about` of them.
+    """About `about` round values within low..high, 1, 2 or 5 times a power of ten apart.
 
     >>> ticks(0, 87)
     [0.0, 20.0, 40.0, 60.0, 80.0]
@@ -139,18 +145,18 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def tick_label(value: float) -> str:
-    """12000 -> "12k"; the rest as short as it is exact."""
+    """12000 -> "12k"; smaller values in their shortest form."""
     return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:g}"
 
 
 def density(values: np.ndarray, low: float, high: float, bins: int = 60) -> tuple[np.ndarray, np.ndarray]:
-    """Histogram as (middles of the bins, share of the values in each, percent)."""
+    """Histogram as (centres of the bins, percent of the values in each)."""
     counts, edges = np.histogram(values, bins=bins, range=(low, high))
     return (edges[:-1] + edges[1:]) / 2, 100 * counts / max(1, counts.sum())
 
 
 def share(value: float, whole: float) -> float:
-    """Percent of a whole, as lengths in CSS have it; 0 of nothing."""
+    """Percent of a whole, for lengths in CSS; 0 if the whole is 0."""
     return round(100 * value / whole, 2) if whole else 0.0
 
 
@@ -163,18 +169,18 @@ def _finite(series: Series) -> Series:
 
 
 def _span(values: np.ndarray, low: float) -> tuple[float, float]:
-    """From `low` to the highest value; never empty."""
+    """From `low` to the highest value, or to low + 1."""
     high = float(values.max()) if len(values) else low
     return (low, high) if high > low else (low, low + 1.0)
 
 
-# The training logs as small charts: the two phases of stage 1, then stage 2 and its terms.
+# Training losses: the two phases of stage 1, then stage 2 and its terms.
 
 
 LogRows = Sequence[Mapping[str, str]]  # of a log.csv
 
-POINTS = 400  # of a line at most: more would be narrower than a pixel
-# Title -> columns of models/embedding/log.csv with the names that they get.
+POINTS = 400  # at most in a line: more would be narrower than a pixel
+# Title -> columns of models/embedding/log.csv with their names in the chart.
 EMBEDDING_CHARTS = {
     "Stage 2: sum of all terms": {"total": "total"},
     "Stage 2: identity": {"id_gem": "GeM", "id_pool": "attention pool"},
@@ -186,7 +192,7 @@ PHASE_TITLES = {"prompts": "Stage 1: prompts", "integration": "Stage 1: integrat
 
 
 def loss_curves(prompts_log: LogRows, embedding_log: LogRows) -> list[Curves]:
-    """One chart for each phase of stage 1 that was trained, then those of stage 2, over the steps."""
+    """One chart for each trained phase of stage 1, then those of stage 2, over the steps."""
     charts = []
     for phase, title in PHASE_TITLES.items():
         if rows := [row for row in prompts_log if row["phase"] == phase]:
@@ -195,8 +201,8 @@ def loss_curves(prompts_log: LogRows, embedding_log: LogRows) -> list[Curves]:
 
 
 def _curves(title: str, rows: LogRows, names: Mapping[str, str]) -> Curves:
-    every = -(-len(rows) // POINTS)
-    groups = [rows[start : start + every] for start in range(0, len(rows), every)]
+    size = -(-len(rows) // POINTS)
+    groups = [rows[start : start + size] for start in range(0, len(rows), size)]
     steps = [float(group[-1]["step"]) for group in groups]
     series = [
         Series(name, style, steps, [_mean(group, column) for group in groups])
@@ -209,25 +215,24 @@ def _mean(rows: LogRows, column: str) -> float:
     return sum(float(row[column]) for row in rows) / len(rows)
 
 
-# How well the texts name training images, and what fusing them (SII) changed, in bars and in words.
+# How well the texts name training images, and the effect of SII, as bars and as sentences.
 
 
 TEXTS = {"visible": "Visible only", "infrared": "Infrared only", "fused": "Fused by SII"}
-MODALITIES = ("visible", "infrared")
 
 
 @dataclass(frozen=True)
 class NamingBars:
-    """One modality's images: (text's key, its name, percent named, as text)."""
+    """Of one modality's images: rows (text's key, its name, percent named, the same as text)."""
 
     modality: str
     rows: list[tuple[str, str, float, str]]
 
 
 def naming_bars(naming: Mapping[str, float]) -> list[NamingBars]:
-    """How often the text most like an image is its person's own, percent of each modality's images.
+    """Percent of each modality's images whose most similar text is that of their person.
 
-    No bars where stage 1 saw no image: nobody was new, and training goes on from a champion.
+    No bars if stage 1 had no images: training started from a champion and there were no new identities.
     """
     if naming.get("new_people") == 0:
         return []
@@ -239,33 +244,33 @@ def naming_bars(naming: Mapping[str, float]) -> list[NamingBars]:
                 for text, name in TEXTS.items()
             ],
         )
-        for modality in MODALITIES
+        for modality in map(str, MODALITIES)
     ]
 
 
 def naming_words(naming: Mapping[str, float], people: int) -> list[str]:
-    """What the six figures say, a guess among `people` texts, and what SII changed."""
+    """Sentences on the six figures, chance with `people` texts, and the effect of SII."""
     new = naming.get("new_people")
     if new == 0:
-        return ["Nobody was new: the texts are those of the champion that training started from."]
+        return ["No identity is new: the texts are those of the champion that training started from."]
     cross = (
         f"A text learnt from visible images alone names {percent(naming['visible_names_infrared'])} of the "
         f"infrared images; one learnt from infrared images alone names "
         f"{percent(naming['infrared_names_visible'])} of the visible ones. "
-        f"A guess among {people} texts would name {percent(100 / people)}."
+        f"With {people} texts, chance would name {percent(100 / people)}."
     )
-    changes = [_change(naming, modality) for modality in MODALITIES]
-    said = [cross, f"Fusing the two (SII) {changes[0]}, and {changes[1]}."]
+    changes = [_change(naming, modality.value) for modality in MODALITIES]
+    sentences = [cross, f"Fusing the two (SII) {changes[0]}, and {changes[1]}."]
     if new is None:
-        return said
+        return sentences
     return [
-        f"The images are those of the {new} people who were new; the texts of all others are the champion's.",
-        *said,
+        f"The images are those of the {new} new identities; the texts of all others are the champion's.",
+        *sentences,
     ]
 
 
 def _change(naming: Mapping[str, float], modality: str) -> str:
-    """The fused text against the better one of the two."""
+    """The fused text compared with the better one of the two."""
     fused = naming[f"fused_names_{modality}"]
     better = max(("visible", "infrared"), key=lambda text: naming[f"{text}_names_{modality}"])
     gain = fused - naming[f"{better}_names_{modality}"]
@@ -276,13 +281,13 @@ def _change(naming: Mapping[str, float], modality: str) -> str:
     return f"names {abs(gain):.1f} points {more} of the {modality} images than {than} ({percent(fused)})"
 
 
-# The search between each two cameras alone, as a heat map.
+# The searches between two cameras alone, as a grid of camera pairs (a heat map).
 
 
 Rows = Sequence[Mapping[str, str]]  # of evaluation/camera_pairs.csv
 
-CAMERAS = 32  # of a side at most: a page stays a page; camera_pairs.csv has more
-ROOMY = 8  # cameras across, up to which a cell has room for two figures
+CAMERAS = 32  # query or gallery cameras at most, to bound the page; camera_pairs.csv has more
+ROOMY = 8  # up to this many gallery cameras a cell has room for two figures
 
 
 @dataclass(frozen=True)
@@ -290,14 +295,14 @@ class Cell:
     rank1: float
     mAP: float
     queries: int
-    share: float  # of the best rank-1 of all cells, percent: the shade
+    share: float  # percent of the best rank-1 of all cells: the shade
     text: str
     title: str
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Query cameras down, gallery cameras across; a cell is None where there is no figure."""
+    """Rows are query cameras, columns gallery cameras; a cell without a figure is None."""
 
     name: str
     across: list[str]
@@ -311,8 +316,8 @@ class Grid:
 
 
 def camera_grids(rows: Rows) -> list[Grid]:
-    """One for each direction."""
-    rows = [row for row in rows if row["queries"]]  # not the row of the other pairs
+    """One grid for each direction."""
+    rows = [row for row in rows if row["queries"]]  # without the row for the pairs left out
     best = max((float(row["rank1"]) for row in rows if row["rank1"]), default=0.0)
     return [
         _grid(direction, [row for row in rows if row["direction"] == direction], best)
@@ -321,23 +326,23 @@ def camera_grids(rows: Rows) -> list[Grid]:
 
 
 def _grid(direction: str, rows: Rows, best: float) -> Grid:
-    sides = [{row[f"{side}_camera"] for row in rows} for side in ("query", "gallery")]
-    down, across = (_busiest(rows, f"{side}_camera") for side in ("query", "gallery"))
+    columns = ("query_camera", "gallery_camera")
+    down, across = (_busiest(rows, column) for column in columns)
     found = {(row["query_camera"], row["gallery_camera"]): row for row in rows}
     return Grid(
         direction_name(direction),
         across,
         down,
         [[_cell(found.get((query, gallery)), best) for gallery in across] for query in down],
-        sum(len(cameras) - CAMERAS for cameras in sides if len(cameras) > CAMERAS),
+        sum(max(0, len({row[column] for row in rows}) - CAMERAS) for column in columns),
     )
 
 
-def _busiest(rows: Rows, side: str) -> list[str]:
-    """The CAMERAS cameras of a side with the most queries, in the order of the rows."""
+def _busiest(rows: Rows, column: str) -> list[str]:
+    """The CAMERAS cameras of a column with the most queries, in the order of the rows."""
     queries: Counter[str] = Counter()
     for row in rows:
-        queries[row[side]] += int(row["queries"])
+        queries[row[column]] += int(row["queries"])
     most = {camera for camera, _ in queries.most_common(CAMERAS)}
     return [camera for camera in queries if camera in most]
 
@@ -351,7 +356,7 @@ def _cell(row: Mapping[str, str] | None, best: float) -> Cell | None:
 
 
 def pairs_by_rank1(rows: Rows, least_queries: int) -> list[dict[str, Any]]:
-    """Pairs with at least so many queries, the weakest first: direction, cameras, rank1, queries."""
+    """Rows with at least `least_queries` queries, the lowest rank1 first; rank1 and queries as numbers."""
     known = [
         {**row, "rank1": float(row["rank1"]), "queries": int(row["queries"])}
         for row in rows

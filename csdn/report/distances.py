@@ -1,7 +1,7 @@
-"""How far apart images of one person and of two people are, within and across modalities.
+"""Distances between images of one person and of two people, within and across modalities.
 
-Everywhere in the report a distance is the cosine distance of two features: 1 - cosine, so 0 is the same
-direction and 1 a right angle.
+A distance in the report is always the cosine distance of two features, 1 - cosine: 0 is the same direction,
+1 a right angle.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from csdn.report.charts import Curves, Series, density
 from csdn.report.wording import METHOD_NAMES
 
 IMAGES = 1000  # of each modality at most, evenly spaced over the table: a million pairs
-METHODS = ("clip", "trained")  # before and after
+BEFORE_AFTER = ("clip", "trained")  # methods: before and after training
 KINDS = {
     "Visible – visible": (Modality.VISIBLE, Modality.VISIBLE),
     "Infrared – infrared": (Modality.INFRARED, Modality.INFRARED),
@@ -32,11 +32,11 @@ class Pairs:
     other: np.ndarray
 
     def known(self) -> bool:
-        """Is there a pair of both kinds?"""
+        """Whether there are pairs of both kinds."""
         return bool(len(self.same) and len(self.other))
 
     def area(self) -> float:
-        """Share of (same, other) comparisons in which the same person is nearer; a tie counts a half."""
+        """Area under the ROC curve: share of (same, other) pairs with same nearer; a tie counts a half."""
         others = np.sort(self.other)
         below = np.searchsorted(others, self.same, side="left")
         not_above = np.searchsorted(others, self.same, side="right")
@@ -71,20 +71,20 @@ def image_pairs(features: np.ndarray, table: SampleTable, first: Modality, secon
 
 
 def distance_panels(features: Mapping[str, np.ndarray], table: SampleTable) -> list[Panel]:
-    """A panel for each kind of pair that the test images have, all over the same axes."""
+    """A panel for each kind of pair that the test images have, all with the same axes."""
     found = {
-        kind: {method: image_pairs(features[method], table, *modalities) for method in METHODS}
+        kind: {method: image_pairs(features[method], table, *modalities) for method in BEFORE_AFTER}
         for kind, modalities in KINDS.items()
     }
     found = {kind: pairs for kind, pairs in found.items() if all(map(Pairs.known, pairs.values()))}
-    everything = [part for pairs in found.values() for p in pairs.values() for part in (p.same, p.other)]
-    high = max((float(part.max()) for part in everything), default=1.0)
-    tallest = max((float(density(part, 0.0, high)[1].max()) for part in everything), default=1.0)
+    distances = [part for pairs in found.values() for p in pairs.values() for part in (p.same, p.other)]
+    high = max((float(part.max()) for part in distances), default=1.0)
+    tallest = max((float(density(part, 0.0, high)[1].max()) for part in distances), default=1.0)
     return [
         Panel(
             kind,
-            [_curves(METHOD_NAMES[method], pairs[method], high, tallest) for method in METHODS],
-            {method: pairs[method].area() for method in METHODS},
+            [_curves(METHOD_NAMES[method], pairs[method], high, tallest) for method in BEFORE_AFTER],
+            {method: pairs[method].area() for method in BEFORE_AFTER},
         )
         for kind, pairs in found.items()
     ]

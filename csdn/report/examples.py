@@ -1,4 +1,4 @@
-"""Ranked lists: some queries with the ten gallery images that the model ranked first."""
+"""Example queries, chosen by rule: ranked lists, and the easiest confusions."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from csdn.report.wording import direction_name, percent
 
 Row = Mapping[str, Any]  # of evaluation/queries.parquet
 
-LISTS = 40  # for each direction at most, whatever the parameters ask for: the page holds their pictures
+LISTS = 40  # per direction at most, whatever the parameter is: the page embeds their pictures
 
 
 @dataclass(frozen=True)
 class RankedList:
-    """`missed` is the best right image where it is not among those found."""
+    """A query with its ten top-ranked images; `missed` is the first match, if it is not among them."""
 
     query: Shown
     found: list[Shown]
@@ -35,7 +35,7 @@ class Direction:
 
 
 def ranked_lists(queries: Sequence[Row], count: int, gallery: Gallery) -> list[Direction]:
-    """`count` lists for each direction: one half the hardest failures, the other from best to worst."""
+    """`count` lists for each direction: half the hardest failures, half spread from best to worst."""
     count = min(count, LISTS)
     directions = []
     for direction, rows in by_direction(queries).items():
@@ -51,7 +51,7 @@ def ranked_lists(queries: Sequence[Row], count: int, gallery: Gallery) -> list[D
 
 
 def by_direction(queries: Sequence[Row]) -> dict[str, list[Row]]:
-    """The queries of each direction that have a right image to find."""
+    """The queries of each direction that have a match in the gallery."""
     groups: dict[str, list[Row]] = {row["direction"]: [] for row in queries}
     for row in queries:
         if row["ap"] is not None:
@@ -60,16 +60,16 @@ def by_direction(queries: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def spread_out(rows: Sequence[Row], count: int) -> list[Row]:
-    """`count` queries at equal steps from the highest AP to the lowest, none picked by hand."""
+    """`count` queries at equal steps from the highest AP to the lowest."""
     ordered = sorted(rows, key=lambda row: (-row["ap"], row["key"]))
-    places = np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int)
-    return [ordered[place] for place in places]
+    positions = np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round().astype(int)
+    return [ordered[position] for position in positions]
 
 
 def hardest(rows: Sequence[Row], count: int) -> list[Row]:
-    """The `count` queries whose first right image ranks lowest, then by AP; one of each person.
+    """The `count` queries whose first match ranks lowest, then by AP; one of each person.
 
-    A query that is right at rank 1 is no failure, whatever its AP.
+    A query with a match at rank 1 is no failure, whatever its AP.
     """
     failed = (row for row in rows if row["first_rank"] > 1)
     worst_first = sorted(failed, key=lambda row: (-row["first_rank"], row["ap"], row["key"]))
@@ -82,17 +82,17 @@ def hardest(rows: Sequence[Row], count: int) -> list[Row]:
 def _list(row: Row, gallery: Gallery) -> RankedList:
     found, person = row["top_keys"], row["person"]
     missed = None if row["right_key"] in found else gallery.show(row["right_key"], person)
-    text = f"first right image at rank {row['first_rank']}, AP {percent(row['ap'])}"
+    text = f"first match at rank {row['first_rank']}, AP {percent(row['ap'])}"
     shown = [gallery.show(key, person) for key in found]
     return RankedList(gallery.show(row["key"]), shown, missed, row["first_rank"], text)
 
 
-# Easiest confusions: a query, somebody else who is ranked first, and the right image behind.
+# Easiest confusions: a query, another person's image at rank 1, and the first match.
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """`distance`, `right_distance`: of the query to the wrong and to the right image."""
+    """`distance` and `right_distance` are those of the query to the wrong image and to the first match."""
 
     query: Shown
     wrong: Shown
@@ -103,7 +103,7 @@ class Confusion:
 
 
 def confusions(queries: Sequence[Row], count: int, gallery: Gallery) -> list[tuple[str, list[Confusion]]]:
-    """(direction, the `count` wrong answers that are nearest to their queries)."""
+    """(direction, the `count` wrong images at rank 1 that are nearest to their queries)."""
     found = []
     for direction, rows in by_direction(queries).items():
         chosen = nearest_wrong(rows, min(count, LISTS), gallery.person, gallery.distance)
@@ -117,7 +117,7 @@ def nearest_wrong(
     person: Callable[[str], str],
     distance: Callable[[str, str], float],
 ) -> list[Row]:
-    """Queries whose first answer is somebody else, the nearest such answer first; two people once."""
+    """Queries with another person at rank 1, the smallest distance first; each two people once."""
     wrong = [row for row in rows if row["top_keys"] and person(row["top_keys"][0]) != row["person"]]
     nearest_first = sorted(wrong, key=lambda row: (distance(row["key"], row["top_keys"][0]), row["key"]))
     of_pairs: dict[frozenset[str], Row] = {}

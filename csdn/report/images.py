@@ -1,4 +1,4 @@
-"""Images of the data as data URIs: the page holds its own pictures."""
+"""Images of the data as data URIs, which the page embeds; and a split's images by key, with labels."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from csdn.data.images import EXTENSIONS, decode
 from csdn.data.shards import open_shards
 from csdn.report.distances import unit_rows
 
-HEIGHT = 144  # pixels; larger images are reduced to it
+HEIGHT = 144  # pixels; larger images are scaled down to it
 QUALITY = 85  # of JPEG
 
 
 class Pictures:
-    """Reads images of a table out of its shards, each once."""
+    """Reads images of a table from its shards, each once."""
 
     def __init__(self, table: SampleTable, shards: str | Path) -> None:
         self.table, self.shards = table, open_shards(shards)
@@ -37,7 +37,7 @@ class Pictures:
 
 
 def data_uri(data: bytes, extension: str) -> str:
-    """An image file, reduced to HEIGHT pixels of height, as a JPEG data URI."""
+    """An image file as a JPEG data URI, at most HEIGHT pixels high."""
     image = Image.fromarray(decode(data, extension))
     if image.height > HEIGHT:
         image = image.resize((max(1, round(image.width * HEIGHT / image.height)), HEIGHT))
@@ -46,12 +46,9 @@ def data_uri(data: bytes, extension: str) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-# The images of one side of the data by their keys: person, camera, picture, distances of features.
-
-
 @dataclass(frozen=True)
 class Shown:
-    """One picture with what is said of it."""
+    """A picture with its labels; `right`: whether it shows the query's person."""
 
     picture: str
     person: str
@@ -60,7 +57,7 @@ class Shown:
 
 
 class Gallery:
-    """Images of `table`; `features` [n, D] of its rows may be left out where no distance is asked for."""
+    """The images of `table` by key; `features` [n, D] of its rows are needed for distances only."""
 
     def __init__(
         self, table: SampleTable, dataset: Dataset, shards: str | Path, features: np.ndarray | None = None
@@ -80,7 +77,7 @@ class Gallery:
         return 1 - float(first @ second)
 
     def show(self, key: str, query_person: str | None = None) -> Shown:
-        """Its picture; where it answers the query of a person, whether it is right."""
+        """The image `key`; with the person of the query, also whether it is a match."""
         row, person = self.rows[key], self.person(key)
         camera = self.table.camera_names[self.table.camera[row]]
         right = None if query_person is None else person == query_person

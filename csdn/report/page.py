@@ -1,4 +1,8 @@
-"""What the report shows, read from the files that the other stages wrote."""
+"""report/index.html: one self-contained page about a run. It loads nothing from the network.
+
+In this order: write the page, read what the other stages wrote, the values of the template by section,
+publish a copy in an object store.
+"""
 
 from __future__ import annotations
 
@@ -48,15 +52,49 @@ from csdn.runtime.documents import read_json
 from csdn.runtime.errors import UserError
 from csdn.runtime.files import atomic_folder, read_csv
 
+FIGURES = "figures"  # the folder of PNGs beside the page
+HASH_DIGITS = 16  # of the page's SHA-256, the folder of a published copy
+
+
+def write_report(params: Params, root: Path, out: Path) -> Path:
+    """Write the report on the project in folder `root`; returns the page's path.
+
+    Raises UserError where a file of an earlier stage is missing or damaged.
+    """
+    inputs = read_inputs(root, shards_at(params, root / "data"))
+    drawn = drawn_figures(inputs)
+    with atomic_folder(out) as folder:
+        names = write_pngs(drawn, folder / FIGURES)
+        pngs = {name: f"{FIGURES}/{name}.png" for name in names}
+        page = render(context(params, inputs, drawn) | {"pngs": pngs})
+        (folder / "index.html").write_text(page, encoding="utf-8")
+    return out / "index.html"
+
+
+def render(values: dict[str, Any]) -> str:
+    """The page as HTML. Every value is escaped: names of people, cameras and files come from outside."""
+    environment = Environment(
+        loader=PackageLoader("csdn.report", "templates"),
+        autoescape=True,
+        finalize=shown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.j2").render(values)
+
+
+# Inputs: the files of the other stages.
+
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """The outputs of the stages before, as they are."""
+    """The outputs of the earlier stages."""
 
     dataset: Dataset
-    shards: str | Path  # where they are
+    shards: str | Path  # folder or s3:// prefix
     data_hash: str  # SHA-256 of samples.parquet
-    data_md5: str  # by which DVC knows the same file
+    data_md5: str  # of the same file, DVC's hash
     quarantine: pa.Table
     ingest: Mapping[str, Any]  # metrics/ingest.json
     naming: Mapping[str, float]  # metrics/prompts.json
@@ -74,9 +112,9 @@ class ReportInputs:
 
 
 def read_inputs(root: Path, shards: str | Path) -> ReportInputs:
-    """Read everything below the project's root; raises UserError naming the first file that is missing.
+    """Read the inputs below the project's root; raises UserError naming the first file that is missing.
 
-    shards: where they are (csdn.data.shards.shards_at).
+    shards: their folder or s3:// prefix (csdn.data.shards.shards_at).
     """
     data, metrics, evaluation, models = (root / name for name in ("data", "metrics", "evaluation", "models"))
     try:
@@ -113,11 +151,11 @@ def _json(path: Path) -> dict[str, Any]:
     return value
 
 
-# Everything that page.html.j2 shows, made of what the stages wrote.
+# The values of page.html.j2, by section.
 
 
 def drawn_figures(inputs: ReportInputs) -> Drawn:
-    """The figures that are on the page and in PNG files."""
+    """The data of the figures that are both on the page and in PNG files."""
     table = inputs.dataset.test_table()
     shown, people = planes(inputs.features, table, inputs.dataset)
     return Drawn(
@@ -225,50 +263,13 @@ def _evidence(params: Params, inputs: ReportInputs) -> Evidence:
     )
 
 
-# report/index.html: one page that holds everything it shows, and asks nobody for anything.
-
-
-FIGURES = "figures"  # the folder of PNGs beside the page
-
-
-def write_report(params: Params, root: Path, out: Path) -> Path:
-    """Render the report on what stands below the project's root; returns the page's path.
-
-    Raises UserError where a file of an earlier stage is missing.
-    """
-    inputs = read_inputs(root, shards_at(params, root / "data"))
-    drawn = drawn_figures(inputs)
-    with atomic_folder(out) as folder:
-        names = write_pngs(drawn, folder / FIGURES)
-        pngs = {name: f"{FIGURES}/{name}.png" for name in names}
-        page = render(context(params, inputs, drawn) | {"pngs": pngs})
-        (folder / "index.html").write_text(page, encoding="utf-8")
-    return out / "index.html"
-
-
-def render(values: dict[str, Any]) -> str:
-    """The page; every value is escaped, since names of people, cameras and files are anybody's."""
-    environment = Environment(
-        loader=PackageLoader("csdn.report", "templates"),
-        autoescape=True,
-        finalize=shown,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.j2").render(values)
-
-
-# A copy of a finished report in an object store (`report.store`), under a name made of its content.
-
-
-HASH_DIGITS = 16  # of the page's SHA-256, the folder's name
+# A copy of the report in an object store (`report.store`), under a name derived from its content.
 
 
 def publish(page: Path, address: str) -> str:
-    """Copy `page` and what lies beside it below an `s3://` prefix; returns the copy's address.
+    """Copy `page` and its folder below an `s3://` prefix; returns the copy's address. Raises UserError.
 
-    The page comes last: who finds it finds its pictures. Raises UserError.
+    The page is uploaded last, so its pictures are there when it can be read.
     """
     store = Store(published_at(page, address).rpartition("/")[0])
     pictures = (path for path in page.parent.rglob("*") if path.is_file() and path != page)
@@ -279,6 +280,6 @@ def publish(page: Path, address: str) -> str:
 
 
 def published_at(page: Path, address: str) -> str:
-    """The address that a copy of `page` below `address` has."""
+    """The address of the copy of `page` below `address`."""
     name = hashlib.sha256(page.read_bytes()).hexdigest()[:HASH_DIGITS]
     return f"{address.rstrip('/')}/{name}/{page.name}"

@@ -1,7 +1,7 @@
-"""The page's figures as PNG files, for slides and for other pages: the same data, drawn by matplotlib.
+"""The page's figures as PNG files, for slides and for other pages, from the same data, with matplotlib.
 
-A figure object is drawn without pyplot, so nothing depends on a display or on the user's backend, and no date
-or version is written: the same data gives the same bytes.
+Figures are drawn without pyplot, so they depend neither on a display nor on the user's backend. The files
+have no date or version: the same data gives the same bytes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PEOPLE = (
 RC = {
     "font.family": ["DejaVu Sans"],
     "font.size": 9,
-    "text.parse_math": False,  # names of cameras and people are anybody's: "$" is a dollar
+    "text.parse_math": False,  # names come from outside: "$" in a name is a dollar sign
     "text.color": INK,
     "axes.edgecolor": LINE,
     "axes.labelcolor": MUTED,
@@ -66,7 +66,7 @@ RC = {
 
 @dataclass(frozen=True)
 class Drawn:
-    """What the page and the PNGs both draw."""
+    """The data of the figures that are on the page and in PNG files."""
 
     cmc: list[Curves]
     losses: list[Curves]
@@ -78,7 +78,7 @@ class Drawn:
 
 
 def write_pngs(drawn: Drawn, folder: Path) -> list[str]:
-    """Write a PNG of each figure that has something to show; returns their names without the ending."""
+    """Write a PNG of each figure that has data; returns the file names without the extension."""
     panels = [curves for panel in drawn.distances for curves in panel.curves]
     kinds = [panel.kind for panel in drawn.distances for _ in panel.curves]
     figures: dict[str, tuple[Sequence[object], Callable[[], Figure]]] = {
@@ -98,7 +98,7 @@ def write_pngs(drawn: Drawn, folder: Path) -> list[str]:
 
 
 def lines(charts: Sequence[Curves], columns: int, titles: Sequence[str] = ()) -> Figure:
-    """Charts in rows of `columns`; `titles` are put before their own."""
+    """Charts in rows of `columns`; each of `titles` precedes a chart's own title."""
     rows = -(-len(charts) // columns)
     figure, axes = _grid(rows, columns, (3.2 if columns == 2 else 2.2, 1.8))
     for number, (curves, plot) in enumerate(zip(charts, axes, strict=False)):
@@ -111,7 +111,7 @@ def lines(charts: Sequence[Curves], columns: int, titles: Sequence[str] = ()) ->
         title = f"{titles[number]}: {curves.title}" if titles else curves.title
         plot.set(title=title, xlabel=curves.x_label, ylabel=curves.y_label, xlim=x_range)
         plot.set_ylim(y_range[0], y_range[1] * 1.04)
-        marks = ticks(*x_range)  # the page's
+        marks = ticks(*x_range)  # as on the page
         plot.set_xticks(marks, map(tick_label, marks))
         if len(curves.series) > 1:
             handles, labels = plot.get_legend_handles_labels()
@@ -143,10 +143,10 @@ def naming(bars: Sequence[NamingBars]) -> Figure:
     """Images named by each text, percent."""
     figure, axes = _grid(1, len(bars), (2.8, 1.3), (1.1, 0.15, 0.5, 0.35))
     for one, plot in zip(bars, axes, strict=True):
-        for place, (text, name, value, label) in enumerate(reversed(one.rows)):
-            plot.barh(place, value, color=TEXT_COLOURS[text], height=0.65)
-            plot.text(value + 1, place, label, va="center")
-            plot.text(-2, place, name, va="center", ha="right")
+        for y, (text, name, value, label) in enumerate(reversed(one.rows)):
+            plot.barh(y, value, color=TEXT_COLOURS[text], height=0.65)
+            plot.text(value + 1, y, label, va="center")
+            plot.text(-2, y, name, va="center", ha="right")
         plot.set(title=one.modality, xlim=(0, 112), xlabel="named right, %", yticks=[])
     return figure
 
@@ -187,7 +187,7 @@ def _grid(
     size: tuple[float, float],
     margins: tuple[float, float, float, float] = MARGINS,
 ) -> tuple[Figure, list[Axes]]:
-    """Plots of `size` inches within margins: fixed ones, since a layout engine draws everything twice."""
+    """Plots of `size` inches with fixed margins: a layout engine would draw everything twice."""
     left, right, bottom, top = margins
     width, height = columns * (left + size[0] + right), rows * (bottom + size[1] + top)
     figure = Figure(figsize=(width, height), dpi=DPI)
@@ -203,7 +203,7 @@ def _grid(
 
 
 def numbered(number: int, name: str) -> str:
-    """The number stays before the name in every script: behind a mark of left to right, the name isolated."""
+    """Number and name, in this order in every script: a left-to-right mark first, the name isolated."""
     return f"\u200e{number}  \u2068{_short(name)}\u2069"
 
 
@@ -214,7 +214,7 @@ def _short(name: str, length: int = 16) -> str:
 
 @contextmanager
 def _settings() -> Iterator[None]:
-    """Our look; a name in a script that the font lacks is drawn as boxes, and is no reason for a warning."""
+    """The style of the figures; no warnings about characters that the font lacks (drawn as boxes)."""
     with matplotlib.rc_context(RC), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield

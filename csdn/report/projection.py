@@ -1,6 +1,6 @@
-"""Features of some test people in two dimensions, by principal components.
+"""Features of some test people in two dimensions, by principal component analysis.
 
-The same features give the same picture on every machine, and no distance in it is longer than it is.
+Unlike t-SNE or UMAP it is deterministic, and a distance in the plane is never longer than the true one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from csdn.data.catalog import Dataset, SampleTable
-from csdn.report.distances import METHODS, unit_rows
+from csdn.report.distances import BEFORE_AFTER, unit_rows
 from csdn.report.images import person_names
 from csdn.report.wording import METHOD_NAMES
 
@@ -24,8 +24,8 @@ SIZE, MARGIN = (420, 360), 24
 class Plane:
     """Points [n, 2] of images with their person (0..) and modality (0 visible, 1 infrared).
 
-    `explained` are the two axes' shares of all variance, `between_people` and `between_modalities` the shares
-    of all variance (in all dimensions) that lies between the means of people, and of modalities; 0..1.
+    `explained` are the two axes' shares of the total variance; `between_people` and `between_modalities` are
+    its shares, in all dimensions, between the means of people and of modalities; 0..1.
     """
 
     title: str
@@ -37,12 +37,12 @@ class Plane:
     between_modalities: float
 
     def images_of(self, person: int) -> tuple[np.ndarray, np.ndarray]:
-        """Points of a person's visible and of the infrared images."""
+        """Points of a person's visible images, and of the infrared ones."""
         return tuple(self.points[(self.person == person) & (self.modality == code)] for code in (0, 1))
 
 
 def chosen_images(table: SampleTable) -> np.ndarray:
-    """Rows of some images of evenly chosen people who have both modalities, by person."""
+    """Rows of some images of evenly spaced people who have both modalities, by person."""
     both = np.intersect1d(*(table.label[table.modality == code] for code in (0, 1)))
     rows = [
         _evenly_spread(np.flatnonzero((table.label == label) & (table.modality == code)), IMAGES_SHOWN)
@@ -55,7 +55,7 @@ def chosen_images(table: SampleTable) -> np.ndarray:
 def planes(
     features: Mapping[str, np.ndarray], table: SampleTable, dataset: Dataset
 ) -> tuple[list[Plane], list[str]]:
-    """The plane of each method and the people's names; none where fewer than two people can be shown."""
+    """The plane of each method, and the people's names; empty if fewer than two people can be shown."""
     rows = chosen_images(table)
     labels, person = np.unique(table.label[rows], return_inverse=True)
     if len(labels) < 2:
@@ -63,7 +63,9 @@ def planes(
     names = person_names(dataset)
     people = [names[int(table.person_row[table.label == label][0])] for label in labels]
     modality = table.modality[rows]
-    return [_plane(METHOD_NAMES[m], unit_rows(features[m][rows]), person, modality) for m in METHODS], people
+    return [
+        _plane(METHOD_NAMES[m], unit_rows(features[m][rows]), person, modality) for m in BEFORE_AFTER
+    ], people
 
 
 def _plane(title: str, units: np.ndarray, person: np.ndarray, modality: np.ndarray) -> Plane:
@@ -115,7 +117,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Link:
-    """From the mean of a person's visible images to that of the infrared ones, numbered at the middle."""
+    """From the mean of a person's visible images, with the person's number, to that of the infrared ones."""
 
     x1: float
     y1: float
@@ -136,23 +138,23 @@ class Scatter:
 
 
 def scatter(plane: Plane) -> Scatter:
-    """A plane as geometry, both axes to the same scale."""
+    """A plane as geometry, with the same scale on both axes."""
     width, height = SIZE
     low, high = plane.points.min(axis=0), plane.points.max(axis=0)
     scale = min((SIZE[axis] - 2 * MARGIN) / max(high[axis] - low[axis], 1e-9) for axis in (0, 1))
     middle = (low + high) / 2
 
-    def place(point: np.ndarray) -> tuple[float, float]:
+    def position(point: np.ndarray) -> tuple[float, float]:
         x, y = (point - middle) * scale
         return round(width / 2 + float(x), 1), round(height / 2 - float(y), 1)
 
     marks = [
-        Mark(*place(point), f"p{person}", bool(code))
+        Mark(*position(point), f"p{person}", bool(code))
         for point, person, code in zip(plane.points, plane.person, plane.modality, strict=True)
     ]
     links = []
     for person in np.unique(plane.person):
-        ends = [place(points.mean(axis=0)) for points in plane.images_of(person)]
+        ends = [position(points.mean(axis=0)) for points in plane.images_of(person)]
         links.append(Link(*ends[0], *ends[1], f"p{person}", int(person) + 1))
     explained = tuple(f"{100 * value:.0f}" for value in plane.explained)
     return Scatter(plane.title, marks, links, explained, width, height)

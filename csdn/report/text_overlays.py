@@ -1,4 +1,4 @@
-"""Text maps as pictures to lay over an image, on one scale for all, and what they say in words."""
+"""Text maps as overlays of images, all with the same scale, and sentences on their values."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Overlay:
 
 @dataclass(frozen=True)
 class TextMapsShown:
-    """`margin_high`, `attention_high`: the values shown strongest; `even`: attention spread evenly."""
+    """`margin_high`, `attention_high`: the values with full opacity; `even`: uniform attention."""
 
     people: list[tuple[str, list[Overlay]]]
     margin_high: str
@@ -44,7 +44,7 @@ class TextMapsShown:
 def text_maps_shown(
     images: Sequence[Mapping[str, str]], maps: Mapping[str, np.ndarray], gallery: Gallery
 ) -> TextMapsShown:
-    """Pictures and words of evaluation/text_maps: rows `images` (key, person, modality), maps [n, h, w]."""
+    """The section of evaluation/text_maps.*: rows `images` (key, person, modality), maps [n, h, w]."""
     margin = maps["own"] - maps["others"]
     highs = max(float(margin.max()), 1e-9), float(maps["attention"].max())
     people: dict[str, list[Overlay]] = {row["person"]: [] for row in images}
@@ -70,7 +70,7 @@ def text_maps_shown(
 
 
 def heat(values: np.ndarray, colour: tuple[int, int, int]) -> str:
-    """Values [h, w] as a PNG data URI of one colour: clear at 0 and below, strongest at 1."""
+    """Values [h, w] as a PNG data URI of one colour: transparent at 0 and below, most opaque at 1."""
     pixels = np.empty((*values.shape, 4), np.uint8)
     pixels[..., :3] = colour
     pixels[..., 3] = (255 * STRONGEST * np.clip(values, 0, 1)).round()
@@ -80,7 +80,7 @@ def heat(values: np.ndarray, colour: tuple[int, int, int]) -> str:
 
 
 def map_words(margin: np.ndarray, attention: np.ndarray) -> list[str]:
-    """What the maps [n, h, w] of `margin` (own text less the mean of the others) and attention say."""
+    """Sentences on the maps [n, h, w]: `margin` (own text less the mean of the others) and attention."""
     cells = margin.reshape(len(margin), -1)
     found = [
         f"{percent(100 * float((cells > 0).mean()), 0)} of the cells shown agree more with the text of their "
@@ -90,7 +90,7 @@ def map_words(margin: np.ndarray, attention: np.ndarray) -> list[str]:
         place = share_between(cells.reshape(-1, 1), np.tile(np.arange(cells.shape[1]), len(cells)))
         found.append(
             f"{percent(100 * place, 0)} of the variance of these values is one pattern that all images share "
-            "(the place of the cell); the rest differs from image to image."
+            "(the position of the cell); the rest differs from image to image."
         )
     if cells.std() > 0 and attention.std() > 0:
         alike = float(np.corrcoef(cells.ravel(), attention.ravel())[0, 1])

@@ -1,4 +1,4 @@
-"""Sentences of the report, each a function of the numbers it states: it says no more than was measured."""
+"""Sentences of the report. Each is a function of the figures it states, and claims no more than they show."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ METHOD_NAMES = {
 
 
 def shown(value: Any) -> Any:
-    """A value as the page has it: characters that do not print, or that turn what follows, as escapes."""
+    """A value for the page: control characters and marks of writing direction become escapes."""
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
     return escape_control_chars(value, keep=NBSP)
 
 
 def bdi(name: str) -> Markup:
-    """A name within a sentence: its direction of writing does not reorder the figures beside it."""
+    """A name within a sentence, isolated: a right-to-left name does not reorder the figures beside it."""
     return Markup("<bdi>{}</bdi>").format(shown(name))
 
 
@@ -40,12 +40,12 @@ def direction_name(direction: str) -> str:
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """A figure with its sign, never broken over two lines."""
+    """A figure in percent, with a no-break space before the sign."""
     return "–" if value is None else f"{value:.{digits}f}{NBSP}%"
 
 
 def deviation(figure: Mapping[str, float | None]) -> str:
-    """The deviation of a figure, "± 1.1"; empty where it is not known."""
+    """The standard deviation of a figure, "± 1.1"; empty where it is not known."""
     return "" if figure["std"] is None else f"±{NBSP}{figure['std']:.1f}"
 
 
@@ -57,25 +57,25 @@ def with_spread(figure: Mapping[str, float | None]) -> str:
 
 
 def opening(figures: Figures) -> list[str]:
-    """What was found, a sentence for each direction."""
+    """The result, a sentence for each direction."""
     return [_found(direction, figures) for direction in figures["counts"]]
 
 
 def _found(direction: str, figures: Figures) -> str:
-    asking, answering = direction.split("_to_")
+    query, gallery = direction.split("_to_")
     rank1 = figures["trained"][direction]["rank1"]
     if rank1["mean"] is None:
-        return f"No {asking} image has a right {answering} image to find, so there is no figure."
-    article = "An" if asking[0] in "aeiou" else "A"
+        return f"No {query} image has a match among the {gallery} images, so there is no figure."
+    article = "An" if query[0] in "aeiou" else "A"
     return (
-        f"{article} {asking} image finds its person first in {with_spread(rank1)} of searches among "
-        f"{figures['counts'][direction]['gallery']} {answering} images; "
-        f"chance finds {with_spread(figures['chance'][direction]['rank1'])}."
+        f"{article} {query} query has its person at rank 1 in {with_spread(rank1)} of searches among "
+        f"{figures['counts'][direction]['gallery']} {gallery} images; "
+        f"by chance it would be {with_spread(figures['chance'][direction]['rank1'])}."
     )
 
 
 def comparison(direction: str, figures: Figures, baseline: str = "clip", figure: str = "rank1") -> str:
-    """Whether training did better than a baseline, measured by the spread over the galleries."""
+    """The gain over a baseline, compared with the standard deviation over the galleries."""
     trained, other = (figures[method][direction][figure] for method in ("trained", baseline))
     if trained["mean"] is None or other["mean"] is None:
         return ""
@@ -89,20 +89,20 @@ def comparison(direction: str, figures: Figures, baseline: str = "clip", figure:
 
 
 def order(figures: Figures) -> str:
-    """Whether rank-1 rises in every direction from chance over HOG and CLIP to the trained model."""
-    ladder = ("chance", "hog", "clip", "trained")
+    """Whether rank-1 increases in every direction from chance to HOG, CLIP and the trained model."""
+    methods = ("chance", "hog", "clip", "trained")
     broken = []
     for direction in figures["counts"]:
-        rank1 = {method: figures[method][direction]["rank1"]["mean"] for method in ladder}
+        rank1 = {method: figures[method][direction]["rank1"]["mean"] for method in methods}
         if None in rank1.values():
             return ""
         broken += [
             f"{direction_name(direction).lower()}, {_in_text(upper)} {percent(rank1[upper])} "
             f"and {_in_text(lower)} {percent(rank1[lower])}"
-            for lower, upper in pairwise(ladder)
+            for lower, upper in pairwise(methods)
             if rank1[upper] <= rank1[lower]
         ]
-    rising = " < ".join(map(_in_text, ladder))
+    rising = " < ".join(map(_in_text, methods))
     if broken:
         return f"By rank-1 the order {rising} does not hold: " + "; ".join(broken) + "."
     return f"By rank-1, in every direction: {rising}."
@@ -113,17 +113,17 @@ def _in_text(method: str) -> str:
 
 
 def pairs_left_out(figures: Figures) -> list[str]:
-    """Which directions have more pairs of cameras than get figures of their own."""
+    """A note for each direction with more pairs of cameras than get figures of their own."""
     return [
-        f"{direction_name(direction)}: {rest} more pairs of cameras have no figures of their own; those with "
-        "the most people in common have."
+        f"{direction_name(direction)}: {rest} more pairs of cameras have no figures of their own; the "
+        "pairs with the most people in common have."
         for direction, counts in figures["counts"].items()
         if (rest := counts.get("camera_pairs_left_out"))
     ]
 
 
 def separation(areas: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """A sentence for each kind of pair; areas: share of right orders 0..1, by kind and method."""
+    """A sentence for each kind of pair; areas: separation 0..1 (csdn.report.distances) by kind and method."""
     return [
         f"{kind}: separation {percent(100 * of['clip'])} before training, {percent(100 * of['trained'])} "
         f"after ({100 * (of['trained'] - of['clip']):+.1f} points)."

@@ -17,7 +17,7 @@ from csdn.data.catalog import load_dataset
 from csdn.evaluation.external import read_index
 from csdn.evaluation.headline import notes
 from csdn.evaluation.run import prepare
-from csdn.evaluation.scores import spread, trial_metrics
+from csdn.evaluation.scores import mean_and_std, trial_metrics
 from csdn.ingest.sources import open_source
 from csdn.ingest.sources.sysu import PERMUTATIONS
 from csdn.params import parse_params
@@ -283,7 +283,7 @@ def test_queries_without_a_match_and_few_people_give_figures_all_the_same(projec
     trials = trial_metrics(search, experiment.labels, lambda queries, gallery, trial: distances)
     assert [trial.valid_queries for trial in trials] == [6, 6]
     assert all(trial.cmc.shape == (20,) and trial.cmc[19] == 1 for trial in trials)
-    assert spread([trial.mean_ap for trial in trials])["mean"] is not None
+    assert mean_and_std([trial.mean_ap for trial in trials])["mean"] is not None
     counts = {"queries": 8, "valid_queries": 6, "excluded_pairs": None}
     fault(AREA, "queries without a match in the gallery", *notes({search.name: counts}))
     fault(AREA, "fewer than 20 people in the gallery", "the CMC keeps its last value up to rank 20")

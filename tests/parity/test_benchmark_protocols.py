@@ -32,7 +32,7 @@ def metrics_of(name, rows, similarities, direction="infrared_to_visible", **opti
     search = next(one for one in protocol(name, index, **options) if one.name == direction)
     people = np.unique(index["person"], return_inverse=True)[1]
     cameras = rule_cameras(name, index)
-    queries, gallery = search.asking(0), search.galleries[0]
+    queries, gallery = search.queries_of(0), search.galleries[0]
     distances = [
         [-similarities[index["path"][query]][index["path"][row]] for row in gallery] for query in queries
     ]
@@ -55,7 +55,7 @@ SEEN = {"2-cam1": 0.9, "2-cam2": 0.8, "1-cam2": 0.7, "3-cam4": 0.6, "1-cam1": 0.
 
 
 def test_sysu_by_hand():
-    """Camera 3 does not see camera 2, whoever is there; CMC counts people; a stranger's query is left out.
+    """Queries of camera 3 skip camera 2, whoever is there; CMC counts people; a stranger's query is left out.
 
     From camera 6: 2 2 1 3 1. People in order 2, 1: rank 2. AP = (1/3 + 2/5) / 2 = 11/30; INP = 2/5.
     From camera 3, without camera 2: 2 3 1. People in order 2, 3, 1: rank 3. AP = INP = 1/3.
@@ -112,11 +112,11 @@ LLCM = [
 
 
 def test_llcm_by_hand():
-    """The own person by the own camera is not seen; others by that camera are. CMC counts people.
+    """The query's person at the query's camera is removed; others at that camera are not. CMC counts people.
 
-    Query 1 (camera 1), 1-cam1 hidden: 2 2 1 3. People in order 2, 1: rank 2; AP = INP = 1/3.
-    Query 2 (camera 2), all seen: 1 2 2 1 3. Rank 2; AP = (1/2 + 2/3) / 2 = 7/12, INP = 2/3.
-    Query 3: its only image is by its own camera, so there is nothing to find: left out.
+    Query 1 (camera 1), 1-cam1 removed: 2 2 1 3. People in order 2, 1: rank 2; AP = INP = 1/3.
+    Query 2 (camera 2), nothing removed: 1 2 2 1 3. Rank 2; AP = (1/2 + 2/3) / 2 = 7/12, INP = 2/3.
+    Query 3: its only image is by its own camera, so it has no match: left out.
     """
     similarities = {
         "query 1": {"1-cam1": 0.9, "2-cam1": 0.8, "2-cam3": 0.7, "1-cam2": 0.6, "3-cam1": 0.5},
@@ -187,22 +187,22 @@ def test_sysu_draws_one_shot_as_the_literature_and_ten_with_the_trials_seed(mode
 def test_llcm_draws_what_the_literature_draws_in_both_directions():
     index = many([(kind, camera) for kind in ("visible", "infrared") for camera in (1, 2, 7)])
     for search in protocol("llcm", index):
-        asking, answering = search.name.split("_to_")
-        assert {index["modality"][row] for row in search.queries} == {asking}
+        queries, gallery_of = search.name.split("_to_")
+        assert {index["modality"][row] for row in search.queries} == {queries}
         assert len(search.queries) == 12 * 8
         for trial, gallery in enumerate(search.galleries):
             expected = published_draw(
-                index, (1, 2, 7), trial, lambda files: [random.choice(files)], answering
+                index, (1, 2, 7), trial, lambda files: [random.choice(files)], gallery_of
             )
             assert [index["path"][row] for row in gallery] == expected
 
 
-def test_llcm_swapped_lets_the_drawn_infrared_images_ask_all_visible_ones():
+def test_llcm_swapped_takes_the_drawn_infrared_images_as_queries_of_all_visible_ones():
     index = many([(kind, camera) for kind in ("visible", "infrared") for camera in (1, 2, 7)])
     (search,) = protocol("llcm_swapped", index, trials=3)
     drawn = protocol("llcm", index, trials=3)[1].galleries
-    assert [search.asking(trial).tolist() for trial in range(3)] == [rows.tolist() for rows in drawn]
-    assert search.asking(0).tolist() != search.asking(1).tolist()
+    assert [search.queries_of(trial).tolist() for trial in range(3)] == [rows.tolist() for rows in drawn]
+    assert search.queries_of(0).tolist() != search.queries_of(1).tolist()
     visible = [row for row, kind in enumerate(index["modality"]) if kind == "visible"]
     assert [gallery.tolist() for gallery in search.galleries] == [visible] * 3
 
@@ -218,14 +218,14 @@ def test_llcm_swapped_evaluates_each_trials_own_queries():
     cameras = rule_cameras("llcm_swapped", index)
     maps = [
         rank_metrics(
-            -features[asking] @ features[gallery].T,
-            people[asking],
+            -features[queries] @ features[gallery].T,
+            people[queries],
             people[gallery],
-            cameras[asking],
+            cameras[queries],
             cameras[gallery],
             "llcm",
         ).mean_ap
-        for asking, gallery in ((search.asking(trial), search.galleries[trial]) for trial in range(4))
+        for queries, gallery in ((search.queries_of(trial), search.galleries[trial]) for trial in range(4))
     ]
     assert whole["mAP"]["mean"] == pytest.approx(100 * np.mean(maps), abs=1e-5)
 
@@ -302,7 +302,7 @@ def test_parameters_know_the_protocols_and_their_options():
     assert EvaluationParams.model_fields["protocol"].annotation.__args__ == tuple(PROTOCOLS)
     for name in PROTOCOLS:
         options = {"trials": 1, "mode": "indoor", "shots": 10} if name.startswith("sysu") else {"trials": 1}
-        params = EvaluationParams(protocol=name, mirror=True, batch=1, **options)
+        params = EvaluationParams(protocol=name, flip_tta=True, batch_size=1, **options)
         assert sorted(params.options()) == sorted(options_of(name))
 
 
@@ -315,7 +315,7 @@ def test_counts_of_the_published_experiments_are_compared_and_those_of_miniature
     less = {**whole, "gallery": 111, "excluded_pairs": None, "published": whole}
     assert notes({"infrared_to_visible": less}) == [
         "infrared to visible: WARNING: 111 gallery, the published experiment has 112",
-        "infrared to visible: 1595 of 3803 queries have no right image to find and are left out",
+        "infrared to visible: 1595 of 3803 queries have no match in the gallery and are left out",
     ]
 
 

@@ -29,10 +29,10 @@ def test_the_interval_is_that_of_a_plain_loop_over_drawn_people():
         counts = draws.multinomial(3, np.full(3, 1 / 3))
         who = np.repeat([7, 8, 9], counts)
         means = []
-        for values, people_asking in TRIALS:
-            asked = np.concatenate([values[people_asking == one, 0] for one in who])
-            if len(asked):
-                means.append(asked.mean())
+        for values, labels in TRIALS:
+            sampled = np.concatenate([values[labels == one, 0] for one in who])
+            if len(sampled):
+                means.append(sampled.mean())
         drawn.append(np.mean(means))
     assert found.low[0] == pytest.approx(np.quantile(drawn, 0.05), abs=1e-12)
     assert found.high[0] == pytest.approx(np.quantile(drawn, 0.95), abs=1e-12)
@@ -41,7 +41,7 @@ def test_the_interval_is_that_of_a_plain_loop_over_drawn_people():
 def test_how_many_are_drawn_at_a_time_changes_nothing(monkeypatch):
     people = sums_of_people(TRIALS, people=10)
     whole = bootstrap_people(people, 200, 0.95, generator(1))
-    monkeypatch.setattr("csdn.evaluation.bootstrap._AT_A_TIME", 3 * 7)
+    monkeypatch.setattr("csdn.evaluation.bootstrap._MAX_COUNTS", 3 * 7)
     assert np.array_equal(whole, bootstrap_people(people, 200, 0.95, generator(1)))
 
 

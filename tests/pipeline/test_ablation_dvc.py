@@ -30,10 +30,10 @@ def test_the_table_is_measured_written_and_shown(folder):
     assert json.loads((folder / TABLE).read_text())["measured"] is None
     assert 'id="ablation"' not in (folder / "report/index.html").read_text("utf-8")
 
-    run(folder, "dvc", "exp", "run", "--name", "ablation-attention-seed-0", "-S", "evaluation.trials=1")
+    run(folder, "dvc", "exp", "run", "--name", "ablation-sii-seed-0", "-S", "evaluation.trials=1")
     git(folder, "checkout", "--quiet", "params.yaml")  # back to the trials of the page
     printed = run(folder, *CSDN, "table", "--out", TABLE).stdout
-    assert "| attention | 1 |" in printed and f"{TABLE}: written" in printed
+    assert "| sii | 1 |" in printed and f"{TABLE}: written" in printed
     commit = git(folder, "rev-parse", "HEAD").strip()
     assert json.loads((folder / TABLE).read_text())["measured"]["commit"] == commit
 

@@ -47,7 +47,7 @@ def test_it_shows_figures_against_clip_and_chance_the_times_and_the_report(proje
         "CLIP",
         "chance",
     ] * 2
-    assert "2 of 52 queries have no right image to find" in " ".join(text.split())
+    assert "2 of 52 queries have no match" in " ".join(text.split())
     assert "Took: ingest 1.2 s, embedding 1:13" in text
     assert text.splitlines()[-2:] == [
         "The report: report/index.html",

@@ -22,10 +22,10 @@ from csdn.evaluation.scores import (
     camera_pairs,
     feature_distances,
     first_trial,
-    headline_figures,
+    mean_and_std,
     pair_searches,
-    spread,
     trial_metrics,
+    trial_statistics,
 )
 from csdn.evaluation.text_maps import TextMaps
 from csdn.model import CSDN, load_clip, save
@@ -53,15 +53,15 @@ def test_a_mirrored_image_has_the_two_halves_exchanged():
     torch.testing.assert_close(swapped, torch.cat([second, first], dim=1))
 
 
-def test_spread_is_in_percent_with_the_sample_deviation_and_none_for_what_is_not_known():
-    assert spread([0.1, 0.2, 0.3]) == {"mean": 20.0, "std": 10.0}
-    assert spread([0.5]) == {"mean": 50.0, "std": None}
-    assert spread([0.5, float("nan")]) == {"mean": None, "std": None}
+def test_mean_and_std_have_the_sample_deviation_and_none_for_what_is_not_known():
+    assert mean_and_std([10, 20, 30]) == {"mean": 20.0, "std": 10.0}
+    assert mean_and_std([50]) == {"mean": 50.0, "std": None}
+    assert mean_and_std([50, float("nan")]) == mean_and_std([50, None]) == {"mean": None, "std": None}
 
 
-def test_headline_reads_the_ranks_off_the_cmc():
+def test_statistics_are_the_ranks_of_the_cmc_in_percent():
     cmc = np.arange(1, 21) / 20
-    found = headline_figures([RankMetrics(cmc, 0.25, 0.125, 8)])
+    found = trial_statistics([RankMetrics(cmc, 0.25, 0.125, 8)])
     assert {name: figure["mean"] for name, figure in found.items()} == {
         "rank1": 5.0,
         "rank5": 25.0,
@@ -85,7 +85,7 @@ def test_figures_of_a_search_are_those_of_its_own_rows():
     queries, top, right = first_trial(SEARCH, LABELS, feature_distances(FEATURES), count=6)
     assert top[:, 0].tolist() == [4, 5, 6, 7]
     assert queries.first_rank.tolist()[:3] == [1, 1, 1]
-    assert right.tolist() == [4, 5, 6, 6]  # query 3 sees row 7 first, and row 6 as its right image
+    assert right.tolist() == [4, 5, 6, 6]  # query 3 ranks row 7 first; its match is row 6
 
 
 def test_camera_pairs_search_between_two_cameras_alone():
@@ -133,7 +133,7 @@ def test_of_too_many_pairs_those_with_the_most_people_in_common_have_figures():
     assert [(pair.query_camera, pair.gallery_camera) for pair in pairs.searches] == [
         (n, 30 + n) for n in range(30)
     ]
-    assert [pair.place for pair in pairs.searches] == [31 * n for n in range(30)]
+    assert [pair.number for pair in pairs.searches] == [31 * n for n in range(30)]
     assert [pair.search.queries.tolist() for pair in pairs.searches[:2]] == [[0, 30, 60], [1, 31, 61]]
     assert pairs.left_out == 900 - 30
     # The first place loses a person to the second: with few pairs to show, the second is the first chosen.
@@ -177,7 +177,7 @@ def test_notes_name_a_rule_that_never_fires_and_queries_without_a_match():
     }
     assert notes(counts) == [
         "infrared to visible: the rule that excludes images of a query's own person and camera never fires",
-        "visible to infrared: 1 of 4 queries have no right image to find and are left out",
+        "visible to infrared: 1 of 4 queries have no match in the gallery and are left out",
     ]
     none_left = {"x_to_y": {"queries": 4, "valid_queries": 0, "excluded_pairs": 4}}
     assert notes(none_left) == ["x to y: no query has a right image to find, so there are no figures"]

@@ -43,7 +43,7 @@ STEERS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\
 
 @pytest.fixture(scope="module")
 def hostile_page(tmp_path_factory):
-    cameras = {"visible": ("\u202egate\u2069", "מצלמה 7"), "infrared": ("C" * 300, "\u2067ir\x00")}
+    cameras = {"visible": ("\u202egate\u2069", "מצלמה 7"), "infrared": ("C" * 300, "\u2067ir\x07")}
     people = [f"{name}{n}" for n in range(2) for name in HOSTILE_NAMES]
     root = make_project(tmp_path_factory.mktemp("hostile"), people, cameras, shots=1)
     return write_report(PARAMS, root, root / "report").read_text(encoding="utf-8")
@@ -96,7 +96,7 @@ def test_page_shows_every_part(page):
     for part in ("What to look at next", "hardest failures", "Easiest confusions", "Camera by camera"):
         assert part in text
     for part in (
-        "How far apart",
+        "Distances between",
         "two dimensions",
         "How well texts name",
         "Where the text acts",
@@ -145,7 +145,7 @@ def test_one_test_person_has_a_report_without_the_parts_that_compare_people(tmp_
     page = write_report(PARAMS, root, root / "report").read_text("utf-8")
     assert "<li>test people <b>1</b></li>" in page
     assert 'id="distances"' not in page and 'id="embedding"' not in page
-    assert "No query has somebody else at rank 1." in page
+    assert "No query has another person at rank 1." in page
     assert not (root / "report" / "figures" / "embedding2d.png").exists()
 
 

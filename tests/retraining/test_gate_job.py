@@ -15,7 +15,7 @@ from csdn.cli import retraining as cli_retrain
 from csdn.data.catalog import SAMPLES_SCHEMA, load_dataset, read_table, write_table
 from csdn.data.features import extract_local
 from csdn.evaluation.run import prepare, run_evaluation
-from csdn.evaluation.scores import camera_pairs, feature_distances, headline_figures, trial_metrics
+from csdn.evaluation.scores import camera_pairs, feature_distances, trial_metrics, trial_statistics
 from csdn.ingest.ledger import Status, decide, read_ledger, write_ledger
 from csdn.params import GateParams
 from csdn.retraining import comparison, gate_run
@@ -104,7 +104,7 @@ def test_any_protocol_gives_the_figures_of_its_evaluation(tmp_path, benchmark, p
     found = compare(experiment, *distances, "today", RULE, seed=0)
     expected = []
     for search in experiment.searches:
-        before, after = (headline_figures(trial_metrics(search, experiment.labels, one)) for one in distances)
+        before, after = (trial_statistics(trial_metrics(search, experiment.labels, one)) for one in distances)
         expected += [(before[metric]["mean"], after[metric]["mean"]) for metric in ("rank1", "mAP")]
     figures = [(one.champion, one.newcomer) for one in found if not one.of_pair]
     assert np.array(figures) == pytest.approx(np.array(expected), abs=2e-6)

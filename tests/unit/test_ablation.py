@@ -74,10 +74,10 @@ def ran(variant, seed, *values, data="0a1b", **changes):
 
 
 def test_the_table_has_mean_and_sample_deviation_over_the_seeds():
-    experiments = [ran("sum", 0, 10, 20, 30, 40), ran("attention", 1, 24, 2, 3, 4)]
-    assert table(lines([*experiments, ran("attention", 0, 20, 2, 3, 4)]))[2:] == [
+    experiments = [ran("sum", 0, 10, 20, 30, 40), ran("sii", 1, 24, 2, 3, 4)]
+    assert table(lines([*experiments, ran("sii", 0, 20, 2, 3, 4)]))[2:] == [
         "| sum | 1 | 10.0 | 20.0 | 30.0 | 40.0 |",
-        "| attention | 2 | 22.0 ± 2.8 | 2.0 ± 0.0 | 3.0 ± 0.0 | 4.0 ± 0.0 |",
+        "| sii | 2 | 22.0 ± 2.8 | 2.0 ± 0.0 | 3.0 ± 0.0 | 4.0 ± 0.0 |",
     ]
 
 
@@ -131,7 +131,7 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
     written = measured_table("c0ffee", experiments)
     write_table(path, written)
     assert read_table(path) == written
-    assert written.parameters["model.integration"] == "attention"  # the baseline's
+    assert written.parameters["model.integration"] == "sii"  # the baseline's
     assert "scaling.threads" not in written.parameters
 
 

@@ -321,9 +321,9 @@ def test_a_protocol_gives_rows_of_the_index(name):
     for search in protocol(name, INDEX):
         assert isinstance(search, Search)
         assert {rows.dtype for rows in (search.queries, *search.galleries)} == {np.dtype(np.int64)}
-        asking, answering = search.name.split("_to_")
-        assert {INDEX["modality"][row] for row in search.queries} == {asking}
-        assert {INDEX["modality"][row] for rows in search.galleries for row in rows} == {answering}
+        queries, gallery = search.name.split("_to_")
+        assert {INDEX["modality"][row] for row in search.queries} == {queries}
+        assert {INDEX["modality"][row] for rows in search.galleries for row in rows} == {gallery}
         cameras = rule_cameras(name, INDEX)[np.stack([search.queries, search.galleries[0]])]
         assert rank_metrics(np.zeros((2, 2)), [1, 2], [1, 2], *cameras, search.rule).valid_queries == 2
 

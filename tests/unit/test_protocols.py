@@ -35,11 +35,11 @@ def test_each_modality_looks_for_the_other():
     first, second = protocol("cameras", index_of(ROWS))
     assert (first.name, second.name) == ("infrared_to_visible", "visible_to_infrared")
     modality = np.array([row[1] for row in ROWS])
-    for search, asking, answering in ((first, "infrared", "visible"), (second, "visible", "infrared")):
-        assert search.queries.tolist() == np.flatnonzero(modality == asking).tolist()
+    for search, queries, other in ((first, "infrared", "visible"), (second, "visible", "infrared")):
+        assert search.queries.tolist() == np.flatnonzero(modality == queries).tolist()
         assert len(search.galleries) == 10
         for gallery in search.galleries:
-            assert set(modality[gallery]) == {answering}
+            assert set(modality[gallery]) == {other}
 
 
 def test_gallery_has_one_image_of_each_person_and_camera_the_one_with_the_lowest_hash():

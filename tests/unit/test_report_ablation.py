@@ -35,10 +35,10 @@ def page_with(project, shown):
 
 def test_a_measured_table_is_shown_with_what_it_was_measured_on(project):
     data = data_hash(project / "data" / "samples.parquet")
-    lines = [Line("baseline", (0, 1, 2), BOTH), Line("attention", (0, 1, 2), BOTH)]
+    lines = [Line("baseline", (0, 1, 2), BOTH), Line("sii", (0, 1, 2), BOTH)]
     page = page_with(project, table(*lines, data=data))
     text = Elements(page).text
-    assert "What each part of the method brings" in text
+    assert "contribution of each part" in text
     assert "3 trainings of each variant, seeds 0, 1, 2, at commit c0ffeec0ffee; protocol cameras" in text
     row = page[page.index("<b>baseline</b> <small>no text in stage 2</small>") :]
     assert row.replace("\xa0", " ").startswith(

@@ -63,7 +63,7 @@ def test_people_are_not_found_when_none_of_their_queries_is_early():
         query("carl", None),
     ]
     step = advice.people_not_found(rows)
-    assert said(step) == "1 of 2 test people have no query with a right image among the first 10: anna."
+    assert said(step) == "1 of 2 test people have no query with a match among the first 10: anna."
     many = advice.people_not_found([query(f"p{n}", 20 + n) for n in range(5)])
     assert said(many).endswith("p4, p3, p2 and others.")
     assert advice.people_not_found(rows[2:4]) is None
@@ -115,7 +115,7 @@ def test_images_are_counted_by_person_and_modality():
 def test_texts_that_know_one_modality_less_well_are_told():
     naming = {"fused_names_visible": 83.0, "fused_names_infrared": 57.7}
     step = advice.naming_gap(naming)
-    assert step.title == "Texts know infrared images less well"
+    assert step.title == "Texts name infrared images less well"
     assert "57.7 % of the infrared training images and 83.0 % of the visible ones" in said(step)
     assert advice.naming_gap({"fused_names_visible": 67.7, "fused_names_infrared": 57.7}) is None
 
@@ -123,7 +123,7 @@ def test_texts_that_know_one_modality_less_well_are_told():
 def test_losses_that_still_fall_are_told_by_phase():
     falling, settled = [10, 10, 10, 10, 9], [10, 10, 10, 10, 9.6]
     step = advice.losses_still_fall({"one": falling, "other": settled})
-    assert "last fifth: one by 10.0 %. More" in said(step)
+    assert "steps: one by 10.0 %." in said(step)
     assert advice.losses_still_fall({"other": settled, "short": [3, 1]}) is None
 
 

@@ -42,15 +42,15 @@ def test_words_call_a_difference_within_the_spread_what_it_is(trained, said):
 def test_words_state_figure_spread_and_chance():
     (sentence,) = wording.opening(figures_of(trained=40.0, clip=30.0))
     assert plain(sentence) == (
-        "An a image finds its person first in 40.0 ± 1.0 % of searches among 40 b images; "
-        "chance finds 2.0 ± 1.0 %."
+        "An a query has its person at rank 1 in 40.0 ± 1.0 % of searches among 40 b images; "
+        "by chance it would be 2.0 ± 1.0 %."
     )
     assert plain(wording.with_spread({"mean": 40.0, "std": None})) == "40.0 %"
 
 
 def test_words_without_a_figure_state_none():
     figures = figures_of(trained=None, clip=None)
-    assert wording.opening(figures) == ["No a image has a right b image to find, so there is no figure."]
+    assert wording.opening(figures) == ["No a image has a match among the b images, so there is no figure."]
     assert wording.comparison("a_to_b", figures) == wording.order(figures) == ""
 
 
@@ -79,14 +79,14 @@ def naming(**changes):
 def test_naming_compares_the_fused_text_with_the_better_one_alone():
     found = naming(infrared_names_infrared=52.0, fused_names_infrared=47.0, fused_names_visible=50.04)
     cross, change = map(plain, naming_words(found, people=40))
-    assert "names 50.0 % of the infrared images" in cross and "40 texts would name 2.5 %" in cross
+    assert "names 50.0 % of the infrared images" in cross and "40 texts, chance would name 2.5 %" in cross
     assert "names as many visible images as the better of the two alone" in change
     assert "5.0 points fewer of the infrared images than the better of the two alone, infrared only" in change
 
 
 def test_naming_says_whose_images_it_is_of_where_only_new_people_were_learnt():
     whose, *rest = map(plain, naming_words(naming(new_people=7), people=40))
-    assert "those of the 7 people who were new" in whose and len(rest) == 2
+    assert "those of the 7 new identities" in whose and len(rest) == 2
     assert naming_bars({"new_people": 0}) == []
     assert naming_gap({"new_people": 0}) is None
     assert "the texts are those of the champion" in naming_words({"new_people": 0}, people=40)[0]

@@ -33,7 +33,13 @@ from csdn.training.checkpoint import (
     restore_model,
     restore_optimizer,
 )
-from csdn.training.distributed import all_reduce_any, average_gradients, rank_and_world_size, wrap_for_ddp
+from csdn.training.distributed import (
+    all_gather_with_grad,
+    all_reduce_any,
+    average_gradients,
+    rank_and_world_size,
+    wrap_for_ddp,
+)
 from csdn.training.inputs import training_inputs
 from csdn.training.log import LossLog, Waiting, check_tensors, write_log
 from csdn.training.prompts import Progress
@@ -160,6 +166,7 @@ def training_step(
         instances=settings.images,
         weights=settings.weights,
         precision=settings.precision,
+        gather=all_gather_with_grad,
     )
     optimizer.zero_grad(set_to_none=True)
     losses["total"].backward()

@@ -7,8 +7,8 @@
 5. `embedding_losses`: the eight losses of one batch of stage 2 and their weighted sum.
 6. The checks of arguments: broadcasting would turn tensors that do not fit into a number without an error.
 
-In the shapes, n is the number of rows and d the width of a feature. Every loss is a scalar;
-1 to 4 give zero for an empty batch. docs/method.md lists where we differ from the published implementation.
+In the shapes, n is the number of rows and d the width of a feature. Every loss is a scalar; for an empty
+batch 1 to 4 give zero. docs/method.md lists where we differ from the published implementation.
 """
 
 from __future__ import annotations
@@ -153,8 +153,8 @@ def hse_loss(features: Tensor, text_table: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(features @ text_table.T, labels, reduction="sum") / max(len(labels), 1)
 
 
-# 5. The objective of stage 2: identity, WRT and MSEL losses on both branches, HSE for both modalities, and the
-# weighted sum of these eight.
+# 5. The objective of stage 2: identity, WRT and MSEL losses on both branches, HSE for both modalities, and
+# the weighted sum of these eight.
 
 
 PRECISIONS = ("float32", "tf32", "bf16")

@@ -263,22 +263,21 @@ def _write(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
-# How often the state of a stage is saved (csdn.data.state).
+# How often a stage saves.
 
 
-# How many times what a save takes passes until the next one.
-REST = 200.0
+OVERHEAD = 0.005  # the fraction of the time that saves may take
 
 
 class CheckpointTimer:
-    """When to save: after a save follow `rest` times what it took, and at least `least` seconds, without one.
+    """When to save: the time between two saves is that of the last save divided by `overhead`.
 
-    So saving costs half a percent of the time, whatever the size of the model, and a kill loses as much work
-    as takes the time of REST saves; at most `most` seconds of it, whatever that costs.
+    So the cost is the same for models of any size; a killed run loses the work since its last save. The time
+    between saves is never below `min_s` seconds, nor above `max_s`, whatever the saves then cost.
     """
 
-    def __init__(self, rest: float = REST, least: float = 1.0, most: float = math.inf) -> None:
-        self.rest, self.least, self.most = rest, least, most
+    def __init__(self, overhead: float = OVERHEAD, min_s: float = 1.0, max_s: float = math.inf) -> None:
+        self.overhead, self.min_s, self.max_s = overhead, min_s, max_s
         self._next = 0.0
 
     def due(self) -> bool:
@@ -286,8 +285,8 @@ class CheckpointTimer:
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Around each save, which is timed."""
+        """Encloses each save and measures its duration."""
         began = time.monotonic()
         yield
         ended = time.monotonic()
-        self._next = ended + min(self.most, max(self.least, self.rest * (ended - began)))
+        self._next = ended + min(self.max_s, max(self.min_s, (ended - began) / self.overhead))

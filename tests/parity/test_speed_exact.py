@@ -8,8 +8,9 @@ from golden_vectors import assert_near, network, tensors
 from csdn.evaluation import embed_with_flip_tta, protocol
 from csdn.losses import embedding_losses
 from csdn.model import MODALITIES, fuse_batch_norms
-from csdn.training.embedding import EmbeddingSettings, build_optimizer
-from csdn.training.prompts import IntegrationPhase, PromptPhase, contrast
+from csdn.params import EmbeddingParams
+from csdn.training.embedding import build_optimizer
+from csdn.training.prompts import IntegrationPhase, PromptPhase, contrastive_losses
 
 INPUTS = tensors("inputs")
 VIEWS = [INPUTS[name] for name in ("x_rgb_view1", "x_rgb_view2", "x_ir")]
@@ -24,8 +25,7 @@ def in_double():
 def test_the_fused_optimiser_takes_the_steps_of_the_plain_one():
     ours, plain = in_double().train(), in_double().train()
     rates = {"learning_rate": 3e-4, "head_learning_rate": 1e-3, "weight_decay": 5e-4}
-    others = {"schedule_update": "epoch", "schedule": {}, "weights": {}, "precision": "float32"}
-    fused = build_optimizer(ours, EmbeddingSettings(epochs=1, images=4, **rates, **others))
+    fused = build_optimizer(ours, EmbeddingParams.model_construct(**rates))
     heads = list(plain.head_parameters())
     backbone = [p for p in plain.image_parameters() if not any(p is head for head in heads)]
     groups = [{"params": backbone}, {"params": heads, "lr": 1e-3}]
@@ -52,10 +52,12 @@ def test_texts_tabulated_once_give_the_step_of_texts_encoded_for_each_image():
     images = INPUTS["stage2_img"].double()
     model.integration.dropout = 0.0
     texts = [model.text_features(modality).detach() for modality in MODALITIES]
-    phase = IntegrationPhase(model, images, labels, *texts, rows=lambda epoch: [], seed=0)
+    phase = IntegrationPhase(model, images, labels, *texts, plan=lambda epoch: [], seed=0)
     short = gradients_of(phase.loss(np.arange(len(labels)), epoch=0, step=0), phase.parameters())
     encoded = [model.text_features(modality, labels).detach() for modality in MODALITIES]
-    written_out = gradients_of(contrast(images, model.integration(*encoded), labels), phase.parameters())
+    written_out = gradients_of(
+        contrastive_losses(images, model.integration(*encoded), labels), phase.parameters()
+    )
     for one, other in zip(short, written_out, strict=True):
         assert_near(one, other, 1e-12)
 
@@ -63,10 +65,10 @@ def test_texts_tabulated_once_give_the_step_of_texts_encoded_for_each_image():
 def test_a_person_who_stands_twice_in_a_row_is_encoded_once_with_the_same_step():
     model, labels = in_double(), torch.tensor([3, 1, 3, 3])
     images = torch.randn(8, model.config.embed_dim, generator=torch.Generator().manual_seed(0)).double()
-    phase = PromptPhase(model, images, labels.repeat(2), rows=lambda epoch: [])
+    phase = PromptPhase(model, images, labels.repeat(2), plan=lambda epoch: [])
     short = gradients_of(phase.loss((np.arange(4), np.arange(4, 8)), epoch=0, step=0), phase.parameters())
     texts = torch.cat([model.text_features(modality, labels) for modality in MODALITIES])
-    written_out = gradients_of(contrast(images, texts, labels.repeat(2)), phase.parameters())
+    written_out = gradients_of(contrastive_losses(images, texts, labels.repeat(2)), phase.parameters())
     for one, other in zip(short, written_out, strict=True):
         assert_near(one, other, 1e-12)
 

@@ -14,9 +14,8 @@ from make_images import Project, jpeg, make_drop, people_named
 from safetensors.torch import load_file, save_file
 from workspace import ROOT
 
-from csdn.data import state as pace_module
 from csdn.data import state as state_module
-from csdn.data.state import KEPT, open_state, seconds_since_save, state_key
+from csdn.data.state import KEPT, CheckpointTimer, open_state, seconds_since_save, state_key
 from csdn.params import Params, load_params
 from csdn.runtime.errors import UserError
 from csdn.training.inputs import training_inputs
@@ -205,13 +204,13 @@ def test_positions_alone_are_saved_without_torch(tmp_path):
 
 def test_saving_takes_half_a_percent_of_the_time(monkeypatch):
     now = 0.0
-    monkeypatch.setattr(pace_module.time, "monotonic", lambda: now)
-    pace = pace_module.CheckpointTimer()
+    monkeypatch.setattr(state_module.time, "monotonic", lambda: now)
+    timer = CheckpointTimer()
     spent = 0
     while now < 10_000:
         now += 1  # a step
-        if pace.due():
-            with pace.saving():
+        if timer.due():
+            with timer.saving():
                 now += 5
                 spent += 5
     assert 0.004 < spent / now < 0.0055

@@ -1,5 +1,7 @@
 """Every image is embedded once: in the row where it belongs, and not again after a kill."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -56,7 +58,7 @@ def test_a_killed_walk_goes_on_behind_the_last_image_that_was_saved(tmp_path, ki
     for kill_after in kills:
         walk = Walk(kill_after)
         with pytest.raises(Killed), open_state("stage", "k", tmp_path) as state:
-            mean_and_first(walk, state, CheckpointTimer(rest=0, least=0))
+            mean_and_first(walk, state, CheckpointTimer(overhead=math.inf, min_s=0))
         given += walk.given
     with open_state("stage", "k", tmp_path) as state:
         last = Walk()

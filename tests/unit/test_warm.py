@@ -26,7 +26,7 @@ from csdn.model import load
 from csdn.model.network import row_deviation
 from csdn.runtime.errors import UserError
 from csdn.training.inputs import training_inputs
-from csdn.training.prompts import contrast
+from csdn.training.prompts import contrastive_losses
 from csdn.training.warm_start import WarmStart, new_rows, proxy_negatives, warm_params
 
 
@@ -329,12 +329,12 @@ def test_images_of_others_are_further_candidates_for_a_text_and_nothing_else():
     draws = torch.Generator().manual_seed(0)
     images, text, others = (torch.randn(n, 8, generator=draws) for n in (4, 4, 3))
     labels = torch.tensor([0, 1, 0, 1])
-    alone, among = contrast(images, text, labels), contrast(images, text, labels, others)
+    alone, among = contrastive_losses(images, text, labels), contrastive_losses(images, text, labels, others)
     assert among["image_to_text"] == alone["image_to_text"]
     scores = text @ torch.cat([images, others]).T
     expected = -torch.log_softmax(scores, dim=1)[:, :4][labels[:, None] == labels].mean()
     torch.testing.assert_close(among["text_to_image"], expected)
-    assert contrast(images, text, labels, others[:0])["loss"] == alone["loss"]
+    assert contrastive_losses(images, text, labels, others[:0])["loss"] == alone["loss"]
 
 
 def test_known_people_s_texts_stand_for_their_images_as_long_as_images_are(world, warm):

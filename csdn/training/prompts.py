@@ -261,7 +261,7 @@ def run_prompts(
         arrays = features["embeddings"], inputs.table.label
         return tuple(torch.from_numpy(array).to(device) for array in arrays)
 
-    learn = learn_new if inputs.known and params.warm_start.prompts == "new" else learn_all
+    learn = learn_new if inputs.champion and params.warm_start.prompts == "new" else learn_all
     with open_state("prompts", inputs.key) as state:
         fused, rows, figures = learn(inputs, params, embed, state, progress)
         write_prompts(inputs, fused, out, rows)

@@ -95,7 +95,7 @@ def test_concat_is_linear_in_both_texts():
 
 
 def test_dropout_keeps_what_the_mask_says_and_scales_it():
-    integration = build_integration("attention", embed_dim=4)
+    integration = build_integration("sii", embed_dim=4)
     visible, infrared = torch.randn(2, 6, 4)
     nothing = integration(visible, infrared, keep=torch.zeros(6, 4, dtype=torch.bool))
     assert_near(nothing, visible + integration.output.bias)

@@ -157,7 +157,7 @@ class Trap:
 def test_a_pickle_is_neither_loaded_nor_converted(tmp_path):
     for path in (tmp_path / "weights.pt", tmp_path / "weights.safetensors"):
         path.write_bytes(pickle.dumps(Trap(), protocol=2))
-    with pytest.raises(UserError, match="no safetensors file"):
+    with pytest.raises(UserError, match="not a safetensors file"):
         load_clip("RN50", tmp_path / "weights.pt")
     with pytest.raises(UserError, match="not a state dict of plain tensors"):
         convert(tmp_path / "weights.pt", "RN50", tmp_path / "out.safetensors")

@@ -87,7 +87,7 @@ def test_a_missing_folder_or_broken_weights_are_explained(tmp_path, fault):
             "an image size that is no multiple of 16",
         ),
         ({"stem": "new"}, "stem 'new': allowed are clip, published", "a network of an unknown stem"),
-        ({"integration": "mean"}, "'mean': allowed are attention", "a network of an unknown integration"),
+        ({"integration": "mean"}, "'mean': allowed are sii", "a network of an unknown integration"),
     ],
 )
 def test_a_configuration_that_makes_no_network_is_refused(change, reason, what, fault):

@@ -23,7 +23,7 @@ from warm_work import (
 
 from csdn.data.state import stage_key, state_key
 from csdn.model import load
-from csdn.model.network import row_deviation
+from csdn.model.network import row_std
 from csdn.runtime.errors import UserError
 from csdn.training.inputs import training_inputs
 from csdn.training.prompts import contrastive_losses
@@ -143,11 +143,11 @@ def test_stage_2_starts_with_everything_of_the_champion_and_rows_by_name(world, 
     inputs = inputs_of("embedding", world, warm)
     old = people_of(world / "champion", "embedding")
     for name, tensor in inputs.model.state_dict().items():
-        if row_deviation(name) is None:
+        if row_std(name) is None:
             assert torch.equal(tensor, champion[name]), name
         else:
             assert torch.equal(rows(tensor, inputs.people, STAYED), rows(champion[name], old, STAYED)), name
-            assert 0 < rows(tensor, inputs.people, NEW).std() < 2 * row_deviation(name)
+            assert 0 < rows(tensor, inputs.people, NEW).std() < 2 * row_std(name)
     from_clip = training_inputs(make_params(), world / "today/data", "embedding").model.state_dict()
     for name in ("gem.p", "gem_neck.norm.running_mean", "stems.infrared.bn1.running_var"):
         assert not torch.equal(champion[name], from_clip[name])
@@ -179,7 +179,7 @@ def test_a_new_person_s_first_row_depends_on_nobody_else(world, warm, tmp_path, 
     alone = training_inputs(make_params(), tmp_path / "alone/data", stage, warm=warm)
     other = inputs_of(stage, world, warm, make_params(seed=1))
     for name, tensor in many.model.state_dict().items():
-        if row_deviation(name) is None or (stage == "prompts" and "classifier" in name):
+        if row_std(name) is None or (stage == "prompts" and "classifier" in name):
             continue
         row = rows(tensor, many.people, [NEW[1]])
         assert torch.equal(row, rows(alone.model.state_dict()[name], alone.people, [NEW[1]]))
@@ -289,7 +289,7 @@ def test_a_list_of_other_people_than_the_tensors_have_is_refused(world, warm, co
             "training starts from a champion of another model.stem",
         ),
         (
-            *("model.integration", "sum", "is sum; the champion has attention"),
+            *("model.integration", "sum", "is sum; the champion has sii"),
             "training starts from a champion of another model.integration",
         ),
         (

@@ -10,10 +10,10 @@ outlives its run writes to its own attempt only. The files of a checkpoint are t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from pyarrow import fs
@@ -21,6 +21,51 @@ from torch import Tensor
 
 from csdn.data.state import StageState, clone_name, saved_files, saved_position
 from csdn.data.storage import arrow_filesystem
+from csdn.training.log import check_tensors
+
+Saved = tuple[dict[str, Any], dict[str, Tensor]]  # position, tensors
+Rows = list[dict[str, Any]]  # of the log
+
+
+class State(Protocol):
+    """Where checkpoints go; csdn.data.state.StageState is one.
+
+    `leaving` is true where this machine is about to be taken away: the training then saves at once.
+    """
+
+    def save(self, position: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None: ...
+    def load(self) -> Saved | None: ...
+    def leaving(self) -> bool: ...
+
+
+def save_training(
+    state: State,
+    tensors: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    position: tuple[int, int],
+    rows: Rows,
+    advice: str,
+) -> None:
+    """Save tensors, optimiser, log and position in the plan: (epoch, number of the next batch).
+
+    Raises Diverged, before anything is saved, where a tensor is not finite; advice: as in `check_tensors`.
+    """
+    tensors = {**tensors, **optimizer_tensors(optimizer, "optimizer.")}
+    check_tensors(tensors, rows[-1], advice)
+    state.save({"epoch": position[0], "step": position[1], "log": rows}, tensors)
+
+
+def restore_training(
+    state: State, restore: Callable[[Mapping[str, Tensor]], None], optimizer: torch.optim.Optimizer
+) -> tuple[int, int, Rows]:
+    """(epoch, step, log) to continue from; `restore` gets the tensors of the last checkpoint, if any."""
+    saved = state.load()
+    if saved is None:
+        return 0, 0, []
+    position, tensors = saved
+    restore(tensors)
+    restore_optimizer(optimizer, tensors, "optimizer.")
+    return position["epoch"], position["step"], position["log"]
 
 
 def model_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -59,9 +104,6 @@ def restore_optimizer(
                 # Fused Adam pairs numbers by their place in memory, so the state needs the parameter's
                 # layout.
                 state[name] = torch.empty_like(parameter).copy_(value)
-
-
-Saved = tuple[dict[str, Any], dict[str, Tensor]]
 
 
 class CheckpointStore:

@@ -3,7 +3,7 @@
 1. `train_embedding` is the loop: a batch, its losses, a step of Adam, a row of the log, a checkpoint. It
    knows tensors, not where they come from. It runs in one process, or in each of several workers: these
    have a part of every batch each and take the step of the whole batch together.
-2. The optimiser, its learning rates, and what a checkpoint holds.
+2. The optimiser and its learning rates.
 3. `run_embedding` is the stage from files to files.
 
 docs/method.md has the whole method; csdn/losses.py the objective.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,10 +34,11 @@ from csdn.params import EmbeddingParams, Params
 from csdn.runtime.files import atomic_folder, write_json
 from csdn.training.checkpoint import (
     CheckpointStore,
+    State,
     model_tensors,
-    optimizer_tensors,
     restore_model,
-    restore_optimizer,
+    restore_training,
+    save_training,
 )
 from csdn.training.distributed import (
     all_gather_with_grad,
@@ -78,17 +80,6 @@ class Loader(Protocol):
     def epoch(self, epoch: int, start: int = 0) -> Iterator[BatchTensors]: ...
 
 
-class State(Protocol):
-    """Where checkpoints go; csdn.data.state.StageState is one.
-
-    `leaving` is true where this machine is about to be taken away: the loop then saves at once.
-    """
-
-    def save(self, position: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None: ...
-    def load(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None: ...
-    def leaving(self) -> bool: ...
-
-
 def train_embedding(
     model: CSDN,
     text_table: Tensor,
@@ -108,7 +99,7 @@ def train_embedding(
     """
     freeze_text(model)
     optimizer = build_optimizer(model, settings)
-    first_epoch, first_step, rows = restore_state(model, optimizer, state)
+    first_epoch, first_step, rows = restore_training(state, partial(restore_model, model), optimizer)
     log = LossLog(loader.steps_per_epoch, ADVICE, rows)
     trained = wrap_for_ddp(model.train())
     timer, data_wait = timer or CheckpointTimer(), DataWaitTimer()
@@ -125,7 +116,8 @@ def train_embedding(
                 report(step, total, {"loss": log.rows[-1]["total"], "waiting": waiting})
                 if checkpoint_due(timer, state):
                     with timer.saving():
-                        save_state(model, optimizer, state, epoch + last, 0 if last else done, log.rows)
+                        position = (epoch + 1, 0) if last else (epoch, done)
+                        save_training(state, model_tensors(model), optimizer, position, log.rows, ADVICE)
         first_step = 0
     check_tensors(model_tensors(model), log.rows[-1], ADVICE)
     return log.rows
@@ -172,7 +164,7 @@ def training_step(
     return losses
 
 
-# 2. The optimiser, its learning rates and its checkpoints.
+# 2. The optimiser and its learning rates.
 
 
 def build_optimizer(model: CSDN, settings: EmbeddingParams) -> Adam:
@@ -197,33 +189,6 @@ def set_learning_rates(
     for group in optimizer.param_groups:
         group["lr"] = group["base"] * multiplier
     return optimizer.param_groups[0]["lr"]
-
-
-def save_state(
-    model: CSDN,
-    optimizer: torch.optim.Optimizer,
-    state: State,
-    epoch: int,
-    step: int,
-    rows: list[dict[str, Any]],
-) -> None:
-    """Save a checkpoint with the position in the plan: next is batch `step` of `epoch`. Raises Diverged."""
-    tensors = model_tensors(model) | optimizer_tensors(optimizer, "optimizer.")
-    check_tensors(tensors, rows[-1], ADVICE)
-    state.save({"epoch": epoch, "step": step, "log": rows}, tensors)
-
-
-def restore_state(
-    model: CSDN, optimizer: torch.optim.Optimizer, state: State
-) -> tuple[int, int, list[dict[str, Any]]]:
-    """(epoch, step, log) to continue from; loads the last checkpoint, if any, into model and optimiser."""
-    saved = state.load()
-    if saved is None:
-        return 0, 0, []
-    position, tensors = saved
-    restore_model(model, tensors)
-    restore_optimizer(optimizer, tensors, "optimizer.")
-    return position["epoch"], position["step"], position["log"]
 
 
 # 3. The stage, from files to files.

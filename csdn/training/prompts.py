@@ -6,7 +6,7 @@ identity. The image encoder is frozen: its embeddings are computed once, and eac
 of them.
 
 1. The losses of the two phases.
-2. `train_phase`, the loop that both share, and its checkpoints.
+2. `train_phase`, the loop that both share.
 3. `run_prompts`, the stage from files to files. Where training starts from a champion, it learns the
    prompts of new identities only, unless `warm_start.prompts` is "all".
 
@@ -39,9 +39,9 @@ from csdn.model import CSDN, fuse_batch_norms
 from csdn.model.device import configure_torch
 from csdn.params import Params, PhaseParams
 from csdn.runtime.files import atomic_folder, write_json
-from csdn.training.checkpoint import optimizer_tensors, restore_optimizer
+from csdn.training.checkpoint import restore_training, save_training
 from csdn.training.inputs import TrainingInputs, training_inputs
-from csdn.training.log import LossLog, check_tensors, write_log
+from csdn.training.log import LossLog, write_log
 from csdn.training.schedules import Adam, warmup_cosine
 from csdn.training.warm_start import WarmStart, merge_prompts, new_identities, new_rows, proxy_negatives
 
@@ -62,7 +62,7 @@ class Phase(Protocol):
 
 @dataclass
 class PromptPhase:
-    """Phase "prompts": the tokens train, each modality's texts against the images of that modality.
+    """Phase "prompts": the tokens train; each image has its identity's text of its own modality.
 
     embeddings: [images, d], not normalised; labels: [images]; plan(epoch): batches as pairs of image indices
     (visible [b], infrared [b]) of the same identities, row by row; proxies: [m, d], embeddings in place of
@@ -139,7 +139,7 @@ def contrastive_losses(
     }
 
 
-# 2. The loop, and its checkpoints.
+# 2. The loop.
 
 
 def train_phase(
@@ -157,7 +157,7 @@ def train_phase(
     if not parameters:  # some variants of SII have no weights to learn
         return []
     optimizer = Adam(parameters, weight_decay=settings.weight_decay)
-    first_epoch, first_step, rows = _restore(phase, optimizer, state)
+    first_epoch, first_step, rows = restore_training(state, partial(_restore, phase), optimizer)
     steps = len(phase.plan(0))
     log = LossLog(steps, _advice(phase), rows)
     total = settings.epochs * steps
@@ -176,7 +176,8 @@ def train_phase(
                 report(done, total, {"loss": log.rows[-1]["loss"]})
                 if timer.due() or done == total:
                     with timer.saving():
-                        _save(phase, optimizer, state, epoch + last, 0 if last else step + 1, log.rows)
+                        position = (epoch + 1, 0) if last else (epoch, step + 1)
+                        save_training(state, _tensors(phase), optimizer, position, log.rows, _advice(phase))
         first_step = 0
     return log.rows
 
@@ -192,34 +193,14 @@ def _advice(phase: Phase) -> str:
     return f"lower prompts.{phase.name}.learning_rate in params.yaml"
 
 
-def _save(
-    phase: Phase,
-    optimizer: torch.optim.Optimizer,
-    state: StageState,
-    epoch: int,
-    step: int,
-    rows: list[dict[str, Any]],
-) -> None:
-    """Save a checkpoint with the position in the plan: next is batch `step` of `epoch`. Raises Diverged."""
-    tensors = {f"parameter.{n}": parameter for n, parameter in enumerate(phase.parameters())}
-    tensors |= optimizer_tensors(optimizer, "optimizer.")
-    check_tensors(tensors, rows[-1], _advice(phase))
-    state.save({"epoch": epoch, "step": step, "log": rows}, tensors)
+def _tensors(phase: Phase) -> dict[str, Tensor]:
+    return {f"parameter.{n}": parameter for n, parameter in enumerate(phase.parameters())}
 
 
-def _restore(
-    phase: Phase, optimizer: torch.optim.Optimizer, state: StageState
-) -> tuple[int, int, list[dict[str, Any]]]:
-    """(epoch, step, log) to continue from; the last checkpoint, if any, is loaded."""
-    saved = state.load()
-    if saved is None:
-        return 0, 0, []
-    position, tensors = saved
-    with torch.no_grad():
-        for number, parameter in enumerate(phase.parameters()):
-            parameter.copy_(tensors[f"parameter.{number}"])
-    restore_optimizer(optimizer, tensors, "optimizer.")
-    return position["epoch"], position["step"], position["log"]
+@torch.no_grad()
+def _restore(phase: Phase, tensors: Mapping[str, Tensor]) -> None:
+    for name, parameter in _tensors(phase).items():
+        parameter.copy_(tensors[name])
 
 
 # 3. The stage, from files to files.

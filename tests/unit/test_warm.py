@@ -320,7 +320,7 @@ def test_a_champion_that_was_trained_on_today_s_test_people_is_refused(world, wa
     path = copied / "prompts/config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"people": [*config["people"][1:], TEST[0]]}))
-    with pytest.raises(UserError, match=f"are test people today \\({TEST[0]}\\)") as error:
+    with pytest.raises(UserError, match=f"are test people now \\({TEST[0]}\\)") as error:
         inputs_of("prompts", world, replace(warm, folder=copied))
     fault("parameters", "the champion was trained on people who are test people now", error.value)
 

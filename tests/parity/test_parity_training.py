@@ -1,4 +1,4 @@
-"""Losses, gradients and Adam steps are the published ones (golden vectors: 1e-5, gradient norms 1e-4)."""
+"""Losses, gradients and Adam steps equal the published ones (golden vectors: 1e-5, gradient norms 1e-4)."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What saves work between the parts of the network changes no value (the parts: test_model_exact.py)."""
+"""Shortcuts between the parts of the network change no value (the parts: test_model_exact.py)."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def in_double():
     return model
 
 
-def test_the_fused_optimiser_takes_the_steps_of_the_plain_one():
+def test_fused_adam_equals_plain_adam():
     ours, plain = in_double().train(), in_double().train()
     rates = {"learning_rate": 3e-4, "head_learning_rate": 1e-3, "weight_decay": 5e-4}
     fused = build_optimizer(ours, EmbeddingParams.model_construct(**rates))
@@ -47,7 +47,7 @@ def gradients_of(losses, parameters):
     return [losses["loss"], *torch.autograd.grad(losses["loss"], parameters)]
 
 
-def test_texts_tabulated_once_give_the_step_of_texts_encoded_for_each_image():
+def test_precomputed_texts_give_the_same_step_as_texts_encoded_for_each_image():
     model, labels = in_double(), INPUTS["stage2_labels"]
     images = INPUTS["stage2_img"].double()
     model.integration.dropout = 0.0
@@ -62,7 +62,7 @@ def test_texts_tabulated_once_give_the_step_of_texts_encoded_for_each_image():
         assert_near(one, other, 1e-12)
 
 
-def test_a_person_who_stands_twice_in_a_row_is_encoded_once_with_the_same_step():
+def test_encoding_a_repeated_identity_once_gives_the_same_step():
     model, labels = in_double(), torch.tensor([3, 1, 3, 3])
     images = torch.randn(8, model.config.embed_dim, generator=torch.Generator().manual_seed(0)).double()
     phase = PromptPhase(model, images, labels.repeat(2), plan=lambda epoch: [])
@@ -74,7 +74,7 @@ def test_a_person_who_stands_twice_in_a_row_is_encoded_once_with_the_same_step()
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
-def test_the_whole_short_form_at_test_time_gives_the_plain_features(modality):
+def test_optimised_inference_gives_the_plain_features(modality):
     """Folded batch norms, inference mode and the mirror image in the same batch."""
     model, images = network(), VIEWS[0]
     plain = torch.cat([model.embed(one, modality) for one in (images, images.flip(3))], dim=1)
@@ -82,7 +82,7 @@ def test_the_whole_short_form_at_test_time_gives_the_plain_features(modality):
         assert_near(embed_with_flip_tta(fuse_batch_norms(model), images, modality).clone(), plain)
 
 
-def test_images_embedded_once_serve_every_trial():
+def test_features_extracted_once_serve_every_trial():
     """A feature depends on its image alone: those of a gallery embedded apart are the same."""
     model, images = network(), torch.cat(VIEWS)
     index = {
@@ -98,7 +98,7 @@ def test_images_embedded_once_serve_every_trial():
         assert_near(model.embed(images[rows], "visible"), once[rows])
 
 
-def test_a_training_step_has_the_same_losses_in_either_layout():
+def test_a_training_step_has_the_same_losses_in_either_memory_layout():
     model, fast = in_double().train(), in_double().train().channels_last()
     table = tensors("phase3")["text_features"].double()
     arguments = [*(view.double() for view in VIEWS), INPUTS["pids"], table]

@@ -1,4 +1,4 @@
-"""The small CLIP: what ships loads through open_clip, and reads people it has never seen."""
+"""The small CLIP: the shipped files load through open_clip, and the weights recognise unseen people."""
 
 import json
 from pathlib import Path
@@ -112,7 +112,7 @@ def test_plain_lengths_change_no_direction() -> None:
     torch.testing.assert_close(after, before)
 
 
-def test_the_weights_read_people_they_have_never_seen(shipped: SmallClip) -> None:
+def test_the_weights_recognise_unseen_people(shipped: SmallClip) -> None:
     for score in zero_shot(shipped, people=100):
         if score.question in ("lower", "upper", "pattern", "lower colour", "caption, 1 of 100"):
             for accuracy in filter(None, (score.visible, score.infrared)):
@@ -144,7 +144,7 @@ def test_the_two_modalities_of_a_batch_show_the_same_people() -> None:
     assert visible.labels.shape[1] == infrared.labels.shape[1] + 2  # the colours
 
 
-def test_pre_training_never_meets_the_people_of_the_zero_shot_figures() -> None:
+def test_pre_training_excludes_the_people_of_the_zero_shot_figures() -> None:
     steps = 100_000  # far more than a run has
     assert PRETRAINING.start + steps * batches.PEOPLE <= PRETRAINING.stop <= FRESH.start
 

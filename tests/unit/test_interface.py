@@ -1,4 +1,4 @@
-"""The Python interface (docs/python.md): called as documented, and what it says of wrong input."""
+"""The Python interface (docs/python.md): documented calls work, and errors explain wrong arguments."""
 
 import inspect
 import re
@@ -59,7 +59,7 @@ SIGNATURES = {
 
 
 @pytest.mark.parametrize("function", SIGNATURES, ids=lambda function: function.__qualname__)
-def test_a_function_takes_what_it_promises_and_needs_no_more(function):
+def test_a_function_has_the_documented_parameters(function):
     names = SIGNATURES[function].split(", ")
     parameters = list(inspect.signature(function).parameters.values())
     assert [one.name for one in parameters[: len(names)]] == names
@@ -98,7 +98,7 @@ def test_a_published_checkpoint_is_a_network_in_evaluation_mode():
         (tensors("state_dict"), (128, 64), r"not a checkpoint of this method at 128x64 pixels"),
     ],
 )
-def test_what_is_no_checkpoint_of_this_size_is_refused(source, size, said):
+def test_a_checkpoint_of_another_size_is_refused(source, size, said):
     with pytest.raises(UserError, match=said):
         load_published(source, size)
 
@@ -267,7 +267,7 @@ KINDS = {
 
 @pytest.mark.parametrize("rule", ["sysu", "regdb", "llcm", "cameras"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_figures_are_fractions_whatever_holds_the_numbers(rule, kind):
+def test_metrics_are_fractions_for_arrays_tensors_and_lists(rule, kind):
     found = rank_metrics(*map(KINDS[kind], RANKING), rule)
     assert isinstance(found, RankMetrics)
     cmc, mean_ap, mean_inp, valid_queries = found
@@ -277,7 +277,7 @@ def test_figures_are_fractions_whatever_holds_the_numbers(rule, kind):
     assert mean_inp == pytest.approx(first / (first + 1))
 
 
-def test_distances_of_half_precision_are_taken():
+def test_distances_may_be_half_precision():
     for dtype in (torch.bfloat16, torch.float16):
         assert rank_metrics(torch.tensor(RANKING[0], dtype=dtype), *RANKING[1:], "regdb").cmc[1] == 1
 
@@ -299,7 +299,7 @@ def test_distances_of_half_precision_are_taken():
         (5, "market", "unknown rule 'market'; allowed: sysu, regdb, llcm, cameras"),
     ],
 )
-def test_what_has_no_figures_is_refused(place, wrong, said):
+def test_arguments_without_metrics_are_refused(place, wrong, said):
     arguments = [*RANKING, "regdb"]
     arguments[place] = wrong
     with pytest.raises(ValueError, match=said):
@@ -359,6 +359,6 @@ def test_the_columns_of_an_index_may_be_arrays_tensors_or_series(name):
         ("llcm", {"person": [1]}, {}, "the index has no column modality, camera, path"),
     ],
 )
-def test_an_experiment_that_is_none_is_refused(name, index, options, said):
+def test_an_unknown_experiment_is_refused(name, index, options, said):
     with pytest.raises(ValueError, match=said):
         protocol(name, index, **options)

@@ -1,4 +1,4 @@
-"""The training loops: same seed, same bytes, however often they were interrupted; and they do learn."""
+"""The training loops learn, resume from any kill to the same bytes, and stop when training diverges."""
 
 import math
 from dataclasses import dataclass
@@ -120,7 +120,7 @@ def train(tmp_path, kill_after=None, timer=None):
 @pytest.mark.parametrize(
     ("kill_after", "timer"), [(1, always), (2, always), (4, seldom), (5, always), (7, seldom), (12, always)]
 )
-def test_a_killed_run_ends_with_the_same_bytes(tmp_path, kill_after, timer):
+def test_a_killed_and_resumed_run_gives_the_same_bytes(tmp_path, kill_after, timer):
     model, rows = train(tmp_path / "a")
     again, rows_again = train(tmp_path / "b", kill_after, timer())
     assert rows_again == rows
@@ -128,7 +128,7 @@ def test_a_killed_run_ends_with_the_same_bytes(tmp_path, kill_after, timer):
         assert torch.equal(again.state_dict()[name], tensor), name
 
 
-def test_stage_2_learns_and_leaves_text_alone(tmp_path):
+def test_stage_2_learns_and_does_not_change_the_text_side(tmp_path):
     before = small_model().state_dict()
     model, rows = train(tmp_path)
     assert rows[-1]["total"] < rows[0]["total"]
@@ -163,7 +163,7 @@ def phases(model):
 
 
 @pytest.mark.parametrize("name", ["prompts", "integration"])
-def test_a_phase_learns_only_its_own_and_continues_exactly(tmp_path, name):
+def test_a_phase_trains_only_its_own_parameters_and_resumes_exactly(tmp_path, name):
     def run(folder, kill_after=None):
         def report(done, _total, _values):
             if done == kill_after:
@@ -209,7 +209,7 @@ class _Calls:
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 0), ("tf32", 0), ("bf16", 0.05)])
-def test_a_lower_precision_gives_losses_near_those_of_float32(precision, tolerance):
+def test_lower_precision_gives_nearly_the_losses_of_float32(precision, tolerance):
     batch = next(RandomLoader().epoch(0))
     found = {}
     for name in ("float32", precision):
@@ -251,7 +251,7 @@ def diverge(folder, loader=None, settings=EMBEDDING, report=lambda *_: None):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize(("epoch", "step"), [(0, 0), (1, 2), (2, 3)])
-def test_a_loss_that_is_no_number_ends_stage_2_at_its_step(tmp_path, epoch, step, value, fault):
+def test_a_loss_that_is_not_finite_ends_stage_2_at_its_step(tmp_path, epoch, step, value, fault):
     said, saved, finite = diverge(tmp_path, SpoiltLoader(epoch, step, value))
     bad = 4 * epoch + step + 1
     assert f"epoch {epoch + 1}, step {bad}, at learning rate " in said
@@ -261,7 +261,7 @@ def test_a_loss_that_is_no_number_ends_stage_2_at_its_step(tmp_path, epoch, step
         fault("training", "a loss becomes NaN in the middle of stage 2", said)
 
 
-def test_a_learning_rate_of_1000_ends_stage_2_and_a_second_run_says_so_again(tmp_path):
+def test_a_learning_rate_of_1000_ends_stage_2_and_a_second_run_too(tmp_path):
     """It goes on from what the first one saved, and not in silence."""
     settings = EMBEDDING.model_copy(update={"learning_rate": 1000.0, "head_learning_rate": 1000.0})
     first = diverge(tmp_path, settings=settings)
@@ -273,7 +273,7 @@ def test_a_learning_rate_of_1000_ends_stage_2_and_a_second_run_says_so_again(tmp
 
 
 @pytest.mark.parametrize("saves", [True, False])
-def test_weights_that_are_not_finite_are_never_kept_though_losses_are(tmp_path, monkeypatch, saves):
+def test_weights_that_are_not_finite_are_never_saved_even_if_losses_are_finite(tmp_path, monkeypatch, saves):
     """Neither in a checkpoint nor, where none was due, as the model of the last step."""
     from csdn.training import embedding
 
@@ -294,7 +294,7 @@ def test_weights_that_are_not_finite_are_never_kept_though_losses_are(tmp_path, 
     assert (saved, finite) == (3 if saves else 0, True)
 
 
-def test_the_first_bad_step_of_a_row_is_named():
+def test_the_error_names_the_first_bad_step_of_a_row():
     log = LossLog(60, "lower it")  # a row each three steps
     for step, value in ((1, 1.0), (2, math.inf)):
         assert not log.add({"loss": torch.tensor(value)}, 0.5, epoch=3, step=step, phase="integration")
@@ -305,7 +305,7 @@ def test_the_first_bad_step_of_a_row_is_named():
     assert log.rows == []
 
 
-def test_what_is_not_finite_in_one_worker_ends_all_of_them(monkeypatch):
+def test_a_value_that_is_not_finite_in_one_worker_ends_all_workers(monkeypatch):
     """Each decides by what all have: one that went on would wait for the others."""
     means = {1: 1.0, 2: math.nan, 3: 1.0}
     monkeypatch.setattr(
@@ -323,7 +323,7 @@ def test_what_is_not_finite_in_one_worker_ends_all_of_them(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["prompts", "integration"])
-def test_a_phase_of_stage_1_ends_at_its_first_bad_step_too(tmp_path, name):
+def test_a_phase_of_stage_1_ends_at_its_first_bad_step(tmp_path, name):
     phase = phases(small_model())[name]
     phase.embeddings[5] = math.nan
     rows = (np.concatenate(row) if name == "prompts" else row for row in phase.plan(0))
@@ -341,7 +341,7 @@ def test_a_high_learning_rate_ends_a_phase_of_stage_1(tmp_path):
         train_phase(phase, settings, state, lambda *_: None, always())
 
 
-def test_tensors_without_a_value_or_of_whole_numbers_are_finite():
+def test_empty_and_integer_tensors_count_as_finite():
     row = {"epoch": 0, "step": 1, "learning_rate": 1.0}
     check_tensors({"empty": torch.empty(0), "count": torch.tensor(3)}, row, "lower it")
     with pytest.raises(Diverged, match="c, d, e and 1 more"):

@@ -226,7 +226,7 @@ def _from_bytes(data: bytes) -> dict[str, torch.Tensor] | None:
     from safetensors.torch import load
 
     try:
-        return load(data)
+        return dict(sorted(load(data).items()))  # safetensors returns them in random order
     except SafetensorError:
         return None
 

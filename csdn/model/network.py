@@ -84,7 +84,7 @@ class CSDN(nn.Module):
         image_size: (height, width) in pixels, multiples of 16. Tokens, SII and classifiers, which CLIP does
         not have, are drawn from `seed`; torch's global random state does not change.
         """
-        source, advice = f"the weights of CLIP {clip.facts.name!r}", "`csdn fetch-clip` writes them anew"
+        source, advice = f"the weights of CLIP {clip.facts.name!r}", "`csdn fetch-clip` downloads them again"
         with expected_in(source, advice):
             config = clip.config(
                 identities=identities, image_size=tuple(image_size), stem=stem, integration=integration

@@ -29,11 +29,11 @@ _CUT = ("text_encoder.positional_embedding", "prompt_learner1.token_suffix")
 class ImportReport:
     """Names in the checkpoint: the tensors that were used, and those that were dropped, with the reason."""
 
-    taken: tuple[str, ...]
+    used: tuple[str, ...]
     dropped: Mapping[str, str]
 
     def __str__(self) -> str:
-        lines = [f"{len(self.taken)} tensors taken, {len(self.dropped)} dropped whole or in part:"]
+        lines = [f"{len(self.used)} tensors used, {len(self.dropped)} dropped whole or in part:"]
         return "\n".join(lines + [f"  {name}: {reason}" for name, reason in self.dropped.items()])
 
 
@@ -73,9 +73,9 @@ def import_published(
     refuse(label, problems, f"not a checkpoint of this method at {image_size[0]}x{image_size[1]} pixels:")
     model = CSDN(config)
     model.load_state_dict({name: _kept(name, tensors[theirs]) for name, theirs in ours.items()})
-    taken = tuple(name for name in tensors if name not in dropped)
+    used = tuple(name for name in tensors if name not in dropped)
     cut = dict.fromkeys(_CUT, f"token positions {LENGTH} and up, after end-of-text")
-    return model.eval(), ImportReport(taken, dropped | cut)
+    return model.eval(), ImportReport(used, dropped | cut)
 
 
 def _tensors(values: Mapping[str, Tensor], label: str) -> dict[str, Tensor]:

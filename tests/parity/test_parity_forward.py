@@ -28,7 +28,7 @@ def test_test_features_and_raw_embeddings(modality, name):
     images = IMAGES[modality]
     what = f"test feature, {modality}"
     assert_near(MODEL.embed(images, modality), WANTED[f"test_{name}"], what=what)
-    assert_near(MODEL.embed(images.flip(3), modality), WANTED[f"test_{name}_flip"], what=f"{what}, flipped")
+    assert_near(MODEL.embed(images.flip(3), modality), WANTED[f"test_{name}_flip"], what=f"{what}, mirrored")
     what = f"raw image embedding, {modality}"
     assert_near(MODEL.image_embeddings(images, modality), WANTED[f"get_image_{name}"], what=what)
 

@@ -75,7 +75,7 @@ def test_encoding_a_repeated_identity_once_gives_the_same_step():
 
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_optimised_inference_gives_the_plain_features(modality):
-    """Folded batch norms, inference mode and the mirror image in the same batch."""
+    """Fused batch norms, inference mode, and the flipped image in the same batch."""
     model, images = network(), VIEWS[0]
     plain = torch.cat([model.embed(one, modality) for one in (images, images.flip(3))], dim=1)
     with torch.inference_mode():
@@ -83,7 +83,7 @@ def test_optimised_inference_gives_the_plain_features(modality):
 
 
 def test_features_extracted_once_serve_every_trial():
-    """A feature depends on its image alone: those of a gallery embedded apart are the same."""
+    """A feature depends on its image only, whatever else is in the batch."""
     model, images = network(), torch.cat(VIEWS)
     index = {
         "person": [number % 3 for number in range(len(images))],

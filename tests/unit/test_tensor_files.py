@@ -130,13 +130,11 @@ def test_the_reason_is_in_the_table_of_faults(kind, what, tmp_path, fault):
 
 
 def test_the_error_for_a_torchscript_archive_has_a_command_that_extracts_its_tensors(tmp_path):
-    """The command is the user's, who trusts the file; what it writes is taken."""
+    """A user who trusts the file may run it; the file that it writes is then read."""
     path = write(tmp_path / "RN50 of OpenAI.pt", scripted(load_file(WEIGHTS)))
     with pytest.raises(UserError, match="TorchScript archive") as error:
         read_state_dict(path)
-    command = (
-        str(error.value).partition("give the second file: python ")[2].removesuffix(". Nothing in it was run")
-    )
+    command = str(error.value).partition(": python ")[2].removesuffix(". Nothing in it was run")
     subprocess.run(f"{sys.executable} {command}", shell=True, check=True, cwd=tmp_path, capture_output=True)
     found = read_state_dict(tmp_path / "RN50 of OpenAI-state.pt")
     assert found.pop("input_resolution") == 224

@@ -87,17 +87,17 @@ class Killed(Exception):
 
 
 def always():
-    """Saves whenever there is something to save."""
+    """A timer that is always due."""
     return CheckpointTimer(overhead=math.inf, min_s=0)
 
 
 def seldom():
-    """Saves at the first chance, and not again."""
+    """A timer that is due once."""
     return CheckpointTimer(min_s=math.inf)
 
 
 def train(tmp_path, kill_after=None, timer=None):
-    """Train stage 2; with `kill_after`, a first run dies after that many steps and a second one goes on."""
+    """Train stage 2; with `kill_after`, a first run dies after that many steps and a second one resumes."""
 
     def report(done, _total, _values):
         if done == kill_after:
@@ -262,7 +262,7 @@ def test_a_loss_that_is_not_finite_ends_stage_2_at_its_step(tmp_path, epoch, ste
 
 
 def test_a_learning_rate_of_1000_ends_stage_2_and_a_second_run_too(tmp_path):
-    """It goes on from what the first one saved, and not in silence."""
+    """The second run continues from the checkpoint of the first and raises the same error."""
     settings = EMBEDDING.model_copy(update={"learning_rate": 1000.0, "head_learning_rate": 1000.0})
     first = diverge(tmp_path, settings=settings)
     assert "epoch 1, step 2, at learning rate 505" in first[0]
@@ -306,7 +306,7 @@ def test_the_error_names_the_first_bad_step_of_a_row():
 
 
 def test_a_value_that_is_not_finite_in_one_worker_ends_all_workers(monkeypatch):
-    """Each decides by what all have: one that went on would wait for the others."""
+    """Every worker uses the reduced values: a worker that continued alone would wait for the others."""
     means = {1: 1.0, 2: math.nan, 3: 1.0}
     monkeypatch.setattr(
         "csdn.training.log.mean_over_ranks",

@@ -52,7 +52,7 @@ def runs(world, warm, tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(world, tmp_path_factory):
-    """Both stages gone on from the champion, untouched."""
+    """Both stages, started from the champion, without interruption."""
     warm = WarmStart(start_of(world / "champion"), world / "champion")
     runs = Runs(tmp_path_factory.mktemp("finished"), world / "today/data", make_params(), warm)
     runs.figures = runs.prompts()

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from csdn.data.loader import TrainBatch
 from csdn.model.device import configure_torch
 from csdn.params import load_params
-from csdn.training.embedding import build_optimizer, embedding_settings, freeze_text, training_step
+from csdn.training.embedding import build_optimizer, freeze_text, training_step
 
 ROOT = Path(__file__).parents[1]
 PRECISIONS = ("float32", "tf32", "bf16")
@@ -78,7 +78,7 @@ def operations(people: int, device: torch.device) -> int:
 def prepared(precision: str, compiled: bool, people: int, device: torch.device) -> Callable[[], object]:
     """One step of stage 2 on a batch that lies on the device."""
     params = load_params(ROOT / "params.yaml")
-    settings = embedding_settings(params.embedding.model_copy(update={"images": IMAGES}), precision)
+    settings = params.embedding.model_copy(update={"images_per_identity": IMAGES})
     torch.manual_seed(0)
     model = rn50().to(device).channels_last().train()
     freeze_text(model)
@@ -89,7 +89,7 @@ def prepared(precision: str, compiled: bool, people: int, device: torch.device) 
     batch = TrainBatch(*views, labels, epoch=0, step=0, instances=IMAGES)
     text_table = torch.randn(IDENTITIES, model.config.embed_dim, device=device)
     trained = torch.compile(model) if compiled else model
-    return lambda: training_step(trained, optimizer, batch, text_table, settings)
+    return lambda: training_step(trained, optimizer, batch, text_table, settings, precision)
 
 
 def matrix_rate(precision: str, device: torch.device) -> float:

@@ -30,7 +30,7 @@ from csdn.data.loader import TrainLoader, TrainSource
 from csdn.data.state import StageState
 from csdn.params import load_params
 from csdn.training.checkpoint import CheckpointStore
-from csdn.training.embedding import EmbeddingWork, embedding_settings
+from csdn.training.embedding import EmbeddingWork
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from feed_data import write_data
@@ -150,7 +150,7 @@ def work(table: SampleTable, root: Path, params: object) -> EmbeddingWork:
     """Stage 2 of CLIP RN50's sizes, one epoch."""
     torch.manual_seed(0)
     model = rn50(PEOPLE, text_layers=1).train().channels_last()  # the text is a table here
-    settings = embedding_settings(params.embedding.model_copy(update={"epochs": 1}), "float32")
+    settings = params.embedding.model_copy(update={"epochs": 1})
     source = TrainSource(table, root / "trained" / "shards", PEOPLE, IMAGES, SIZE, "imagenet", PADDING, 0)
     return EmbeddingWork(model, torch.randn(PEOPLE, model.config.embed_dim), source, settings)
 

@@ -17,7 +17,7 @@ import plain
 from csdn.evaluation import embed_with_flip_tta, rank_metrics
 from csdn.losses import embedding_losses
 from csdn.model import CSDN, MODALITIES, ModelConfig, fuse_batch_norms
-from csdn.training.prompts import contrast
+from csdn.training.prompts import contrastive_losses
 
 SIZE, IDENTITIES = (288, 144), 395
 PEOPLE, IMAGES = 4, 4  # of a stage-2 batch: half of the published one, so that 24 GiB hold the plain step
@@ -63,7 +63,7 @@ def prompt_step(model: CSDN, device: torch.device) -> Part:
     def step(text: Callable[[str], torch.Tensor]) -> torch.Tensor:
         model.zero_grad(set_to_none=True)
         texts = torch.cat([text(modality) for modality in MODALITIES])
-        contrast(images, texts, labels.repeat(2))["loss"].backward()
+        contrastive_losses(images, texts, labels.repeat(2))["loss"].backward()
         return torch.cat([tokens.grad[labels] for tokens in model.prompts.tokens.values()])
 
     return Part(
@@ -85,7 +85,7 @@ def integration_step(model: CSDN, device: torch.device) -> Part:
     def step(text: Callable[[str], torch.Tensor]) -> torch.Tensor:
         model.zero_grad(set_to_none=True)
         fused = model.integration(*(text(modality) for modality in MODALITIES))
-        contrast(images, fused, labels)["loss"].backward()
+        contrastive_losses(images, fused, labels)["loss"].backward()
         return model.integration.output.weight.grad
 
     @torch.no_grad()

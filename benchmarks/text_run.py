@@ -29,9 +29,9 @@ from csdn.params import Params, parse_params
 from csdn.runtime.documents import read_yaml
 from csdn.runtime.files import atomic_folder
 from csdn.synthetic.sets import MARKER, PeopleSet, images_of, png
-from csdn.training.embedding import embedding_settings, load_prompts, train_embedding, train_source
+from csdn.training.embedding import load_prompts, train_embedding, train_source
 from csdn.training.inputs import TrainingInputs, training_inputs
-from csdn.training.prompts import image_walk, run_prompts
+from csdn.training.prompts import image_batches, run_prompts
 
 ROOT = Path(__file__).parents[1]
 TABLES = ("none", "text", "permuted", "rotated", "gaussian", "prototypes", "classifier")
@@ -88,10 +88,11 @@ def run(people: Path, setting: Mapping[str, Any], seed: int, name: str) -> dict[
     inputs = training_inputs(params, data, "embedding", stage1 / "prompts.safetensors")
     given = prepared(name, inputs, load_prompts(inputs.model, stage1 / "prompts.safetensors"), params, data)
     feed = TrainLoader(train_source(params, inputs.table, data), params.scaling.loader_workers)
-    settings = embedding_settings(params.embedding, params.training.precision)
     inputs.model.channels_last()
     with unsaved() as state:
-        rows = train_embedding(inputs.model, given, feed, settings, state, quiet)
+        rows = train_embedding(
+            inputs.model, given, feed, params.embedding, state, quiet, precision=params.training.precision
+        )
     inputs.model.eval()
     return losses(rows) | tested(inputs, params, data)
 
@@ -106,7 +107,7 @@ def prepared(name: str, inputs: TrainingInputs, text: Tensor, params: Params, da
         return rotated(text, params.seed)
     if name not in ("prototypes", "classifier"):
         return text
-    images = torch.from_numpy(embedded(*image_walk(inputs, params, data), params)["embeddings"])
+    images = torch.from_numpy(embedded(*image_batches(inputs, params, data), params)["embeddings"])
     means = prototypes(images, torch.from_numpy(inputs.table.label), text)
     if name == "classifier":
         with torch.no_grad():  # behind the batch norm: its logits are those of HSE, but for a constant

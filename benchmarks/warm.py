@@ -37,7 +37,7 @@ from csdn.runtime.files import write_json
 from csdn.training.champion import Start
 from csdn.training.embedding import run_embedding, train_local
 from csdn.training.inputs import training_inputs
-from csdn.training.prompts import image_walk, run_prompts
+from csdn.training.prompts import image_batches, run_prompts
 from csdn.training.warm_start import WarmStart
 
 ROOT = Path(__file__).parents[1]
@@ -168,7 +168,7 @@ def embeddings(params: Params, inputs: Any) -> np.ndarray:
     path = Path("embeddings.npy")
     if not path.exists():
         with torch.inference_mode():
-            found = embedded(*image_walk(inputs, params, Path("today")), params)
+            found = embedded(*image_batches(inputs, params, Path("today")), params)
         np.save(path, found["embeddings"])
     return np.load(path)
 

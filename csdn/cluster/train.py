@@ -137,7 +137,7 @@ def _train(work: EmbeddingWork, state: WorkerState, scaling: ScalingParams, boar
     device = configure_torch(
         scaling.threads or scaling.cpus_per_worker,
         "cuda" if scaling.use_gpu else "cpu",
-        work.settings.precision,
+        work.precision,
     )
     rank, size = rank_and_world_size()
 
@@ -147,8 +147,9 @@ def _train(work: EmbeddingWork, state: WorkerState, scaling: ScalingParams, boar
 
     feed = RayTrainLoader(work.source, work.settings.epochs, rank, size)
     model = work.model.to(device)
-    pace = CheckpointTimer(most=scaling.checkpoint_seconds)
-    rows = train_embedding(model, work.text_table.to(device), feed, work.settings, state, report, pace)
+    timer = CheckpointTimer(max_s=scaling.checkpoint_seconds)
+    text_table = work.text_table.to(device)
+    rows = train_embedding(model, text_table, feed, work.settings, state, report, timer, work.precision)
     state.save({"epoch": work.settings.epochs, "step": 0, "log": rows}, model_tensors(model))
 
 

@@ -1,11 +1,13 @@
 """State of an unfinished stage: its position and tensors, so that a killed run continues exactly.
 
-    .state/clone                        what names this clone where several share a place
-    .state/<key>/lock                   held for as long as the stage runs; its text is the stage's name
-    .state/<key>/<part>/<n>.safetensors the tensors of a part of the stage
-    .state/<key>/<part>/state.json      position, and the name and hash of the tensors: it is replaced last
+    .state/clone                        random text that names this clone in storage that several clones share
+    .state/<key>/lock                   locked while the stage runs; holds the stage's name
+    .state/<key>/<part>/<n>.safetensors tensors of a part of the stage
+    .state/<key>/<part>/state.json      position, name and hash of the tensors; replaced last
 
-The key names everything that decides the result, so state of other data or parameters is never picked up.
+The key is a hash of everything that decides the result, so a run never continues from the state of other data
+or parameters. In this order: the key, `open_state` and its lock, `StageState` and its files, when to save
+(`CheckpointTimer`), and the name of a clone.
 """
 
 from __future__ import annotations
@@ -34,19 +36,18 @@ if TYPE_CHECKING:
     from csdn.params import Params
 
 
-# Raised by one whenever the same inputs and parameters would give another result than before.
+# To be raised by one whenever the same inputs and parameters give another result than before.
 METHOD_VERSION = 1
-# Another version of these may give other last digits: what one began, another must not end.
+# Other versions of these may change the last digits, so a run never continues with another version.
 LIBRARIES = ("numpy", "pillow", "simplejpeg", "torch")
-# Unfinished runs of a stage that are kept beside the present one, for a return to their parameters.
+# Unfinished runs of a stage that are kept beside the current one, in case their parameters are used again.
 KEPT = 3
-_NOT_WHOLE = (FileNotFoundError, UserError, KeyError, TypeError)
-# What this process has opened: the state that its next run would continue.
-_opened: list[Path] = []
+_INCOMPLETE = (FileNotFoundError, UserError, KeyError, TypeError)  # of files that a saved state lacks
+_opened: list[Path] = []  # the folders of state that this process has opened
 
 
 def state_key(**parts: Any) -> str:
-    """SHA-256 (64 hex digits) of everything that decides a stage's result; `parts` are JSON values."""
+    """SHA-256 (64 hex digits) of everything that decides a stage's result; parts: JSON values."""
     libraries = {name: version(name) for name in LIBRARIES}
     text = json.dumps({"method": METHOD_VERSION, "libraries": libraries, **parts}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -55,8 +56,8 @@ def state_key(**parts: Any) -> str:
 def stage_key(section: str, params: Params, clip: str, inputs: Iterable[Path], **more: Any) -> str:
     """Key of a stage that computes: its parameters, the hash of CLIP's weights, the bytes of `inputs`.
 
-    samples.parquet among these stands for the images, whose hashes it names. `scaling` is no part of it.
-    more: JSON values that decide the result, too.
+    samples.parquet among the inputs covers the images, since it holds their hashes. `scaling` is not part of
+    the key, since it does not change the result. more: further JSON values that decide the result.
     """
     if section == "embedding":
         more["precision"] = params.training.precision
@@ -76,78 +77,12 @@ def _file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class StageState:
-    """The saved state of one stage run; open it with `open_state`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def part(self, name: str) -> StageState:
-        """State of one phase, kept beside that of the others."""
-        folder = self.folder / name
-        folder.mkdir(exist_ok=True)
-        return StageState(folder)
-
-    def save(self, position: Mapping[str, Any], tensors: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Replace the saved state; a kill at any moment leaves the old one or the new one, whole.
-
-        position: JSON values. Only tensors make this import torch.
-        """
-        files = as_files(position, tensors)
-        for name, data in files.items():  # in this order: what names the tensors is replaced last
-            _write(self.folder / name, data)
-        for other in self.folder.glob("*.safetensors"):
-            if other.name not in files:
-                other.unlink()
-
-    def load(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
-        """The last saved (position, tensors), or None where nothing whole was saved."""
-        return saved_files(lambda name: (self.folder / name).read_bytes())
-
-    def leaving(self) -> bool:
-        """Never: a process that is to end is told by a signal, and goes on from its last save."""
-        return False
-
-
-def as_files(
-    position: Mapping[str, Any], tensors: Mapping[str, torch.Tensor] | None = None
-) -> dict[str, bytes]:
-    """A saved state as the files of a folder: its tensors, then `state.json`, with their name and hash."""
-    data = _to_bytes(tensors) if tensors else b""
-    digest = hashlib.sha256(data).hexdigest()
-    name = f"{digest[:16]}.safetensors" if data else None
-    entry = json.dumps({"tensors": name, "sha256": digest, "position": position}, allow_nan=False).encode()
-    return ({name: data} if name else {}) | {"state.json": entry}
-
-
-def saved_files(read: Callable[[str], bytes]) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
-    """(position, tensors) out of files that `read` gives by name; None where they are not whole."""
-    try:
-        entry = parse_json(read("state.json"), "state.json")
-        position, name, digest = entry["position"], entry["tensors"], entry["sha256"]
-        data = read(Path(name).name) if name else b""
-    except _NOT_WHOLE:
-        return None
-    if hashlib.sha256(data).hexdigest() != digest:
-        return None
-    tensors = _from_bytes(data) if data else {}
-    return None if tensors is None else (position, tensors)
-
-
-def saved_position(read: Callable[[str], bytes]) -> dict[str, Any] | None:
-    """The position alone, without a look at the tensors; None where there is none."""
-    try:
-        return parse_json(read("state.json"), "state.json")["position"]
-    except _NOT_WHOLE:
-        return None
-
-
 @contextmanager
 def open_state(stage: str, key: str, root: str | Path = ".state") -> Iterator[StageState]:
     """The state under `key`, locked against a second run; removed when the block ends without an error.
 
-    Of the stage's other unfinished runs the last KEPT stay, and those that are at work. Raises UserError
-    where another process has this state.
+    Also removes the states of the stage's other unfinished runs, except the latest KEPT and those in use.
+    Raises UserError where another process uses this state.
     """
     folder = Path(root) / key
     lock = _lock(folder)
@@ -158,48 +93,19 @@ def open_state(stage: str, key: str, root: str | Path = ".state") -> Iterator[St
         )
     with lock:
         lock.truncate(0)
-        lock.write(stage)  # this is also the time at which the run was last at work
+        lock.write(stage)  # also sets the modification time, by which the latest runs are found
         lock.flush()
-        _forget_older(stage, folder)
+        _remove_older(stage, folder)
         _opened.append(folder)
         yield StageState(folder)
         _remove(folder)
 
 
-def clone_name(root: Path) -> str:
-    """The name of the clone whose state is below `root`, for places that clones share (16 hex digits).
-
-    CSDN_CLONE in the environment decides it, where a clone shall go on with what an earlier one has left.
-    Else it is drawn once, and holds for this path: a copy of the folder has another name.
-    """
-    named = os.environ.get("CSDN_CLONE")
-    text = named or f"{_drawn(root / 'clone')} {root.resolve()}"
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _drawn(path: Path) -> str:
-    """What the file holds: a random text, written by the first process that asks."""
-    with path.open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        text = file.read()
-        if not text:
-            text = secrets.token_hex(16)
-            file.write(text)
-    return text
-
-
-def seconds_since_save() -> float | None:
-    """How old the last save is in the state that this process opened; None where there is none."""
-    saves = [file.stat().st_mtime for folder in _opened for file in folder.rglob("state.json")]
-    return max(0.0, time.time() - max(saves)) if saves else None
-
-
 def _lock(folder: Path) -> IO[str] | None:
-    """The locked file of a state's folder, which is made if need be; None where another process has it."""
+    """Lock a state's folder, created if missing; returns the lock file, or None if it is locked."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # its owner ended, and removed the folder, just now
+        with suppress(FileNotFoundError):  # another process has just removed the folder
             lock = (folder / "lock").open("a")
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -212,26 +118,26 @@ def _lock(folder: Path) -> IO[str] | None:
 
 
 def _is_at(file: IO[str], path: Path) -> bool:
-    """Whether the open file is the one that has this path now."""
+    """Whether this path still leads to the open file."""
     with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     return False
 
 
 def _remove(folder: Path) -> None:
-    """Remove a state whose lock is held: at once for others, who then find no half of it."""
-    gone = folder.with_name(f"{folder.name}.removed")
-    folder.replace(gone)
-    shutil.rmtree(gone, ignore_errors=True)  # what stays goes with the next run's
+    """Remove a state whose lock is held; renamed first, so that no process finds half of it."""
+    removed = folder.with_name(f"{folder.name}.removed")
+    folder.replace(removed)
+    shutil.rmtree(removed, ignore_errors=True)  # `_remove_older` removes what is left of it
 
 
-def _forget_older(stage: str, folder: Path) -> None:
-    """Remove what was left of the stage's unfinished runs but the last KEPT: they must not fill the disk."""
-    for gone in folder.parent.glob("*.removed"):  # a kill came before their end
-        shutil.rmtree(gone, ignore_errors=True)
+def _remove_older(stage: str, folder: Path) -> None:
+    """Remove the states of the stage's unfinished runs except the latest KEPT, which bounds disk usage."""
+    for removed in folder.parent.glob("*.removed"):  # by a process that was killed before the end
+        shutil.rmtree(removed, ignore_errors=True)
     others = {}
     for lock in folder.parent.glob("*/lock"):
-        with suppress(FileNotFoundError):  # that run ended just now
+        with suppress(FileNotFoundError):  # that run has just ended
             if lock.parent != folder and lock.read_text() == stage:
                 others[lock.parent] = lock.stat().st_mtime
     for other in sorted(others, key=others.get, reverse=True)[KEPT:]:
@@ -241,6 +147,73 @@ def _forget_older(stage: str, folder: Path) -> None:
                 _remove(other)
 
 
+class StageState:
+    """The saved state of one stage run; open it with `open_state`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def part(self, name: str) -> StageState:
+        """The state of one phase, independent of the other phases' states."""
+        folder = self.folder / name
+        folder.mkdir(exist_ok=True)
+        return StageState(folder)
+
+    def save(self, position: Mapping[str, Any], tensors: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Replace the saved state; a kill at any moment leaves either the old state or the new one, complete.
+
+        position: JSON values. Imports torch only where there are tensors.
+        """
+        files = as_files(position, tensors)
+        for name, data in files.items():  # the tensors first, then state.json, which refers to them
+            with atomic_write(self.folder / name) as temporary:
+                temporary.write_bytes(data)
+        for other in self.folder.glob("*.safetensors"):
+            if other.name not in files:
+                other.unlink()
+
+    def load(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
+        """The last saved (position, tensors), or None where there is no complete one."""
+        return saved_files(lambda name: (self.folder / name).read_bytes())
+
+    def leaving(self) -> bool:
+        """Whether this machine is about to be taken away; only Ray announces that (csdn.cluster)."""
+        return False
+
+
+def as_files(
+    position: Mapping[str, Any], tensors: Mapping[str, torch.Tensor] | None = None
+) -> dict[str, bytes]:
+    """A saved state as files of a folder: the tensors, then `state.json` with their name and hash."""
+    data = _to_bytes(tensors) if tensors else b""
+    digest = hashlib.sha256(data).hexdigest()
+    name = f"{digest[:16]}.safetensors" if data else None
+    entry = json.dumps({"tensors": name, "sha256": digest, "position": position}, allow_nan=False).encode()
+    return ({name: data} if name else {}) | {"state.json": entry}
+
+
+def saved_files(read: Callable[[str], bytes]) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
+    """(position, tensors) from files that `read` returns by name; None where incomplete or damaged."""
+    try:
+        entry = parse_json(read("state.json"), "state.json")
+        position, name, digest = entry["position"], entry["tensors"], entry["sha256"]
+        data = read(Path(name).name) if name else b""
+    except _INCOMPLETE:
+        return None
+    if hashlib.sha256(data).hexdigest() != digest:
+        return None
+    tensors = _from_bytes(data) if data else {}
+    return None if tensors is None else (position, tensors)
+
+
+def saved_position(read: Callable[[str], bytes]) -> dict[str, Any] | None:
+    """The position only, without reading the tensors; None where there is none."""
+    try:
+        return parse_json(read("state.json"), "state.json")["position"]
+    except _INCOMPLETE:
+        return None
+
+
 def _to_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
     from safetensors.torch import save
 
@@ -248,37 +221,28 @@ def _to_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
 
 
 def _from_bytes(data: bytes) -> dict[str, torch.Tensor] | None:
-    """The tensors; None where the bytes are of another format, whatever hash stands beside them."""
+    """The tensors; None where the bytes are not safetensors, even if their hash is right."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
-        return load(data)
+        return dict(sorted(load(data).items()))  # safetensors returns them in random order
     except SafetensorError:
         return None
 
 
-def _write(path: Path, data: bytes) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(data)
-
-
-# How often the state of a stage is saved (csdn.data.state).
-
-
-# How many times what a save takes passes until the next one.
-REST = 200.0
+OVERHEAD = 0.005  # the fraction of the time that saves may take
 
 
 class CheckpointTimer:
-    """When to save: after a save follow `rest` times what it took, and at least `least` seconds, without one.
+    """When to save: the time between two saves is that of the last save divided by `overhead`.
 
-    So saving costs half a percent of the time, whatever the size of the model, and a kill loses as much work
-    as takes the time of REST saves; at most `most` seconds of it, whatever that costs.
+    So the cost is the same for models of any size; a killed run loses the work since its last save. The time
+    between saves is never below `min_s` seconds, nor above `max_s`, whatever the saves then cost.
     """
 
-    def __init__(self, rest: float = REST, least: float = 1.0, most: float = math.inf) -> None:
-        self.rest, self.least, self.most = rest, least, most
+    def __init__(self, overhead: float = OVERHEAD, min_s: float = 1.0, max_s: float = math.inf) -> None:
+        self.overhead, self.min_s, self.max_s = overhead, min_s, max_s
         self._next = 0.0
 
     def due(self) -> bool:
@@ -286,8 +250,36 @@ class CheckpointTimer:
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Around each save, which is timed."""
+        """Encloses each save and measures its duration."""
         began = time.monotonic()
         yield
         ended = time.monotonic()
-        self._next = ended + min(self.most, max(self.least, self.rest * (ended - began)))
+        self._next = ended + min(self.max_s, max(self.min_s, (ended - began) / self.overhead))
+
+
+def seconds_since_save() -> float | None:
+    """The age of the last save in the states that this process opened; None where there is none."""
+    saves = [file.stat().st_mtime for folder in _opened for file in folder.rglob("state.json")]
+    return max(0.0, time.time() - max(saves)) if saves else None
+
+
+def clone_name(root: Path) -> str:
+    """A name for the clone whose state is below `root`, for storage that clones share (16 hex digits).
+
+    It depends on a random text in the clone and on its path, so that a copy of the folder has another name.
+    With the environment variable CSDN_CLONE a clone continues the work of an earlier one with the same value.
+    """
+    text = os.environ.get("CSDN_CLONE") or f"{_random_text(root / 'clone')} {root.resolve()}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _random_text(path: Path) -> str:
+    """The text of the file; the first process writes it, under a lock."""
+    with path.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        text = file.read()
+        if not text:
+            text = secrets.token_hex(16)
+            file.write(text)
+    return text

@@ -1,4 +1,4 @@
-"""The network of CSDN and its weights: from CLIP, from a folder of ours, or from a published checkpoint."""
+"""The network, with weights of CLIP, of a saved folder, or of the authors' published checkpoints."""
 
 from csdn.model.backbone import fuse_batch_norms
 from csdn.model.clip import Clip, convert, fetch_clip, load_clip

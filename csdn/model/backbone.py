@@ -1,6 +1,7 @@
-"""CLIP's residual network in the form CSDN needs it: a stem of its own, and a last layer that keeps the size.
+"""CLIP's residual network as CSDN uses it: a stem for each modality, and layer4 without its stride.
 
-Names inside a block are CLIP's, so that its weights load as they are.
+Names inside a block are CLIP's, so that its weights load as they are. At the end: batch norms fused into the
+convolutions, for networks that only compute embeddings.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
 
 
 EXPANSION = 4
-STRIDES = (1, 2, 2, 1)  # CLIP has 2 at the end; re-identification keeps the larger map
+STRIDES = (1, 2, 2, 1)  # of layer1..4; CLIP's layer4 has 2, re-identification keeps the larger map
 
 
 class Stem(nn.Module):
     """Images [n, 3, H, W] -> [n, width, H/4, W/4].
 
-    `relu_after_each`: CLIP's activation after every batch norm; the published CSDN has only the third.
+    relu_after_each: ReLU after every batch norm, as in CLIP; the published CSDN has it after the third only.
     """
 
     def __init__(self, width: int, relu_after_each: bool) -> None:
@@ -50,7 +51,7 @@ class Stem(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Convolutions 1x1, 3x3, 1x1 beside a shortcut; a stride is an average pool, on both ways."""
+    """Convolutions 1x1, 3x3, 1x1 and a shortcut; a stride is an average pool on both paths, as in CLIP."""
 
     def __init__(self, channels: int, planes: int, stride: int) -> None:
         super().__init__()
@@ -88,33 +89,31 @@ def residual_layers(depths: Sequence[int], width: int) -> nn.Sequential:
     return nn.Sequential(layers)
 
 
-# Batch norms with running statistics, folded into the convolutions before them: same values, less work.
-#
-# For a network that only embeds images: it has no batch norms left to train.
+# Batch norms with running statistics, fused into the convolutions before them: same values, less work.
 
 
-_PAIRS = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("0", "1"))  # the last: a shortcut's
+_PAIRS = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("0", "1"))  # "0", "1": of a shortcut
 
 
 def fuse_batch_norms(model: CSDN) -> CSDN:
-    """A copy of `model` for `embed` and `image_embeddings` alone, in evaluation mode.
+    """A copy of `model` for `embed` and `image_embeddings` only, in evaluation mode.
 
-    Each convolution carries the scale and shift of the batch norm behind it. Features differ from the
+    Each convolution includes the scale and shift of the batch norm after it. Features differ from the
     original's by rounding (1e-5 relative in float32). The copy cannot be trained or saved.
     """
     copied = copy.deepcopy(model).eval().requires_grad_(False)
     for module in list(copied.modules()):
         if isinstance(module, Stem | Bottleneck):
-            _fold(module)
+            _fuse(module)
         if isinstance(module, Bottleneck):
-            _fold(module.downsample)
+            _fuse(module.downsample)
     return copied.channels_last()
 
 
-def _fold(module: nn.Module) -> None:
-    for convolution, norm in _PAIRS:
+def _fuse(module: nn.Module) -> None:
+    for conv, norm in _PAIRS:
         if hasattr(module, norm):
             with torch.no_grad():
-                fused = fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm))
-            setattr(module, convolution, fused)
+                fused = fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm))
+            setattr(module, conv, fused)
             setattr(module, norm, nn.Identity())

@@ -1,7 +1,14 @@
-"""The small CLIP that ships with the package, as open_clip knows models.
+"""CLIP's weights: the file that a network starts from, and where that file comes from.
 
-After `register()`:
-    open_clip.create_model("csdn-small", pretrained=str(WEIGHTS)); open_clip.get_tokenizer("csdn-small")
+1. `load_clip` reads a safetensors file of an open_clip ResNet and checks it by name and shape; `Clip` gives
+its
+   tensors under the names of our network.
+2. `ClipFacts`: what the shapes of the weights do not tell (heads, activation, token ids of the template).
+Files
+   that this package writes have them in their header; for other files open_clip tells them, whose import
+   takes four seconds.
+3. `fetch_clip` and `convert` write such files, from a download or from a state dict.
+4. The small CLIP that is part of the package, registered with open_clip.
 """
 
 from __future__ import annotations
@@ -38,76 +45,105 @@ from csdn.runtime.documents import parse_json
 from csdn.runtime.errors import UserError
 from csdn.runtime.files import atomic_write
 
-NAME = "csdn-small"
+BUILT_IN = "csdn-small"
 ASSETS = Path(__file__).parent / "assets"
 WEIGHTS = ASSETS / "clip-small.safetensors"
 VOCABULARY = ASSETS / "bpe-small.txt.gz"
 
-
-def config() -> dict:
-    """open_clip's model configuration; the vocabulary's path is of this installation."""
-    model = json.loads((ASSETS / f"{NAME}.json").read_text(encoding="utf-8"))
-    model["text_cfg"]["tokenizer_kwargs"] = {"bpe_path": str(VOCABULARY)}
-    return model
-
-
-@cache
-def register() -> None:
-    """Make open_clip know "csdn-small"; further calls do nothing."""
-    import open_clip  # it takes seconds, and most who need a name of this file do not need it
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, f"{NAME}.json")
-        path.write_text(json.dumps(config()), encoding="utf-8")
-        open_clip.add_model_config(path)  # it reads the file at once and keeps what it says
-
-
-# What the shapes of a CLIP's weights do not say of it, as open_clip knows it.
-#
-# Files that this package writes carry it in their header. open_clip, which takes four seconds to import, is
-# asked where a file is made, and of files that others have made.
-
-
 Shapes = Mapping[str, Sequence[int]]
-_ENTRY = "csdn.clip"  # in the header of a safetensors file
+
+
+# 1. Loading.
 
 
 @dataclass(frozen=True)
-class ClipFacts:
-    """Of a ResNet CLIP by open_clip's name; template: token ids of the prompt template, without padding."""
+class Clip:
+    """Weights of a ResNet CLIP, float32 under CLIP's names, and what their shapes do not tell."""
 
-    name: str
-    template: tuple[int, ...]
-    pool_heads: int
-    text_heads: int
-    text_activation: str
+    facts: ClipFacts
+    sha256: str  # of the file
+    tensors: Mapping[str, Tensor]
+
+    def config(self, **chosen: Any) -> ModelConfig:
+        """The configuration of a network with these weights; chosen: the fields that CLIP leaves open."""
+        return ModelConfig(
+            depths=tuple(count_numbered(self.tensors, rf"visual\.layer{n}\.(\d+)\.") for n in range(1, 5)),
+            width=len(self.tensors["visual.conv3.weight"]),
+            pool_heads=self.facts.pool_heads,
+            text_heads=self.facts.text_heads,
+            text_activation=self.facts.text_activation,
+            clip=self.facts.name,
+            clip_sha256=self.sha256,
+            **text_sizes(self.tensors),
+            **chosen,
+        )
+
+    def weights_for(self, model: nn.Module) -> dict[str, Tensor]:
+        """This CLIP's tensors under the names of `model` (a CSDN), cut to its image size and template."""
+        embedding = self.tensors["token_embedding.weight"]
+        weights = {}
+        for name in model.state_dict():
+            if (source := _clip_name(name)) in self.tensors:
+                weights[name] = self.tensors[source]
+        positions = self.tensors["visual.attnpool.positional_embedding"]
+        weights["attention_pool.positions"] = resize_positions(positions, model.config.grid)
+        weights["text_encoder.positions"] = self.tensors["positional_embedding"][:LENGTH]
+        weights["text_encoder.prefix"] = embedding[list(self.facts.template[PREFIX])]
+        weights["text_encoder.suffix"] = embedding[list(self.facts.template[SUFFIX])]
+        return weights
 
 
-def header(facts: ClipFacts, found: Shapes) -> dict[str, str]:
-    """Of a safetensors file with tensors of these shapes, which have been held against open_clip.
+def load_clip(name: str, weights: str | Path) -> Clip:
+    """The CLIP `name` ("csdn-small" or a ResNet of open_clip, such as "RN50") from a safetensors file.
 
-    One entry: safetensors writes several in an order that differs from call to call.
+    Raises UserError where the file is missing, not safetensors, or of another architecture.
     """
-    return {_ENTRY: json.dumps({**asdict(facts), "shapes": _digest(found)}, sort_keys=True)}
+    path = Path(weights)
+    metadata, found = _read_header(path, name)
+    facts = facts_in(metadata, name, found)
+    if facts is None:
+        facts = facts_of(name)
+        check_shapes(str(path), name, found)
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    tensors = read_safetensors(path)
+    check_weights(str(path), tensors)
+    return Clip(facts, sha256, {key: tensor.float() for key, tensor in tensors.items()})
 
 
-def facts_in(header: Mapping[str, str] | None, name: str, found: Shapes) -> ClipFacts | None:
-    """What a file says of itself, if it says that it is the CLIP `name` and has the shapes it had then."""
+def _read_header(path: Path, name: str) -> tuple[dict[str, str] | None, dict[str, list[int]]]:
+    """(metadata of the file, shapes of its tensors by name)."""
+    if not path.is_file():
+        advice = "`csdn fetch-clip` downloads it" if name != BUILT_IN else "it is part of the package"
+        raise UserError(f"{path}: no such file of CLIP weights for {name!r}; {advice}")
     try:
-        said = parse_json((header or {})[_ENTRY], "the header")
-        if said.pop("shapes") != _digest(found) or said["name"] != name:
-            return None
-        return ClipFacts(**said | {"template": tuple(said["template"])})
-    except (UserError, KeyError, TypeError, AttributeError):  # none of ours, or of another version
-        return None
+        with safe_open(path, framework="pt") as file:
+            return file.metadata(), {key: file.get_slice(key).get_shape() for key in sorted(file.keys())}
+    except SafetensorError:
+        kind = mistaken_for_weights(path)
+        raise UserError(
+            f"{path}: not a safetensors file{f', but {kind}' if kind else ''}. "
+            "Pickles (.pt, .pth, .bin) are not loaded; "
+            f"`csdn fetch-clip` writes the weights of {name!r} as safetensors"
+        ) from None
 
 
-def _digest(found: Shapes) -> str:
-    listing = json.dumps(sorted((name, list(shape)) for name, shape in found.items()))
-    return hashlib.sha256(listing.encode()).hexdigest()
+# Our names of tensors and CLIP's.
 
 
-# Our names of tensors in terms of CLIP's, for the modules that are CLIP's (clip.py, published.py).
+def _clip_name(name: str) -> str:
+    """CLIP's name of one of our tensors; for one that CLIP lacks, a name that CLIP does not use."""
+    part, _, rest = name.partition(".")
+    match part:
+        case "stems":
+            return f"visual.{rest.partition('.')[2]}"
+        case "layers":
+            return f"visual.{rest}"
+        case "attention_pool":
+            return f"visual.attnpool.{rest}"
+        case "text_encoder":
+            return clip_text_name(rest)
+    return ""
 
 
 _TEXT = (
@@ -122,7 +158,7 @@ _TEXT = (
 
 
 def clip_text_name(name: str) -> str:
-    """Of a tensor of our text encoder ("layers.0.out.weight") CLIP's name; layer norms have the same."""
+    """CLIP's name of a tensor of our text encoder ("layers.0.out.weight"); layer norms keep theirs."""
     for pattern, replacement in _TEXT:
         name, hits = re.subn(f"^{pattern}", replacement, name)
         if hits:
@@ -131,7 +167,7 @@ def clip_text_name(name: str) -> str:
 
 
 def count_numbered(names: Iterable[str], pattern: str) -> int:
-    """How many different numbers stand where `pattern` has its group."""
+    """The number of different values of the pattern's group among the names."""
     return len({match[1] for name in names if (match := re.match(pattern, name))})
 
 
@@ -142,14 +178,49 @@ def text_sizes(tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, int
     return {"text_width": width, "text_layers": layers, "embed_dim": embed_dim}
 
 
-# What open_clip says of a ResNet CLIP: its configuration, its tensors, its words.
+# 2. What shapes do not tell: from the header of our files, or from open_clip.
 
 
-BUILT_IN = "csdn-small"
+_ENTRY = "csdn.clip"  # of the header of a safetensors file
+
+
+@dataclass(frozen=True)
+class ClipFacts:
+    """Facts of the ResNet CLIP `name`; template: token ids of the prompt template, without padding."""
+
+    name: str
+    template: tuple[int, ...]
+    pool_heads: int
+    text_heads: int
+    text_activation: str
+
+
+def header(facts: ClipFacts, found: Shapes) -> dict[str, str]:
+    """The header of a safetensors file with tensors of these shapes, which open_clip has confirmed.
+
+    One entry only: safetensors writes several entries in an order that differs from call to call.
+    """
+    return {_ENTRY: json.dumps({**asdict(facts), "shapes": _digest(found)}, sort_keys=True)}
+
+
+def facts_in(header: Mapping[str, str] | None, name: str, found: Shapes) -> ClipFacts | None:
+    """The facts in a header, if it is of the CLIP `name` and the file still has the shapes that it states."""
+    try:
+        facts = parse_json((header or {})[_ENTRY], "the header")
+        if facts.pop("shapes") != _digest(found) or facts["name"] != name:
+            return None
+        return ClipFacts(**facts | {"template": tuple(facts["template"])})
+    except (UserError, KeyError, TypeError, AttributeError):  # not our header, or of another version
+        return None
+
+
+def _digest(found: Shapes) -> str:
+    listing = json.dumps(sorted((name, list(shape)) for name, shape in found.items()))
+    return hashlib.sha256(listing.encode()).hexdigest()
 
 
 def facts_of(name: str) -> ClipFacts:
-    """Raises UserError for a CLIP that open_clip does not know, or that is no ResNet."""
+    """The facts that open_clip knows; raises UserError for an unknown CLIP, or not a ResNet."""
     config = model_config(name)
     vision = config["vision_cfg"]
     return ClipFacts(
@@ -162,8 +233,8 @@ def facts_of(name: str) -> ClipFacts:
 
 
 def check_shapes(source: str, name: str, found: Shapes) -> None:
-    """Raises UserError naming `source` where tensors of these names and shapes are not the CLIP `name`."""
-    given = {key: shape for key, shape in found.items() if key != "logit_scale"}  # it comes as [] or [1]
+    """Raise UserError, naming `source`, where the names and shapes are not those of the CLIP `name`."""
+    given = {key: shape for key, shape in found.items() if key != "logit_scale"}  # it is [] or [1]
     refuse(source, misfits(_needed_shapes(model_config(name)), given), f"not the weights of CLIP {name!r}:")
 
 
@@ -172,19 +243,17 @@ def model_config(name: str) -> dict[str, Any]:
     import open_clip
 
     if name == BUILT_IN:
-        pass
-
         register()
     config = open_clip.get_model_config(name)
     if config is None or not isinstance(config["vision_cfg"].get("layers"), list):
         known = [BUILT_IN] + [other for other in open_clip.list_models() if other.startswith("RN")]
-        reason = "not known to open_clip" if config is None else "no ResNet; only ResNet CLIPs have stems"
+        reason = "not known to open_clip" if config is None else "not a ResNet; only ResNet CLIPs have stems"
         raise UserError(f"CLIP {name!r}: {reason}. Choose one of: {', '.join(dict.fromkeys(known))}")
     return config
 
 
 def _quick_gelu(name: str, config: Mapping[str, Any]) -> bool:
-    """Was it trained with QuickGELU? open_clip's plain "RN50" does not say so, but all its weights were."""
+    """Trained with QuickGELU? open_clip's configuration "RN50" does not tell, but all its weights were."""
     import open_clip
 
     tags = open_clip.list_pretrained_tags_by_model(name)
@@ -201,7 +270,7 @@ def _needed_shapes(config: Mapping[str, Any]) -> dict[str, list[int]]:
 
 
 def _template_ids(name: str) -> tuple[int, ...]:
-    """Token ids of the template; its words must stand where csdn.model.text says."""
+    """Token ids of the template; its words must have the positions of csdn.model.text."""
     import open_clip
 
     ids = open_clip.get_tokenizer(name)([TEMPLATE])[0]
@@ -212,100 +281,10 @@ def _template_ids(name: str) -> tuple[int, ...]:
     return tuple(ids[:LENGTH].tolist())
 
 
-# The CLIP that a network starts from: safetensors of an open_clip ResNet, checked by name and shape.
+# 3. Writing such files.
 
 
-@dataclass(frozen=True)
-class Clip:
-    """Weights of a ResNet CLIP, float32 under CLIP's names, with what their shapes do not say."""
-
-    facts: ClipFacts
-    sha256: str  # of the file
-    tensors: Mapping[str, Tensor]
-
-    def config(self, **chosen: Any) -> ModelConfig:
-        """Of a network that starts from this CLIP; `chosen`: the fields that CLIP does not decide."""
-        return ModelConfig(
-            depths=tuple(count_numbered(self.tensors, rf"visual\.layer{n}\.(\d+)\.") for n in range(1, 5)),
-            width=len(self.tensors["visual.conv3.weight"]),
-            pool_heads=self.facts.pool_heads,
-            text_heads=self.facts.text_heads,
-            text_activation=self.facts.text_activation,
-            clip=self.facts.name,
-            clip_sha256=self.sha256,
-            **text_sizes(self.tensors),
-            **chosen,
-        )
-
-    def weights_for(self, model: nn.Module) -> dict[str, Tensor]:
-        """This CLIP's tensors under the names of `model` (a CSDN), fitted to its image size and template."""
-        embedding = self.tensors["token_embedding.weight"]
-        weights = {}
-        for name in model.state_dict():
-            if (source := _clip_name(name)) in self.tensors:
-                weights[name] = self.tensors[source]
-        positions = self.tensors["visual.attnpool.positional_embedding"]
-        weights["attention_pool.positions"] = resize_positions(positions, model.config.grid)
-        weights["text_encoder.positions"] = self.tensors["positional_embedding"][:LENGTH]
-        weights["text_encoder.prefix"] = embedding[list(self.facts.template[PREFIX])]
-        weights["text_encoder.suffix"] = embedding[list(self.facts.template[SUFFIX])]
-        return weights
-
-
-def _clip_name(name: str) -> str:
-    """CLIP's name of one of our tensors; for those that CLIP does not have, a name it does not have."""
-    part, _, rest = name.partition(".")
-    match part:
-        case "stems":
-            return f"visual.{rest.partition('.')[2]}"
-        case "layers":
-            return f"visual.{rest}"
-        case "attention_pool":
-            return f"visual.attnpool.{rest}"
-        case "text_encoder":
-            return clip_text_name(rest)
-    return ""
-
-
-def load_clip(name: str, weights: str | Path) -> Clip:
-    """The CLIP `name` ("csdn-small" or a ResNet of open_clip, such as "RN50") from a safetensors file.
-
-    Raises UserError where the file is missing, is no safetensors file, or holds another architecture.
-    """
-    path = Path(weights)
-    said, found = _read_header(path, name)
-    facts = facts_in(said, name, found)
-    if facts is None:
-        facts = facts_of(name)
-        check_shapes(str(path), name, found)
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    tensors = read_safetensors(path)
-    check_weights(str(path), tensors)
-    return Clip(facts, sha256, {key: tensor.float() for key, tensor in tensors.items()})
-
-
-def _read_header(path: Path, name: str) -> tuple[dict[str, str] | None, dict[str, list[int]]]:
-    """(what the file says of itself, shapes of its tensors by name)."""
-    if not path.is_file():
-        advice = "`csdn fetch-clip` downloads it" if name != BUILT_IN else "it belongs to the package"
-        raise UserError(f"{path}: no such file of CLIP weights for {name!r}; {advice}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata(), {key: file.get_slice(key).get_shape() for key in sorted(file.keys())}
-    except SafetensorError:
-        kind = mistaken_for_weights(path)
-        raise UserError(
-            f"{path}: no safetensors file{f', but {kind}' if kind else ''}. "
-            "Pickles (.pt, .pth, .bin) are not loaded; "
-            f"`csdn fetch-clip` writes the weights of {name!r} as safetensors"
-        ) from None
-
-
-# Getting CLIP weights as safetensors: by download, or from a file of plain tensors.
-
-
-# Sizes that OpenAI's own state dicts carry as tensors beside the weights.
+# Sizes that OpenAI's state dicts hold as tensors among the weights.
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
 
 
@@ -320,13 +299,13 @@ def fetch_clip(name: str, tag: str, out: str | Path) -> None:
         raise UserError(f"CLIP {name!r} has no weights tagged {tag!r}; open_clip knows: {tags}")
     try:
         downloaded = open_clip.download_pretrained(source)
-    except Exception as error:  # whatever the network, the hub or the disk can do
+    except Exception as error:  # of the network, the hub or the disk
         raise UserError(f"CLIP {name!r}, {tag!r}: the download failed: {error}") from error
     convert(downloaded, name, out)
 
 
 def convert(source: str | Path, name: str, out: str | Path) -> None:
-    """Write a state dict of the CLIP `name` (.safetensors, or .pt/.bin holding tensors only) as safetensors.
+    """Write a state dict of the CLIP `name` (.safetensors, or .pt/.bin of tensors only) as safetensors.
 
     Raises UserError, and leaves `out` as it is, where the file holds anything else.
     """
@@ -341,3 +320,21 @@ def convert(source: str | Path, name: str, out: str | Path) -> None:
     plain = {key: value.contiguous() for key, value in plain.items()}
     with atomic_write(Path(out)) as temporary:
         temporary.write_bytes(serialize(plain, metadata=header(facts_of(name), shapes(plain))))
+
+
+# 4. The small CLIP of the package, as open_clip knows models:
+#     register()
+#     open_clip.create_model("csdn-small", pretrained=str(WEIGHTS)); open_clip.get_tokenizer("csdn-small")
+
+
+@cache
+def register() -> None:
+    """Register "csdn-small" with open_clip; further calls do nothing."""
+    import open_clip
+
+    config = json.loads((ASSETS / f"{BUILT_IN}.json").read_text(encoding="utf-8"))
+    config["text_cfg"]["tokenizer_kwargs"] = {"bpe_path": str(VOCABULARY)}  # of this installation
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"{BUILT_IN}.json")
+        path.write_text(json.dumps(config), encoding="utf-8")
+        open_clip.add_model_config(path)  # reads the file at once

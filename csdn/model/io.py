@@ -1,4 +1,4 @@
-"""A network as a folder: model.safetensors and a config.json that is enough to load it anywhere."""
+"""A network as a folder: model.safetensors, and a config.json with all that is needed to rebuild it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ FORMAT = 1
 
 
 def save(model: CSDN, folder: str | Path, **extra_config: Any) -> None:
-    """Write the folder, whole or not at all; the same network gives the same bytes.
+    """Write the folder atomically; the same network gives the same bytes.
 
-    extra_config: JSON values that a user of the network should know (such as normalize="imagenet").
+    extra_config: further JSON values for users of the network, such as normalize="imagenet".
     """
     with atomic_folder(Path(folder)) as temporary:
         tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
@@ -30,20 +30,20 @@ def save(model: CSDN, folder: str | Path, **extra_config: Any) -> None:
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """config.json of a saved network: `format`, `model` (ModelConfig) and what `save` was given beside."""
+    """config.json of a saved network: `format`, `model` (ModelConfig) and the `extra_config` of `save`."""
     path = Path(folder) / "config.json"
     if not path.exists():
         raise UserError(f"{folder}: no saved network (config.json is missing)")
     config = read_json(path)
     if not isinstance(config, dict) or config.get("format") != FORMAT or "model" not in config:
-        raise UserError(f"{path}: not a network of format {FORMAT}; write it anew with this version of csdn")
+        raise UserError(f"{path}: not a network of format {FORMAT}; save it again with this version of csdn")
     return config
 
 
 def load(folder: str | Path) -> CSDN:
     """The network saved in `folder`, on the CPU, in evaluation mode; raises UserError if it does not fit."""
     config = ModelConfig.from_json(read_config(folder)["model"])
-    with torch.device("meta"):  # no memory before the sizes are known to be the file's
+    with torch.device("meta"):  # allocates nothing until the sizes are known to be those of the file
         needed = shapes(CSDN(config).state_dict())
     path = Path(folder) / "model.safetensors"
     tensors = read_safetensors(path)

@@ -8,7 +8,10 @@ from torch import Tensor, nn
 
 
 class GeM(nn.Module):
-    """Generalised mean [n, c, h, w] -> [n, c] with one learnable power p (1: mean, large: maximum)."""
+    """Generalised mean (arXiv 1711.02512), [n, c, h, w] -> [n, c], with a learnable power p.
+
+    p = 1 is the mean; large p approaches the maximum.
+    """
 
     def __init__(self, p: float = 3.0) -> None:
         super().__init__()
@@ -19,12 +22,12 @@ class GeM(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """CLIP's attention pool [n, c, h, w] -> [n, d], for the one query that is used: the mean of the cells.
+    """CLIP's attention pool, [n, c, h, w] -> [n, d], computed for its single query, the mean of the cells.
 
-    Exact, and the cells are never projected. With W_k, W_v the maps of a head to keys and values:
-      score_l = q . (W_k x_l + b_k) = (W_k^T q) . x_l + a constant that softmax does not see,
-      sum_l a_l (W_v x_l + b_v) = W_v (sum_l a_l x_l) + b_v, as the attention a sums to one.
-    So the query goes through W_k and the result through W_v; b_k has no effect and is left out.
+    The result is exact, but no cell is projected. With W_k, W_v the projections of a head to keys and values:
+      score_l = q . (W_k x_l + b_k) = (W_k^T q) . x_l + a constant that has no effect on the softmax,
+      sum_l a_l (W_v x_l + b_v) = W_v (sum_l a_l x_l) + b_v, because the attention weights a sum to one.
+    So W_k is applied to the query and W_v to the weighted sum; b_k has no effect and is left out.
     """
 
     def __init__(self, channels: int, heads: int, embed_dim: int, grid: tuple[int, int]) -> None:
@@ -49,9 +52,9 @@ class AttentionPool(nn.Module):
 
 
 def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Position embeddings of a square map, [1 + s*s, c], for a map of h x w cells: [1 + h*w, c].
+    """Position embeddings of a square map, [1 + s*s, c], resized to a map of h x w cells: [1 + h*w, c].
 
-    Bilinear, align_corners False; the first row (the mean token's) is kept.
+    Bilinear, align_corners False; the first row, that of the mean token, stays as it is.
     """
     side = round((len(positions) - 1) ** 0.5)
     cells = positions[1:].T.reshape(1, -1, side, side)

@@ -1,4 +1,9 @@
-"""What the published implementation calls our tensors, and which of its tensors have no effect."""
+"""Checkpoints of the authors' published implementation, converted into our network.
+
+The architecture follows from the shapes. Tensors that are unknown, missing or of another shape are refused by
+name and shape; tensors that have no effect on any output are dropped and reported. First the conversion, then
+the table of names.
+"""
 
 from __future__ import annotations
 
@@ -16,68 +21,19 @@ from csdn.model.text import CONTEXT, LENGTH, PREFIX, SUFFIX
 from csdn.model.weights import check_weights, misfits, read_state_dict, refuse, shapes, tensors_in
 from csdn.runtime.errors import UserError
 
-_STEM = {"conv1": "0", "bn1": "1", "conv2": "2", "bn2": "3", "conv3": "4", "bn3": "5"}
-_SIDE = {"visible": "1", "infrared": "2"}
-_RULES = (  # ours -> theirs, the first that fits
-    (r"layers\.layer(\d)\.", lambda m: f"image_encoder.{int(m[1]) - 1}."),
-    (r"stems\.(\w+)\.(\w+)\.", lambda m: f"image_encoder{_SIDE[m[1]]}.{_STEM[m[2]]}."),
-    (r"attention_pool\.positions", lambda m: "attnpool.positional_embedding"),
-    (r"attention_pool\.", lambda m: "attnpool."),
-    (r"gem\.", lambda m: "classifier.GEM."),
-    (r"gem_neck\.norm\.", lambda m: "classifier.BN."),
-    (r"gem_neck\.", lambda m: "classifier."),
-    (r"pool_neck\.norm\.", lambda m: "classifier2.BN."),
-    (r"pool_neck\.", lambda m: "classifier2."),
-    (r"prompts\.tokens\.(\w+)", lambda m: f"prompt_learner{_SIDE[m[1]]}.cls_ctx"),
-    (r"text_encoder\.prefix", lambda m: "prompt_learner1.token_prefix"),
-    (r"text_encoder\.suffix", lambda m: "prompt_learner1.token_suffix"),
-    (r"text_encoder\.(.*)", lambda m: f"text_encoder.{clip_text_name(m[1])}"),
-    (r"integration\.value\.", lambda m: "attention_fusion.embedding_v.0."),
-    (r"integration\.output\.", lambda m: "attention_fusion.embedding_common.0."),
-)
-_WITHOUT_EFFECT = {
-    "attnpool.k_proj.bias": "adds the same to every score, which softmax does not see",
-    "attention_fusion.embedding_q.": "SII has one key, so its softmax is 1 whatever the query",
-    "attention_fusion.embedding_k.": "SII has one key, so its softmax is 1 whatever the key",
-    "prompt_learner2.token_": "the same as prompt_learner1's",
-}
-
-
-def published_name(name: str) -> str:
-    """The published name of one of our tensors."""
-    for pattern, replacement in _RULES:
-        theirs, hits = re.subn(f"^{pattern}", replacement, name)
-        if hits:
-            return theirs
-    raise KeyError(name)
-
-
-def without_effect(names: Iterable[str]) -> dict[str, str]:
-    """Those of the published `names` that no output depends on -> why."""
-    return {
-        name: reason for name in names for part, reason in _WITHOUT_EFFECT.items() if name.startswith(part)
-    }
-
-
-# Checkpoints of the published implementation, brought into our network.
-#
-# The architecture follows from the shapes. What is not known, missing, or of another shape is refused by name
-# and shape; what has no effect is dropped, and said.
-
-
 # Tensors of which our network keeps the first 12 token positions.
 _CUT = ("text_encoder.positional_embedding", "prompt_learner1.token_suffix")
 
 
 @dataclass(frozen=True)
 class ImportReport:
-    """Names in the checkpoint: what was taken, and what was dropped with the reason."""
+    """Names in the checkpoint: the tensors that were used, and those that were dropped, with the reason."""
 
-    taken: tuple[str, ...]
+    used: tuple[str, ...]
     dropped: Mapping[str, str]
 
     def __str__(self) -> str:
-        lines = [f"{len(self.taken)} tensors taken, {len(self.dropped)} dropped whole or in part:"]
+        lines = [f"{len(self.used)} tensors used, {len(self.dropped)} dropped whole or in part:"]
         return "\n".join(lines + [f"  {name}: {reason}" for name, reason in self.dropped.items()])
 
 
@@ -88,7 +44,7 @@ def load_published(
 ) -> CSDN:
     """A published checkpoint as a CSDN in evaluation mode, on the CPU.
 
-    Arguments and errors as for `import_published`, which also says what was taken and dropped.
+    Arguments and errors as for `import_published`, which also returns what was used and dropped.
     """
     return import_published(state_dict_or_path, image_size, text_heads)[0]
 
@@ -98,18 +54,18 @@ def import_published(
     image_size: tuple[int, int] = (288, 144),
     text_heads: int | None = None,
 ) -> tuple[CSDN, ImportReport]:
-    """(network in evaluation mode, what was taken and dropped) from a state dict or a file of one.
+    """(network in evaluation mode, what was used and dropped) from a state dict or a file of one.
 
-    Names may begin with "module.". image_size: (height, width) in pixels that it was trained at. text_heads:
-    heads of the text encoder, which no shape tells; by default one for each 64 channels, and at least 2.
-    Raises UserError where a tensor is missing, not known or of another shape, the file is not there or holds
-    anything but tensors, or the size is not of multiples of 16.
+    Names may have the prefix "module.". image_size: (height, width) in pixels of its training. text_heads:
+    heads of the text encoder, which the shapes do not tell; by default one for each 64 channels, and at least
+    2. Raises UserError where a tensor is missing, unknown or of another shape, the file does not exist or
+    holds anything but tensors, or the size is not a multiple of 16.
     """
     label = "checkpoint" if isinstance(source, Mapping) else str(source)
     tensors = _tensors(source if isinstance(source, Mapping) else read_state_dict(source), label)
     check_weights(label, tensors)
     config = _config(tensors, image_size, text_heads, label)
-    with torch.device("meta"):  # no memory before the shapes are known to be the file's
+    with torch.device("meta"):  # allocates nothing until the shapes are known to be those of the file
         model = CSDN(config)
     ours = {name: published_name(name) for name in model.state_dict()}
     dropped = without_effect(tensors)
@@ -117,9 +73,9 @@ def import_published(
     refuse(label, problems, f"not a checkpoint of this method at {image_size[0]}x{image_size[1]} pixels:")
     model = CSDN(config)
     model.load_state_dict({name: _kept(name, tensors[theirs]) for name, theirs in ours.items()})
-    taken = tuple(name for name in tensors if name not in dropped)
-    behind = dict.fromkeys(_CUT, f"token positions {LENGTH} and up, behind end-of-text")
-    return model.eval(), ImportReport(taken, dropped | behind)
+    used = tuple(name for name in tensors if name not in dropped)
+    cut = dict.fromkeys(_CUT, f"token positions {LENGTH} and up, after end-of-text")
+    return model.eval(), ImportReport(used, dropped | cut)
 
 
 def _tensors(values: Mapping[str, Tensor], label: str) -> dict[str, Tensor]:
@@ -153,7 +109,7 @@ def _config(
 def _needed(
     model: CSDN, ours: Mapping[str, str], tensors: Mapping[str, Tensor], dropped: Mapping[str, str]
 ) -> dict[str, list[int]]:
-    """Shapes by published name; what is dropped may have any, and the context any length from 12 on."""
+    """Shapes by published name; dropped tensors may have any shape, the context any length from 12 on."""
     state = model.state_dict()
     needed = {theirs: list(state[name].shape) for name, theirs in ours.items()}
     needed |= {name: list(tensors[name].shape) for name in dropped}
@@ -167,7 +123,7 @@ def _needed(
 
 
 def _unequal_templates(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The text around the tokens is one template; only then does dropping the second copy lose nothing."""
+    """Problems where the two copies of the template differ: only one of them is kept."""
     lines = []
     for part in ("token_prefix", "token_suffix"):
         first, second = (tensors.get(f"prompt_learner{number}.{part}") for number in (1, 2))
@@ -177,7 +133,7 @@ def _unequal_templates(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def _kept(name: str, tensor: Tensor) -> Tensor:
-    """Of a published tensor what our network has under `name`."""
+    """The part of a published tensor that our network has under `name`."""
     match name:
         case "text_encoder.prefix":
             return tensor[0]
@@ -186,3 +142,49 @@ def _kept(name: str, tensor: Tensor) -> Tensor:
         case "text_encoder.positions":
             return tensor[:LENGTH]
     return tensor
+
+
+# Names.
+
+
+_STEM = {"conv1": "0", "bn1": "1", "conv2": "2", "bn2": "3", "conv3": "4", "bn3": "5"}
+_NUMBER = {"visible": "1", "infrared": "2"}
+_RULES = (  # our name -> published name; the first pattern that matches
+    (r"layers\.layer(\d)\.", lambda m: f"image_encoder.{int(m[1]) - 1}."),
+    (r"stems\.(\w+)\.(\w+)\.", lambda m: f"image_encoder{_NUMBER[m[1]]}.{_STEM[m[2]]}."),
+    (r"attention_pool\.positions", lambda m: "attnpool.positional_embedding"),
+    (r"attention_pool\.", lambda m: "attnpool."),
+    (r"gem\.", lambda m: "classifier.GEM."),
+    (r"gem_neck\.norm\.", lambda m: "classifier.BN."),
+    (r"gem_neck\.", lambda m: "classifier."),
+    (r"pool_neck\.norm\.", lambda m: "classifier2.BN."),
+    (r"pool_neck\.", lambda m: "classifier2."),
+    (r"prompts\.tokens\.(\w+)", lambda m: f"prompt_learner{_NUMBER[m[1]]}.cls_ctx"),
+    (r"text_encoder\.prefix", lambda m: "prompt_learner1.token_prefix"),
+    (r"text_encoder\.suffix", lambda m: "prompt_learner1.token_suffix"),
+    (r"text_encoder\.(.*)", lambda m: f"text_encoder.{clip_text_name(m[1])}"),
+    (r"integration\.value\.", lambda m: "attention_fusion.embedding_v.0."),
+    (r"integration\.output\.", lambda m: "attention_fusion.embedding_common.0."),
+)
+_WITHOUT_EFFECT = {
+    "attnpool.k_proj.bias": "adds the same to every score, which has no effect on the softmax",
+    "attention_fusion.embedding_q.": "SII has one key, so its softmax is 1 whatever the query",
+    "attention_fusion.embedding_k.": "SII has one key, so its softmax is 1 whatever the key",
+    "prompt_learner2.token_": "the same as prompt_learner1's",
+}
+
+
+def published_name(name: str) -> str:
+    """The published name of one of our tensors."""
+    for pattern, replacement in _RULES:
+        theirs, hits = re.subn(f"^{pattern}", replacement, name)
+        if hits:
+            return theirs
+    raise KeyError(name)
+
+
+def without_effect(names: Iterable[str]) -> dict[str, str]:
+    """Those of the published `names` that have no effect on any output -> the reason."""
+    return {
+        name: reason for name in names for part, reason in _WITHOUT_EFFECT.items() if name.startswith(part)
+    }

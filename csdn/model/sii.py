@@ -1,7 +1,8 @@
-"""SII, semantic information integration: a person's visible and infrared text become one (and its ablations).
+"""SII, semantic information integration: fuses the visible and the infrared text of an identity.
 
-Every variant is called as `integration(visible, infrared, keep)`, texts [n, d] -> [n, d]. `keep` is dropout's
-mask [n, d] (true: kept), drawn by the caller so that the draw is counted; None means no dropout.
+The other classes are the variants of the ablation. All are called as `integration(visible, infrared, keep)`,
+texts [n, d] -> [n, d]. `keep` is the dropout mask [n, d] (true: kept); the caller draws it as a function of
+seed and step, so that a resumed run draws the same. None means no dropout.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from torch import Tensor, nn
 DROPOUT = 0.1
 
 
-class Attention(nn.Module):
-    """CSDN's: attention of the visible text over the infrared one, plus the visible text.
+class SII(nn.Module):
+    """Attention of the visible text (query) over the infrared text (key and value), plus the visible text.
 
-    There is one key, so its softmax is 1 whatever the query and key: what is left is exactly
+    With a single key the softmax is 1, so query and key have no effect, and what is left is exactly
     t_v + b_c + W_c . dropout(tanh(W_v t_i + b_v)).
     """
 
@@ -33,8 +34,8 @@ class Attention(nn.Module):
         return visible + self.output(value)
 
 
-class Concat(nn.Module):
-    """A linear map of the two texts side by side."""
+class ConcatIntegration(nn.Module):
+    """A linear map of the two concatenated texts."""
 
     dropout = 0.0
 
@@ -46,30 +47,30 @@ class Concat(nn.Module):
         return self.output(torch.cat([visible, infrared], dim=1))
 
 
-class Weighted(nn.Module):
-    """Without weights to learn: the sum of the two texts, or one of them alone."""
+class FixedIntegration(nn.Module):
+    """A fixed weighted sum of the two texts: their sum, or one of them alone."""
 
     dropout = 0.0
 
     def __init__(self, visible: float, infrared: float) -> None:
         super().__init__()
-        self.of_visible, self.of_infrared = visible, infrared
+        self.weights = visible, infrared
 
     def forward(self, visible: Tensor, infrared: Tensor, keep: Tensor | None = None) -> Tensor:
-        return self.of_visible * visible + self.of_infrared * infrared
+        return self.weights[0] * visible + self.weights[1] * infrared
 
 
-def build_integration(name: str, embed_dim: int) -> Attention | Concat | Weighted:
+def build_integration(name: str, embed_dim: int) -> SII | ConcatIntegration | FixedIntegration:
     """The variant called `name` (csdn.model.network.INTEGRATIONS)."""
     match name:
         case "sii":
-            return Attention(embed_dim)
+            return SII(embed_dim)
         case "concat":
-            return Concat(embed_dim)
+            return ConcatIntegration(embed_dim)
         case "sum":
-            return Weighted(1, 1)
+            return FixedIntegration(1, 1)
         case "infrared":
-            return Weighted(0, 1)
-        case "visible" | "shared":  # where the prompt is shared, the two texts are the same
-            return Weighted(1, 0)
+            return FixedIntegration(0, 1)
+        case "visible" | "shared":  # with shared prompts the two texts are the same
+            return FixedIntegration(1, 0)
     raise ValueError(f"no integration is called {name!r}")

@@ -1,4 +1,11 @@
-"""Modality-specific prompts: "A photo of a X X X X person." the four X are vectors of each person's own."""
+"""The text side: learnable prompts "A photo of a X X X X person." and CLIP's frozen text encoder for them.
+
+The four X are learnable tokens of each identity and modality (prompt learning as in CoOp, arXiv 2109.01134,
+and CLIP-ReID, arXiv 2211.13977). The encoder gives the values of CLIP's, with less work: attention is causal,
+so nothing after end-of-text (position 11 of 77) reaches the output, and the tokens before the X are the same
+for all identities, so their keys and values are computed once. 7 of 77 tokens remain, and the last layer
+computes end-of-text only.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 TEMPLATE = "A photo of a X X X X person."
-# Token positions in the template: start-of-text and "a photo of a", the X, and "person . end-of-text".
+# Token positions in the template: start-of-text and "a photo of a"; the X; "person . end-of-text".
 PREFIX = slice(0, 5)
 CONTEXT = slice(5, 9)
 SUFFIX = slice(9, 12)
 LENGTH = 12
-DEVIATION = 0.02  # of the tokens before training
+TOKEN_STD = 0.02  # of the tokens before training
 
 
 class PromptLearner(nn.Module):
-    """Learnable tokens [identities, 4, text_width] for each modality, or one set for both where `shared`."""
+    """Learnable tokens [identities, 4, text_width] for each modality, or one set for both if `shared`."""
 
     def __init__(self, identities: int, text_width: int, modalities: Sequence[str], shared: bool) -> None:
         super().__init__()
@@ -26,22 +33,15 @@ class PromptLearner(nn.Module):
         shape = (identities, CONTEXT.stop - CONTEXT.start, text_width)
         self.tokens = nn.ParameterDict(
             {
-                name: nn.Parameter(DEVIATION * torch.randn(shape))
+                name: nn.Parameter(TOKEN_STD * torch.randn(shape))
                 for name in dict.fromkeys(self.set_of.values())
             }
         )
 
     def forward(self, modality: str, people: Tensor | None = None) -> Tensor:
-        """Tokens [n, 4, text_width] of `people` [n] (rows; everybody if None)."""
+        """Tokens [n, 4, text_width] of the identities `people` [n] (None: all)."""
         tokens = self.tokens[self.set_of[modality]]
         return tokens if people is None else tokens[people]
-
-
-# CLIP's text transformer, frozen, for the one template of csdn.model.text: same values, less work.
-#
-# Attention is causal, so nothing behind end-of-text (position 11 of 77) reaches the output, and what
-# stands before the learnable tokens is the same for everybody: its keys and values are computed once for
-# good. Only 7 of 77 tokens are left; the last layer runs at end-of-text alone.
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": quick_gelu}
 
 
 class TextLayer(nn.Module):
-    """A pre-norm transformer layer whose causal attention also sees tokens that came before."""
+    """A pre-norm transformer layer with causal attention, also to earlier tokens given by key and value."""
 
     def __init__(self, width: int, heads: int, activation: str) -> None:
         super().__init__()
@@ -67,23 +67,23 @@ class TextLayer(nn.Module):
         self.contract = nn.Linear(4 * width, width)
 
     def forward(self, tokens: Tensor, before: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
-        """tokens: [n, t, width]; before: [2, heads, p, width/heads], keys and values of the p tokens before.
+        """tokens: [n, t, width]; before: [2, heads, p, width/heads], keys and values of p earlier tokens.
 
-        Returns the last `outputs` of the t tokens, [n, outputs, width], and keys and values of all t,
+        Returns the last `outputs` of the t tokens, [n, outputs, width], and keys and values of all t tokens,
         [2, n, heads, t, width/heads].
         """
         normed = self.ln_1(tokens)
         key_value = self._project(normed, slice(1, 3))
         query = self._project(normed[:, -outputs:], slice(0, 1))[0]
         key, value = torch.cat([before[:, None].expand(-1, len(tokens), -1, -1, -1), key_value], dim=3)
-        seen = key.shape[2]
-        causal = query.new_ones(outputs, seen, dtype=torch.bool).tril(seen - outputs)
+        length = key.shape[2]
+        causal = query.new_ones(outputs, length, dtype=torch.bool).tril(length - outputs)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=causal)
         tokens = tokens[:, -outputs:] + self.out(mixed.transpose(1, 2).flatten(2))
         return tokens + self.contract(self.activation(self.expand(self.ln_2(tokens)))), key_value
 
     def _project(self, normed: Tensor, parts: slice) -> Tensor:
-        """Those of (query, key, value) in `parts`: [parts, n, heads, t, width/heads]."""
+        """The `parts` of (query, key, value): [parts, n, heads, t, width/heads]."""
         weight = self.qkv.weight.unflatten(0, (3, -1))[parts].flatten(0, 1)
         bias = self.qkv.bias.unflatten(0, (3, -1))[parts].flatten()
         projected = F.linear(normed, weight, bias).unflatten(2, (parts.stop - parts.start, self.heads, -1))
@@ -91,9 +91,9 @@ class TextLayer(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Four token vectors of each person -> the text feature at end-of-text, not normalised.
+    """Four tokens of each identity, [n, 4, width] -> the text feature at end-of-text, [n, d], not normalised.
 
-    Nothing here is trained; the gradient reaches the tokens only.
+    All weights are frozen; gradients flow to the tokens only.
     """
 
     def __init__(self, width: int, heads: int, layers: int, embed_dim: int, activation: str) -> None:
@@ -110,7 +110,7 @@ class TextEncoder(nn.Module):
         self.register_load_state_dict_post_hook(_cache_prefix)
 
     def forward(self, context: Tensor) -> Tensor:
-        """context: [n, 4, width], the learnable tokens; returns [n, embed_dim]."""
+        """context: [n, 4, width], the learnable tokens; returns [n, d]."""
         suffix = self.suffix.expand(len(context), -1, -1)
         tokens = torch.cat([context, suffix], dim=1) + self.positions[PREFIX.stop :]
         for layer, before in zip(self.layers, self.prefix_cache, strict=True):
@@ -120,7 +120,10 @@ class TextEncoder(nn.Module):
 
     @torch.no_grad()
     def cache_prefix(self) -> None:
-        """Keys and values of the constant prefix in every layer, [layers, 2, heads, 5, width/heads]."""
+        """Compute keys and values of the constant prefix in every layer, [layers, 2, heads, 5, width/heads].
+
+        Call it after the weights have changed; loading a state dict does.
+        """
         tokens = (self.prefix + self.positions[PREFIX])[None]
         cache = []
         for layer in self.layers:

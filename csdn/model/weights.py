@@ -1,4 +1,10 @@
-"""Files of tensors, read so that nothing in them is ever run, and checked before anything is made of them."""
+"""Files of tensors: read without running any code in them, and checked before a network is made of them.
+
+1. `read_safetensors` and `read_state_dict` read a file; `check_weights` checks that its tensors can be
+weights.
+2. `mistaken_for_weights` recognises common files that users take for checkpoints, for a helpful error.
+3. `misfits` compares names and shapes with those of a network.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +22,10 @@ from torch import Tensor
 from csdn.runtime.errors import UserError
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_COUNTER = "num_batches_tracked"  # of a batch norm: the one integer among weights
-# How files begin that were saved in place of a checkpoint, and what to do.
+_COUNTER = "num_batches_tracked"  # of a batch norm: the only integer among weights
+# First bytes of files that were saved in place of a checkpoint -> what they are, and what to do.
 _MISTAKEN = {
-    b"version https://git-lfs": "a pointer of Git LFS, not the file itself; `git lfs pull` brings that",
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself; `git lfs pull` fetches it",
     b"<": "a web page (HTML or XML), not the file itself; download it again, from the link of the raw file",
     b"\x1f\x8b": "compressed with gzip; unpack it first (gunzip), and give what is inside",
     b"\xfd7zXZ": "compressed with xz; unpack it first (unxz), and give what is inside",
@@ -31,7 +37,7 @@ _MISTAKEN = {
 
 
 def read_safetensors(path: str | Path) -> dict[str, Tensor]:
-    """Tensors by name, on the CPU; raises UserError for a missing file and for any other format."""
+    """Tensors by name, on the CPU; raises UserError for a missing file and for another format."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -40,10 +46,10 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_state_dict(path: str | Path) -> Mapping[str, Any]:
-    """A state dict from safetensors or from a file of `torch.save`; its values may be other plain things.
+    """A state dict from safetensors or from a file of `torch.save`; values may be plain Python values, too.
 
-    What the file is, its content says, not its name. A pickle that holds more than tensors and plain values,
-    and a TorchScript archive, is refused before any of it runs. Raises UserError.
+    The content decides on the format, not the name. Pickles with more than tensors and plain values, and
+    TorchScript archives, are refused before any code in them runs. Raises UserError.
     """
     path = Path(path)
     if not path.is_file():
@@ -54,7 +60,7 @@ def read_state_dict(path: str | Path) -> Mapping[str, Any]:
         raise UserError(f"{path}: refused; it is {kind}. Nothing in it was run")
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files raise many kinds; torch's words for a pickle advise to run it
+    except Exception as error:  # of many types; torch's message for a pickle advises running it
         other = type(error).__name__ == "UnpicklingError"
         reason = "it holds more" if other else "it is damaged, cut short, or of another format"
         raise UserError(
@@ -67,25 +73,24 @@ def read_state_dict(path: str | Path) -> Mapping[str, Any]:
 
 
 def tensors_in(values: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Of a state dict the values by name, without what training scripts put around them.
+    """The values of a state dict by name, without {"state_dict": ...} around it and "module." before names.
 
-    That is {"state_dict": ...}, and "module." before each name. Raises UserError where no name is a text, or
-    two are the same then.
+    Raises UserError where names are not strings, or are the same without the prefix.
     """
     inner = values.get("state_dict", values)
     if not isinstance(inner, Mapping) or not all(isinstance(name, str) for name in inner):
-        raise UserError(f"{source}: not a state dict; its names are no texts")
+        raise UserError(f"{source}: not a state dict; its names are not strings")
     found = {name.removeprefix("module."): value for name, value in inner.items()}
     if len(found) < len(inner):
-        raise UserError(f"{source}: holds tensors twice, with and without module. before their names")
+        raise UserError(f"{source}: holds tensors twice, with and without the prefix module.")
     return found
 
 
 def check_weights(source: str, tensors: Mapping[str, Tensor]) -> None:
-    """Raise UserError naming the tensors that cannot be weights: only finite real floating point can.
+    """Raise UserError naming the tensors that cannot be weights: weights are finite real floating point.
 
-    Those without a value, and those that claim more values than the file has, are refused as well, so that
-    no size in a file makes us allocate more than the file has. Counters of batch norms are integers.
+    Counters of batch norms are integers. Empty tensors are refused, and tensors that claim more values than
+    the file has, so that memory use is bounded by the size of the file.
     """
     problems = (f"{name}: {problem}" for name, tensor in tensors.items() if (problem := _flaw(name, tensor)))
     refuse(
@@ -101,7 +106,7 @@ def _flaw(name: str, tensor: Tensor) -> str | None:
     ):
         return f"{tensor.layout}, {tensor.dtype} on {tensor.device.type}; a plain tensor is needed"
     if not tensor.numel():
-        return f"{list(tensor.shape)} has no value"
+        return f"{list(tensor.shape)} has no values"
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         return f"{list(tensor.shape)} claims more values than the file has"
     if name.endswith(_COUNTER):
@@ -112,7 +117,7 @@ def _flaw(name: str, tensor: Tensor) -> str | None:
 
 
 def mistaken_for_weights(path: str | Path) -> str | None:
-    """What a file is, where it is a common one that holds no weights we could read; None for any other."""
+    """What a file is, if it is of a common kind without weights that we can read; None for other files."""
     path = Path(path)
     try:
         with path.open("rb") as file:
@@ -121,14 +126,14 @@ def mistaken_for_weights(path: str | Path) -> str | None:
             return "empty; download or copy it again"
         if head.startswith(b"PK"):
             return _archive(path)
-    except OSError:  # who reads the file next says it
+    except OSError:  # the next read raises it
         return None
-    begins = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    return next((what for start, what in _MISTAKEN.items() if begins.startswith(start)), None)
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    return next((what for start, what in _MISTAKEN.items() if text.startswith(start)), None)
 
 
 def _archive(path: Path) -> str | None:
-    """What a zip archive is, if it is not a whole file of torch.save; nothing is unpacked to the disk."""
+    """What a zip archive is, if it is not a complete file of torch.save; nothing is unpacked to the disk."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = {name.partition("/")[2] for name in archive.namelist()}
@@ -137,7 +142,7 @@ def _archive(path: Path) -> str | None:
             if "data.pkl" not in entries or any(entry.compress_type for entry in archive.infolist()):
                 named = ", ".join(sorted(archive.namelist())[:3])
                 return f"a zip archive, but not one of torch.save ({named}, ...); unpack it, if it is inside"
-            damaged = archive.testzip()  # torch does not look at the checksums
+            damaged = archive.testzip()  # torch does not verify the checksums
             return f"damaged: the checksum of {damaged} is wrong; copy it again" if damaged else None
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError):
         return "damaged or cut short; download or copy it again"
@@ -146,23 +151,23 @@ def _archive(path: Path) -> str | None:
 def _torchscript(path: Path) -> str:
     files = shlex.join([str(path), str(path.with_name(f"{path.stem}-state.pt"))])
     return (
-        "a TorchScript archive, which is a program; if you trust it, this command runs it once to take its "
-        'tensors out, and then give the second file: python -c "import sys, torch; torch.save('
+        "a TorchScript archive, which is a program; if you trust it, this command runs it once to extract "
+        'its tensors; then use the second file: python -c "import sys, torch; torch.save('
         f"torch.jit.load(sys.argv[1], map_location='cpu').state_dict(), sys.argv[2])\" {files}"
     )
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether the file begins as safetensors do: the length of a JSON header, and its brace."""
+    """Whether the file begins like safetensors: the length of a JSON header, and its brace."""
     with path.open("rb") as file:
         head = file.read(9)
     return head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
 
 
-# Do these tensors fit that network? Said by name and shape, before anything is loaded.
+# Whether tensors fit a network, by name and shape.
 
 
-LINES = 8
+LINES = 8  # of an error
 
 
 def shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
@@ -170,7 +175,7 @@ def shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
 
 
 def misfits(needed: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]]) -> list[str]:
-    """One line for each tensor of another shape, missing, or not known; names in the order of `needed`."""
+    """A line for each tensor that has another shape, is missing, or is unknown, in the order of `needed`."""
     lines = []
     for name, shape in needed.items():
         if name not in found:
@@ -184,7 +189,7 @@ def misfits(needed: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[in
 
 
 def refuse(source: str, lines: Sequence[str], advice: str) -> None:
-    """Raise UserError with the first of `lines` if there are any."""
+    """Raise UserError with the first of `lines`, if there are any."""
     if lines:
         more = [f"  ... and {len(lines) - LINES} more"] if len(lines) > LINES else []
         raise UserError("\n".join([f"{source}: {advice}", *(f"  {line}" for line in lines[:LINES]), *more]))

@@ -1,1 +1,1 @@
-"""Both stages of training; the losses of stage 2 are public, for loops of one's own."""
+"""The two stages of training: prompts.py, then embedding.py."""

@@ -1,7 +1,7 @@
-"""`champion.json`: which version of the model is the champion, and from which one the present model started.
+"""`champion.json`: which version of the model is the champion, and which one training starts from.
 
-A promotion changes `champion` alone. The stages of training depend on `start` alone, so that a promotion
-makes no stage run again.
+A promotion changes `champion` only, and the training stages depend on `start` only, so a promotion makes no
+stage run again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from csdn.runtime.errors import UserError
 from csdn.runtime.files import write_json
 
 CHAMPION = "champion.json"
-MENDED = "`git diff champion.json` shows what changed, `git checkout champion.json` brings it back"
+RESTORE = "`git diff champion.json` shows what changed, `git checkout champion.json` restores it"
 
 Version = Annotated[str, Field(pattern=r"^v[1-9][0-9]*$")]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -30,7 +30,7 @@ class _Entry(BaseModel):
 
 
 class Start(_Entry):
-    """The version that training starts from; the hashes are those of its two files of weights."""
+    """The version that training starts from, with the SHA-256 of its two files of weights."""
 
     version: Version
     prompts: Sha256  # of models/prompts/prompts.safetensors
@@ -38,7 +38,7 @@ class Start(_Entry):
 
 
 class Champion(Start):
-    """The version that is in use: the run that made it, what it was trained on, and its headline figures."""
+    """The version in use: the run that trained it, its training data's size, and its headline figures."""
 
     run: Annotated[str, Field(pattern="^[0-9]{8}-[0-9a-f]{8}$")]
     people: Count
@@ -47,19 +47,19 @@ class Champion(Start):
     figures: dict[str, JsonValue]
 
     def as_start(self) -> Start:
-        """This champion as what the next model starts from."""
+        """This champion as the start of the next training."""
         return Start(version=self.version, prompts=self.prompts, embedding=self.embedding)
 
 
 class ChampionFile(_Entry):
-    """Both are None in a project that has promoted nothing yet."""
+    """Both are None in a project without a promotion."""
 
     champion: Champion | None
     start: Start | None
 
 
 def read_champion(root: str | Path = ".") -> ChampionFile:
-    """The file below `root`; raises UserError naming each wrong key, its value and what is allowed."""
+    """Read the file in `root`; raises UserError naming each wrong key, its value and what is allowed."""
     path = Path(root) / CHAMPION
     try:
         text = path.read_bytes()
@@ -69,15 +69,15 @@ def read_champion(root: str | Path = ".") -> ChampionFile:
 
 
 def parse_champion(text: bytes, source: str) -> ChampionFile:
-    """What `read_champion` reads, from a file's text; `source` names it in the UserError."""
-    parse_json(text, source, MENDED)  # pydantic takes doubled keys, NaN and any depth
+    """`read_champion` for the text of a file; source: its name in the UserError."""
+    parse_json(text, source, RESTORE)  # pydantic accepts duplicate keys, NaN and any depth
     try:
         return ChampionFile.model_validate_json(text.decode("utf-8-sig"))
     except ValidationError as error:
         problems = mistakes(error, ChampionFile)
-        raise UserError("\n".join([f"{source}: not usable; {MENDED}", *problems])) from None
+        raise UserError("\n".join([f"{source}: not usable; {RESTORE}", *problems])) from None
 
 
 def write_champion(file: ChampionFile, root: str | Path = ".") -> None:
-    """Replace the file below `root`, whole or not at all."""
+    """Replace the file in `root` atomically."""
     write_json(Path(root) / CHAMPION, file.model_dump(mode="json"))

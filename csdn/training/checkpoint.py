@@ -1,11 +1,19 @@
-"""A network and its optimiser as named tensors, for the state of an unfinished stage (csdn.data.state)."""
+"""Checkpoints of a training: network and optimiser as named tensors, and where checkpoints are found.
+
+`CheckpointStore` continues from the furthest checkpoint of all runs of a stage, on this machine or on a
+cluster. Each run on Ray keeps the checkpoints of its workers in a folder of its own, an attempt: below the
+stage's state, or in `scaling.checkpoint_dir` below the clone's name and the state's key. The lock of the
+state covers both; clones that share a storage never read or remove each other's attempts; and a worker that
+outlives its run writes to its own attempt only. The files of a checkpoint are those of a saved state
+(csdn.data.state).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from pyarrow import fs
@@ -13,6 +21,51 @@ from torch import Tensor
 
 from csdn.data.state import StageState, clone_name, saved_files, saved_position
 from csdn.data.storage import arrow_filesystem
+from csdn.training.log import check_tensors
+
+Saved = tuple[dict[str, Any], dict[str, Tensor]]  # position, tensors
+Rows = list[dict[str, Any]]  # of the log
+
+
+class State(Protocol):
+    """Where checkpoints go; csdn.data.state.StageState is one.
+
+    `leaving` is true where this machine is about to be taken away: the training then saves at once.
+    """
+
+    def save(self, position: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None: ...
+    def load(self) -> Saved | None: ...
+    def leaving(self) -> bool: ...
+
+
+def save_training(
+    state: State,
+    tensors: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    position: tuple[int, int],
+    rows: Rows,
+    advice: str,
+) -> None:
+    """Save tensors, optimiser, log and position in the plan: (epoch, number of the next batch).
+
+    Raises Diverged, before anything is saved, where a tensor is not finite; advice: as in `check_tensors`.
+    """
+    tensors = {**tensors, **optimizer_tensors(optimizer, "optimizer.")}
+    check_tensors(tensors, rows[-1], advice)
+    state.save({"epoch": position[0], "step": position[1], "log": rows}, tensors)
+
+
+def restore_training(
+    state: State, restore: Callable[[Mapping[str, Tensor]], None], optimizer: torch.optim.Optimizer
+) -> tuple[int, int, Rows]:
+    """(epoch, step, log) to continue from; `restore` gets the tensors of the last checkpoint, if any."""
+    saved = state.load()
+    if saved is None:
+        return 0, 0, []
+    position, tensors = saved
+    restore(tensors)
+    restore_optimizer(optimizer, tensors, "optimizer.")
+    return position["epoch"], position["step"], position["log"]
 
 
 def model_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -27,7 +80,7 @@ def restore_model(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, torch.Tensor]:
-    """State of an optimiser as named tensors: `<prefix><parameter number>.<name>`."""
+    """The state of an optimiser as named tensors: `<prefix><parameter number>.<name>`."""
     return {
         f"{prefix}{number}.{name}": value
         for number, state in optimizer.state_dict()["state"].items()
@@ -48,44 +101,35 @@ def restore_optimizer(
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if value.shape == parameter.shape:
-                # A fused step walks through memory: laid out otherwise, numbers of other weights would meet.
+                # Fused Adam pairs numbers by their place in memory, so the state needs the parameter's
+                # layout.
                 state[name] = torch.empty_like(parameter).copy_(value)
 
 
-# Where stage 2 goes on: at the furthest of what any run of it has saved, here or on a cluster.
-#
-# Each run on Ray keeps the checkpoints of its workers in a folder of its own, an attempt: below the state, or
-# in `scaling.checkpoint_dir` below the clone's name and the state's key. So the state's lock keeps others from both,
-# and clones that share a storage never read or remove each other's. Whatever an orphan still writes stands in
-# its own attempt. A checkpoint has the files of a saved state (csdn.data.state).
-
-
-Saved = tuple[dict[str, Any], dict[str, Tensor]]
-
-
 class CheckpointStore:
-    """A stage's state, and the attempts that stand beside it in `folder` of `filesystem`.
+    """A stage's state, and the attempts in `folder` of `filesystem`.
 
-    It saves as the state does. Raises UserError where the storage does not answer, or refuses.
+    `save` writes to the state. Raises UserError where the storage does not respond or denies access.
     """
 
     def __init__(self, state: StageState, storage: str | None) -> None:
         self.state = state
-        self.filesystem, root = _place(storage or str(state.folder / "attempts"))
+        self.filesystem, root = _filesystem(storage or str(state.folder / "attempts"))
         if storage:
             root = f"{root}/{clone_name(state.folder.parent)}/{state.folder.name[:16]}"
         self.folder = root
-        self._furthest = ""  # the folder that was loaded
+        self._loaded = ""  # the folder of the checkpoint that `load` returned
 
     def load(self) -> Saved | None:
-        """The saved (position, tensors) furthest into the training; what is not whole does not count."""
+        """(position, tensors) of the furthest complete checkpoint; None where there is none."""
         readers = {folder: partial(self._read, folder) for folder in self._checkpoints()}
         readers[""] = lambda name: (self.state.folder / name).read_bytes()
         positions = {folder: saved_position(read) for folder, read in readers.items()}
         found = [folder for folder, position in positions.items() if position]
-        for folder in sorted(found, key=lambda one: _steps(positions[one]), reverse=True):
+        progress = {folder: (positions[folder]["epoch"], positions[folder]["step"]) for folder in found}
+        for folder in sorted(found, key=progress.get, reverse=True):
             if saved := saved_files(readers[folder]):
-                self._furthest = folder
+                self._loaded = folder
                 return saved
         return None
 
@@ -96,13 +140,13 @@ class CheckpointStore:
         return self.state.leaving()
 
     def forget_others(self) -> None:
-        """Remove every attempt but the one that was loaded: they must not fill the storage."""
+        """Remove every attempt except the loaded one, which bounds storage."""
         for entry in self.filesystem.get_file_info(fs.FileSelector(self.folder, allow_not_found=True)):
-            if not self._furthest.startswith(f"{entry.path}/"):
+            if not self._loaded.startswith(f"{entry.path}/"):
                 self.filesystem.delete_dir(entry.path)
 
     def remove(self) -> None:
-        """Remove all attempts, once what they were for is written."""
+        """Remove all attempts, when the stage's result is written."""
         if self.filesystem.get_file_info(self.folder).type == fs.FileType.Directory:
             self.filesystem.delete_dir(self.folder)
 
@@ -117,11 +161,7 @@ class CheckpointStore:
             return file.read()
 
 
-def _place(storage: str) -> tuple[fs.FileSystem, str]:
+def _filesystem(storage: str) -> tuple[fs.FileSystem, str]:
     if "://" in storage:
         return arrow_filesystem(storage)
     return fs.LocalFileSystem(), str(Path(storage).absolute())
-
-
-def _steps(position: Mapping[str, Any]) -> tuple[int, int]:
-    return position["epoch"], position["step"]

@@ -1,7 +1,12 @@
-"""Stage 2: the image encoder learns to tell people, tied to the fused text of each (docs/method.md).
+"""Stage 2 trains the image encoder to tell identities apart, with HSE tying it to the fused texts of stage 1.
 
-`train_embedding` is the loop; it knows tensors and batches, not where they come from. The same loop runs in
-the plain process and in each of several workers, which then take one step together.
+1. `train_embedding` is the loop: a batch, its losses, a step of Adam, a row of the log, a checkpoint. It
+   knows tensors, not where they come from. It runs in one process, or in each of several workers: these
+   have a part of every batch each and take the step of the whole batch together.
+2. The optimiser and its learning rates.
+3. `run_embedding` is the stage from files to files.
+
+docs/method.md has the whole method; csdn/losses.py the objective.
 """
 
 from __future__ import annotations
@@ -9,6 +14,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,26 +34,36 @@ from csdn.params import EmbeddingParams, Params
 from csdn.runtime.files import atomic_folder, write_json
 from csdn.training.checkpoint import (
     CheckpointStore,
+    State,
     model_tensors,
-    optimizer_tensors,
     restore_model,
-    restore_optimizer,
+    restore_training,
+    save_training,
 )
-from csdn.training.distributed import all_reduce_any, average_gradients, rank_and_world_size, wrap_for_ddp
+from csdn.training.distributed import (
+    all_gather_with_grad,
+    all_reduce_any,
+    average_gradients,
+    rank_and_world_size,
+    wrap_for_ddp,
+)
 from csdn.training.inputs import training_inputs
-from csdn.training.log import LossLog, Waiting, check_tensors, write_log
+from csdn.training.log import DataWaitTimer, LossLog, check_tensors, write_log
 from csdn.training.prompts import Progress
 from csdn.training.schedules import Adam, lr_multiplier
 from csdn.training.warm_start import WarmStart, warm_params
 
 ADVICE = (
-    "lower learning_rate and head_learning_rate in params.yaml (section embedding; warm, where training goes "
-    "on from a champion), or set training.precision to float32 where it is another"
+    "lower learning_rate and head_learning_rate in params.yaml (section embedding; warm_start, where "
+    "training starts from a champion), or set training.precision to float32 where it is another"
 )
 
 
+# 1. The loop.
+
+
 class BatchTensors(Protocol):
-    """A row of the plan as tensors: images float [P*K, 3, H, W], labels int64 [P*K], grouped by person."""
+    """One batch of the plan: images float [P*K, 3, H, W], labels int64 [P*K], grouped by identity."""
 
     visible_view1: Tensor
     visible_view2: Tensor
@@ -57,89 +73,67 @@ class BatchTensors(Protocol):
 
 
 class Loader(Protocol):
-    """Executes the plan; `epoch(e, start)` yields the batches of epoch e from row `start` on."""
+    """Executes the plan; `epoch(e, start)` yields the batches of epoch e from number `start` on."""
 
     steps_per_epoch: int
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[BatchTensors]: ...
 
 
-class State(Protocol):
-    """Where the loop saves, so that another run of it goes on there; see csdn.data.state.StageState.
-
-    `leaving` is true where this machine is about to go: now is the time to save.
-    """
-
-    def save(self, position: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None: ...
-    def load(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None: ...
-    def leaving(self) -> bool: ...
-
-
-@dataclass(frozen=True)
-class EmbeddingSettings:
-    """What decides the optimisation; `schedule` are the arguments of `factor`, `weights` of the losses."""
-
-    epochs: int
-    images: int
-    precision: str
-    learning_rate: float
-    head_learning_rate: float
-    weight_decay: float
-    schedule_update: str
-    schedule: Mapping[str, Any]
-    weights: Mapping[str, float]
-
-
 def train_embedding(
     model: CSDN,
     text_table: Tensor,
-    feed: Loader,
-    settings: EmbeddingSettings,
+    loader: Loader,
+    settings: EmbeddingParams,
     state: State,
     report: Callable[..., None],
-    pace: CheckpointTimer | None = None,
+    timer: CheckpointTimer | None = None,
+    precision: str = "float32",
 ) -> list[dict[str, Any]]:
     """Train `model` in place, from the last checkpoint of `state` if there is one; returns the log's rows.
 
-    text_table: [identities, d] fused text features, constants of this stage.
-    Each of several workers (torch.distributed) calls it with its part of every batch; all save together.
-    Raises Diverged where losses or weights are not finite: before they are saved, in all workers.
+    text_table: [identities, d], the fused text features, constants of this stage. precision: as in
+    `embedding_losses`. Each of several workers (torch.distributed) calls this with its part of every batch;
+    all save together. Raises Diverged, in all workers and before anything is saved, where losses or weights
+    are not finite.
     """
     freeze_text(model)
     optimizer = build_optimizer(model, settings)
-    first, start, rows = restore_state(model, optimizer, state)
-    log = LossLog(feed.steps_per_epoch, ADVICE, rows)
+    first_epoch, first_step, rows = restore_training(state, partial(restore_model, model), optimizer)
+    log = LossLog(loader.steps_per_epoch, ADVICE, rows)
     trained = wrap_for_ddp(model.train())
-    pace, waiting = pace or CheckpointTimer(), Waiting()
-    for epoch in range(first, settings.epochs):
-        for batch in waiting.timed(feed.epoch(epoch, start)):
-            rate = set_learning_rates(optimizer, settings, epoch, batch.step / feed.steps_per_epoch)
-            losses = training_step(trained, optimizer, batch, text_table, settings)
+    timer, data_wait = timer or CheckpointTimer(), DataWaitTimer()
+    total = settings.epochs * loader.steps_per_epoch
+    for epoch in range(first_epoch, settings.epochs):
+        for batch in data_wait.timed(loader.epoch(epoch, first_step)):
+            rate = set_learning_rates(optimizer, settings, epoch, batch.step / loader.steps_per_epoch)
+            losses = training_step(trained, optimizer, batch, text_table, settings, precision)
             done = batch.step + 1
-            last = done == feed.steps_per_epoch
-            step = epoch * feed.steps_per_epoch + done
+            last = done == loader.steps_per_epoch
+            step = epoch * loader.steps_per_epoch + done
             if log.add(losses, rate, due=last, epoch=epoch, step=step):
-                total = settings.epochs * feed.steps_per_epoch
-                report(step, total, {"loss": log.rows[-1]["total"], "waiting": waiting.share()})
-                if due_to_save(pace, state):
-                    with pace.saving():
-                        save_state(model, optimizer, state, epoch + last, 0 if last else done, log.rows)
-        start = 0
+                waiting = data_wait.data_wait_fraction()
+                report(step, total, {"loss": log.rows[-1]["total"], "waiting": waiting})
+                if checkpoint_due(timer, state):
+                    with timer.saving():
+                        position = (epoch + 1, 0) if last else (epoch, done)
+                        save_training(state, model_tensors(model), optimizer, position, log.rows, ADVICE)
+        first_step = 0
     check_tensors(model_tensors(model), log.rows[-1], ADVICE)
     return log.rows
 
 
 def freeze_text(model: CSDN) -> None:
-    """The text is constant here; workers would wait for its gradients."""
+    """Only the image encoder and its heads train; DDP would wait for gradients of the text otherwise."""
     model.requires_grad_(False)
     for parameter in model.image_parameters():
         parameter.requires_grad_(True)
 
 
-def due_to_save(pace: CheckpointTimer, state: State) -> bool:
-    """Whether to save now; the same answer in all workers, whose clocks differ: the first one's counts."""
+def checkpoint_due(timer: CheckpointTimer, state: State) -> bool:
+    """Whether to save now; the same answer in all workers: the first worker's clock decides for all."""
     leaving = state.leaving()
-    return all_reduce_any(leaving or (rank_and_world_size()[0] == 0 and pace.due()))
+    return all_reduce_any(leaving or (rank_and_world_size()[0] == 0 and timer.due()))
 
 
 def training_step(
@@ -147,9 +141,10 @@ def training_step(
     optimizer: torch.optim.Optimizer,
     batch: BatchTensors,
     text_table: Tensor,
-    settings: EmbeddingSettings,
+    settings: EmbeddingParams,
+    precision: str = "float32",
 ) -> dict[str, Tensor]:
-    """One Adam step on one batch; returns its losses (scalars). `model`: a CSDN, or `distributed` of one."""
+    """One step of Adam on one batch; returns its losses. model: a CSDN, or `wrap_for_ddp` of one."""
     device = text_table.device
     views = (batch.visible_view1, batch.visible_view2, batch.infrared)
     losses = embedding_losses(
@@ -157,9 +152,10 @@ def training_step(
         *(view.to(device, non_blocking=True) for view in views),
         batch.labels.to(device, non_blocking=True),
         text_table,
-        instances=settings.images,
-        weights=settings.weights,
-        precision=settings.precision,
+        instances=settings.images_per_identity,
+        weights=settings.losses.model_dump(),
+        precision=precision,
+        gather=all_gather_with_grad,
     )
     optimizer.zero_grad(set_to_none=True)
     losses["total"].backward()
@@ -168,8 +164,11 @@ def training_step(
     return losses
 
 
-def build_optimizer(model: CSDN, settings: EmbeddingSettings) -> Adam:
-    """Adam, coupled weight decay on all that trains; GeM's p, BNNecks and classifiers at their own rate."""
+# 2. The optimiser and its learning rates.
+
+
+def build_optimizer(model: CSDN, settings: EmbeddingParams) -> Adam:
+    """Adam with coupled weight decay; GeM's power, BNNecks and classifiers have their own learning rate."""
     heads = list(model.head_parameters())
     of_heads = {id(parameter) for parameter in heads}
     backbone = [parameter for parameter in model.image_parameters() if id(parameter) not in of_heads]
@@ -181,57 +180,32 @@ def build_optimizer(model: CSDN, settings: EmbeddingSettings) -> Adam:
 
 
 def set_learning_rates(
-    optimizer: torch.optim.Optimizer, settings: EmbeddingSettings, epoch: int, share: float
+    optimizer: torch.optim.Optimizer, settings: EmbeddingParams, epoch: int, fraction: float
 ) -> float:
-    """Set each group's rate for this step (`share` of the epoch is done); returns the backbone's."""
-    at = epoch + share if settings.schedule_update == "step" else epoch
-    scale = lr_multiplier(at, epochs=settings.epochs, **settings.schedule)
+    """Set each group's rate for this step (`fraction` of the epoch is done); returns the backbone's."""
+    at = epoch + fraction if settings.schedule.lr_update == "step" else epoch
+    schedule = settings.schedule.model_dump(exclude={"lr_update"})
+    multiplier = lr_multiplier(at, epochs=settings.epochs, **schedule)
     for group in optimizer.param_groups:
-        group["lr"] = group["base"] * scale
+        group["lr"] = group["base"] * multiplier
     return optimizer.param_groups[0]["lr"]
 
 
-def save_state(
-    model: CSDN,
-    optimizer: torch.optim.Optimizer,
-    state: State,
-    epoch: int,
-    step: int,
-    rows: list[dict[str, Any]],
-) -> None:
-    """Checkpoint with the plan's position: the next batch is row `step` of `epoch`. Raises Diverged."""
-    tensors = model_tensors(model) | optimizer_tensors(optimizer, "optimizer.")
-    check_tensors(tensors, rows[-1], ADVICE)
-    state.save({"epoch": epoch, "step": step, "log": rows}, tensors)
-
-
-def restore_state(
-    model: CSDN, optimizer: torch.optim.Optimizer, state: State
-) -> tuple[int, int, list[dict[str, Any]]]:
-    """(epoch, step, log) to go on from: the start, or the last checkpoint, then loaded into both."""
-    saved = state.load()
-    if saved is None:
-        return 0, 0, []
-    position, tensors = saved
-    restore_model(model, tensors)
-    restore_optimizer(optimizer, tensors, "optimizer.")
-    return position["epoch"], position["step"], position["log"]
-
-
-# Stage 2 from files to files: the feed's batches through the loop, a complete model out.
+# 3. The stage, from files to files.
 
 
 @dataclass(frozen=True)
 class EmbeddingWork:
-    """What stage 2's loop is called with: everything but who runs it. `model` is trained in place."""
+    """The arguments of the loop without the process that runs it; `model` is trained in place."""
 
     model: CSDN
     text_table: Tensor
     source: TrainSource
-    settings: EmbeddingSettings
+    settings: EmbeddingParams
+    precision: str = "float32"
 
 
-# train(params, work, attempts, report) runs the loop and returns its log's rows.
+# train(params, work, checkpoints, report) runs the loop and returns its log's rows.
 Train = Callable[[Params, EmbeddingWork, CheckpointStore, Callable[..., None]], list[dict[str, Any]]]
 
 
@@ -247,51 +221,48 @@ def run_embedding(
 ) -> None:
     """Run stage 2; writes `out` (model.safetensors, config.json, log.csv), enough for `csdn.load(out)`.
 
-    `metrics` gets the mean losses over the last epoch. `train`: `train_here`, or that of csdn.cluster.
-    warm: the champion to go on from, if any; the optimiser is fresh, epochs and rates are those of `warm`.
+    metrics: the file for the mean losses of the last epoch. train: `train_local`, or csdn.cluster's. warm:
+    the champion to start from, if any; epochs and rates are then those of `warm_start`, the optimiser's state
+    is new.
     """
     params = warm_params(params) if warm else params
     weights = prompts / "prompts.safetensors"
     inputs = training_inputs(params, data, "embedding", weights, warm=warm)
     model = inputs.model
     text_table = load_prompts(model, weights)
-    settings = embedding_settings(params.embedding, params.training.precision)
     source = train_source(params, inputs.table, data)
-    work = EmbeddingWork(model.channels_last(), text_table, source, settings)
+    work = EmbeddingWork(
+        model.channels_last(), text_table, source, params.embedding, params.training.precision
+    )
     with open_state("embedding", inputs.key) as state:
         step_images = (
             len(VIEWS) * params.embedding.identities_per_batch * params.embedding.images_per_identity
         )
         with progress("embedding", "steps", images=step_images) as report:
-            attempts = CheckpointStore(state, params.scaling.checkpoint_dir)
-            rows = train(params, work, attempts, report)
+            checkpoints = CheckpointStore(state, params.scaling.checkpoint_dir)
+            rows = train(params, work, checkpoints, report)
         with atomic_folder(out) as folder:
             save(model.eval(), folder, people=inputs.people, normalize=params.model.normalize)
             write_log(folder / "log.csv", rows)
         write_json(metrics, last_losses(rows))
-        attempts.remove()
+        checkpoints.remove()
 
 
 def train_local(
-    params: Params, work: EmbeddingWork, attempts: CheckpointStore, report: Callable[..., None]
+    params: Params, work: EmbeddingWork, checkpoints: CheckpointStore, report: Callable[..., None]
 ) -> list[dict[str, Any]]:
-    """The loop in this process, fed by processes of this machine."""
-    device = configure_torch(params.scaling.threads, params.scaling.device, work.settings.precision)
-    feed = TrainLoader(work.source, params.scaling.loader_workers)
+    """The loop in this process; processes of this machine make its batches."""
+    device = configure_torch(params.scaling.threads, params.scaling.device, work.precision)
+    loader = TrainLoader(work.source, params.scaling.loader_workers)
     model, text_table = work.model.to(device), work.text_table.to(device)
-    pace = CheckpointTimer(most=params.scaling.checkpoint_seconds)
-    return train_embedding(model, text_table, feed, work.settings, attempts, report, pace)
-
-
-def last_losses(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Means over the rows of the log's last epoch, to 6 digits."""
-    last = [row for row in rows if row["epoch"] == rows[-1]["epoch"]]
-    names = [name for name in rows[-1] if name not in ("epoch", "step", "learning_rate")]
-    return {name: round(statistics.fmean(row[name] for row in last), 6) for name in names}
+    timer = CheckpointTimer(max_s=params.scaling.checkpoint_seconds)
+    return train_embedding(
+        model, text_table, loader, work.settings, checkpoints, report, timer, work.precision
+    )
 
 
 def train_source(params: Params, table: SampleTable, data: Path) -> TrainSource:
-    """The batches that params.yaml asks for, wherever they will be made."""
+    """The batches that params.yaml describes, whichever process makes them."""
     return TrainSource(
         table,
         shards_at(params, data),
@@ -305,7 +276,7 @@ def train_source(params: Params, table: SampleTable, data: Path) -> TrainSource:
 
 
 def load_prompts(model: CSDN, weights: Path) -> Tensor:
-    """Put stage 1's tokens and SII into `model`; returns the fused text table [identities, d]."""
+    """Load stage 1's tokens and SII into `model`; returns the fused text table [identities, d]."""
     tensors = read_safetensors(weights)
     parts = ("prompts.", "integration.")
     needed = {name: shape for name, shape in shapes(model.state_dict()).items() if name.startswith(parts)}
@@ -317,16 +288,8 @@ def load_prompts(model: CSDN, weights: Path) -> Tensor:
     return text_table
 
 
-def embedding_settings(params: EmbeddingParams, precision: str) -> EmbeddingSettings:
-    """The section `embedding` of params.yaml as the loop takes it."""
-    return EmbeddingSettings(
-        epochs=params.epochs,
-        images=params.images_per_identity,
-        precision=precision,
-        learning_rate=params.learning_rate,
-        head_learning_rate=params.head_learning_rate,
-        weight_decay=params.weight_decay,
-        schedule_update=params.schedule.lr_update,
-        schedule=params.schedule.model_dump(exclude={"lr_update"}),
-        weights=params.losses.model_dump(),
-    )
+def last_losses(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Means over the rows of the log's last epoch, to 6 digits."""
+    last = [row for row in rows if row["epoch"] == rows[-1]["epoch"]]
+    names = [name for name in rows[-1] if name not in ("epoch", "step", "learning_rate")]
+    return {name: round(statistics.fmean(row[name] for row in last), 6) for name in names}

@@ -1,6 +1,6 @@
-"""What both training stages start from: the samples of the training people, and a CSDN built on CLIP.
+"""What both training stages start from: the samples of the training people, and a network.
 
-Or on a champion, where training goes on from one (csdn.training.warm_start).
+The network has CLIP's weights, or a champion's where training starts from one (csdn.training.warm_start).
 """
 
 from __future__ import annotations
@@ -15,30 +15,37 @@ from csdn.data.state import stage_key
 from csdn.model import CSDN
 from csdn.model.clip import load_clip
 from csdn.params import Params
-from csdn.training.warm_start import ChampionWeights, WarmStart, check_splits, read_known, transfer_rows
+from csdn.training.warm_start import (
+    ChampionWeights,
+    WarmStart,
+    check_splits,
+    read_champion_weights,
+    transfer_rows,
+)
 
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """Training samples, the network before its training, and the people's names in order of their labels.
+    """Training samples, the network before training, and the key of the stage's state.
 
-    known: what the champion had learnt, which is in `model` already; None where training starts from CLIP.
+    people: names in the order of labels. champion: its weights, which are in `model` already; None where
+    training starts from CLIP.
     """
 
     table: SampleTable
     model: CSDN
     people: list[str]
     key: str
-    known: ChampionWeights | None = None
+    champion: ChampionWeights | None = None
 
 
 def training_inputs(
     params: Params, data: Path, stage: str, *extra: Path, warm: WarmStart | None = None
 ) -> TrainingInputs:
-    """Read the training data and build the network; `key` names the stage's state.
+    """Read the training data and build the network.
 
-    The key covers the data, the stage's parameters, CLIP's weights, the `extra` input files, and the
-    champion that training starts from.
+    The key of the stage's state covers the data, the stage's parameters, CLIP's weights, the `extra` input
+    files, and the champion that training starts from.
     """
     dataset = load_dataset(data)
     table = dataset.train_table()
@@ -55,12 +62,12 @@ def training_inputs(
     files = (data / "samples.parquet", data / "people.parquet", *extra)
     if warm is None:
         return TrainingInputs(table, model, people, stage_key(stage, params, clip.sha256, files))
-    known = read_known(warm, stage, model, params.model.normalize)
-    check_splits(warm, known, _test_people(dataset))
-    transfer_rows(known, model, people, params.seed)
+    champion = read_champion_weights(warm, stage, model, params.model.normalize)
+    check_splits(warm, champion, _test_people(dataset))
+    transfer_rows(champion, model, people, params.seed)
     more = {"start": warm.sha256(stage)} | ({"warm": params.warm_start.prompts} if stage == "prompts" else {})
     key = stage_key(stage, params, clip.sha256, (*files, warm.config(stage)), **more)
-    return TrainingInputs(table, model, people, key, known)
+    return TrainingInputs(table, model, people, key, champion)
 
 
 def _test_people(dataset: Dataset) -> list[str]:

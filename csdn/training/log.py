@@ -1,8 +1,8 @@
-"""A training whose numbers are not finite any more ends before it writes them anywhere.
+"""The log of a training: mean losses as rows of a table, the end of a diverged training, the wait for data.
 
 Losses are checked where the log reads them, about twenty times an epoch: a check at each step would make a
-GPU wait at each step. The error names the first bad step all the same. Weights and the optimiser's state are
-checked before each checkpoint, and weights at the end: the last checkpoint is one from before the divergence.
+GPU wait at each step. The error still names the first bad step. Weights and the optimiser's state are checked
+before each checkpoint, and weights at the end: the last checkpoint is always one from before the divergence.
 """
 
 from __future__ import annotations
@@ -20,63 +20,30 @@ from csdn.runtime.errors import Diverged
 from csdn.runtime.files import write_csv
 from csdn.training.distributed import all_reduce_any, mean_over_ranks
 
-
-def check_losses(means: Mapping[str, float], about: Mapping[str, Any], advice: str) -> None:
-    """Raise Diverged for losses that are not finite; `about` and `advice` as in `diverged`."""
-    bad = [f"{name} = {value:g}" for name, value in means.items() if not math.isfinite(value)]
-    if bad:
-        raise diverged(f"losses that are not finite: {', '.join(bad)}", about, advice)
-
-
-def check_tensors(tensors: Mapping[str, Tensor], about: Mapping[str, Any], advice: str) -> None:
-    """Raise Diverged, in all workers, where a tensor of any worker holds NaN or infinity."""
-    bad = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-    if all_reduce_any(bool(bad)):
-        names = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
-        raise diverged(
-            f"not finite are, after this step, {names or 'weights of another worker'}", about, advice
-        )
-
-
-def diverged(found: str, about: Mapping[str, Any], advice: str) -> Diverged:
-    """The error for what was found; about: `step`, `epoch` (from 0) and `learning_rate` of a row of the log.
-
-    advice: the parameters to change, as "lower embedding.learning_rate".
-    """
-    phase = f"phase {about['phase']}, " if "phase" in about else ""
-    return Diverged(
-        f"training diverged: {phase}epoch {about['epoch'] + 1}, step {about['step']}, at learning rate "
-        f"{about['learning_rate']:g}: {found}. No model was written; the last checkpoint before it is kept.\n"
-        f"What to do: {advice}: training then begins anew. And look at the images that came last. The same "
-        "command without a change goes on from the checkpoint, and most likely diverges again"
-    )
-
-
-# Losses as rows of a table: the mean over a few steps each, so that a long run's log stays small.
-
-
 ROWS_PER_EPOCH = 20
+
+Item = TypeVar("Item")
 
 
 class LossLog:
     """Collects losses step by step; `rows` holds the means over every `every` steps and over the workers.
 
-    Losses stay tensors until a row is due: reading one earlier would make a GPU wait at each step.
-    advice: what to do where training diverged.
+    Losses stay tensors until a row is complete, because reading one makes a GPU wait. advice: what to do
+    where training diverges.
     """
 
     def __init__(self, steps_per_epoch: int, advice: str, rows: Sequence[Mapping[str, Any]] = ()) -> None:
         self.every = max(1, steps_per_epoch // ROWS_PER_EPOCH)
         self.rows: list[dict[str, Any]] = [dict(row) for row in rows]
         self._advice = advice
-        self._pending: list[tuple[dict[str, Any], dict[str, torch.Tensor]]] = []
+        self._pending: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
 
     def add(
-        self, losses: Mapping[str, torch.Tensor], learning_rate: float, due: bool = False, **position: Any
+        self, losses: Mapping[str, Tensor], learning_rate: float, due: bool = False, **position: Any
     ) -> bool:
-        """Take one step's losses; true when that (or `due`, the epoch's last step) completed a row.
+        """Add one step's losses; returns whether that completed a row (`due`: it does at once).
 
-        Raises Diverged where a row has losses that are not finite: of their first step, in all workers.
+        Raises Diverged, in all workers, for the first step of the row whose losses are not finite.
         """
         about = {**position, "learning_rate": learning_rate}
         self._pending.append((about, {name: loss.detach() for name, loss in losses.items()}))
@@ -92,13 +59,13 @@ class LossLog:
         return True
 
     def _check_each_step(self) -> None:
-        """Raise Diverged of the first bad step; the row alone says no more than that there is one."""
+        """Raise Diverged for the first bad step; the row's means only tell that there is one."""
         for about, step in self._pending:
             means = mean_over_ranks(step)
             check_losses({name: float(mean) for name, mean in means.items()}, about, self._advice)
 
 
-def _mean(losses: Sequence[torch.Tensor]) -> torch.Tensor:
+def _mean(losses: Sequence[Tensor]) -> Tensor:
     return torch.stack(tuple(losses)).double().mean()
 
 
@@ -107,14 +74,44 @@ def write_log(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
     write_csv(path, rows, columns, digits=6)
 
 
-# How much of its time a training waits for data: whether the feed needs more processes.
+# Divergence.
 
 
-Item = TypeVar("Item")
+def check_losses(means: Mapping[str, float], about: Mapping[str, Any], advice: str) -> None:
+    """Raise Diverged for losses that are not finite; `about` and `advice` as in `diverged`."""
+    bad = [f"{name} = {value:g}" for name, value in means.items() if not math.isfinite(value)]
+    if bad:
+        raise diverged(f"losses that are not finite: {', '.join(bad)}", about, advice)
 
 
-class Waiting:
-    """Measures the time that is spent in getting the items of `timed`."""
+def check_tensors(tensors: Mapping[str, Tensor], about: Mapping[str, Any], advice: str) -> None:
+    """Raise Diverged, in all workers, where a tensor of any worker holds NaN or infinity."""
+    bad = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if all_reduce_any(bool(bad)):
+        names = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+        raise diverged(f"not finite after this step: {names or 'weights of another worker'}", about, advice)
+
+
+def diverged(found: str, about: Mapping[str, Any], advice: str) -> Diverged:
+    """The error for what was found; about: `step`, `epoch` (from 0) and `learning_rate` of a row of the log.
+
+    advice: the parameters to change, as "lower embedding.learning_rate".
+    """
+    phase = f"phase {about['phase']}, " if "phase" in about else ""
+    return Diverged(
+        f"training diverged: {phase}epoch {about['epoch'] + 1}, step {about['step']}, at learning rate "
+        f"{about['learning_rate']:g}: {found}. No model was written; the last checkpoint before it is kept.\n"
+        f"What to do: {advice}; training then starts from the beginning. Also look at the images that were "
+        "added last. The same command without a change continues from the checkpoint and most likely "
+        "diverges again"
+    )
+
+
+# The wait for data: whether the loader needs more processes.
+
+
+class DataWaitTimer:
+    """Measures the time that a loop waits for the items of `timed`."""
 
     def __init__(self) -> None:
         self._waited = 0.0
@@ -133,9 +130,9 @@ class Waiting:
                 self._waited += time.monotonic() - began
             yield item
 
-    def share(self) -> float:
-        """Waiting time over all time, from 0 to 1, since this was last asked."""
+    def data_wait_fraction(self) -> float:
+        """Waiting time as a fraction of all time since the last call, 0 to 1."""
         now = time.monotonic()
-        share = self._waited / max(now - self._began, 1e-9)
+        fraction = self._waited / max(now - self._began, 1e-9)
         self._waited, self._began = 0.0, now
-        return min(share, 1.0)
+        return min(fraction, 1.0)

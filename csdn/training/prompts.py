@@ -1,7 +1,16 @@
-"""Stage 1: text tokens for each person and modality, then their integration (docs/method.md).
+"""Stage 1 learns a text for each identity, in two phases.
 
-Image embeddings are constants here (frozen encoder, running statistics), so each phase is a loop over rows of
-a plan and a table. In phase "prompts" only the tokens train; in phase "integration" only SII.
+Phase "prompts" trains four tokens for each identity and modality, so that the text features match the
+identity's visible and infrared images. Phase "integration" trains SII, which fuses the two texts of an
+identity. The image encoder is frozen: its embeddings are computed once, and each phase is a loop over batches
+of them.
+
+1. The losses of the two phases.
+2. `train_phase`, the loop that both share.
+3. `run_prompts`, the stage from files to files. Where training starts from a champion, it learns the
+   prompts of new identities only, unless `warm_start.prompts` is "all".
+
+docs/method.md has the whole method; csdn/losses.py the objective.
 """
 
 from __future__ import annotations
@@ -30,71 +39,61 @@ from csdn.model import CSDN, fuse_batch_norms
 from csdn.model.device import configure_torch
 from csdn.params import Params, PhaseParams
 from csdn.runtime.files import atomic_folder, write_json
-from csdn.training.checkpoint import optimizer_tensors, restore_optimizer
+from csdn.training.checkpoint import restore_training, save_training
 from csdn.training.inputs import TrainingInputs, training_inputs
-from csdn.training.log import LossLog, check_tensors, write_log
+from csdn.training.log import LossLog, write_log
 from csdn.training.schedules import Adam, warmup_cosine
 from csdn.training.warm_start import WarmStart, merge_prompts, new_identities, new_rows, proxy_negatives
 
-NOBODY = -1  # label of an image of none of the people
+# 1. The losses of the two phases.
 
-
-@dataclass(frozen=True)
-class PhaseSettings:
-    """Optimisation of one phase; `schedule` are the arguments of `warmup_cosine`."""
-
-    epochs: int
-    weight_decay: float
-    schedule_update: str
-    schedule: Mapping[str, float]
+NO_IDENTITY = -1  # label of a proxy negative: it is a positive of no text
 
 
 class Phase(Protocol):
-    """What the shared loop needs: the parameters, an epoch's rows of the plan, and the loss of a row."""
+    """What the loop needs of a phase: its parameters, the batches of an epoch, and the losses of a batch."""
 
     name: str
 
     def parameters(self) -> list[torch.nn.Parameter]: ...
     def plan(self, epoch: int) -> Sequence[Any]: ...
-    def loss(self, row: Any, epoch: int, step: int) -> Mapping[str, Tensor]: ...
+    def loss(self, batch: Any, epoch: int, step: int) -> Mapping[str, Tensor]: ...
 
 
 @dataclass
 class PromptPhase:
-    """Phase "prompts": the tokens of each person against the person's images, modality by modality.
+    """Phase "prompts": the tokens train; each image has its identity's text of its own modality.
 
-    embeddings: [images, d], raw image embeddings; labels: [images]; a row of the plan is a pair of
-    ordinals (visible [b], infrared [b]) of the same people. others: [m, d], what stands for images of
-    people who have none here: no text of a person is to fit them.
+    embeddings: [images, d], not normalised; labels: [images]; plan(epoch): batches as pairs of image indices
+    (visible [b], infrared [b]) of the same identities, row by row; proxies: [m, d], embeddings in place of
+    images of further identities, negatives for every text.
     """
 
     model: CSDN
     embeddings: Tensor
     labels: Tensor
-    rows: Callable[[int], Sequence[tuple[np.ndarray, np.ndarray]]]
-    others: Tensor | None = None
+    plan: Callable[[int], Sequence[tuple[np.ndarray, np.ndarray]]]
+    proxies: Tensor | None = None
     name: str = "prompts"
 
     def parameters(self) -> list[torch.nn.Parameter]:
         return list(self.model.prompts.parameters())
 
-    def plan(self, epoch: int) -> Sequence[tuple[np.ndarray, np.ndarray]]:
-        return self.rows(epoch)
-
-    def loss(self, row: tuple[np.ndarray, np.ndarray], epoch: int, step: int) -> Mapping[str, Tensor]:
-        ordinals = torch.from_numpy(np.concatenate(row)).to(self.labels.device)
-        labels = self.labels[ordinals]
-        # A person who stands in the row twice is encoded once: the gradient adds up in the gather.
-        people, place = torch.unique(labels.chunk(2)[0], return_inverse=True)
-        text = [self.model.text_features(modality, people)[place] for modality in ("visible", "infrared")]
-        return contrast(self.embeddings[ordinals], torch.cat(text), labels, self.others)
+    def loss(self, batch: tuple[np.ndarray, np.ndarray], epoch: int, step: int) -> Mapping[str, Tensor]:
+        indices = torch.from_numpy(np.concatenate(batch)).to(self.labels.device)
+        labels = self.labels[indices]
+        # An identity that is in the batch twice is encoded once; autograd adds up its gradients.
+        people, position = torch.unique(labels.chunk(2)[0], return_inverse=True)
+        text = [self.model.text_features(modality, people)[position] for modality in ("visible", "infrared")]
+        return contrastive_losses(self.embeddings[indices], torch.cat(text), labels, self.proxies)
 
 
 @dataclass
 class IntegrationPhase:
-    """Phase "integration": SII fuses the two text features of a person, which are constants now.
+    """Phase "integration": SII trains, its fused texts against the images of both modalities.
 
-    visible_text, infrared_text: [identities, d]; a row of the plan is ordinals [b], of both modalities.
+    embeddings: [images, d], not normalised; labels: [images]; visible_text, infrared_text: [identities, d],
+    constants of this phase; plan(epoch): batches of image indices [b]; seed: of dropout.
     """
 
     model: CSDN
@@ -102,41 +101,37 @@ class IntegrationPhase:
     labels: Tensor
     visible_text: Tensor
     infrared_text: Tensor
-    rows: Callable[[int], Sequence[np.ndarray]]
+    plan: Callable[[int], Sequence[np.ndarray]]
     seed: int
     name: str = "integration"
 
     def parameters(self) -> list[torch.nn.Parameter]:
         return list(self.model.integration.parameters())
 
-    def plan(self, epoch: int) -> Sequence[np.ndarray]:
-        return self.rows(epoch)
-
-    def loss(self, row: np.ndarray, epoch: int, step: int) -> Mapping[str, Tensor]:
-        ordinals = torch.from_numpy(row).to(self.labels.device)
-        labels = self.labels[ordinals]
+    def loss(self, batch: np.ndarray, epoch: int, step: int) -> Mapping[str, Tensor]:
+        indices = torch.from_numpy(batch).to(self.labels.device)
+        labels = self.labels[indices]
         visible = self.visible_text[labels]
-        keep = self._keep(visible, epoch, step)
+        # The dropout mask [b, d] is a function of (seed, epoch, step), so that a resumed run draws the same.
+        draws = generator(self.seed, Stream.DROPOUT, epoch, step).random(visible.shape)
+        keep = torch.from_numpy(draws >= self.model.integration.dropout).to(visible.device)
         fused = self.model.integration(visible, self.infrared_text[labels], keep=keep)
-        return contrast(self.embeddings[ordinals], fused, labels)
-
-    def _keep(self, like: Tensor, epoch: int, step: int) -> Tensor:
-        """Dropout's keep mask [b, d], counted by (seed, epoch, step)."""
-        draws = generator(self.seed, Stream.DROPOUT, epoch, step).random(like.shape)
-        return torch.from_numpy(draws >= self.model.integration.dropout).to(like.device)
+        return contrastive_losses(self.embeddings[indices], fused, labels)
 
 
-def contrast(images: Tensor, text: Tensor, labels: Tensor, others: Tensor | None = None) -> dict[str, Tensor]:
-    """Both directions of SupCon and their sum; images, text: [n, d]; labels: [n] of both.
+def contrastive_losses(
+    images: Tensor, text: Tensor, labels: Tensor, proxies: Tensor | None = None
+) -> dict[str, Tensor]:
+    """SupCon from images to texts and from texts to images, and their sum.
 
-    others: [m, d], further candidates for a text, images of nobody here.
+    images, text: [n, d]; labels: [n], of both; proxies: [m, d], further negatives for the texts.
     """
     image_to_text = supcon_loss(images, text, labels, labels)
-    candidates, owners = images, labels
-    if others is not None:
-        candidates = torch.cat([images, others])
-        owners = torch.cat([labels, labels.new_full((len(others),), NOBODY)])
-    text_to_image = supcon_loss(text, candidates, labels, owners)
+    candidates, candidate_labels = images, labels
+    if proxies is not None:
+        candidates = torch.cat([images, proxies])
+        candidate_labels = torch.cat([labels, labels.new_full((len(proxies),), NO_IDENTITY)])
+    text_to_image = supcon_loss(text, candidates, labels, candidate_labels)
     return {
         "loss": image_to_text + text_to_image,
         "image_to_text": image_to_text,
@@ -144,31 +139,33 @@ def contrast(images: Tensor, text: Tensor, labels: Tensor, others: Tensor | None
     }
 
 
+# 2. The loop.
+
+
 def train_phase(
     phase: Phase,
-    settings: PhaseSettings,
+    settings: PhaseParams,
     state: StageState,
     report: Callable[..., None],
-    pace: CheckpointTimer | None = None,
+    timer: CheckpointTimer | None = None,
 ) -> list[dict[str, Any]]:
     """Train one phase, from its last checkpoint if `state` holds one; returns the log's rows.
 
     Raises Diverged where losses or parameters are not finite, before they are saved.
     """
     parameters = phase.parameters()
-    if not parameters:  # variants of SII without weights have nothing to learn
+    if not parameters:  # some variants of SII have no weights to learn
         return []
     optimizer = Adam(parameters, weight_decay=settings.weight_decay)
-    first, start, rows = _restore(phase, optimizer, state)
+    first_epoch, first_step, rows = restore_training(state, partial(_restore, phase), optimizer)
     steps = len(phase.plan(0))
     log = LossLog(steps, _advice(phase), rows)
     total = settings.epochs * steps
-    pace = pace or CheckpointTimer()
-    for epoch in range(first, settings.epochs):
+    timer = timer or CheckpointTimer()
+    for epoch in range(first_epoch, settings.epochs):
         plan = phase.plan(epoch)
-        for step in range(start, steps):
-            at = epoch + step / steps if settings.schedule_update == "step" else epoch
-            rate = warmup_cosine(at, epochs=settings.epochs, **settings.schedule)
+        for step in range(first_step, steps):
+            rate = learning_rate(settings, epoch, step / steps)
             optimizer.param_groups[0]["lr"] = rate
             losses = phase.loss(plan[step], epoch, step)
             optimizer.zero_grad(set_to_none=True)
@@ -177,127 +174,47 @@ def train_phase(
             done, last = epoch * steps + step + 1, step + 1 == steps
             if log.add(losses, rate, due=last, phase=phase.name, epoch=epoch, step=done):
                 report(done, total, {"loss": log.rows[-1]["loss"]})
-                if pace.due() or done == total:
-                    with pace.saving():
-                        _save(phase, optimizer, state, epoch + last, 0 if last else step + 1, log.rows)
-        start = 0
+                if timer.due() or done == total:
+                    with timer.saving():
+                        position = (epoch + 1, 0) if last else (epoch, step + 1)
+                        save_training(state, _tensors(phase), optimizer, position, log.rows, _advice(phase))
+        first_step = 0
     return log.rows
 
 
-def _save(
-    phase: Phase,
-    optimizer: torch.optim.Optimizer,
-    state: StageState,
-    epoch: int,
-    step: int,
-    rows: list[dict[str, Any]],
-) -> None:
-    """Checkpoint with the plan's position: the next row is row `step` of `epoch`. Raises Diverged."""
-    tensors = {f"parameter.{n}": parameter for n, parameter in enumerate(phase.parameters())}
-    tensors |= optimizer_tensors(optimizer, "optimizer.")
-    check_tensors(tensors, rows[-1], _advice(phase))
-    state.save({"epoch": epoch, "step": step, "log": rows}, tensors)
+def learning_rate(settings: PhaseParams, epoch: int, fraction: float) -> float:
+    """The rate of a step before which `fraction` of the epoch is done."""
+    names = {"epochs", "learning_rate", "warmup_epochs", "warmup_learning_rate", "final_learning_rate"}
+    at = epoch + fraction if settings.lr_update == "step" else epoch
+    return warmup_cosine(at, **settings.model_dump(include=names))
 
 
 def _advice(phase: Phase) -> str:
     return f"lower prompts.{phase.name}.learning_rate in params.yaml"
 
 
-def _restore(
-    phase: Phase, optimizer: torch.optim.Optimizer, state: StageState
-) -> tuple[int, int, list[dict[str, Any]]]:
-    saved = state.load()
-    if saved is None:
-        return 0, 0, []
-    position, tensors = saved
-    with torch.no_grad():
-        for number, parameter in enumerate(phase.parameters()):
-            parameter.copy_(tensors[f"parameter.{number}"])
-    restore_optimizer(optimizer, tensors, "optimizer.")
-    return position["epoch"], position["step"], position["log"]
+def _tensors(phase: Phase) -> dict[str, Tensor]:
+    return {f"parameter.{n}": parameter for n, parameter in enumerate(phase.parameters())}
 
 
-# Stage 1's parts: images embedded once, the two phases over them, and how well texts name images.
+@torch.no_grad()
+def _restore(phase: Phase, tensors: Mapping[str, Tensor]) -> None:
+    for name, parameter in _tensors(phase).items():
+        parameter.copy_(tensors[name])
 
 
-EMBED_BATCH = 128  # images; a constant, since another one would change the last digits
-
-Report = Callable[..., None]
-# progress(phase, unit, images of a unit) gives a context: its value is called report(done, total, figures).
-Progress = Callable[..., AbstractContextManager[Report]]
+# 3. The stage, from files to files.
 
 
-def image_walk(inputs: TrainingInputs, params: Params, data: Path) -> tuple[ImageBatches, MakeEmbeds]:
-    """Every training image once, and what makes its raw embedding [d]: the frozen encoder, in evaluation."""
-    model = params.model
-    walk = ImageBatches(inputs.table, shards_at(params, data), model.image_size, model.normalize, EMBED_BATCH)
-    return walk, partial(image_embeddings, fuse_batch_norms(inputs.model))
-
-
-def image_embeddings(model: CSDN, device: torch.device) -> dict[str, Embed]:
-    return {"embeddings": model.to(device).image_embeddings}
-
-
-def prompt_phase(
-    inputs: TrainingInputs, params: Params, embeddings: Tensor, labels: Tensor, others: Tensor | None = None
-) -> PromptPhase:
-    """Phase "prompts" over the plan of pairs; others: stand-ins [m, d] for images of people without any."""
-    table = inputs.table
-
-    def rows(epoch: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        return pair_plan(table.label, table.modality, params.prompts.tokens.batch_size, params.seed, epoch)
-
-    return PromptPhase(inputs.model, embeddings, labels, rows, others)
-
-
-def integration_phase(
-    inputs: TrainingInputs, params: Params, embeddings: Tensor, labels: Tensor
-) -> IntegrationPhase:
-    """Phase "integration" over all images; each person's two text features are computed here, once."""
-    with torch.no_grad():
-        visible, infrared = (inputs.model.text_features(modality.value) for modality in MODALITIES)
-
-    def rows(epoch: int) -> list[np.ndarray]:
-        return pooled_plan(len(inputs.table), params.prompts.integration.batch_size, params.seed, epoch)
-
-    return IntegrationPhase(inputs.model, embeddings, labels, visible, infrared, rows, params.seed)
-
-
-def learn(
-    phase: Phase, params: PhaseParams, seed: int, state: StageState, progress: Progress
-) -> list[dict[str, Any]]:
-    """Train a phase from its last checkpoint on; returns its rows of the log."""
-    schedule = params.model_dump(
-        include={"learning_rate", "warmup_epochs", "warmup_learning_rate", "final_learning_rate"}
-    )
-    settings = PhaseSettings(params.epochs, params.weight_decay, params.lr_update, schedule)
-    with progress(phase.name, "steps", images=np.size(phase.plan(0)[0])) as report:
-        return train_phase(phase, settings, state.part(phase.name), report)
-
-
-@torch.inference_mode()
-def naming_figures(model: CSDN, embeddings: Tensor, labels: Tensor, modality: np.ndarray) -> dict[str, float]:
-    """How well texts name the training images, in %: `<text>_names_<modality>` for each text and modality."""
-    texts = {name.value: model.text_features(name.value) for name in MODALITIES}
-    texts["fused"] = model.fused_text_features()
-    figures = {}
-    for name, text in texts.items():
-        right = ((embeddings @ text.T).argmax(dim=1) == labels).cpu().numpy()
-        for code, of in enumerate(MODALITIES):
-            figures[f"{name}_names_{of.value}"] = round(100 * float(right[modality == code].mean()), 3)
-    return figures
-
-
-# Stage 1 from files to files: embed each training image once, learn the prompts, learn their integration.
-#
-# Where training goes on from a champion, only new people's prompts are learnt, unless all are asked for.
-
-
+EMBED_BATCH = 128  # images; not a parameter, because another size would change the last digits
 LOG_COLUMNS = ("phase", "epoch", "step", "loss", "image_to_text", "text_to_image", "learning_rate")
 
-# What stage 1 has learnt: the fused text table [identities, d], the log's rows, the figures.
+Report = Callable[..., None]
+# progress(phase, unit, images=images of a unit) is a context; its value is report(done, total, figures).
+Progress = Callable[..., AbstractContextManager[Report]]
+# The result of stage 1: the fused text table [identities, d], the log's rows, the figures.
 Learnt = tuple[Tensor, list[dict[str, Any]], dict[str, float]]
-# embed(inputs, state) gives the images' embeddings [images, d] and labels [images].
+# embed(inputs, state) computes the images' embeddings [images, d] and labels [images].
 EmbedImages = Callable[[TrainingInputs, StageState], tuple[Tensor, Tensor]]
 
 
@@ -312,7 +229,7 @@ def run_prompts(
 ) -> Mapping[str, float]:
     """Run stage 1; writes `out` (prompts.safetensors, config.json, log.csv) and the returned `metrics`.
 
-    embedder: this one, or csdn.cluster's. warm: the champion to go on from, if any.
+    embedder: `extract_local`, or csdn.cluster's. warm: the champion to start from, if any.
     """
     device = configure_torch(params.scaling.threads, params.scaling.device)
     inputs = training_inputs(params, data, "prompts", warm=warm)
@@ -320,30 +237,42 @@ def run_prompts(
 
     def embed(inputs: TrainingInputs, state: StageState) -> tuple[Tensor, Tensor]:
         with progress("embed", "images") as report:
-            embedded = partial(embedder, *image_walk(inputs, params, data), params.scaling, device)
+            embedded = partial(embedder, *image_batches(inputs, params, data), params.scaling, device)
             features = extract_features(embedded, len(inputs.table), state.part("embeddings"), report)
         arrays = features["embeddings"], inputs.table.label
         return tuple(torch.from_numpy(array).to(device) for array in arrays)
 
-    learn_stage = learn_new if inputs.known and params.warm_start.prompts == "new" else learn_all
+    learn = learn_new if inputs.champion and params.warm_start.prompts == "new" else learn_all
     with open_state("prompts", inputs.key) as state:
-        fused, rows, figures = learn_stage(inputs, params, embed, state, progress)
+        fused, rows, figures = learn(inputs, params, embed, state, progress)
         write_prompts(inputs, fused, out, rows)
         write_json(metrics, figures)
     return figures
 
 
+def image_batches(inputs: TrainingInputs, params: Params, data: Path) -> tuple[ImageBatches, MakeEmbeds]:
+    """Every training image once, and the frozen encoder (in evaluation mode) that embeds it: [d]."""
+    model = params.model
+    batches = ImageBatches(
+        inputs.table, shards_at(params, data), model.image_size, model.normalize, EMBED_BATCH
+    )
+    return batches, partial(image_embeddings, fuse_batch_norms(inputs.model))
+
+
+def image_embeddings(model: CSDN, device: torch.device) -> dict[str, Embed]:
+    return {"embeddings": model.to(device).image_embeddings}
+
+
 def learn_all(
     inputs: TrainingInputs, params: Params, embed: EmbedImages, state: StageState, progress: Progress
 ) -> Learnt:
-    """Both phases over the images of all people."""
+    """Both phases, over the images of all identities."""
     model, settings = inputs.model, params.prompts
     embeddings, labels = embed(inputs, state)
-    prompts = prompt_phase(inputs, params, embeddings, labels)
-    rows = learn(prompts, settings.tokens, params.seed, state, progress)
+    rows = _train(prompt_phase(inputs, params, embeddings, labels), settings.tokens, state, progress)
     integration = integration_phase(inputs, params, embeddings, labels)
-    rows += learn(integration, settings.integration, params.seed, state, progress)
-    figures = naming_figures(model, embeddings, labels, inputs.table.modality)
+    rows += _train(integration, settings.integration, state, progress)
+    figures = text_accuracy(model, embeddings, labels, inputs.table.modality)
     with torch.no_grad():
         return model.fused_text_features(), rows, figures
 
@@ -351,27 +280,78 @@ def learn_all(
 def learn_new(
     inputs: TrainingInputs, params: Params, embed: EmbedImages, state: StageState, progress: Progress
 ) -> Learnt:
-    """Phase "prompts" over the images of new people; SII and the known people's rows stay the champion's.
+    """Phase "prompts" over the images of new identities; SII and all other texts stay the champion's.
 
-    The figures are of new people's images among the texts of all: there are none where nobody is new.
+    The figures are of the new identities' images among the texts of all; without new identities there are
+    none.
     """
     new = new_rows(inputs)
     figures: dict[str, float] = {"new_people": len(new)}
     if not len(new):
         return merge_prompts(inputs, None, new), [], figures
-    theirs = new_identities(inputs, new)
-    embeddings, labels = embed(theirs, state)
-    phase = prompt_phase(theirs, params, embeddings, labels, proxy_negatives(inputs, new, embeddings))
-    rows = learn(phase, params.prompts.tokens, params.seed, state, progress)
-    fused = merge_prompts(inputs, theirs, new)
-    among_all = torch.from_numpy(new).to(labels.device)[labels]
-    return fused, rows, figures | naming_figures(inputs.model, embeddings, among_all, theirs.table.modality)
+    new_inputs = new_identities(inputs, new)
+    embeddings, labels = embed(new_inputs, state)
+    proxies = proxy_negatives(inputs, new, embeddings)
+    phase = prompt_phase(new_inputs, params, embeddings, labels, proxies)
+    rows = _train(phase, params.prompts.tokens, state, progress)
+    fused = merge_prompts(inputs, new_inputs, new)
+    labels_among_all = torch.from_numpy(new).to(labels.device)[labels]
+    modality = new_inputs.table.modality
+    return fused, rows, figures | text_accuracy(inputs.model, embeddings, labels_among_all, modality)
+
+
+def prompt_phase(
+    inputs: TrainingInputs, params: Params, embeddings: Tensor, labels: Tensor, proxies: Tensor | None = None
+) -> PromptPhase:
+    """Phase "prompts" over pairs of a visible and an infrared image; proxies: as in `PromptPhase`."""
+    table = inputs.table
+
+    def plan(epoch: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        return pair_plan(table.label, table.modality, params.prompts.tokens.batch_size, params.seed, epoch)
+
+    return PromptPhase(inputs.model, embeddings, labels, plan, proxies)
+
+
+def integration_phase(
+    inputs: TrainingInputs, params: Params, embeddings: Tensor, labels: Tensor
+) -> IntegrationPhase:
+    """Phase "integration" over all images; the two text features of each identity are computed here, once."""
+    with torch.no_grad():
+        visible, infrared = (inputs.model.text_features(modality.value) for modality in MODALITIES)
+
+    def plan(epoch: int) -> list[np.ndarray]:
+        return pooled_plan(len(inputs.table), params.prompts.integration.batch_size, params.seed, epoch)
+
+    return IntegrationPhase(inputs.model, embeddings, labels, visible, infrared, plan, params.seed)
+
+
+def _train(
+    phase: Phase, settings: PhaseParams, state: StageState, progress: Progress
+) -> list[dict[str, Any]]:
+    with progress(phase.name, "steps", images=np.size(phase.plan(0)[0])) as report:
+        return train_phase(phase, settings, state.part(phase.name), report)
+
+
+@torch.inference_mode()
+def text_accuracy(model: CSDN, embeddings: Tensor, labels: Tensor, modality: np.ndarray) -> dict[str, float]:
+    """Training images whose nearest text is their identity's, in %: `<text>_names_<modality>`.
+
+    Three texts (visible, infrared, fused) on the images of each modality.
+    """
+    texts = {name.value: model.text_features(name.value) for name in MODALITIES}
+    texts["fused"] = model.fused_text_features()
+    figures = {}
+    for name, text in texts.items():
+        correct = ((embeddings @ text.T).argmax(dim=1) == labels).cpu().numpy()
+        for code, of in enumerate(MODALITIES):
+            figures[f"{name}_names_{of.value}"] = round(100 * float(correct[modality == code].mean()), 3)
+    return figures
 
 
 def write_prompts(
     inputs: TrainingInputs, fused: Tensor, out: Path, rows: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Tokens, SII and the fused text table [identities, d], whole or not at all."""
+    """Write tokens, SII and the fused text table [identities, d], the whole folder at once."""
     model = inputs.model
     tensors = {f"prompts.{name}": tensor for name, tensor in model.prompts.state_dict().items()}
     tensors |= {f"integration.{name}": tensor for name, tensor in model.integration.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Learning rates as pure functions of the epoch, which may be fractional (docs/method.md)."""
+"""Learning rates as pure functions of the epoch, which may be fractional, and Adam."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def warmup_cosine(
     """Learning rate of stage 1 at `epoch` (0 <= epoch < epochs).
 
     Linear from `warmup_learning_rate` during the warm-up; after it a cosine from `learning_rate` to
-    `final_learning_rate` that counts from epoch 0, so it has already fallen a little when it takes over.
+    `final_learning_rate` that counts from epoch 0, so it is already below `learning_rate` when it begins.
 
     >>> warmup_cosine(0, epochs=60, learning_rate=3e-4, warmup_epochs=5, warmup_learning_rate=1e-5,
     ...               final_learning_rate=1e-6)
@@ -44,30 +44,27 @@ def lr_multiplier(
     milestones: Sequence[float] = (),
     gamma: float = 0.1,
 ) -> float:
-    """Factor on every learning rate of stage 2 at `epoch`.
+    """The multiplier of every learning rate of stage 2 at `epoch`.
 
     Linear warm-up from `warmup_factor` to 1, then `kind`: "steps" multiplies by `gamma` at each milestone
     (published: warm-up 10 epochs from 0.01, milestones 40 and 70); "cosine" falls to 0 at `epochs`.
 
-    >>> factor(40, kind="steps", epochs=120, warmup_epochs=10, warmup_factor=0.01, milestones=(40, 70))
+    >>> lr_multiplier(40, kind="steps", epochs=120, warmup_epochs=10, warmup_factor=0.01, milestones=(40, 70))
     0.1
     """
     if epoch < warmup_epochs:
-        share = epoch / warmup_epochs
-        return warmup_factor * (1 - share) + share
+        fraction = epoch / warmup_epochs
+        return warmup_factor * (1 - fraction) + fraction
     if kind == "cosine":
         return 0.5 * (1 + math.cos(math.pi * (epoch - warmup_epochs) / (epochs - warmup_epochs)))
     return gamma ** sum(epoch >= milestone for milestone in milestones)
 
 
-# torch's Adam, without the wait for torch.compile, which nothing here uses.
-
-
 class Adam(torch.optim.Adam):
-    """torch's fused Adam, its methods as they are below what tells torch.compile to keep out of them.
+    """torch's fused Adam, without the wrappers that exclude its methods from torch.compile.
 
-    Those wrappers load the compiler with the first call: 3 s on the way to the first step, of every stage and
-    of every worker that is started anew. The arithmetic is torch's: same parameters, gradients and state.
+    These wrappers import the compiler at the first call, which takes 3 s in every stage and every new worker.
+    The arithmetic is torch's: same parameters, gradients and state.
     """
 
     def __init__(self, *args: object, **kwargs: object) -> None:

@@ -1,7 +1,11 @@
-"""Warm start: training goes on from a champion instead of from CLIP (docs/warm-start.md).
+"""Warm start: training starts from a champion instead of from CLIP (docs/warm-start.md).
 
-People keep their rows by name, whatever their numbers are today; who has left drops out; who is new gets a
-row of the usual initial values, which is a function of the seed and the name alone.
+Tokens and classifiers have a row for each identity. Rows are transferred by the identity's name; identities
+that are gone lose theirs; a new identity gets random initial values, a function of the seed and its name
+only.
+
+1. Reading the champion's weights, with checks that they fit, and transferring them into the network.
+2. Stage 1 for new identities only: their prompts are learnt, all other texts stay the champion's.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from torch import Tensor
 from csdn.data.catalog import MODALITIES
 from csdn.data.rng import Stream, generator
 from csdn.model import CSDN
-from csdn.model.network import row_deviation, with_people
+from csdn.model.network import row_std, with_identities
 from csdn.model.weights import misfits, read_safetensors, refuse, shapes
 from csdn.params import Params
 from csdn.runtime.documents import read_json
@@ -32,10 +36,13 @@ if TYPE_CHECKING:
     from csdn.training.inputs import TrainingInputs
 
 
+# 1. Reading and transferring the champion's weights.
+
+
 WEIGHTS = {"prompts": "prompts.safetensors", "embedding": "model.safetensors"}
-NOTHING = 'or train from nothing: set `"start": null` in champion.json'
-# What must be the champion's: the field of its config.json -> the key of params.yaml.
-SAME = {
+FROM_CLIP = 'or train from CLIP: set `"start": null` in champion.json'
+# What must equal the champion's: the field of its config.json -> the key of params.yaml.
+MUST_MATCH = {
     "clip": "model.clip",
     "clip_sha256": "model.weights (the SHA-256 of the file)",
     "image_size": "model.image_size",
@@ -47,13 +54,13 @@ SHOWN = 5  # people named in an error
 
 @dataclass(frozen=True)
 class WarmStart:
-    """The champion that champion.json names as `start`, and the folder that its files were fetched to."""
+    """The champion that champion.json names as `start`, and the folder with its files."""
 
     start: Start
     folder: Path = Path("champion")
 
     def config(self, stage: str) -> Path:
-        """Of stage "prompts" or "embedding"; beside the weights it says which row is whose."""
+        """The config.json of stage "prompts" or "embedding"; it lists the people in the order of rows."""
         return self.folder / stage / "config.json"
 
     def sha256(self, stage: str) -> str:
@@ -61,29 +68,30 @@ class WarmStart:
 
 
 class ChampionWeights(NamedTuple):
-    """What one stage of the champion had learnt: row n of the tensors that have people is people[n]'s."""
+    """The weights of one stage of the champion; row n of the tensors with identities is people[n]'s."""
 
     people: list[str]
     tensors: dict[str, Tensor]
 
 
 def warm_params(params: Params) -> Params:
-    """The parameters with those of `warm` in the section `embedding`, whose schedule is shrunk alike."""
+    """The parameters with `warm_start` applied to the section `embedding`; its schedule is scaled."""
     warm, embedding = params.warm_start, params.embedding
-    share, schedule = warm.epochs / embedding.epochs, embedding.schedule
-    shrunk = {
-        "warmup_epochs": share * schedule.warmup_epochs,
-        "milestones": [share * epoch for epoch in schedule.milestones],
+    scale, schedule = warm.epochs / embedding.epochs, embedding.schedule
+    scaled = {
+        "warmup_epochs": scale * schedule.warmup_epochs,
+        "milestones": [scale * epoch for epoch in schedule.milestones],
     }
-    changed = warm.model_dump(exclude={"prompts"}) | {"schedule": schedule.model_copy(update=shrunk)}
+    changed = warm.model_dump(exclude={"prompts"}) | {"schedule": schedule.model_copy(update=scaled)}
     return params.model_copy(update={"embedding": embedding.model_copy(update=changed)})
 
 
-def read_known(warm: WarmStart, stage: str, model: CSDN, normalize: str) -> ChampionWeights:
-    """What the champion's `stage` ("prompts" or "embedding") had learnt, for a network like `model`.
+def read_champion_weights(warm: WarmStart, stage: str, model: CSDN, normalize: str) -> ChampionWeights:
+    """The weights of the champion's `stage` ("prompts" or "embedding"), for a network like `model`.
 
-    Raises UserError where a file of the champion is missing or another one, of either stage: what fails in
-    the second must not cost the first; and where the champion is a network of another kind.
+    Raises UserError where a file of the champion is missing or has another hash, and where the champion is a
+    network of another kind. The files of both stages are checked, so that stage 1 does not run for hours
+    before stage 2 fails.
     """
     for name in WEIGHTS:
         _check_file(warm, name)
@@ -91,50 +99,46 @@ def read_known(warm: WarmStart, stage: str, model: CSDN, normalize: str) -> Cham
     ours = json.loads(json.dumps(model.config.to_json()))
     _check_kind(warm, described.get("model", {}), ours, described.get("normalize"), normalize)
     people = _read_json(warm.config(stage), warm).get("people")
-    known = ChampionWeights(people, read_safetensors(warm.folder / stage / WEIGHTS[stage]))
-    _check_shapes(warm, stage, known, model)
-    return known
+    champion = ChampionWeights(people, read_safetensors(warm.folder / stage / WEIGHTS[stage]))
+    _check_shapes(warm, stage, champion, model)
+    return champion
 
 
-def transfer_rows(known: ChampionWeights, model: CSDN, people: Sequence[str], seed: int) -> None:
-    """Put what is known into `model`, whose row n is people[n]'s; new people's rows are drawn."""
+def transfer_rows(champion: ChampionWeights, model: CSDN, people: Sequence[str], seed: int) -> None:
+    """Load the champion's weights into `model`, whose row n is people[n]'s; new rows are drawn."""
     state = model.state_dict()
-    for name in state.keys() & known.tensors.keys():
-        deviation = row_deviation(name)
-        if deviation is None:
-            state[name] = known.tensors[name]
-        else:
-            state[name] = _rows(known.tensors[name], known.people, people, (seed, name, deviation))
+    row = {person: n for n, person in enumerate(champion.people)}
+    for name in state.keys() & champion.tensors.keys():
+        tensor, std = champion.tensors[name], row_std(name)
+        state[name] = tensor
+        if std is not None:
+            shape = tensor.shape[1:]
+            state[name] = torch.stack(
+                [
+                    tensor[row[person]] if person in row else _initial_row(person, shape, seed, name, std)
+                    for person in people
+                ]
+            )
     model.load_state_dict(state)
 
 
-def check_splits(warm: WarmStart, known: ChampionWeights, test_people: Sequence[str]) -> None:
-    """Raise UserError where the champion was trained on people who are test people today."""
-    seen = sorted(set(known.people) & set(test_people))
+def check_splits(warm: WarmStart, champion: ChampionWeights, test_people: Sequence[str]) -> None:
+    """Raise UserError where the champion was trained on people who are test people now."""
+    seen = sorted(set(champion.people) & set(test_people))
     if seen:
         more = ", ..." if len(seen) > SHOWN else ""
         raise UserError(
             f"champion.json: training starts from {warm.start.version}, and {len(seen)} people that it was "
-            f"trained on are test people today ({', '.join(seen[:SHOWN])}{more}): figures on them would say "
-            f"nothing. Set the section data of params.yaml back, {NOTHING}"
+            f"trained on are test people now ({', '.join(seen[:SHOWN])}{more}), which would make the figures "
+            f"meaningless. Restore the section data of params.yaml, {FROM_CLIP}"
         )
 
 
-def _rows(
-    tensor: Tensor, known: Sequence[str], people: Sequence[str], draw: tuple[int, str, float]
-) -> Tensor:
-    """A row for each of `people`: the one of that name, or one that is drawn."""
-    row = {person: n for n, person in enumerate(known)}
-    return torch.stack(
-        [tensor[row[name]] if name in row else _drawn(name, tensor.shape[1:], *draw) for name in people]
-    )
-
-
-def _drawn(person: str, shape: Sequence[int], seed: int, tensor: str, deviation: float) -> Tensor:
-    """Normal values: a function of the seed, the person's name and the tensor's, of nobody else."""
+def _initial_row(person: str, shape: Sequence[int], seed: int, tensor: str, std: float) -> Tensor:
+    """Normal values, a function of the seed and the names of the person and the tensor only."""
     counter = int.from_bytes(hashlib.sha256(f"{tensor}\n{person}".encode()).digest()[:8])
     draws = generator(seed, Stream.NEW_PERSON, counter).standard_normal(tuple(shape), np.float32)
-    return torch.from_numpy(draws) * deviation
+    return torch.from_numpy(draws) * std
 
 
 def _check_file(warm: WarmStart, stage: str) -> None:
@@ -153,8 +157,8 @@ def _check_file(warm: WarmStart, stage: str) -> None:
 
 def _not_fetched(path: Path, version: str) -> UserError:
     return UserError(
-        f"{path}: no such file, and training starts from {version} (champion.json); `csdn fetch-champion` fetches "
-        f"the champion's files, {NOTHING}"
+        f"{path}: no such file, and training starts from {version} (champion.json); `csdn fetch-champion` "
+        f"fetches the champion's files, {FROM_CLIP}"
     )
 
 
@@ -171,61 +175,64 @@ def _read_json(path: Path, warm: WarmStart) -> dict[str, Any]:
 def _check_kind(
     warm: WarmStart, champion: Mapping[str, Any], ours: Mapping[str, Any], its_normalize: Any, normalize: str
 ) -> None:
-    """Raise UserError naming each parameter that makes another network than the champion."""
-    pairs = {key: (champion.get(field), ours[field]) for field, key in SAME.items()}
+    """Raise UserError naming each parameter that makes another kind of network than the champion."""
+    pairs = {key: (champion.get(field), ours[field]) for field, key in MUST_MATCH.items()}
     pairs["model.normalize"] = (its_normalize, normalize)
     lines = [f"{key} is {now}; the champion has {then}" for key, (then, now) in pairs.items() if then != now]
     source = f"params.yaml does not fit {warm.start.version}, from which training starts (champion.json)"
-    refuse(source, lines, f"set back what differs, {NOTHING}")
+    refuse(source, lines, f"restore what differs, {FROM_CLIP}")
 
 
-def _check_shapes(warm: WarmStart, stage: str, known: ChampionWeights, model: CSDN) -> None:
-    """Raise UserError where the tensors are not those of such a network with the people of config.json."""
+def _check_shapes(warm: WarmStart, stage: str, champion: ChampionWeights, model: CSDN) -> None:
+    """Raise UserError where the tensors are not of a network like `model` with the champion's people."""
     path = warm.config(stage)
-    if not isinstance(known.people, list) or not all(isinstance(name, str) for name in known.people):
-        raise UserError(f"{path}: no list `people`; `csdn fetch-champion` fetches the champion's files")
+    if not isinstance(champion.people, list) or not all(isinstance(name, str) for name in champion.people):
+        raise UserError(
+            f"{path}: the list `people` is missing; `csdn fetch-champion` fetches the champion's files"
+        )
     needed = {
-        name: shape if row_deviation(name) is None else [len(known.people), *shape[1:]]
+        name: shape if row_std(name) is None else [len(champion.people), *shape[1:]]
         for name, shape in shapes(model.state_dict()).items()
         if stage == "embedding" or name.partition(".")[0] in ("prompts", "integration")
     }
     if stage == "prompts":
-        needed["fused_text"] = [len(known.people), model.config.embed_dim]
-    lines = misfits(needed, shapes(known.tensors))
+        needed["fused_text"] = [len(champion.people), model.config.embed_dim]
+    lines = misfits(needed, shapes(champion.tensors))
     refuse(
         str(path.with_name(WEIGHTS[stage])), lines, f"does not fit {path}; fetch both: `csdn fetch-champion`"
     )
 
 
-# Stage 1 of people whom the champion does not know: a task of their own, beside rows that stay.
+# 2. Stage 1 for the identities that the champion was not trained on. They are trained by themselves: all
+# other rows stay as they are.
 
 
 def new_rows(inputs: TrainingInputs) -> np.ndarray:
-    """Rows, rising, of the people whom the champion does not know."""
-    known = set(inputs.known.people)
+    """The rows of new identities, in ascending order."""
+    known = set(inputs.champion.people)
     return np.array([n for n, person in enumerate(inputs.people) if person not in known], np.int64)
 
 
 def new_identities(inputs: TrainingInputs, new: np.ndarray) -> TrainingInputs:
-    """The same with the people of these rows alone: their images, numbered anew, and a network of their rows.
+    """The inputs of these rows' identities only: their images, relabelled, and a network with their rows.
 
-    Weight decay would move the rows of others, who have no gradient.
+    In the whole network weight decay would change the rows of the others, which have no gradient.
     """
     device = next(inputs.model.parameters()).device
     return replace(
         inputs,
         table=inputs.table.of_people(new),
-        model=with_people(inputs.model, new.tolist()).to(device),
+        model=with_identities(inputs.model, new.tolist()).to(device),
         people=[inputs.people[n] for n in new],
     )
 
 
 @torch.no_grad()
 def proxy_negatives(inputs: TrainingInputs, new: np.ndarray, embeddings: Tensor) -> Tensor:
-    """What stands for images of the people who are not new, [2 * known, d]: their two texts.
+    """The two texts of each known identity, [2 * known, d], in place of their images, which are not read.
 
-    They are as long as the new people's images [images, d] are on average, as dot products are compared.
-    Without them new texts also fit images of known people, of which none is read.
+    Without these negatives the new texts would match images of known identities, too. SupCon compares dot
+    products, so they are scaled to the mean length of the new identities' embeddings [images, d].
     """
     known = torch.from_numpy(np.setdiff1d(np.arange(len(inputs.people)), new)).to(embeddings.device)
     texts = [inputs.model.text_features(modality.value, known) for modality in MODALITIES]
@@ -233,18 +240,19 @@ def proxy_negatives(inputs: TrainingInputs, new: np.ndarray, embeddings: Tensor)
 
 
 @torch.no_grad()
-def merge_prompts(inputs: TrainingInputs, theirs: TrainingInputs | None, new: np.ndarray) -> Tensor:
-    """Copy the tokens that newcomers have learnt into the network; returns the fused text table.
+def merge_prompts(inputs: TrainingInputs, trained: TrainingInputs | None, new: np.ndarray) -> Tensor:
+    """Copy the tokens of new identities from `trained` into the network; returns the fused text table.
 
-    In it the rows of the known are the champion's own: computed again, last digits might differ.
+    The rows of known identities are copied from the champion's table: computing them again could change last
+    digits.
     """
-    at = {person: n for n, person in enumerate(inputs.known.people)}
-    champions = inputs.known.tensors["fused_text"]
-    fused = champions.new_empty(len(inputs.people), champions.shape[1])
+    row = {person: n for n, person in enumerate(inputs.champion.people)}
+    champion = inputs.champion.tensors["fused_text"]
+    fused = champion.new_empty(len(inputs.people), champion.shape[1])
     known = np.setdiff1d(np.arange(len(inputs.people)), new)
-    fused[known] = champions[[at[inputs.people[n]] for n in known]]
-    if theirs:
-        fused[new] = theirs.model.fused_text_features().cpu()
+    fused[known] = champion[[row[inputs.people[n]] for n in known]]
+    if trained:
+        fused[new] = trained.model.fused_text_features().cpu()
         for name, tokens in inputs.model.prompts.tokens.items():
-            tokens[torch.from_numpy(new).to(tokens.device)] = theirs.model.prompts.tokens[name]
+            tokens[torch.from_numpy(new).to(tokens.device)] = trained.model.prompts.tokens[name]
     return fused

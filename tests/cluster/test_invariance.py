@@ -16,7 +16,7 @@ from small_network import SMALL
 
 from csdn.evaluation import rank_metrics
 from csdn.model import CSDN
-from csdn.training.distributed import synchronised
+from csdn.training.distributed import synchronise_batch_norms
 
 pytestmark = pytest.mark.slow
 # Of weights and losses after 50 steps. In float32 an Adam step of a larger rate multiplies rounding until
@@ -80,6 +80,6 @@ def retrieval(tensors: dict[str, torch.Tensor]) -> list[float]:
 def test_synchronised_batch_norms_share_names_and_tensors():
     model = CSDN(SMALL).train()
     before = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
-    after = synchronised(model).state_dict()
+    after = synchronise_batch_norms(model).state_dict()
     assert {name: tensor.data_ptr() for name, tensor in after.items()} == before
     assert not any(type(module) is torch.nn.BatchNorm2d for module in model.modules())

@@ -1,4 +1,4 @@
-"""The losses: worked by hand on paper, and finite wherever they may be called."""
+"""The losses equal values worked by hand, and are finite for every batch."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from csdn.losses import hse_loss, images_of_each, msel_loss, supcon_loss, wrt_loss
+from csdn.losses import hse_loss, instances_per_identity, msel_loss, supcon_loss, wrt_loss
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 
@@ -28,7 +28,7 @@ def test_supcon_by_hand(dtype):
 
 
 @DTYPES
-def test_triplet_by_hand(dtype):
+def test_wrt_by_hand(dtype):
     """Points 0, 1 (one person) and 3 on a line.
 
     i = 0: positives 0 (itself), 1 with weights e^-1 and 1 over their sum; the one negative at 3 has
@@ -61,7 +61,7 @@ def test_msel_by_hand(dtype):
 
 
 @DTYPES
-def test_semantic_by_hand(dtype):
+def test_hse_by_hand(dtype):
     """Scores [[1, 0], [0, 3]], both images of person 1: the first is wrong by 1, the second right by 3."""
     features = torch.tensor([[1.0, 0.0], [0.0, 3.0]], dtype=dtype)
     wanted = (math.log(1 + math.e) + math.log(1 + math.exp(-3))) / 2
@@ -75,7 +75,7 @@ def random_batch(seed, people=4, instances=3, d=5):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_order_of_a_global_batch_does_not_matter(seed):
+def test_losses_do_not_depend_on_the_order_of_the_batch(seed):
     (visible, infrared, _), labels = random_batch(seed)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     losses = [
@@ -86,7 +86,7 @@ def test_the_order_of_a_global_batch_does_not_matter(seed):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_gradients_are_those_of_finite_differences(seed):
+def test_gradients_equal_finite_differences(seed):
     (visible, infrared, texts), labels = random_batch(seed, people=3, instances=2, d=3)
     inputs = [x.clone().requires_grad_() for x in (visible, infrared)]
     assert torch.autograd.gradcheck(lambda v, i: msel_loss(v, i, labels, 2), inputs)
@@ -122,13 +122,13 @@ def test_degenerate_batches_give_finite_losses_and_gradients(case):
         assert loss.isfinite() and gradient.isfinite().all()
 
 
-def test_supcon_without_partners_is_zero():
+def test_supcon_without_positives_is_zero():
     a, b = torch.randn(3, 4), torch.randn(2, 4)
     assert supcon_loss(a, b, torch.tensor([0, 1, 2]), torch.tensor([8, 9])) == 0
     assert supcon_loss(a, b[:0], torch.tensor([0, 1, 2]), torch.zeros(0, dtype=torch.long)) == 0
 
 
-def test_triplet_keeps_its_value_where_the_published_form_overflows():
+def test_wrt_is_finite_where_the_published_form_overflows():
     """log(1 + exp(x)) overflows in float32 at x = 89; there the loss is x itself."""
     features = torch.tensor([[0.0], [200.0], [1e4]])
     labels = torch.tensor([0, 0, 1])
@@ -137,18 +137,18 @@ def test_triplet_keeps_its_value_where_the_published_form_overflows():
     assert wrt_loss(features, labels).item() == pytest.approx(wanted, rel=1e-5)
 
 
-def test_msel_is_zero_where_modalities_do_not_differ():
+def test_msel_is_zero_for_equal_modalities():
     """With two images a person, the cross mean of d and 0 is half of the intra distance d: scale it so."""
     points = torch.tensor([[0.0], [0.0], [5.0], [5.0]])
     assert msel_loss(points, points, torch.tensor([0, 0, 1, 1]), 2).item() == pytest.approx(0, abs=1e-10)
 
 
-def test_semantic_is_plain_cross_entropy():
+def test_hse_is_plain_cross_entropy():
     (features, table, _), labels = random_batch(0)
     assert torch.equal(hse_loss(features, table, labels), F.cross_entropy(features @ table.T, labels))
 
 
-def test_images_of_each_person_come_from_the_labels():
-    assert images_of_each(torch.tensor([5, 5, 2, 2])) == 2
+def test_instances_per_identity_are_counted_from_the_labels():
+    assert instances_per_identity(torch.tensor([5, 5, 2, 2])) == 2
     with pytest.raises(ValueError, match="same number"):
-        images_of_each(torch.tensor([5, 5, 2]))
+        instances_per_identity(torch.tensor([5, 5, 2]))

@@ -1,4 +1,4 @@
-"""What the network saves in work it does not lose in value: each short form equals the plain computation."""
+"""The network computes less than the plain method, with the same values."""
 
 import plain
 import pytest
@@ -31,12 +31,12 @@ def test_only_the_learnable_tokens_get_a_gradient_from_text():
     assert [name for name, p in model.named_parameters() if p.grad is not None] == ["prompts.tokens.visible"]
 
 
-def test_text_of_some_people_is_theirs_among_everybodys():
+def test_text_of_selected_identities_equals_their_rows_in_the_whole_table():
     model, people = network(), torch.tensor([7, 2, 7])
     assert_near(model.text_features("infrared", people), model.text_features("infrared")[people], 1e-6)
 
 
-def test_prefix_cache_follows_loaded_weights():
+def test_loading_weights_updates_the_prefix_cache():
     model = network()
     other = {name: 1.1 * value for name, value in model.text_encoder.state_dict().items()}
     before = model.text_encoder.prefix_cache.clone()
@@ -46,7 +46,7 @@ def test_prefix_cache_follows_loaded_weights():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_attention_pool_equals_all_queries_whatever_the_key_bias(seed):
+def test_attention_pool_equals_full_attention_for_any_key_bias(seed):
     torch.manual_seed(seed)
     pool = AttentionPool(channels=24, heads=3, embed_dim=5, grid=(3, 2)).double()
     features = torch.randn(4, 24, 3, 2, dtype=torch.float64, requires_grad=True)
@@ -62,7 +62,7 @@ def test_attention_pool_equals_all_queries_whatever_the_key_bias(seed):
         assert_near(ours, theirs, 1e-10)
 
 
-def test_sii_equals_attention_with_its_one_key_written_out():
+def test_sii_equals_attention_with_a_single_key():
     part = {n.removeprefix("attention_fusion.embedding_"): v for n, v in PUBLISHED.items()}
     visible, infrared = (tensors("outputs")[f"text_{name}_all"] for name in ("rgb", "ir"))
 
@@ -94,8 +94,8 @@ def test_concat_is_linear_in_both_texts():
     assert_near(integration(visible, infrared), visible @ weight[:, :4].T + infrared @ weight[:, 4:].T + bias)
 
 
-def test_dropout_keeps_what_the_mask_says_and_scales_it():
-    integration = build_integration("attention", embed_dim=4)
+def test_dropout_applies_the_mask_and_rescales():
+    integration = build_integration("sii", embed_dim=4)
     visible, infrared = torch.randn(2, 6, 4)
     nothing = integration(visible, infrared, keep=torch.zeros(6, 4, dtype=torch.bool))
     assert_near(nothing, visible + integration.output.bias)

@@ -1,4 +1,4 @@
-"""What the network computes is what the published method computes (tests/parity/golden, float32, 1e-5)."""
+"""The network's outputs equal the published method's (golden vectors, float32, 1e-5)."""
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ def test_text_features_of_each_modality_and_fused():
     assert_near(MODEL.fused_text_features(), WANTED["fusion_text_all_eval"], what="fused text feature (SII)")
 
 
-def test_sii_under_dropout_depends_on_the_mask_of_the_values_alone():
+def test_sii_with_dropout_depends_on_the_mask_of_the_values_only():
     wanted = tensors("train_mode")
     keep = wanted["dropout_keep_mask_v"].bool()
     fused = MODEL.integration(WANTED["text_rgb_all"], WANTED["text_ir_all"], keep)

@@ -1,4 +1,4 @@
-"""Losses, gradients and Adam steps are the published ones (tests/parity/golden: 1e-5, gradient norms 1e-4)."""
+"""Losses, gradients and Adam steps equal the published ones (golden vectors: 1e-5, gradient norms 1e-4)."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ PUBLISHED_TERMS = {
 
 def prompt_phase(model):
     embeddings = torch.cat([INPUTS["stage1_img_rgb"], INPUTS["stage1_img_ir"]])
-    phase = PromptPhase(model, embeddings, INPUTS["stage1_labels"].repeat(2), rows=lambda epoch: [])
+    phase = PromptPhase(model, embeddings, INPUTS["stage1_labels"].repeat(2), plan=lambda epoch: [])
     return phase, (np.arange(8), np.arange(8, 16))
 
 
@@ -41,7 +41,7 @@ def integration_phase(model):
     texts = [model.text_features(modality).detach() for modality in ("visible", "infrared")]
     model.integration.dropout = 0.0  # the golden steps are without
     labels, images = INPUTS["stage2_labels"], INPUTS["stage2_img"]
-    phase = IntegrationPhase(model, images, labels, *texts, rows=lambda epoch: [], seed=0)
+    phase = IntegrationPhase(model, images, labels, *texts, plan=lambda epoch: [], seed=0)
     return phase, np.arange(16)
 
 

@@ -1,4 +1,4 @@
-"""Learning rates are the published ones, at every epoch."""
+"""Learning rates equal the published ones at every epoch."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What saves work between the parts of the network changes no value (the parts: test_model_exact.py)."""
+"""Shortcuts between the parts of the network change no value (the parts: test_model_exact.py)."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,9 @@ from golden_vectors import assert_near, network, tensors
 from csdn.evaluation import embed_with_flip_tta, protocol
 from csdn.losses import embedding_losses
 from csdn.model import MODALITIES, fuse_batch_norms
-from csdn.training.embedding import EmbeddingSettings, build_optimizer
-from csdn.training.prompts import IntegrationPhase, PromptPhase, contrast
+from csdn.params import EmbeddingParams
+from csdn.training.embedding import build_optimizer
+from csdn.training.prompts import IntegrationPhase, PromptPhase, contrastive_losses
 
 INPUTS = tensors("inputs")
 VIEWS = [INPUTS[name] for name in ("x_rgb_view1", "x_rgb_view2", "x_ir")]
@@ -21,11 +22,10 @@ def in_double():
     return model
 
 
-def test_the_fused_optimiser_takes_the_steps_of_the_plain_one():
+def test_fused_adam_equals_plain_adam():
     ours, plain = in_double().train(), in_double().train()
     rates = {"learning_rate": 3e-4, "head_learning_rate": 1e-3, "weight_decay": 5e-4}
-    others = {"schedule_update": "epoch", "schedule": {}, "weights": {}, "precision": "float32"}
-    fused = build_optimizer(ours, EmbeddingSettings(epochs=1, images=4, **rates, **others))
+    fused = build_optimizer(ours, EmbeddingParams.model_construct(**rates))
     heads = list(plain.head_parameters())
     backbone = [p for p in plain.image_parameters() if not any(p is head for head in heads)]
     groups = [{"params": backbone}, {"params": heads, "lr": 1e-3}]
@@ -47,41 +47,43 @@ def gradients_of(losses, parameters):
     return [losses["loss"], *torch.autograd.grad(losses["loss"], parameters)]
 
 
-def test_texts_tabulated_once_give_the_step_of_texts_encoded_for_each_image():
+def test_precomputed_texts_give_the_same_step_as_texts_encoded_for_each_image():
     model, labels = in_double(), INPUTS["stage2_labels"]
     images = INPUTS["stage2_img"].double()
     model.integration.dropout = 0.0
     texts = [model.text_features(modality).detach() for modality in MODALITIES]
-    phase = IntegrationPhase(model, images, labels, *texts, rows=lambda epoch: [], seed=0)
+    phase = IntegrationPhase(model, images, labels, *texts, plan=lambda epoch: [], seed=0)
     short = gradients_of(phase.loss(np.arange(len(labels)), epoch=0, step=0), phase.parameters())
     encoded = [model.text_features(modality, labels).detach() for modality in MODALITIES]
-    written_out = gradients_of(contrast(images, model.integration(*encoded), labels), phase.parameters())
+    written_out = gradients_of(
+        contrastive_losses(images, model.integration(*encoded), labels), phase.parameters()
+    )
     for one, other in zip(short, written_out, strict=True):
         assert_near(one, other, 1e-12)
 
 
-def test_a_person_who_stands_twice_in_a_row_is_encoded_once_with_the_same_step():
+def test_encoding_a_repeated_identity_once_gives_the_same_step():
     model, labels = in_double(), torch.tensor([3, 1, 3, 3])
     images = torch.randn(8, model.config.embed_dim, generator=torch.Generator().manual_seed(0)).double()
-    phase = PromptPhase(model, images, labels.repeat(2), rows=lambda epoch: [])
+    phase = PromptPhase(model, images, labels.repeat(2), plan=lambda epoch: [])
     short = gradients_of(phase.loss((np.arange(4), np.arange(4, 8)), epoch=0, step=0), phase.parameters())
     texts = torch.cat([model.text_features(modality, labels) for modality in MODALITIES])
-    written_out = gradients_of(contrast(images, texts, labels.repeat(2)), phase.parameters())
+    written_out = gradients_of(contrastive_losses(images, texts, labels.repeat(2)), phase.parameters())
     for one, other in zip(short, written_out, strict=True):
         assert_near(one, other, 1e-12)
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
-def test_the_whole_short_form_at_test_time_gives_the_plain_features(modality):
-    """Folded batch norms, inference mode and the mirror image in the same batch."""
+def test_optimised_inference_gives_the_plain_features(modality):
+    """Fused batch norms, inference mode, and the flipped image in the same batch."""
     model, images = network(), VIEWS[0]
     plain = torch.cat([model.embed(one, modality) for one in (images, images.flip(3))], dim=1)
     with torch.inference_mode():
         assert_near(embed_with_flip_tta(fuse_batch_norms(model), images, modality).clone(), plain)
 
 
-def test_images_embedded_once_serve_every_trial():
-    """A feature depends on its image alone: those of a gallery embedded apart are the same."""
+def test_features_extracted_once_serve_every_trial():
+    """A feature depends on its image only, whatever else is in the batch."""
     model, images = network(), torch.cat(VIEWS)
     index = {
         "person": [number % 3 for number in range(len(images))],
@@ -96,7 +98,7 @@ def test_images_embedded_once_serve_every_trial():
         assert_near(model.embed(images[rows], "visible"), once[rows])
 
 
-def test_a_training_step_has_the_same_losses_in_either_layout():
+def test_a_training_step_has_the_same_losses_in_either_memory_layout():
     model, fast = in_double().train(), in_double().train().channels_last()
     table = tensors("phase3")["text_features"].double()
     arguments = [*(view.double() for view in VIEWS), INPUTS["pids"], table]

@@ -15,7 +15,7 @@ from make_images import make_drop, people_named
 from repository import make_repository
 from workspace import STAGES
 
-from csdn.data.state import REST
+from csdn.data.state import OVERHEAD
 from csdn.ingest.ledger import write_ledger
 from csdn.ingest.sync import open_drop
 
@@ -99,10 +99,10 @@ class Campaign:
 
 def save_often(project: Path) -> None:
     """A stage of seconds is saved some times too, as one of hours is."""
-    pace = project / "csdn/data/state.py"
-    text = pace.read_text(encoding="utf-8")
-    assert text.count(f"REST = {REST}\n") == 1
-    pace.write_text(text.replace(f"REST = {REST}\n", "REST = 2.0\n"), encoding="utf-8")
+    state = project / "csdn/data/state.py"
+    text = state.read_text(encoding="utf-8")
+    assert text.count(f"OVERHEAD = {OVERHEAD} ") == 1
+    state.write_text(text.replace(f"OVERHEAD = {OVERHEAD} ", "OVERHEAD = 0.5 "), encoding="utf-8")
 
 
 def add_drops(folder: Path, project: Path, images: int) -> None:

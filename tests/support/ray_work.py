@@ -47,7 +47,7 @@ def make_work(root: Path, epochs: int = 3) -> EmbeddingWork:
     text = torch.randn(IDENTITIES, SMALL.embed_dim, generator=torch.Generator().manual_seed(1))
     table = load_dataset(root).train_table()
     source = TrainSource(table, root / "shards", PEOPLE, IMAGES, SIZE, "imagenet", 2, 0)
-    return EmbeddingWork(model, text, source, replace(settings(torch.float32), epochs=epochs))
+    return EmbeddingWork(model, text, source, settings(torch.float32).model_copy(update={"epochs": epochs}))
 
 
 def make_state(folder: Path, storage: str | None = None) -> CheckpointStore:

@@ -16,7 +16,8 @@ from small_network import SMALL
 from csdn.data.loader import TrainBatch
 from csdn.data.state import StageState
 from csdn.model import CSDN
-from csdn.training.embedding import EmbeddingSettings, train_embedding
+from csdn.params import EmbeddingParams
+from csdn.training.embedding import train_embedding
 
 IDENTITIES, PEOPLE, IMAGES, SIZE = 20, 6, 2, (64, 32)
 STEPS, EPOCHS = 25, 2
@@ -42,24 +43,18 @@ class Slices:
             yield TrainBatch(*mine, people.chunk(self.size)[self.rank], epoch, step, IMAGES)
 
 
-def settings(dtype: torch.dtype) -> EmbeddingSettings:
+def settings(dtype: torch.dtype) -> EmbeddingParams:
     rate = RATES[dtype]
-    return EmbeddingSettings(
+    return EmbeddingParams(
         epochs=EPOCHS,
-        images=IMAGES,
-        precision="float32",
+        identities_per_batch=PEOPLE,
+        images_per_identity=IMAGES,
+        padding=0,
         learning_rate=rate,
         head_learning_rate=2 * rate,
         weight_decay=5e-4,
-        schedule_update="step",
-        schedule={
-            "kind": "cosine",
-            "warmup_epochs": 0.5,
-            "warmup_factor": 0.01,
-            "milestones": (),
-            "gamma": 0.1,
-        },
-        weights={"identity": 1.0, "msel": 1.0, "triplet": 0.15, "hse_visible": 0.05, "hse_infrared": 0.1},
+        schedule={"kind": "cosine", "lr_update": "step", "warmup_epochs": 0.5, "warmup_factor": 0.01},
+        losses={"identity": 1.0, "msel": 1.0, "triplet": 0.15, "hse_visible": 0.05, "hse_infrared": 0.1},
     )
 
 

@@ -1,4 +1,4 @@
-"""Where stage 2 goes on, and what is kept of the runs before."""
+"""Stage 2 resumes from the furthest checkpoint of all attempts and removes the others."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def checkpoint(made: CheckpointStore, attempt: str, step: int, spoilt: bool = Fa
     return folder
 
 
-def test_nothing_saved_is_a_start(made):
+def test_without_checkpoints_training_starts_at_the_beginning(made):
     assert made.load() is None
     made.forget_others()
     made.remove()
 
 
-def test_the_furthest_counts_wherever_it_is_and_what_is_not_whole_does_not(made):
+def test_the_furthest_complete_checkpoint_is_loaded(made):
     made.save({"epoch": 0, "step": 2}, {"weight": torch.tensor([2])})
     checkpoint(made, "a", 3)
     assert made.load()[0]["step"] == 3
@@ -49,7 +49,7 @@ def test_the_furthest_counts_wherever_it_is_and_what_is_not_whole_does_not(made)
     assert made.load()[1]["weight"].item() == 9
 
 
-def test_only_the_furthest_s_tensors_are_read(made, monkeypatch):
+def test_only_the_tensors_of_the_furthest_checkpoint_are_read(made, monkeypatch):
     for step in (1, 2, 3):
         checkpoint(made, "a", step)
     read = []
@@ -59,7 +59,7 @@ def test_only_the_furthest_s_tensors_are_read(made, monkeypatch):
     assert len(read) == 1
 
 
-def test_earlier_attempts_go_but_the_one_to_go_on_from(made):
+def test_all_attempts_but_the_loaded_one_are_removed(made):
     for attempt, step in (("a", 1), ("b", 4), ("c", 2)):
         checkpoint(made, attempt, step)
     made.load()
@@ -76,7 +76,7 @@ def workspace(folder: Path, storage: Path) -> CheckpointStore:
     return CheckpointStore(StageState(folder / ".state" / KEY), str(storage))
 
 
-def test_clones_that_share_a_storage_neither_read_nor_remove_each_other_s(tmp_path):
+def test_clones_that_share_a_storage_do_not_read_or_remove_each_others_attempts(tmp_path):
     one, other = (workspace(tmp_path / name, tmp_path / "storage") for name in ("one", "other"))
     checkpoint(one, "a", 3)
     assert other.load() is None
@@ -87,7 +87,7 @@ def test_clones_that_share_a_storage_neither_read_nor_remove_each_other_s(tmp_pa
     assert (one.load(), other.load()[0]["step"]) == (None, 5)
 
 
-def test_a_clone_finds_its_own_again_and_a_copy_of_its_folder_does_not(tmp_path):
+def test_a_clone_finds_its_attempts_and_a_copy_of_its_folder_does_not(tmp_path):
     checkpoint(workspace(tmp_path / "one", tmp_path / "storage"), "a", 3)
     assert workspace(tmp_path / "one", tmp_path / "storage").load()[0]["step"] == 3
     shutil.copytree(tmp_path / "one", tmp_path / "copy")
@@ -96,7 +96,7 @@ def test_a_clone_finds_its_own_again_and_a_copy_of_its_folder_does_not(tmp_path)
     assert workspace(tmp_path / "one/.runs/20261128-0123abcd", tmp_path / "storage").load() is None
 
 
-def test_a_clone_may_be_named_so_that_another_goes_on_for_it(tmp_path, monkeypatch):
+def test_with_csdn_clone_another_clone_continues(tmp_path, monkeypatch):
     monkeypatch.setenv("CSDN_CLONE", "the cluster's job")
     checkpoint(workspace(tmp_path / "lost", tmp_path / "storage"), "a", 3)
     assert workspace(tmp_path / "new", tmp_path / "storage").load()[0]["step"] == 3
@@ -104,7 +104,7 @@ def test_a_clone_may_be_named_so_that_another_goes_on_for_it(tmp_path, monkeypat
     assert workspace(tmp_path / "new", tmp_path / "storage").load() is None
 
 
-def test_processes_that_ask_at_once_get_one_name(tmp_path):
+def test_concurrent_processes_get_the_same_clone_name(tmp_path):
     with ThreadPoolExecutor(8) as threads:
         names = set(threads.map(lambda _: clone_name(tmp_path), range(50)))
     assert len(names) == 1 and re.fullmatch("[0-9a-f]{16}", names.pop())

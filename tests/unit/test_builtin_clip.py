@@ -1,4 +1,4 @@
-"""The small CLIP: what ships loads through open_clip, and reads people it has never seen."""
+"""The small CLIP: the shipped files load through open_clip, and the weights recognise unseen people."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from csdn.model.clip import ASSETS, NAME, VOCABULARY, WEIGHTS, register
+from csdn.model.clip import ASSETS, BUILT_IN, VOCABULARY, WEIGHTS, register
 from csdn.model.pooling import GeM
 from csdn.synthetic.captions import PHRASES, caption
 from csdn.synthetic.people import COLOURS, FRESH, PRETRAINING, person
@@ -27,7 +27,7 @@ def shipped() -> SmallClip:
 @pytest.fixture(scope="module")
 def tokenizer(open_clip):
     register()
-    return open_clip.get_tokenizer(NAME)
+    return open_clip.get_tokenizer(BUILT_IN)
 
 
 def test_the_template_is_12_tokens_with_the_learnable_ones_at_5_to_8(tokenizer) -> None:
@@ -40,7 +40,7 @@ def test_the_template_is_12_tokens_with_the_learnable_ones_at_5_to_8(tokenizer) 
 
 def test_end_of_text_has_the_highest_id_of_all(tokenizer) -> None:
     """CLIP finds the end of a text by the largest token."""
-    size = json.loads((ASSETS / f"{NAME}.json").read_text())["text_cfg"]["vocab_size"]
+    size = json.loads((ASSETS / f"{BUILT_IN}.json").read_text())["text_cfg"]["vocab_size"]
     assert tokenizer.vocab_size == size == tokenizer.eot_token_id + 1
 
 
@@ -71,7 +71,7 @@ def test_the_weights_are_small_and_half_precision() -> None:
 def test_open_clip_loads_the_weights_and_embeds_texts_as_we_do(
     shipped: SmallClip, tokenizer, open_clip
 ) -> None:
-    theirs = open_clip.create_model(NAME, pretrained=str(WEIGHTS)).eval()
+    theirs = open_clip.create_model(BUILT_IN, pretrained=str(WEIGHTS)).eval()
     texts = ["A photo of a X X X X person.", "a striped garment", caption(person(1), infrared=False)]
     with torch.inference_mode():
         expected, ours = theirs.encode_text(tokenizer(texts)), shipped.embed_texts(texts)
@@ -79,7 +79,7 @@ def test_open_clip_loads_the_weights_and_embeds_texts_as_we_do(
 
 
 def test_the_image_tower_is_open_clips_with_the_last_stride_removed(shipped: SmallClip, open_clip) -> None:
-    visual = open_clip.create_model(NAME, pretrained=str(WEIGHTS)).eval().visual
+    visual = open_clip.create_model(BUILT_IN, pretrained=str(WEIGHTS)).eval().visual
     visual.layer4[0].avgpool = torch.nn.Identity()
     visual.layer4[0].downsample[0] = torch.nn.Identity()
     visual.attnpool.positional_embedding = torch.nn.Parameter(shipped.attnpool.positions.detach())
@@ -112,7 +112,7 @@ def test_plain_lengths_change_no_direction() -> None:
     torch.testing.assert_close(after, before)
 
 
-def test_the_weights_read_people_they_have_never_seen(shipped: SmallClip) -> None:
+def test_the_weights_recognise_unseen_people(shipped: SmallClip) -> None:
     for score in zero_shot(shipped, people=100):
         if score.question in ("lower", "upper", "pattern", "lower colour", "caption, 1 of 100"):
             for accuracy in filter(None, (score.visible, score.infrared)):
@@ -144,7 +144,7 @@ def test_the_two_modalities_of_a_batch_show_the_same_people() -> None:
     assert visible.labels.shape[1] == infrared.labels.shape[1] + 2  # the colours
 
 
-def test_pre_training_never_meets_the_people_of_the_zero_shot_figures() -> None:
+def test_pre_training_excludes_the_people_of_the_zero_shot_figures() -> None:
     steps = 100_000  # far more than a run has
     assert PRETRAINING.start + steps * batches.PEOPLE <= PRETRAINING.stop <= FRESH.start
 

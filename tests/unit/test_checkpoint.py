@@ -1,4 +1,4 @@
-"""An optimiser continues from its saved state to the same bytes."""
+"""An optimiser resumes from its saved state to the same bytes."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from csdn.training.checkpoint import optimizer_tensors, restore_optimizer
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_adam_continues_to_the_same_bytes(layout):
+def test_adam_resumes_to_the_same_bytes(layout):
     def run(steps_before_restart: int) -> torch.Tensor:
         start = torch.linspace(-1, 1, 54).reshape(2, 3, 3, 3)
         weight, optimizer = _adam(start.to(memory_format=layout))

@@ -1,4 +1,4 @@
-"""Memory that one training step frees serves the next: else a CPU fills fresh pages with zeros each time."""
+"""Memory that a training step frees is reused by the next; new pages would be filled with zeros each time."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def in_a_thread() -> int:
 
 
 @LINUX
-def test_a_step_s_memory_serves_the_next_one():
+def test_memory_of_a_step_is_reused_by_the_next():
     command = [sys.executable, "-c", "import test_device; print(test_device.pages_of_steps())"]
     found = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parent)
     assert int(found.stdout) * PAGE < STEP / 8
@@ -54,7 +54,7 @@ def test_a_step_s_memory_serves_the_next_one():
 
 @LINUX
 @pytest.mark.slow
-def test_a_worker_s_memory_serves_its_next_step_too():
+def test_memory_of_a_worker_is_reused_by_its_next_step():
     from csdn.cluster.session import ray_session
 
     with ray_session(None, cpus=1):

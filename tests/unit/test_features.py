@@ -1,5 +1,7 @@
 """The features of every image are extracted once, at its index, and not again after a kill."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -56,7 +58,7 @@ def test_a_killed_run_continues_after_the_last_saved_image(tmp_path, kills):
     for kill_after in kills:
         batches = Batches(kill_after)
         with pytest.raises(Killed), open_state("stage", "k", tmp_path) as state:
-            mean_and_first(batches, state, CheckpointTimer(rest=0, least=0))
+            mean_and_first(batches, state, CheckpointTimer(overhead=math.inf, min_s=0))
         given += batches.given
     with open_state("stage", "k", tmp_path) as state:
         last = Batches()

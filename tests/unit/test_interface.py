@@ -1,4 +1,4 @@
-"""The Python interface (docs/python.md): called as documented, and what it says of wrong input."""
+"""The Python interface (docs/python.md): documented calls work, and errors explain wrong arguments."""
 
 import inspect
 import re
@@ -11,7 +11,7 @@ from golden_vectors import IMAGE_SIZE, tensors
 from small_network import SMALL
 
 import csdn
-from csdn import losses, training
+from csdn import losses
 from csdn.evaluation import RankMetrics, Search, embed_with_flip_tta, protocol, rank_metrics, rule_cameras
 from csdn.model import CSDN, load_published, save
 from csdn.runtime.errors import UserError
@@ -48,10 +48,10 @@ SIGNATURES = {
     embed_with_flip_tta: "model, images, modality",
     CSDN.text_features: "self, modality",
     CSDN.fused_text_features: "self",
-    losses.supcon: "a, b, labels_a, labels_b",
-    losses.weighted_triplet: "features, labels",
-    losses.msel: "visible, infrared, labels, instances",
-    training.embedding_losses: "model, visible_view1, visible_view2, infrared, labels, text_table",
+    losses.supcon_loss: "a, b, labels_a, labels_b",
+    losses.wrt_loss: "features, labels",
+    losses.msel_loss: "visible, infrared, labels, instances",
+    losses.embedding_losses: "model, visible_view1, visible_view2, infrared, labels, text_table",
     rank_metrics: "distances, query_ids, gallery_ids, query_cameras, gallery_cameras, rule",
     protocol: "name, index",
     csdn.load: "folder",
@@ -59,7 +59,7 @@ SIGNATURES = {
 
 
 @pytest.mark.parametrize("function", SIGNATURES, ids=lambda function: function.__qualname__)
-def test_a_function_takes_what_it_promises_and_needs_no_more(function):
+def test_a_function_has_the_documented_parameters(function):
     names = SIGNATURES[function].split(", ")
     parameters = list(inspect.signature(function).parameters.values())
     assert [one.name for one in parameters[: len(names)]] == names
@@ -98,7 +98,7 @@ def test_a_published_checkpoint_is_a_network_in_evaluation_mode():
         (tensors("state_dict"), (128, 64), r"not a checkpoint of this method at 128x64 pixels"),
     ],
 )
-def test_what_is_no_checkpoint_of_this_size_is_refused(source, size, said):
+def test_a_checkpoint_of_another_size_is_refused(source, size, said):
     with pytest.raises(UserError, match=said):
         load_published(source, size)
 
@@ -171,10 +171,10 @@ ROWS, LABELS = torch.randn(4, 8), torch.tensor([0, 0, 1, 1])
 def test_losses_are_scalars_with_a_gradient():
     rows = ROWS.clone().requires_grad_()
     found = (
-        losses.supcon(rows, ROWS, LABELS, LABELS),
-        losses.weighted_triplet(rows, LABELS),
-        losses.msel(rows, ROWS, LABELS, 2),
-        losses.semantic(rows, torch.randn(2, 8), LABELS),
+        losses.supcon_loss(rows, ROWS, LABELS, LABELS),
+        losses.wrt_loss(rows, LABELS),
+        losses.msel_loss(rows, ROWS, LABELS, 2),
+        losses.hse_loss(rows, torch.randn(2, 8), LABELS),
     )
     for loss in found:
         assert loss.shape == () and torch.autograd.grad(loss, rows)[0].shape == rows.shape
@@ -183,29 +183,33 @@ def test_losses_are_scalars_with_a_gradient():
 @pytest.mark.parametrize(
     ("function", "arguments", "said"),
     [
-        (losses.supcon, (ROWS, ROWS, LABELS[:1], LABELS), r"labels_a is int64 \[1\]; one integer for each"),
-        (losses.supcon, (ROWS, ROWS, LABELS, LABELS[:3]), r"labels_b is int64 \[3\]"),
-        (losses.supcon, (ROWS, ROWS[:, :5], LABELS, LABELS), "rows of the same length"),
-        (losses.supcon, (ROWS[0], ROWS, LABELS, LABELS), r"a is float32 \[8\]; floats \[rows, numbers\]"),
-        (losses.supcon, (ROWS.numpy(), ROWS, LABELS, LABELS), "a is a ndarray; a tensor is needed"),
-        (losses.weighted_triplet, (ROWS, LABELS[:1]), r"labels is int64 \[1\]"),
-        (losses.weighted_triplet, (ROWS, LABELS[:, None]), r"labels is int64 \[4, 1\]"),
-        (losses.weighted_triplet, (ROWS, LABELS.double()), "labels is float64"),
-        (losses.weighted_triplet, (ROWS[None], LABELS), "features is float32"),
-        (losses.weighted_triplet, (ROWS.long(), LABELS), "features is int64"),
-        (losses.weighted_triplet, (ROWS, [0, 0, 1, 1]), "labels is a list"),
-        (losses.msel, (ROWS, ROWS[:2], LABELS, 2), r"each of the 2 rows of infrared"),
-        (losses.msel, (ROWS, ROWS[:, :5], LABELS, 2), "rows of the same length"),
-        (losses.msel, (ROWS, ROWS, LABELS[:1], 2), r"each of the 4 rows of visible"),
-        (losses.msel, (ROWS, ROWS, LABELS, 0), "instances = 0"),
-        (losses.semantic, (ROWS, torch.randn(2, 5), LABELS), "rows of the same length"),
-        (losses.semantic, (ROWS, ROWS[0], LABELS), "rows of the same length"),
         (
-            losses.semantic,
-            (ROWS, torch.randn(1, 8), LABELS),
-            r"label 1 is no row of the text table \(0 to 0\)",
+            losses.supcon_loss,
+            (ROWS, ROWS, LABELS[:1], LABELS),
+            r"labels_a is int64 \[1\]; one integer for each",
         ),
-        (losses.semantic, (ROWS, ROWS, LABELS - 100), "label -100 is no row"),
+        (losses.supcon_loss, (ROWS, ROWS, LABELS, LABELS[:3]), r"labels_b is int64 \[3\]"),
+        (losses.supcon_loss, (ROWS, ROWS[:, :5], LABELS, LABELS), "rows of the same length"),
+        (losses.supcon_loss, (ROWS[0], ROWS, LABELS, LABELS), r"a is float32 \[8\]; floats \[n, d\]"),
+        (losses.supcon_loss, (ROWS.numpy(), ROWS, LABELS, LABELS), "a is a ndarray; a tensor is needed"),
+        (losses.wrt_loss, (ROWS, LABELS[:1]), r"labels is int64 \[1\]"),
+        (losses.wrt_loss, (ROWS, LABELS[:, None]), r"labels is int64 \[4, 1\]"),
+        (losses.wrt_loss, (ROWS, LABELS.double()), "labels is float64"),
+        (losses.wrt_loss, (ROWS[None], LABELS), "features is float32"),
+        (losses.wrt_loss, (ROWS.long(), LABELS), "features is int64"),
+        (losses.wrt_loss, (ROWS, [0, 0, 1, 1]), "labels is a list"),
+        (losses.msel_loss, (ROWS, ROWS[:2], LABELS, 2), r"each of the 2 rows of infrared"),
+        (losses.msel_loss, (ROWS, ROWS[:, :5], LABELS, 2), "rows of the same length"),
+        (losses.msel_loss, (ROWS, ROWS, LABELS[:1], 2), r"each of the 4 rows of visible"),
+        (losses.msel_loss, (ROWS, ROWS, LABELS, 0), "instances = 0"),
+        (losses.hse_loss, (ROWS, torch.randn(2, 5), LABELS), "rows of the same length"),
+        (losses.hse_loss, (ROWS, ROWS[0], LABELS), "rows of the same length"),
+        (
+            losses.hse_loss,
+            (ROWS, torch.randn(1, 8), LABELS),
+            r"label 1 is not a row of the text table \(0 to 0\)",
+        ),
+        (losses.hse_loss, (ROWS, ROWS, LABELS - 100), "label -100 is not a row"),
     ],
 )
 def test_losses_refuse_what_does_not_fit(function, arguments, said):
@@ -215,7 +219,7 @@ def test_losses_refuse_what_does_not_fit(function, arguments, said):
 
 def test_embedding_losses_are_eight_and_their_sum(model):
     arguments = batch(model)
-    found = training.embedding_losses(model.train(), *arguments)
+    found = losses.embedding_losses(model.train(), *arguments)
     assert list(found) == KEYS
     assert all(value.shape == () and value.isfinite() for value in found.values())
     found["total"].backward()
@@ -228,10 +232,10 @@ def test_embedding_losses_are_eight_and_their_sum(model):
         (2, lambda x: x[..., :16], r"\[4, 3, 64, 16\], labels \[4\]: they do not fit"),
         (2, lambda x: x.numpy(), "must be tensors"),
         (3, lambda x: x[:1], r"labels \[1\]: they do not fit"),
-        (3, lambda x: x + 2, r"label 3 is no row of the text table \(0 to 2\)"),
-        (3, lambda x: x - 100, "label -100 is no row"),
-        (3, lambda x: torch.tensor([0, 0, 0, 1]), r"people with \[3, 1\] images in one batch"),
-        (4, lambda x: torch.cat([x, x]), "text_table has 6 rows, the network 3 people"),
+        (3, lambda x: x + 2, r"label 3 is not a row of the text table \(0 to 2\)"),
+        (3, lambda x: x - 100, "label -100 is not a row"),
+        (3, lambda x: torch.tensor([0, 0, 0, 1]), r"identities with \[3, 1\] images in one batch"),
+        (4, lambda x: torch.cat([x, x]), "text_table has 6 rows, the network 3 identities"),
         (4, lambda x: x[:, :5], "rows of the same length"),
     ],
 )
@@ -239,18 +243,18 @@ def test_a_batch_that_does_not_fit_is_refused(model, place, wrong, said):
     arguments = batch(model)
     arguments[place] = wrong(arguments[place])
     with pytest.raises(ValueError, match=said):
-        training.embedding_losses(model.train(), *arguments)
+        losses.embedding_losses(model.train(), *arguments)
 
 
 def test_embedding_losses_need_training_mode_and_all_weights(model):
     with pytest.raises(ValueError, match=r"evaluation mode; call model\.train\(\)"):
-        training.embedding_losses(model, *batch(model))
+        losses.embedding_losses(model, *batch(model))
     with pytest.raises(ValueError, match="weights identity; needed are identity, msel, triplet, hse_visible"):
-        training.embedding_losses(model.train(), *batch(model), weights={"identity": 1.0})
+        losses.embedding_losses(model.train(), *batch(model), weights={"identity": 1.0})
     with pytest.raises(ValueError, match="precision 'bfloat16'; allowed: float32, tf32, bf16"):
-        training.embedding_losses(model.train(), *batch(model), precision="bfloat16")
+        losses.embedding_losses(model.train(), *batch(model), precision="bfloat16")
     with pytest.raises(ValueError, match="instances = 0"):
-        training.embedding_losses(model.train(), *batch(model), instances=0)
+        losses.embedding_losses(model.train(), *batch(model), instances=0)
 
 
 RANKING = (np.array([[0.1, 0.3, 0.2]]), [7], [5, 7, 7], [3], [1, 1, 2])
@@ -263,7 +267,7 @@ KINDS = {
 
 @pytest.mark.parametrize("rule", ["sysu", "regdb", "llcm", "cameras"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_figures_are_fractions_whatever_holds_the_numbers(rule, kind):
+def test_metrics_are_fractions_for_arrays_tensors_and_lists(rule, kind):
     found = rank_metrics(*map(KINDS[kind], RANKING), rule)
     assert isinstance(found, RankMetrics)
     cmc, mean_ap, mean_inp, valid_queries = found
@@ -273,7 +277,7 @@ def test_figures_are_fractions_whatever_holds_the_numbers(rule, kind):
     assert mean_inp == pytest.approx(first / (first + 1))
 
 
-def test_distances_of_half_precision_are_taken():
+def test_distances_may_be_half_precision():
     for dtype in (torch.bfloat16, torch.float16):
         assert rank_metrics(torch.tensor(RANKING[0], dtype=dtype), *RANKING[1:], "regdb").cmc[1] == 1
 
@@ -295,7 +299,7 @@ def test_distances_of_half_precision_are_taken():
         (5, "market", "unknown rule 'market'; allowed: sysu, regdb, llcm, cameras"),
     ],
 )
-def test_what_has_no_figures_is_refused(place, wrong, said):
+def test_arguments_without_metrics_are_refused(place, wrong, said):
     arguments = [*RANKING, "regdb"]
     arguments[place] = wrong
     with pytest.raises(ValueError, match=said):
@@ -355,6 +359,6 @@ def test_the_columns_of_an_index_may_be_arrays_tensors_or_series(name):
         ("llcm", {"person": [1]}, {}, "the index has no column modality, camera, path"),
     ],
 )
-def test_an_experiment_that_is_none_is_refused(name, index, options, said):
+def test_an_unknown_experiment_is_refused(name, index, options, said):
     with pytest.raises(ValueError, match=said):
         protocol(name, index, **options)

@@ -1,4 +1,4 @@
-"""How weights lie in memory, and batch norms folded into convolutions, are matters of speed alone."""
+"""Memory layouts and fused batch norms change speed only."""
 
 import torch
 from golden_vectors import assert_near, network, tensors
@@ -21,7 +21,7 @@ def test_channels_last_trains_the_same_network():
             assert_near(other.grad, one.grad, 1e-9)
 
 
-def test_a_folded_network_gives_the_same_features_and_has_no_batch_norm_before_the_map():
+def test_fused_batch_norms_give_the_same_features():
     model = network()
     fast = fuse_batch_norms(model)
     for modality, images in IMAGES.items():
@@ -30,11 +30,11 @@ def test_a_folded_network_gives_the_same_features_and_has_no_batch_norm_before_t
     for part in (fast.stems, fast.layers):
         assert not [m for m in part.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert [m for m in model.layers.modules() if isinstance(m, torch.nn.BatchNorm2d)], (
-        "it folded the original"
+        "it changed the original"
     )
 
 
-def test_a_restored_optimiser_goes_on_exactly_whatever_the_layout():
+def test_a_restored_optimiser_continues_exactly_in_either_layout():
     """A file holds tensors row by row; Adam's averages must lie as the weights do."""
     weights = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
     first = torch.nn.Parameter(weights.to(memory_format=torch.channels_last))

@@ -1,4 +1,4 @@
-"""A network starts from any open_clip ResNet, computes what open_clip computes, and refuses what is none."""
+"""A network starts from any open_clip ResNet and computes what open_clip does; other files are refused."""
 
 import copy
 import json
@@ -68,7 +68,7 @@ def test_tokens_of_the_template_give_open_clips_text_features(clip, reference, o
     assert_near(model.text_features("visible")[:1], reference.encode_text(ids))
 
 
-def test_what_clip_lacks_is_a_function_of_the_seed_alone(clip):
+def test_parameters_that_clip_lacks_depend_on_the_seed_only(clip):
     torch.manual_seed(1)
     before = torch.get_rng_state()
     first = CSDN.from_clip(clip, identities=3, image_size=(64, 32), seed=5).state_dict()
@@ -81,7 +81,7 @@ def test_what_clip_lacks_is_a_function_of_the_seed_alone(clip):
     assert differing == {"prompts", "gem_neck", "pool_neck", "integration"}
 
 
-def test_starts_as_the_method_says(clip):
+def test_initial_values_are_those_of_the_method(clip):
     model = CSDN.from_clip(clip, identities=50, image_size=(64, 32))
     assert not model.training
     assert model.gem.p.tolist() == [3.0]
@@ -110,7 +110,7 @@ def test_heads_and_the_rest_are_what_stage_2_trains(clip):
 
 
 @pytest.mark.parametrize("name", ["RN50", "RN101", "RN50x4"])
-def test_openai_resnets_use_quick_gelu_though_open_clips_plain_configuration_does_not_say_so(name, open_clip):
+def test_openai_resnets_use_quick_gelu_even_where_open_clips_configuration_does_not_tell(name, open_clip):
     from csdn.model.clip import _quick_gelu
 
     assert _quick_gelu(name, open_clip.get_model_config(name))
@@ -135,13 +135,13 @@ def test_weights_of_another_architecture_are_named_with_their_shapes(folder, tmp
         ("RN5", "not known", "model.clip is not known"),
     ],
 )
-def test_a_clip_that_is_no_resnet_is_refused(folder, name, reason, what, fault):
+def test_a_clip_that_is_not_a_resnet_is_refused(folder, name, reason, what, fault):
     with pytest.raises(UserError, match=reason) as error:
         load_clip(name, folder / "tiny.safetensors")
     fault("weights and checkpoints", what, error.value)
 
 
-def test_a_missing_file_says_how_to_get_it(folder, fault):
+def test_the_error_for_a_missing_file_tells_how_to_get_it(folder, fault):
     with pytest.raises(UserError, match="csdn fetch-clip") as error:
         load_clip("tiny-resnet", folder / "none.safetensors")
     fault("weights and checkpoints", "CLIP's weights are not there", error.value)
@@ -157,7 +157,7 @@ class Trap:
 def test_a_pickle_is_neither_loaded_nor_converted(tmp_path):
     for path in (tmp_path / "weights.pt", tmp_path / "weights.safetensors"):
         path.write_bytes(pickle.dumps(Trap(), protocol=2))
-    with pytest.raises(UserError, match="no safetensors file"):
+    with pytest.raises(UserError, match="not a safetensors file"):
         load_clip("RN50", tmp_path / "weights.pt")
     with pytest.raises(UserError, match="not a state dict of plain tensors"):
         convert(tmp_path / "weights.pt", "RN50", tmp_path / "out.safetensors")
@@ -165,7 +165,7 @@ def test_a_pickle_is_neither_loaded_nor_converted(tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [{}, {"conv1.weight": torch.zeros(2)}])
-def test_a_wrong_file_does_not_replace_weights_that_work(folder, tmp_path, fault, wrong):
+def test_a_wrong_file_does_not_replace_working_weights(folder, tmp_path, fault, wrong):
     out = shutil.copy(folder / "tiny.safetensors", tmp_path)
     torch.save(wrong, tmp_path / "wrong.pt")
     with pytest.raises(UserError, match=r"wrong\.pt: not the weights of CLIP 'tiny-resnet'") as error:
@@ -187,16 +187,14 @@ def test_fetched_weights_load(folder, tmp_path, monkeypatch, open_clip):
     assert len(loaded.sha256) == 64
 
 
-def test_a_file_of_ours_says_what_its_shapes_do_not_and_open_clip_is_not_asked(
-    folder, clip, tmp_path, monkeypatch
-):
+def test_the_header_of_our_files_replaces_open_clip(folder, clip, tmp_path, monkeypatch):
     convert(folder / "tiny.safetensors", "tiny-resnet", tmp_path / "clip.safetensors")
     monkeypatch.setattr("csdn.model.clip.facts_of", pytest.fail)
     assert load_clip("tiny-resnet", tmp_path / "clip.safetensors").facts == clip.facts
 
 
 @pytest.mark.parametrize("name", ["tiny-resnet", "RN50"])
-def test_a_file_that_says_what_it_is_not_is_held_against_open_clip(folder, tmp_path, name):
+def test_a_file_with_a_wrong_header_is_checked_against_open_clip(folder, tmp_path, name):
     """Other tensors under its header, and its header for a CLIP of another name."""
     convert(folder / "tiny.safetensors", "tiny-resnet", tmp_path / "clip.safetensors")
     with safe_open(tmp_path / "clip.safetensors", framework="pt") as file:
@@ -208,7 +206,7 @@ def test_a_file_that_says_what_it_is_not_is_held_against_open_clip(folder, tmp_p
 
 
 @pytest.mark.parametrize("said", ["", "[]", "{}", '{"shapes": 1}'])
-def test_a_header_that_is_none_of_ours_is_not_believed(clip, said):
+def test_a_foreign_header_is_ignored(clip, said):
     assert facts_in({"csdn.clip": said}, "tiny-resnet", shapes(clip.tensors)) is None
 
 

@@ -1,4 +1,4 @@
-"""The core works where only torch, open_clip and numpy are installed; nobody waits for what is not used."""
+"""The core works with torch, open_clip and numpy only; no unused module is imported."""
 
 import gc
 import subprocess
@@ -45,7 +45,7 @@ def run(blocked, more=""):
     assert result.returncode == 0, result.stderr
 
 
-def test_model_and_losses_import_without_the_pipelines_packages():
+def test_model_and_losses_import_without_the_packages_of_the_pipeline():
     run(BLOCKED)
 
 
@@ -60,7 +60,7 @@ def test_a_network_is_built_and_run_without_open_clip():
     )
 
 
-def test_training_from_shipped_weights_waits_neither_for_open_clip_nor_for_torchs_compiler():
+def test_training_from_shipped_weights_imports_neither_open_clip_nor_torchs_compiler():
     """They take 7 s to import, and a stage or a worker of seconds may do so too."""
     run(
         {"open_clip", "torchvision"},
@@ -69,14 +69,13 @@ def test_training_from_shipped_weights_waits_neither_for_open_clip_nor_for_torch
         "from csdn.model.device import configure_torch\n"
         "from csdn.model import CSDN, load_clip\n"
         "from csdn.params import load_params\n"
-        "from csdn.training.embedding import embedding_settings\n"
         "from csdn.training.embedding import build_optimizer, training_step\n"
         "from csdn.data.loader import TrainBatch\n"
         "configure_torch(1, 'cpu')\n"
         "params = load_params(Path('params.yaml'))\n"
         "clip = load_clip(params.model.clip, params.model.weights)\n"
         "model = CSDN.from_clip(clip, identities=2, image_size=(64, 32)).train()\n"
-        "settings = embedding_settings(params.embedding.model_copy(update={'images_per_identity': 4}), 'float32')\n"
+        "settings = params.embedding.model_copy(update={'images_per_identity': 4})\n"
         "images, labels = torch.randn(8, 3, 64, 32), torch.tensor([0, 1]).repeat_interleave(4)\n"
         "batch = TrainBatch(images, images, images, labels, 0, 0, 4)\n"
         "text = torch.randn(2, model.config.embed_dim)\n"
@@ -93,13 +92,13 @@ def test_training_from_shipped_weights_waits_neither_for_open_clip_nor_for_torch
     ],
     ids=["report", "tasks of Ray Data"],
 )
-def test_who_computes_nothing_with_torch_does_not_load_it(modules):
+def test_modules_that_do_not_compute_do_not_import_torch(modules):
     program = f"import {modules}, sys; assert 'torch' not in sys.modules"
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
 
-def test_the_collector_looks_at_nothing_while_a_stage_imports_nor_at_that_later():
+def test_the_garbage_collector_ignores_imported_modules():
     before = gc.get_freeze_count()
     with pytest.raises(ImportError), gc_paused():
         assert not gc.isenabled()

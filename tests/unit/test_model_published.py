@@ -1,4 +1,4 @@
-"""Published checkpoints come into our network; what does not fit is refused, by name and shape."""
+"""Published checkpoints are converted into our network; others are refused by name and shape."""
 
 import pickle
 
@@ -30,10 +30,10 @@ def test_a_file_gives_the_same_network_in_evaluation_mode(tmp_path):
     assert model.config.stem == "published"
 
 
-def test_every_tensor_is_taken_or_dropped_with_a_reason():
+def test_every_tensor_is_used_or_dropped_with_a_reason():
     _, report = import_published(CHECKPOINT, IMAGE_SIZE)
-    whole = {name for name in report.dropped if name not in report.taken}
-    assert set(report.taken) | whole == set(CHECKPOINT)
+    whole = {name for name in report.dropped if name not in report.used}
+    assert set(report.used) | whole == set(CHECKPOINT)
     assert whole == {
         "attnpool.k_proj.bias",
         "prompt_learner2.token_prefix",

@@ -1,4 +1,4 @@
-"""A saved network is the same network anywhere; what does not fit is refused by name and shape."""
+"""A saved network loads as the same network; files that do not fit are refused by name and shape."""
 
 import json
 
@@ -21,7 +21,7 @@ def test_save_load_save_gives_the_same_bytes(tmp_path):
     assert set(contents(tmp_path / "first")) == {"model.safetensors", "config.json"}
 
 
-def test_a_loaded_network_computes_the_same(tmp_path):
+def test_a_loaded_network_gives_the_same_outputs(tmp_path):
     model, images = network(), tensors("inputs")["x_ir"]
     save(model.train(), tmp_path / "model")
     loaded = load(tmp_path / "model")
@@ -30,7 +30,7 @@ def test_a_loaded_network_computes_the_same(tmp_path):
     assert torch.equal(loaded.fused_text_features(), model.fused_text_features())
 
 
-def test_config_is_plain_json_with_what_was_given_beside(tmp_path):
+def test_config_is_plain_json_with_the_extra_config(tmp_path):
     save(network(), tmp_path / "model", normalize="imagenet")
     config = read_config(tmp_path / "model")
     assert config["normalize"] == "imagenet"
@@ -87,17 +87,17 @@ def test_a_missing_folder_or_broken_weights_are_explained(tmp_path, fault):
             "an image size that is no multiple of 16",
         ),
         ({"stem": "new"}, "stem 'new': allowed are clip, published", "a network of an unknown stem"),
-        ({"integration": "mean"}, "'mean': allowed are attention", "a network of an unknown integration"),
+        ({"integration": "mean"}, "'mean': allowed are sii", "a network of an unknown integration"),
     ],
 )
-def test_a_configuration_that_makes_no_network_is_refused(change, reason, what, fault):
+def test_a_configuration_without_a_network_is_refused(change, reason, what, fault):
     values = {**network().config.to_json(), **change}
     with pytest.raises(UserError, match=reason) as error:
         ModelConfig.from_json(values)
     fault("weights and checkpoints", what, error.value)
 
 
-def test_sizes_at_395_people_are_the_published_ones():
+def test_sizes_for_395_people_are_the_published_ones():
     """Of RN50 at 288x144: less the key bias, half of SII and the text positions that have no effect."""
     config = ModelConfig(
         identities=395,

@@ -1,4 +1,4 @@
-"""State of a killed stage is whole or absent, belongs to one run, and only to it."""
+"""State of a killed stage is complete or absent, and belongs to one run."""
 
 import fcntl
 import json
@@ -14,9 +14,8 @@ from make_images import Project, jpeg, make_drop, people_named
 from safetensors.torch import load_file, save_file
 from workspace import ROOT
 
-from csdn.data import state as pace_module
 from csdn.data import state as state_module
-from csdn.data.state import KEPT, open_state, seconds_since_save, state_key
+from csdn.data.state import KEPT, CheckpointTimer, open_state, seconds_since_save, state_key
 from csdn.params import Params, load_params
 from csdn.runtime.errors import UserError
 from csdn.training.inputs import training_inputs
@@ -51,7 +50,7 @@ def key(data, weights=ROOT / "csdn/model/assets/clip-small.safetensors", **chang
     return training_inputs(Params.model_validate(values), data, "embedding").key
 
 
-def test_any_parameter_of_the_stage_is_in_its_key_and_how_fast_it_runs_is_not(project):
+def test_every_parameter_of_the_stage_is_in_its_key_and_scaling_is_not(project):
     plain = key(project.data)
     assert plain == key(
         project.data, **{"scaling.threads": 3, "scaling.loader_workers": 7, "scaling.workers": 1}
@@ -62,7 +61,7 @@ def test_any_parameter_of_the_stage_is_in_its_key_and_how_fast_it_runs_is_not(pr
     assert len({plain, *others}) == 1 + len(changes)
 
 
-def test_one_other_weight_is_another_key_and_another_place_of_the_same_weights_is_not(project, tmp_path):
+def test_changed_weights_change_the_key_and_another_path_does_not(project, tmp_path):
     weights = ROOT / "csdn/model/assets/clip-small.safetensors"
     same = shutil.copy(weights, tmp_path / "same.safetensors")
     assert key(project.data, same) == key(project.data)
@@ -72,7 +71,7 @@ def test_one_other_weight_is_another_key_and_another_place_of_the_same_weights_i
     assert key(project.data, tmp_path / "other.safetensors") != key(project.data)
 
 
-def test_one_other_image_is_another_key(project, tmp_path, fault):
+def test_a_changed_image_changes_the_key(project, tmp_path, fault):
     other = Project(tmp_path)
     drop = make_drop(tmp_path / "drop", people_named(6))
     (drop / "visible/north/person 000/0.jpg").write_bytes(jpeg("another picture"))
@@ -86,7 +85,7 @@ def test_one_other_image_is_another_key(project, tmp_path, fault):
     )
 
 
-def test_state_survives_an_error_and_goes_on_success(tmp_path):
+def test_state_survives_an_error_and_is_removed_on_success(tmp_path):
     with pytest.raises(ZeroDivisionError), open_state("stage", "k", tmp_path) as state:
         state.save({"epoch": 3}, {"w": torch.arange(4.0)})
         raise ZeroDivisionError
@@ -106,7 +105,7 @@ def test_a_second_run_on_the_same_state_is_refused(tmp_path):
         raise AssertionError("two runs hold one state")
 
 
-def test_a_kill_between_the_two_writes_leaves_the_older_state(tmp_path, monkeypatch):
+def test_a_kill_between_the_two_writes_leaves_the_old_state(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt), open_state("stage", "k", tmp_path) as state:
         state.save({"epoch": 1}, {"w": torch.ones(2)})
         monkeypatch.setattr(json, "dumps", _interrupt)
@@ -123,7 +122,7 @@ def _interrupt(*_args, **_options):
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "pointer"])
-def test_damaged_state_is_not_picked_up(tmp_path, damage, fault):
+def test_damaged_state_is_ignored(tmp_path, damage, fault):
     with pytest.raises(OSError), open_state("stage", "k", tmp_path) as state:
         state.save({"epoch": 1}, {"w": torch.ones(64)})
         raise OSError
@@ -157,7 +156,7 @@ def unfinished(stage, key, root):
         raise OSError
 
 
-def test_of_a_stage_s_unfinished_runs_the_last_ones_are_kept(tmp_path):
+def test_the_latest_unfinished_runs_of_a_stage_are_kept(tmp_path):
     unfinished("other stage", "other", tmp_path)
     for number in range(KEPT + 2):
         unfinished("stage", f"run {number}", tmp_path)
@@ -170,7 +169,7 @@ def test_of_a_stage_s_unfinished_runs_the_last_ones_are_kept(tmp_path):
     assert {folder.name for folder in tmp_path.iterdir()} == {"other", "new", *kept}
 
 
-def test_a_run_that_starts_while_another_removes_its_state_gets_a_state_of_its_own(tmp_path, monkeypatch):
+def test_a_run_that_starts_while_another_removes_its_state_gets_a_new_state(tmp_path, monkeypatch):
     (tmp_path / "k").mkdir()
     lock = fcntl.flock
 
@@ -186,14 +185,14 @@ def test_a_run_that_starts_while_another_removes_its_state_gets_a_state_of_its_o
             raise AssertionError("two runs hold one state")
 
 
-def test_what_a_kill_left_of_a_removed_state_goes(tmp_path):
+def test_leftovers_of_a_killed_removal_are_removed(tmp_path):
     (tmp_path / "k.removed/part").mkdir(parents=True)
     with open_state("stage", "k", tmp_path):
         pass
     assert not list(tmp_path.iterdir())
 
 
-def test_positions_alone_are_saved_without_torch(tmp_path):
+def test_a_position_without_tensors_is_saved_without_torch(tmp_path):
     code = (
         "import sys; from csdn.data.state import open_state\n"
         "with open_state('stage', 'k') as state:\n"
@@ -205,19 +204,19 @@ def test_positions_alone_are_saved_without_torch(tmp_path):
 
 def test_saving_takes_half_a_percent_of_the_time(monkeypatch):
     now = 0.0
-    monkeypatch.setattr(pace_module.time, "monotonic", lambda: now)
-    pace = pace_module.CheckpointTimer()
+    monkeypatch.setattr(state_module.time, "monotonic", lambda: now)
+    timer = CheckpointTimer()
     spent = 0
     while now < 10_000:
         now += 1  # a step
-        if pace.due():
-            with pace.saving():
+        if timer.due():
+            with timer.saving():
                 now += 5
                 spent += 5
     assert 0.004 < spent / now < 0.0055
 
 
-def test_how_long_ago_this_process_saved_is_known_and_nothing_of_other_runs(tmp_path, monkeypatch):
+def test_seconds_since_save_counts_this_process_only(tmp_path, monkeypatch):
     monkeypatch.setattr(state_module, "_opened", [])
     with pytest.raises(OSError), open_state("stage", "of other parameters", tmp_path) as state:
         state.save({})

@@ -1,4 +1,4 @@
-"""What is no checkpoint is refused with its true cause; a size in a file allocates no more than it has."""
+"""Files that are not checkpoints are refused with the reason; a size in a file allocates no extra memory."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ NOT_WEIGHTS = {
 
 
 @pytest.mark.parametrize("kind", NOT_WEIGHTS)
-def test_what_is_no_checkpoint_is_refused_with_its_cause(kind, tmp_path):
+def test_a_file_that_is_not_a_checkpoint_is_refused_with_the_reason(kind, tmp_path):
     content, named = NOT_WEIGHTS[kind]
     path = write(tmp_path / "RN50.pt", content)
     with pytest.raises(UserError, match=r"RN50\.pt") as error:
@@ -122,21 +122,19 @@ def test_what_is_no_checkpoint_is_refused_with_its_cause(kind, tmp_path):
         ("gzip", "a checkpoint is compressed"),
     ],
 )
-def test_the_cause_is_in_the_table_of_faults(kind, what, tmp_path, fault):
+def test_the_reason_is_in_the_table_of_faults(kind, what, tmp_path, fault):
     path = write(tmp_path / "in" / "RN50.pt", NOT_WEIGHTS[kind][0])
     with pytest.raises(UserError) as error:
         read_state_dict(path)
     fault("weights and checkpoints", what, error.value)
 
 
-def test_a_torchscript_archive_is_named_with_the_command_that_takes_its_tensors_out(tmp_path):
-    """The command is the user's, who trusts the file; what it writes is taken."""
+def test_the_error_for_a_torchscript_archive_has_a_command_that_extracts_its_tensors(tmp_path):
+    """A user who trusts the file may run it; the file that it writes is then read."""
     path = write(tmp_path / "RN50 of OpenAI.pt", scripted(load_file(WEIGHTS)))
     with pytest.raises(UserError, match="TorchScript archive") as error:
         read_state_dict(path)
-    command = (
-        str(error.value).partition("give the second file: python ")[2].removesuffix(". Nothing in it was run")
-    )
+    command = str(error.value).partition(": python ")[2].removesuffix(". Nothing in it was run")
     subprocess.run(f"{sys.executable} {command}", shell=True, check=True, cwd=tmp_path, capture_output=True)
     found = read_state_dict(tmp_path / "RN50 of OpenAI-state.pt")
     assert found.pop("input_resolution") == 224
@@ -165,7 +163,7 @@ def test_safetensors_are_read_under_any_name(name, tmp_path):
     assert read_state_dict(tmp_path / name)["a"].tolist() == [0, 1, 2]
 
 
-def test_no_kind_of_pickle_is_read_by_its_name(tmp_path):
+def test_a_pickle_is_refused_under_any_name(tmp_path):
     for kind, content in pickles(tmp_path / "run").items():
         with pytest.raises(UserError):
             read_state_dict(write(tmp_path / f"{kind}.safetensors", content))
@@ -191,7 +189,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_a_tensor_that_is_no_weight_is_refused_by_name(kind, tmp_path):
+def test_a_tensor_that_cannot_be_a_weight_is_refused_by_name(kind, tmp_path):
     tensor, named = WRONG[kind]
     with pytest.raises(UserError, match="stem") as error:
         check_weights("file", {"fine": torch.ones(2), "stem": tensor})
@@ -204,7 +202,7 @@ def test_a_tensor_that_is_no_weight_is_refused_by_name(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["integers", "complex numbers", "NaN", "booleans"])
-def test_weights_of_clip_are_checked_where_they_are_converted_and_where_they_are_loaded(kind, tmp_path):
+def test_weights_of_clip_are_checked_when_converted_and_when_loaded(kind, tmp_path):
     name = "visual.layer1.0.conv1.weight"
     weights = load_file(WEIGHTS)
     weights[name] = WRONG[kind][0].flatten()[:1].expand(weights[name].shape).contiguous()
@@ -218,7 +216,7 @@ def test_weights_of_clip_are_checked_where_they_are_converted_and_where_they_are
     assert not (tmp_path / "out").exists()
 
 
-def test_counters_of_batch_norms_are_the_one_integer_among_weights():
+def test_counters_of_batch_norms_are_the_only_integers_among_weights():
     check_weights("file", {"bn1.num_batches_tracked": torch.tensor(7)})
     for wrong in (torch.tensor(7.0), torch.tensor([7])):
         with pytest.raises(UserError, match=r"bn1\.num_batches_tracked"):
@@ -242,7 +240,7 @@ def test_a_published_checkpoint_of_odd_shapes_is_refused(name, shape):
         import_published(dict(tensors("state_dict")) | {name: torch.ones(shape)}, (64, 32))
 
 
-def test_a_wrapped_published_checkpoint_is_taken_and_doubled_names_are_not():
+def test_a_wrapped_published_checkpoint_is_loaded_and_duplicate_names_are_refused():
     state = dict(tensors("state_dict"))
     model, _ = import_published(
         {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}}, (64, 32)
@@ -264,7 +262,7 @@ SIZES = {
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_sizes_of_a_configuration_allocate_nothing_before_they_are_the_files(name, tmp_path):
+def test_sizes_in_a_configuration_allocate_nothing_before_they_are_checked(name, tmp_path):
     """They would need gigabytes; what this process may take is the little that it has now and a gigabyte."""
     save(network(), tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
@@ -292,7 +290,7 @@ def test_sizes_of_a_configuration_allocate_nothing_before_they_are_the_files(nam
         *(("text_heads", 3), ("pool_heads", 5), ("text_activation", "relu"), ("stem", ["clip"])),
     ],
 )
-def test_a_size_that_makes_no_network_is_named(name, value):
+def test_an_impossible_size_is_named(name, value):
     with pytest.raises(UserError, match=name):
         ModelConfig.from_json({**network().config.to_json(), name: value})
 
@@ -303,7 +301,7 @@ def test_a_configuration_of_something_else_is_refused(values):
         ModelConfig.from_json(values)
 
 
-def test_stage_1_s_prompts_of_another_network_are_refused_before_stage_2_begins(tmp_path):
+def test_prompts_of_another_network_are_refused_before_stage_2_begins(tmp_path):
     model = network()
     state = {k: v for k, v in model.state_dict().items() if k.startswith(("prompts.", "integration."))}
     state["fused_text"] = torch.ones(model.config.identities, model.config.embed_dim)

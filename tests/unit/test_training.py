@@ -1,7 +1,7 @@
-"""The training loops: same seed, same bytes, however often they were interrupted; and they do learn."""
+"""The training loops learn, resume from any kill to the same bytes, and stop when training diverges."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -10,10 +10,11 @@ import torch
 from csdn.data.sampler import pair_plan, pooled_plan
 from csdn.data.state import CheckpointTimer, open_state
 from csdn.model import CSDN, ModelConfig
+from csdn.params import EmbeddingParams, PhaseParams
 from csdn.runtime.errors import Diverged
-from csdn.training.embedding import EmbeddingSettings, build_optimizer, train_embedding, training_step
+from csdn.training.embedding import build_optimizer, train_embedding, training_step
 from csdn.training.log import LossLog, check_tensors
-from csdn.training.prompts import IntegrationPhase, PhaseSettings, PromptPhase, train_phase
+from csdn.training.prompts import IntegrationPhase, PromptPhase, train_phase
 
 PEOPLE, IMAGES, SIZE = 3, 2, (32, 16)
 CONFIG = ModelConfig(
@@ -27,27 +28,26 @@ CONFIG = ModelConfig(
     text_heads=2,
     text_layers=2,
 )
-EMBEDDING = EmbeddingSettings(
+EMBEDDING = EmbeddingParams(
     epochs=3,
-    images=IMAGES,
-    precision="float32",
+    identities_per_batch=PEOPLE,
+    images_per_identity=IMAGES,
+    padding=0,
     learning_rate=1e-3,
     head_learning_rate=2e-3,
     weight_decay=5e-4,
-    schedule_update="step",
-    schedule={"kind": "cosine", "warmup_epochs": 0.5, "warmup_factor": 0.01, "milestones": (), "gamma": 0.1},
-    weights={"identity": 1.0, "msel": 1.0, "triplet": 0.15, "hse_visible": 0.05, "hse_infrared": 0.1},
+    schedule={"kind": "cosine", "lr_update": "step", "warmup_epochs": 0.5, "warmup_factor": 0.01},
+    losses={"identity": 1.0, "msel": 1.0, "triplet": 0.15, "hse_visible": 0.05, "hse_infrared": 0.1},
 )
-PHASE = PhaseSettings(
+PHASE = PhaseParams(
     epochs=30,
+    batch_size=4,
     weight_decay=1e-4,
-    schedule_update="step",
-    schedule={
-        "learning_rate": 0.05,
-        "warmup_epochs": 1,
-        "warmup_learning_rate": 0.01,
-        "final_learning_rate": 1e-4,
-    },
+    lr_update="step",
+    learning_rate=0.05,
+    warmup_epochs=1,
+    warmup_learning_rate=0.01,
+    final_learning_rate=1e-4,
 )
 
 
@@ -60,7 +60,7 @@ class Batch:
     step: int
 
 
-class RandomFeed:
+class RandomLoader:
     """Batches that are a function of (epoch, step): people differ in their mean colour."""
 
     steps_per_epoch = 4
@@ -87,17 +87,17 @@ class Killed(Exception):
 
 
 def always():
-    """Saves whenever there is something to save."""
-    return CheckpointTimer(rest=0, least=0)
+    """A timer that is always due."""
+    return CheckpointTimer(overhead=math.inf, min_s=0)
 
 
 def seldom():
-    """Saves at the first chance, and not again."""
-    return CheckpointTimer(least=math.inf)
+    """A timer that is due once."""
+    return CheckpointTimer(min_s=math.inf)
 
 
-def train(tmp_path, kill_after=None, pace=None):
-    """Train stage 2; with `kill_after`, a first run dies after that many steps and a second one goes on."""
+def train(tmp_path, kill_after=None, timer=None):
+    """Train stage 2; with `kill_after`, a first run dies after that many steps and a second one resumes."""
 
     def report(done, _total, _values):
         if done == kill_after:
@@ -106,7 +106,9 @@ def train(tmp_path, kill_after=None, pace=None):
     def once(report):
         model = small_model()
         with open_state("stage", "k", tmp_path) as state:
-            rows = train_embedding(model, torch.eye(PEOPLE, 16), RandomFeed(), EMBEDDING, state, report, pace)
+            rows = train_embedding(
+                model, torch.eye(PEOPLE, 16), RandomLoader(), EMBEDDING, state, report, timer
+            )
         return model, rows
 
     if kill_after:
@@ -116,17 +118,17 @@ def train(tmp_path, kill_after=None, pace=None):
 
 
 @pytest.mark.parametrize(
-    ("kill_after", "pace"), [(1, always), (2, always), (4, seldom), (5, always), (7, seldom), (12, always)]
+    ("kill_after", "timer"), [(1, always), (2, always), (4, seldom), (5, always), (7, seldom), (12, always)]
 )
-def test_a_killed_run_ends_with_the_same_bytes(tmp_path, kill_after, pace):
+def test_a_killed_and_resumed_run_gives_the_same_bytes(tmp_path, kill_after, timer):
     model, rows = train(tmp_path / "a")
-    again, rows_again = train(tmp_path / "b", kill_after, pace())
+    again, rows_again = train(tmp_path / "b", kill_after, timer())
     assert rows_again == rows
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
 
 
-def test_stage_2_learns_and_leaves_text_alone(tmp_path):
+def test_stage_2_learns_and_does_not_change_the_text_side(tmp_path):
     before = small_model().state_dict()
     model, rows = train(tmp_path)
     assert rows[-1]["total"] < rows[0]["total"]
@@ -161,7 +163,7 @@ def phases(model):
 
 
 @pytest.mark.parametrize("name", ["prompts", "integration"])
-def test_a_phase_learns_only_its_own_and_continues_exactly(tmp_path, name):
+def test_a_phase_trains_only_its_own_parameters_and_resumes_exactly(tmp_path, name):
     def run(folder, kill_after=None):
         def report(done, _total, _values):
             if done == kill_after:
@@ -207,13 +209,13 @@ class _Calls:
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 0), ("tf32", 0), ("bf16", 0.05)])
-def test_a_lower_precision_gives_losses_near_those_of_float32(precision, tolerance):
-    batch = next(RandomFeed().epoch(0))
+def test_lower_precision_gives_nearly_the_losses_of_float32(precision, tolerance):
+    batch = next(RandomLoader().epoch(0))
     found = {}
     for name in ("float32", precision):
-        model, settings = small_model().train(), replace(EMBEDDING, precision=name)
-        optimizer = build_optimizer(model, settings)
-        found[name] = training_step(model, optimizer, batch, torch.eye(PEOPLE, 16), settings)
+        model = small_model().train()
+        optimizer = build_optimizer(model, EMBEDDING)
+        found[name] = training_step(model, optimizer, batch, torch.eye(PEOPLE, 16), EMBEDDING, name)
         assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     exact, lower = (torch.stack(list(found[name].values())) for name in ("float32", precision))
     assert lower.dtype == torch.float32
@@ -221,7 +223,7 @@ def test_a_lower_precision_gives_losses_near_those_of_float32(precision, toleran
     assert torch.equal(lower, exact) == (precision != "bf16")
 
 
-class SpoiltFeed(RandomFeed):
+class SpoiltLoader(RandomLoader):
     """A value of one batch is not finite."""
 
     def __init__(self, epoch, step, value):
@@ -234,23 +236,23 @@ class SpoiltFeed(RandomFeed):
             yield batch
 
 
-def diverge(folder, feed=None, settings=EMBEDDING, report=lambda *_: None):
+def diverge(folder, loader=None, settings=EMBEDDING, report=lambda *_: None):
     """(the error, the last checkpoint's step over all epochs, whether all of it is finite) of a stage 2."""
     with pytest.raises(Diverged) as error, open_state("stage", "k", folder) as state:
         train_embedding(
-            small_model(), torch.eye(PEOPLE, 16), feed or RandomFeed(), settings, state, report, always()
+            small_model(), torch.eye(PEOPLE, 16), loader or RandomLoader(), settings, state, report, always()
         )
     with pytest.raises(Killed), open_state("stage", "k", folder) as state:
         position, tensors = state.load() or ({"epoch": 0, "step": 0}, {})
         raise Killed
-    done = position["epoch"] * RandomFeed.steps_per_epoch + position["step"]
+    done = position["epoch"] * RandomLoader.steps_per_epoch + position["step"]
     return str(error.value), done, all(tensor.isfinite().all() for tensor in tensors.values())
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize(("epoch", "step"), [(0, 0), (1, 2), (2, 3)])
-def test_a_loss_that_is_no_number_ends_stage_2_at_its_step(tmp_path, epoch, step, value, fault):
-    said, saved, finite = diverge(tmp_path, SpoiltFeed(epoch, step, value))
+def test_a_loss_that_is_not_finite_ends_stage_2_at_its_step(tmp_path, epoch, step, value, fault):
+    said, saved, finite = diverge(tmp_path, SpoiltLoader(epoch, step, value))
     bad = 4 * epoch + step + 1
     assert f"epoch {epoch + 1}, step {bad}, at learning rate " in said
     assert "total = nan" in said and "lower learning_rate" in said and "training.precision" in said
@@ -259,9 +261,9 @@ def test_a_loss_that_is_no_number_ends_stage_2_at_its_step(tmp_path, epoch, step
         fault("training", "a loss becomes NaN in the middle of stage 2", said)
 
 
-def test_a_learning_rate_of_1000_ends_stage_2_and_a_second_run_says_so_again(tmp_path):
-    """It goes on from what the first one saved, and not in silence."""
-    settings = replace(EMBEDDING, learning_rate=1000.0, head_learning_rate=1000.0)
+def test_a_learning_rate_of_1000_ends_stage_2_and_a_second_run_too(tmp_path):
+    """The second run continues from the checkpoint of the first and raises the same error."""
+    settings = EMBEDDING.model_copy(update={"learning_rate": 1000.0, "head_learning_rate": 1000.0})
     first = diverge(tmp_path, settings=settings)
     assert "epoch 1, step 2, at learning rate 505" in first[0]
     assert first[1:] == (1, True)
@@ -271,7 +273,7 @@ def test_a_learning_rate_of_1000_ends_stage_2_and_a_second_run_says_so_again(tmp
 
 
 @pytest.mark.parametrize("saves", [True, False])
-def test_weights_that_are_not_finite_are_never_kept_though_losses_are(tmp_path, monkeypatch, saves):
+def test_weights_that_are_not_finite_are_never_saved_even_if_losses_are_finite(tmp_path, monkeypatch, saves):
     """Neither in a checkpoint nor, where none was due, as the model of the last step."""
     from csdn.training import embedding
 
@@ -286,13 +288,13 @@ def test_weights_that_are_not_finite_are_never_kept_though_losses_are(tmp_path, 
 
     monkeypatch.setattr(embedding, "training_step", step_that_spoils)
     if not saves:
-        monkeypatch.setattr(embedding, "due_to_save", lambda *_: False)
-    said, saved, finite = diverge(tmp_path, settings=replace(EMBEDDING, epochs=1))
+        monkeypatch.setattr(embedding, "checkpoint_due", lambda *_: False)
+    said, saved, finite = diverge(tmp_path, settings=EMBEDDING.model_copy(update={"epochs": 1}))
     assert "epoch 1, step 4, " in said and "model.stems." in said
     assert (saved, finite) == (3 if saves else 0, True)
 
 
-def test_the_first_bad_step_of_a_row_is_named():
+def test_the_error_names_the_first_bad_step_of_a_row():
     log = LossLog(60, "lower it")  # a row each three steps
     for step, value in ((1, 1.0), (2, math.inf)):
         assert not log.add({"loss": torch.tensor(value)}, 0.5, epoch=3, step=step, phase="integration")
@@ -303,8 +305,8 @@ def test_the_first_bad_step_of_a_row_is_named():
     assert log.rows == []
 
 
-def test_what_is_not_finite_in_one_worker_ends_all_of_them(monkeypatch):
-    """Each decides by what all have: one that went on would wait for the others."""
+def test_a_value_that_is_not_finite_in_one_worker_ends_all_workers(monkeypatch):
+    """Every worker uses the reduced values: a worker that continued alone would wait for the others."""
     means = {1: 1.0, 2: math.nan, 3: 1.0}
     monkeypatch.setattr(
         "csdn.training.log.mean_over_ranks",
@@ -321,7 +323,7 @@ def test_what_is_not_finite_in_one_worker_ends_all_of_them(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["prompts", "integration"])
-def test_a_phase_of_stage_1_ends_at_its_first_bad_step_too(tmp_path, name):
+def test_a_phase_of_stage_1_ends_at_its_first_bad_step(tmp_path, name):
     phase = phases(small_model())[name]
     phase.embeddings[5] = math.nan
     rows = (np.concatenate(row) if name == "prompts" else row for row in phase.plan(0))
@@ -333,13 +335,13 @@ def test_a_phase_of_stage_1_ends_at_its_first_bad_step_too(tmp_path, name):
 
 
 def test_a_high_learning_rate_ends_a_phase_of_stage_1(tmp_path):
-    schedule = PHASE.schedule | {"learning_rate": 1e38, "warmup_learning_rate": 1e38}
+    settings = PHASE.model_copy(update={"learning_rate": 1e38, "warmup_learning_rate": 1e38})
     with pytest.raises(Diverged, match="at learning rate"), open_state("stage", "k", tmp_path) as state:
         phase = phases(small_model())["integration"]
-        train_phase(phase, replace(PHASE, schedule=schedule), state, lambda *_: None, always())
+        train_phase(phase, settings, state, lambda *_: None, always())
 
 
-def test_tensors_without_a_value_or_of_whole_numbers_are_finite():
+def test_empty_and_integer_tensors_count_as_finite():
     row = {"epoch": 0, "step": 1, "learning_rate": 1.0}
     check_tensors({"empty": torch.empty(0), "count": torch.tensor(3)}, row, "lower it")
     with pytest.raises(Diverged, match="c, d, e and 1 more"):

@@ -1,4 +1,4 @@
-"""Training goes on from a champion: people keep their rows by name; a champion that does not fit is named."""
+"""Warm start: rows are transferred by name, and a champion that does not fit is refused with the reason."""
 
 import json
 import shutil
@@ -23,10 +23,10 @@ from warm_work import (
 
 from csdn.data.state import stage_key, state_key
 from csdn.model import load
-from csdn.model.network import row_deviation
+from csdn.model.network import row_std
 from csdn.runtime.errors import UserError
 from csdn.training.inputs import training_inputs
-from csdn.training.prompts import contrast
+from csdn.training.prompts import contrastive_losses
 from csdn.training.warm_start import WarmStart, new_rows, proxy_negatives, warm_params
 
 
@@ -52,7 +52,7 @@ def runs(world, warm, tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(world, tmp_path_factory):
-    """Both stages gone on from the champion, untouched."""
+    """Both stages, started from the champion, without interruption."""
     warm = WarmStart(start_of(world / "champion"), world / "champion")
     runs = Runs(tmp_path_factory.mktemp("finished"), world / "today/data", make_params(), warm)
     runs.figures = runs.prompts()
@@ -83,7 +83,7 @@ def rows(table, people, names):
     return table[[people.index(name) for name in names]]
 
 
-def test_known_people_s_texts_are_the_champion_s_bit_for_bit_and_new_ones_are_learnt(world, warm, finished):
+def test_texts_of_known_people_equal_the_champions_and_new_ones_are_learnt(world, warm, finished):
     before, after = tensors(world / "champion"), tensors(finished.folder)
     old, now = people_of(world / "champion"), people_of(finished.folder)
     assert set(now) == {*STAYED, *NEW}
@@ -115,7 +115,7 @@ def test_only_images_of_new_people_are_read(finished):
     assert (finished.folder / "prompts/log.csv").read_text().count("prompts,") == 2
 
 
-def test_with_nobody_new_the_texts_are_the_champion_s_and_no_image_is_read(world, warm, tmp_path):
+def test_without_new_people_the_texts_are_the_champions_and_no_image_is_read(world, warm, tmp_path):
     runs = Runs(tmp_path, world / "first/data", make_params(), warm)
     assert runs.prompts() == {"new_people": 0}
     assert (runs.embedded, runs.steps) == (0, [])
@@ -123,7 +123,7 @@ def test_with_nobody_new_the_texts_are_the_champion_s_and_no_image_is_read(world
     assert runs.files("prompts") == champion | {"log.csv": champion["log.csv"].splitlines(True)[0]}
 
 
-def test_all_texts_are_learnt_again_from_the_champion_s_where_that_is_asked_for(world, warm, tmp_path):
+def test_warm_start_prompts_all_trains_all_texts(world, warm, tmp_path):
     runs = Runs(tmp_path, world / "today/data", make_params(**{"warm_start.prompts": "all"}), warm)
     figures = runs.prompts()
     assert "new_people" not in figures
@@ -138,29 +138,29 @@ def test_all_texts_are_learnt_again_from_the_champion_s_where_that_is_asked_for(
         assert not (after[name] == start[name]).all(dim=2).any(), "nobody's row stays"
 
 
-def test_stage_2_starts_with_everything_of_the_champion_and_rows_by_name(world, warm):
+def test_stage_2_starts_from_the_champion_with_rows_by_name(world, warm):
     champion = load(world / "champion/embedding").state_dict()
     inputs = inputs_of("embedding", world, warm)
     old = people_of(world / "champion", "embedding")
     for name, tensor in inputs.model.state_dict().items():
-        if row_deviation(name) is None:
+        if row_std(name) is None:
             assert torch.equal(tensor, champion[name]), name
         else:
             assert torch.equal(rows(tensor, inputs.people, STAYED), rows(champion[name], old, STAYED)), name
-            assert 0 < rows(tensor, inputs.people, NEW).std() < 2 * row_deviation(name)
+            assert 0 < rows(tensor, inputs.people, NEW).std() < 2 * row_std(name)
     from_clip = training_inputs(make_params(), world / "today/data", "embedding").model.state_dict()
     for name in ("gem.p", "gem_neck.norm.running_mean", "stems.infrared.bn1.running_var"):
         assert not torch.equal(champion[name], from_clip[name])
 
 
-def test_stage_2_takes_the_epochs_and_rates_of_warm(finished):
+def test_stage_2_uses_the_epochs_and_rates_of_warm_start(finished):
     log = (finished.folder / "embedding/log.csv").read_text().splitlines()
     assert {line.split(",")[0] for line in log[1:]} == {"0"}
     trained, text = load(finished.folder / "embedding").state_dict(), tensors(finished.folder)
     assert torch.equal(trained["prompts.tokens.visible"], text["prompts.tokens.visible"])
 
 
-def test_the_schedule_shrinks_with_the_epochs():
+def test_the_schedule_is_scaled_with_the_epochs():
     changes = {"embedding.epochs": 120, "warm_start.epochs": 30, "warm_start.learning_rate": 0.1}
     schedule = {"embedding.schedule.milestones": [40, 70], "embedding.schedule.warmup_epochs": 10}
     before = make_params(**changes, **schedule)
@@ -173,13 +173,13 @@ def test_the_schedule_shrinks_with_the_epochs():
 
 
 @pytest.mark.parametrize("stage", ["prompts", "embedding"])
-def test_a_new_person_s_first_row_depends_on_nobody_else(world, warm, tmp_path, stage):
+def test_the_initial_row_of_a_new_person_does_not_depend_on_others(world, warm, tmp_path, stage):
     make_data(tmp_path / "alone", [*FIRST, NEW[1]])
     many = inputs_of(stage, world, warm)
     alone = training_inputs(make_params(), tmp_path / "alone/data", stage, warm=warm)
     other = inputs_of(stage, world, warm, make_params(seed=1))
     for name, tensor in many.model.state_dict().items():
-        if row_deviation(name) is None or (stage == "prompts" and "classifier" in name):
+        if row_std(name) is None or (stage == "prompts" and "classifier" in name):
             continue
         row = rows(tensor, many.people, [NEW[1]])
         assert torch.equal(row, rows(alone.model.state_dict()[name], alone.people, [NEW[1]]))
@@ -187,7 +187,7 @@ def test_a_new_person_s_first_row_depends_on_nobody_else(world, warm, tmp_path, 
         assert not torch.equal(row, rows(tensor, many.people, [NEW[0]]))
 
 
-def test_training_from_nothing_has_the_key_it_always_had():
+def test_the_key_without_warm_start_is_unchanged():
     params = make_params()
     for section, more in (("prompts", {}), ("embedding", {"precision": "float32"})):
         assert stage_key(section, params, "clip", []) == state_key(
@@ -201,7 +201,7 @@ def test_training_from_nothing_has_the_key_it_always_had():
         )
 
 
-def test_another_start_is_another_run(world, warm, copied):
+def test_another_start_has_another_key(world, warm, copied):
     keys = {inputs_of(stage, world, one).key for stage in ("prompts", "embedding") for one in (None, warm)}
     assert len(keys) == 4
     renamed = replace(warm, start=warm.start.model_copy(update={"version": "v2"}))
@@ -220,14 +220,14 @@ def test_another_start_is_another_run(world, warm, copied):
 
 
 @pytest.mark.parametrize("kill", [("embed", 12), ("prompts", 1), ("prompts", 2)])
-def test_a_killed_stage_1_goes_on_to_the_same_bytes(runs, finished, kill):
+def test_a_killed_stage_1_resumes_to_the_same_bytes(runs, finished, kill):
     with pytest.raises(Killed):
         runs.prompts(kill)
     runs.prompts()
     assert runs.files("prompts") == finished.files("prompts")
 
 
-def test_a_killed_stage_2_goes_on_to_the_same_bytes(runs, finished):
+def test_a_killed_stage_2_resumes_to_the_same_bytes(runs, finished):
     runs.prompts()
     with pytest.raises(Killed):
         runs.embedding(("embedding", 3))
@@ -244,7 +244,7 @@ def test_a_killed_stage_2_goes_on_to_the_same_bytes(runs, finished):
         ("embedding/model.safetensors", "training starts from a champion whose weights are not there"),
     ],
 )
-def test_a_missing_or_other_file_of_the_champion_is_found_before_anything_is_learnt(
+def test_a_missing_or_changed_file_of_the_champion_is_found_before_training(
     world, warm, copied, stage, file, what, fault
 ):
     warm = replace(warm, folder=copied)
@@ -267,7 +267,7 @@ def test_a_champion_without_a_usable_list_of_people_is_refused(world, warm, copi
         inputs_of("prompts", world, replace(warm, folder=copied))
 
 
-def test_a_list_of_other_people_than_the_tensors_have_is_refused(world, warm, copied):
+def test_a_list_of_people_that_does_not_fit_the_tensors_is_refused(world, warm, copied):
     path = copied / "prompts/config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"people": config["people"][1:]}))
@@ -289,7 +289,7 @@ def test_a_list_of_other_people_than_the_tensors_have_is_refused(world, warm, co
             "training starts from a champion of another model.stem",
         ),
         (
-            *("model.integration", "sum", "is sum; the champion has attention"),
+            *("model.integration", "sum", "is sum; the champion has sii"),
             "training starts from a champion of another model.integration",
         ),
         (
@@ -298,7 +298,9 @@ def test_a_list_of_other_people_than_the_tensors_have_is_refused(world, warm, co
         ),
     ],
 )
-def test_a_champion_of_another_kind_is_named_by_the_parameter(world, warm, key, value, says, what, fault):
+def test_the_error_names_the_parameter_that_differs_from_the_champion(
+    world, warm, key, value, says, what, fault
+):
     with pytest.raises(UserError) as error:
         inputs_of("prompts", world, warm, make_params(**{key: value}))
     assert f"{key} {says}" in str(error.value)
@@ -306,7 +308,7 @@ def test_a_champion_of_another_kind_is_named_by_the_parameter(world, warm, key, 
     fault("parameters", what, error.value)
 
 
-def test_a_champion_on_other_weights_of_clip_is_refused(world, warm, tmp_path):
+def test_a_champion_with_other_weights_of_clip_is_refused(world, warm, tmp_path):
     other = load_file(make_params().model.weights)
     other["logit_scale"] += 1e-3
     save_file(other, tmp_path / "clip.safetensors")
@@ -316,28 +318,28 @@ def test_a_champion_on_other_weights_of_clip_is_refused(world, warm, tmp_path):
         )
 
 
-def test_a_champion_that_was_trained_on_today_s_test_people_is_refused(world, warm, copied, fault):
+def test_a_champion_trained_on_current_test_people_is_refused(world, warm, copied, fault):
     path = copied / "prompts/config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"people": [*config["people"][1:], TEST[0]]}))
-    with pytest.raises(UserError, match=f"are test people today \\({TEST[0]}\\)") as error:
+    with pytest.raises(UserError, match=f"are test people now \\({TEST[0]}\\)") as error:
         inputs_of("prompts", world, replace(warm, folder=copied))
     fault("parameters", "the champion was trained on people who are test people now", error.value)
 
 
-def test_images_of_others_are_further_candidates_for_a_text_and_nothing_else():
+def test_proxies_are_negatives_of_the_texts_only():
     draws = torch.Generator().manual_seed(0)
     images, text, others = (torch.randn(n, 8, generator=draws) for n in (4, 4, 3))
     labels = torch.tensor([0, 1, 0, 1])
-    alone, among = contrast(images, text, labels), contrast(images, text, labels, others)
+    alone, among = contrastive_losses(images, text, labels), contrastive_losses(images, text, labels, others)
     assert among["image_to_text"] == alone["image_to_text"]
     scores = text @ torch.cat([images, others]).T
     expected = -torch.log_softmax(scores, dim=1)[:, :4][labels[:, None] == labels].mean()
     torch.testing.assert_close(among["text_to_image"], expected)
-    assert contrast(images, text, labels, others[:0])["loss"] == alone["loss"]
+    assert contrastive_losses(images, text, labels, others[:0])["loss"] == alone["loss"]
 
 
-def test_known_people_s_texts_stand_for_their_images_as_long_as_images_are(world, warm):
+def test_proxy_negatives_are_texts_of_known_people_with_the_length_of_images(world, warm):
     inputs, embeddings = inputs_of("prompts", world, warm), torch.full((5, 128), 0.5)
     new = new_rows(inputs)
     assert [inputs.people[n] for n in new] == [name for name in inputs.people if name in NEW]
@@ -349,7 +351,7 @@ def test_known_people_s_texts_stand_for_their_images_as_long_as_images_are(world
     torch.testing.assert_close(cosines, torch.ones(len(STAYED)))
 
 
-def test_the_images_of_some_people_are_those_of_the_table_with_new_numbers(world):
+def test_a_table_of_selected_people_has_their_images_relabelled(world):
     table = inputs_of("prompts", world, None).table
     some = table.of_people(np.array([1, 3]))
     assert set(some.label) == {0, 1}

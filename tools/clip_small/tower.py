@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from csdn.model.backbone import Stem, residual_layers
-from csdn.model.clip import NAME, facts_of, header, register
+from csdn.model.clip import BUILT_IN, facts_of, header, register
 from csdn.model.pooling import AttentionPool, GeM, resize_positions
 from csdn.model.weights import shapes
 from csdn.runtime.files import atomic_write
@@ -32,7 +32,7 @@ class SmallClip(nn.Module):
 
         super().__init__()
         register()
-        config = open_clip.get_model_config(NAME)
+        config = open_clip.get_model_config(BUILT_IN)
         vision = config["vision_cfg"]
         self.dimension = config["embed_dim"]
         channels = vision["width"] * 32
@@ -41,7 +41,7 @@ class SmallClip(nn.Module):
         self.stem = Stem(vision["width"], relu_after_each=True)
         self.layers = residual_layers(vision["layers"], vision["width"])
         self.attnpool = AttentionPool(channels, channels // 64, self.dimension, GRID)
-        self.tokenizer = open_clip.get_tokenizer(NAME)
+        self.tokenizer = open_clip.get_tokenizer(BUILT_IN)
 
     def embed_images(self, images: Tensor) -> Tensor:
         """images: normalised float32 [n, 3, 64, 32]."""
@@ -99,7 +99,7 @@ class SmallClip(nn.Module):
         halves = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
         with atomic_write(path) as temporary:
             # save_file makes files that only their owner may read.
-            temporary.write_bytes(save(halves, metadata=header(facts_of(NAME), shapes(halves))))
+            temporary.write_bytes(save(halves, metadata=header(facts_of(BUILT_IN), shapes(halves))))
 
     def load(self, path: str | Path) -> SmallClip:
         """Read what `save` wrote."""

@@ -19,7 +19,7 @@ Version = Annotated[str | None, typer.Argument(metavar="[VERSION]", help="Such a
 
 
 def history() -> None:
-    """List what the runs came to: promoted, rolled back, refused, ready, measured or unfinished."""
+    """List what the runs came to: promoted, rolled back, rejected, ready, measured or unfinished."""
     from csdn.retraining.branches import history as events
 
     for event in events(Path()):
@@ -118,11 +118,11 @@ def retrain(
     From cron: a second call while the first one works asks it to look again, and ends.
     """
     from csdn.retraining.local import retrain_local
-    from csdn.retraining.lock import WorkspaceLocked, when_asked
+    from csdn.retraining.lock import WorkspaceLocked, scan_on_request
 
     overrides = dict(_setting(text) for text in set_ or ())
     try:
-        when_asked(Path(), "csdn retrain", lambda: retrain_local(Path(), overrides, now))
+        scan_on_request(Path(), "csdn retrain", lambda: retrain_local(Path(), overrides, now))
     except WorkspaceLocked as busy:
         print(f"{busy}\nA retraining that works there looks again before it ends.")
 

@@ -1,4 +1,4 @@
-"""Parameters of one run: what may differ from params.yaml, checked before anything is made."""
+"""Overrides: parameters of one run that differ from params.yaml, checked before the run begins."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from csdn.params import Params, leaves, parse_params
 from csdn.runtime.documents import check_values, parse_yaml
 from csdn.runtime.errors import UserError
 
-# They decide who is tested and by which rule, and where data comes from: one run must not choose that itself.
+# A run must not choose itself who is tested, by which rule, and where data comes from.
 FORBIDDEN = (
     *("data", "gate", "retrain", "registry", "ingest.watch", "ingest.store"),
     *("evaluation.protocol", "evaluation.trials", "evaluation.mode", "evaluation.shots"),
@@ -17,28 +17,25 @@ FORBIDDEN = (
 
 
 def allowed(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Overrides as {dotted key: value}; raises UserError naming each key that no run may change."""
+    """Overrides as {dotted key: value}. Raises UserError naming each key that a run must not override."""
     check_values(overrides, "overrides")
     values = dict(leaves(overrides))
-    wrong = [key for key in values if any(key == name or key.startswith(f"{name}.") for name in FORBIDDEN)]
-    if wrong:
-        lines = [f"  {key}: not for one run; change params.yaml and commit it" for key in wrong]
+    forbidden = [
+        key for key in values if any(key == name or key.startswith(f"{name}.") for name in FORBIDDEN)
+    ]
+    if forbidden:
+        lines = [f"  {key}: not for one run; change params.yaml and commit it" for key in forbidden]
         raise UserError("\n".join(["overrides: not usable", *lines]))
     return values
 
 
-def check_overrides(overrides: Mapping[str, Any], params: str | bytes) -> dict[str, Any]:
-    """Overrides as {dotted key: value}, checked against the text of a params.yaml. Raises UserError."""
-    overridden(overrides, params)
-    return allowed(overrides)
-
-
 def overridden(overrides: Mapping[str, Any], params: str | bytes) -> Params:
-    """The parameters in a params.yaml's text with the overrides. Raises UserError."""
+    """The parameters of a params.yaml's text with the overrides applied. Raises UserError."""
     values = allowed(overrides)
     raw = parse_yaml(params, "params.yaml")
-    for key, value in values.items() if isinstance(raw, dict) else ():
-        _set(raw, key, value)
+    if isinstance(raw, dict):
+        for key, value in values.items():
+            _set(raw, key, value)
     return parse_params(raw, source="params.yaml with the overrides" if values else "params.yaml")
 
 

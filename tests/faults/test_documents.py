@@ -333,7 +333,7 @@ def test_what_is_set_for_one_run_is_read_as_in_the_file(monkeypatch):
     monkeypatch.setattr(
         "csdn.retraining.local.retrain_local", lambda root, values, now: given_to.append(values)
     )
-    monkeypatch.setattr("csdn.retraining.lock.when_asked", lambda root, what, look: look())
+    monkeypatch.setattr("csdn.retraining.lock.scan_on_request", lambda root, what, scan: scan())
     retrain(["embedding.learning_rate=1e-5", "data.split_salt=no", "report.store="])
     assert given_to == [{"embedding.learning_rate": 1e-5, "data.split_salt": "no", "report.store": None}]
 

@@ -18,7 +18,7 @@ from workspace import ROOT, STAGES, run, set_params
 
 from csdn.ingest.ledger import write_ledger
 from csdn.retraining.branches import history
-from csdn.retraining.lock import asked, workspace_lock
+from csdn.retraining.lock import scan_requested, workspace_lock
 
 pytestmark = pytest.mark.slow
 
@@ -146,7 +146,7 @@ def test_a_busy_workspace_is_not_tried_again_and_a_look_that_was_due_is_made_up_
         return [one for one in prefect.runs_of("retrain") if one["state"]["name"] == "Nothing to do"]
 
     wait_until(later, "the look at the data that was asked for")
-    assert not asked(quiet)
+    assert not scan_requested(quiet)
 
 
 def test_two_triggers_at_once_are_two_looks_one_after_the_other(prefect, project, quiet):

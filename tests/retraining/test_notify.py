@@ -10,7 +10,7 @@ from webhook import Webhook
 from csdn.retraining import notify as module
 from csdn.retraining.notify import Notification, notify
 
-NEWS = Notification("refused", "retrain: 12 new people, 480 images", reasons=("rank-1 fell by 3.1 points",))
+NEWS = Notification("rejected", "retrain: 12 new people, 480 images", reasons=("rank-1 fell by 3.1 points",))
 
 
 @pytest.fixture
@@ -27,12 +27,12 @@ def test_it_gets_json_with_a_text_for_people(hook):
     ((kind, body),) = hook.got
     assert kind == "application/json"
     assert body == {
-        "event": "refused",
+        "event": "rejected",
         "run": "retrain: 12 new people, 480 images",
         "version": None,
         "reasons": ["rank-1 fell by 3.1 points"],
         "link": None,
-        "text": "csdn: retrain: 12 new people, 480 images: refused\nrank-1 fell by 3.1 points",
+        "text": "csdn: retrain: 12 new people, 480 images: rejected\nrank-1 fell by 3.1 points",
     }
 
 
@@ -43,7 +43,7 @@ def test_a_promotion_names_the_version():
 def test_a_camera_s_name_calls_nobody_and_is_no_link():
     """Slack takes <!channel> for a call, and <http://a|b> for a link with a text of its own."""
     text = Notification(
-        "refused", "run", reasons=("a pair collapsed: <!channel> to <http://a|b>\u202e",)
+        "rejected", "run", reasons=("a pair collapsed: <!channel> to <http://a|b>\u202e",)
     ).text
     assert "<" not in text and "!channel" in text and "\u202e" not in text
 
@@ -61,7 +61,7 @@ def test_it_is_tried_again(hook):
 @pytest.mark.parametrize("hook", [(404, 404, 404)], indirect=True)
 def test_a_webhook_that_refuses_is_told_of_without_its_address(hook):
     said = notify(NEWS)
-    assert said == "nobody was told: the webhook gave HTTP status 404, 3 times"
+    assert said == "no notification was sent: 3 tries ended with HTTP status 404"
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_webhook_that_refuses_is_told_of_without_its_address(hook):
 def test_no_address_is_bad_enough_to_raise_or_to_be_shown(address, monkeypatch):
     monkeypatch.setattr(module, "WAIT_SECONDS", 0.01)
     said = notify(NEWS, address)
-    assert said.startswith("nobody was told: ") and "s3cret" not in said
+    assert said.startswith("no notification was sent: ") and "s3cret" not in said
 
 
 def test_a_silent_webhook_costs_seconds(monkeypatch):
@@ -81,7 +81,7 @@ def test_a_silent_webhook_costs_seconds(monkeypatch):
         said = notify(NEWS, f"http://127.0.0.1:{silent.server_port}/")
     finally:
         silent.server_close()
-    assert said == "nobody was told: the webhook gave TimeoutError, 3 times"
+    assert said == "no notification was sent: 3 tries ended with TimeoutError"
 
 
 def test_without_an_address_nobody_is_told(monkeypatch):
@@ -107,12 +107,12 @@ class Block:
 
 @pytest.mark.parametrize("in_block", [True, False])
 def test_a_flow_takes_the_address_from_the_block_before_the_environment(hook, monkeypatch, in_block):
-    from flows import notify as flow
+    from flows import observability as flow
 
     if in_block:
         monkeypatch.setenv("CSDN_WEBHOOK", "http://127.0.0.1:9/other")
     monkeypatch.setattr(flow, "Secret", Block(hook.address if in_block else None))
     monkeypatch.setattr(flow, "url_for", lambda kind, obj_id: f"http://server/runs/{kind}/{obj_id}")
-    flow.tell(NEWS, "1234")
+    flow.send(NEWS, "1234")
     ((_, body),) = hook.got
     assert body["link"] == "http://server/runs/flow-run/1234" and body["text"].endswith(body["link"])

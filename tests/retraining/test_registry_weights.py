@@ -184,12 +184,12 @@ def test_back_to_an_older_version_under_a_hostile_configuration(places, tmp_path
     assert (last.outcome, last.version, last.reason) == ("rolled back", "v1", "camera 3")
 
 
-def test_a_rollback_that_origin_refuses_changes_nothing(places, fault):
+def test_a_rollback_that_origin_rejects_changes_nothing(places, fault):
     hook = places.clone.parent / "origin.git/hooks/update"
     hook.write_text("#!/bin/sh\nexit 1\n")
     hook.chmod(0o755)
     before = git(places.clone, "for-each-ref")
-    with pytest.raises(UserError, match="refused"):
+    with pytest.raises(UserError, match="rejected the push"):
         rollback(places.clone)
     assert git(places.clone, "for-each-ref") == before and champion(places.clone) == "v2"
     assert not (places.clone / "champion").exists()

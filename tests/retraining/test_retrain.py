@@ -22,9 +22,9 @@ from csdn.ingest.ledger import Status, decide, read_ledger, write_ledger
 from csdn.params import load_params
 from csdn.retraining import run as retrain
 from csdn.retraining import steps
-from csdn.retraining.branches import history, refused_ledgers
+from csdn.retraining.branches import history, rejected_ledgers
 from csdn.retraining.local import retrain_local
-from csdn.retraining.lock import asked, workspace_lock
+from csdn.retraining.lock import scan_requested, workspace_lock
 from csdn.retraining.run import apply_decision, nothing_usable, scan
 from csdn.retraining.trigger import Arrivals
 from csdn.runtime.errors import UserError
@@ -91,10 +91,10 @@ def test_what_is_not_enough_yet_is_seen_again_and_counted_together(with_champion
     assert len(found.run.new_drops) == 2
 
 
-def test_a_person_may_want_it_regardless(with_champion):
+def test_a_person_may_want_it_force(with_champion):
     arrive(with_champion, "tuesday", people_named(1, "new"))
     assert scan(with_champion).run is None
-    assert scan(with_champion, regardless=True).run is not None
+    assert scan(with_champion, force=True).run is not None
 
 
 def test_days_count_from_the_champion(with_champion, monkeypatch):
@@ -125,12 +125,12 @@ def test_a_refusal_holds_the_drops_and_the_next_look_finds_nothing_new(with_cham
     arrive(with_champion, "tuesday", people_named(5, "new"))
     run = scan(with_champion).run
     registry_project.work(run)
-    write_gate(run, "keep", "rank-1 fell by 7 points")
+    write_gate(run, "reject", "rank-1 fell by 7 points")
     outcome = apply_decision(run)
-    assert outcome.event == "refused" and outcome.version is None
+    assert outcome.event == "rejected" and outcome.version is None
     assert outcome.reasons[0] == "rank-1 fell by 7 points" and "in/tuesday" in outcome.reasons[1]
     assert git(with_champion, "rev-parse", "main") == before
-    assert apply_decision(run).event == "refused"  # after a kill, say
+    assert apply_decision(run).event == "rejected"  # after a kill, say
     assert scan(with_champion).why == "nothing is new"
 
 
@@ -148,11 +148,11 @@ def retrained(request, monkeypatch):
 
     monkeypatch.setattr(steps, "repro", repro)
     if request.param == "csdn retrain":
-        return lambda project: retrain_local(project, {}, regardless=False)
+        return lambda project: retrain_local(project, {}, force=False)
     monkeypatch.setattr(flow, "run_ingest", lambda folder, _: repro("ingest", folder))
-    monkeypatch.setattr(flow, "run_others", lambda folder, _: repro("embedding", folder))
+    monkeypatch.setattr(flow, "run_remaining_stages", lambda folder, _: repro("embedding", folder))
     monkeypatch.setattr(flow, "show_gate", lambda _: None)
-    monkeypatch.setattr(flow, "conclude", apply_decision)
+    monkeypatch.setattr(flow, "apply_decision", apply_decision)
 
     def by_flow(project):
         found = scan(project)
@@ -166,10 +166,10 @@ def test_a_training_that_diverged_is_refused_and_not_repeated(with_champion, ret
     arrive(with_champion, "tuesday", people_named(5, "new"))
     retrained(with_champion)
     event = history(with_champion)[-1]
-    assert event.outcome == "refused" and "diverged: epoch 1, step 7" in event.reason
+    assert event.outcome == "rejected" and "diverged: epoch 1, step 7" in event.reason
     assert event.figures == {}, "this run has no model; those that it began with are the champion's"
     assert git(with_champion, "rev-parse", "main") == before
-    (held,) = [drop for drop in refused_ledgers(with_champion)[-1] if drop.status is Status.HELD]
+    (held,) = [drop for drop in rejected_ledgers(with_champion)[-1] if drop.status is Status.HELD]
     assert held.address.endswith("in/tuesday") and "step 7" in held.reason
     assert scan(with_champion).why == "nothing is new"
     retrained(with_champion)
@@ -180,7 +180,7 @@ def test_a_drop_that_a_person_accepts_after_all_is_new(with_champion):
     arrive(with_champion, "tuesday", people_named(5, "new"))
     run = scan(with_champion).run
     registry_project.work(run)
-    write_gate(run, "keep", "worse")
+    write_gate(run, "reject", "worse")
     apply_decision(run)
     held = read_ledger(run.folder / "data/drops.json")
     drops = decide(held, str(with_champion.parent / "in/tuesday"), Status.ACCEPTED, "looked at it")
@@ -239,7 +239,7 @@ def test_a_failure_is_told_to_the_webhook(project, monkeypatch):
         set_params(project, {"ingest.watch": ["/no/such/folder"]})
         git(project, "commit", "--quiet", "--all", "--message", "wrong")
         with pytest.raises(UserError, match="no such folder"):
-            retrain_local(project, {}, regardless=False)
+            retrain_local(project, {}, force=False)
     finally:
         webhook.close()
     ((_, told),) = webhook.got
@@ -251,7 +251,7 @@ def test_a_second_call_asks_the_first_one_to_look_again_and_succeeds(project):
         done = subprocess.run(
             ["csdn", "retrain"], cwd=project, env=environment(), capture_output=True, text=True, check=False
         )
-    assert done.returncode == 0 and "busy: a test" in done.stdout and asked(project)
+    assert done.returncode == 0 and "busy: a test" in done.stdout and scan_requested(project)
 
 
 def test_a_setting_needs_a_value(project):

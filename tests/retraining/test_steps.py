@@ -9,7 +9,7 @@ import pytest
 from csdn.retraining.steps import CommandFailed, failed, missing_outs
 from csdn.runtime.errors import Diverged, ServiceUnavailable, is_unavailable
 from csdn.runtime.process import run_stage
-from flows.stages import nobody_answered
+from flows.tasks import service_was_unavailable
 
 REPRODUCED = "ERROR: failed to reproduce 'ingest': failed to run: exec python -m stages.ingest, exited with "
 
@@ -39,7 +39,7 @@ class State:
 def test_the_step_s_own_words_are_the_error(lines, says, away):
     error = failed("ingest", CommandFailed(["dvc"], 255, lines))
     assert str(error).startswith(says) and "failed to reproduce" not in str(error)
-    assert is_unavailable(error) == nobody_answered(None, None, State(error)) == away
+    assert is_unavailable(error) == service_was_unavailable(None, None, State(error)) == away
 
 
 def test_csdn_gate_says_it_by_its_exit_code():
@@ -67,7 +67,7 @@ def test_a_stage_says_by_its_exit_code_that_training_diverged(monkeypatch):
 
 @pytest.mark.parametrize("data", [None, KeyError("a defect"), {"a": "value"}])
 def test_whatever_else_ends_a_task_is_not_tried_again(data):
-    assert not nobody_answered(None, None, State(data))
+    assert not service_was_unavailable(None, None, State(data))
 
 
 def test_only_outs_that_are_not_there_are_missing(tmp_path):

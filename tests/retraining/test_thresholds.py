@@ -61,9 +61,9 @@ def drop_at(folder, *people) -> Drop:
 
 def test_people_are_counted_once_by_whatever_name_and_known_ones_not_at_all(tmp_path):
     first, second = drop_at(tmp_path / "a", "Ana", "Bo"), drop_at(tmp_path / "b", "BO", "Bobby", "Cy")
-    new = arrivals([first, second], people={"ana"}, identity=IDENTITY)
+    new = arrivals([first, second], people={"ana"}, rule=IDENTITY)
     assert new == Arrivals(30, 2) and str(new) == "2 new people, 30 images"
-    assert arrivals([second], people={"ana", "bo"}, identity=IDENTITY) == Arrivals(18, 1)
+    assert arrivals([second], people={"ana", "bo"}, rule=IDENTITY) == Arrivals(18, 1)
     assert arrivals([], (), IDENTITY) == Arrivals(0, 0)
 
 

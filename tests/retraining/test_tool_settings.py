@@ -24,7 +24,7 @@ from csdn.cli import doctor
 from csdn.retraining import git as git_module
 from csdn.retraining.branches import history
 from csdn.retraining.git import file_at
-from csdn.retraining.registry import promote, promote_ready, refuse, rollback
+from csdn.retraining.registry import promote, promote_ready, reject, rollback
 from csdn.retraining.workspace import begin, open_run
 from csdn.runtime.errors import UserError
 
@@ -66,7 +66,7 @@ def test_the_registry_under_a_hostile_configuration(project, hostile, tmp_path):
     git(project, "branch", "mine")
     commit_file(other, "notes.md", "hello")
     hostile()
-    first, refused = finished(project, DROPS[1]), finished(project, DROPS[2])
+    first, rejected = finished(project, DROPS[1]), finished(project, DROPS[2])
     git(
         other,
         "-c",
@@ -82,14 +82,14 @@ def test_the_registry_under_a_hostile_configuration(project, hostile, tmp_path):
     assert promote(first).decision == "ready"
     assert promote_ready(project, first.id).version == "v1"
     reasons = ["Camera 3 im Hof: schlechter für Füße", "Csdn: not a trailer"]
-    refuse(refused, reasons)
+    reject(rejected, reasons)
     assert git(bare, "for-each-ref", "--format=%(refname)").split() == [
         "refs/heads/main",
-        *sorted(f"refs/heads/{one.branch}" for one in (first, refused)),
+        *sorted(f"refs/heads/{one.branch}" for one in (first, rejected)),
         "refs/tags/csdn#champion#1",
         "refs/tags/csdn@v1.0.0",
     ]
-    assert told(project) == [("promoted", "v1"), ("refused", None)]
+    assert told(project) == [("promoted", "v1"), ("rejected", None)]
     assert history(project)[-1].reason == "; ".join(reasons)
     assert champion(bare, "main") == champion(project, "main") == "v1"
     assert git(project, "rev-parse", "main") == git(bare, "rev-parse", "main")

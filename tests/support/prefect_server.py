@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flows.local_server import ENDED, LocalServer
+from flows.demo import ENDED, LocalServer
 
 # Between two questions: answering them takes the cores of what is waited for.
 PATIENCE_SECONDS = 600.0  # a machine that runs tests has much else to do
@@ -28,7 +28,7 @@ class Prefect(LocalServer):
 
     def api(self, path: str, **body: Any) -> Any:
         """POST to the API (GET without a body); returns its answer."""
-        return self.ask(path, body or None)
+        return self.request(path, body or None)
 
     def flow_run(self, identifier: str) -> dict[str, Any]:
         return self.api(f"flow_runs/{identifier}")

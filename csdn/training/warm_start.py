@@ -234,7 +234,7 @@ def proxy_negatives(inputs: TrainingInputs, new: np.ndarray, embeddings: Tensor)
 
 @torch.no_grad()
 def merge_prompts(inputs: TrainingInputs, theirs: TrainingInputs | None, new: np.ndarray) -> Tensor:
-    """Copy the tokens that newcomers have learnt into the network; returns the fused text table.
+    """Copy the tokens that new identities have learnt into the network; returns the fused text table.
 
     In it the rows of the known are the champion's own: computed again, last digits might differ.
     """

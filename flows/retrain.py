@@ -52,7 +52,7 @@ def retrain_once(workspace: Path, overrides: dict[str, Any], settings: Settings)
     found = scan(workspace, overrides)
     rename(found.title)
     if found.run is None:
-        return Completed(name="Nothing to do", message=found.why)
+        return Completed(name="Nothing to do", message=found.reason)
     outcome = carry_out(found.run, settings)
     send(Notification(outcome.event, found.title, outcome.version, outcome.reasons), runtime.flow_run.id)
     run_steps.prune_worktrees(workspace)
@@ -77,7 +77,7 @@ def carry_out(run: Run, settings: Settings) -> Outcome:
 def scan(workspace: Path, overrides: dict[str, Any]) -> Scan:
     """Find out what arrived, and whether it is enough; log the notes about single drops."""
     found = run_steps.scan(workspace, overrides)
-    for line in (*found.notes, found.why):
+    for line in (*found.notes, found.reason):
         get_run_logger().info(line)
     return found
 

@@ -50,13 +50,13 @@ def first_commit(workspace: Path, identifier: str) -> str | None:
     return next((first for first, *said in found if said == [identifier, BEGIN]), None)
 
 
-def with_held_drops(ledger: Sequence[Drop], rejected_ledgers: Sequence[Sequence[Drop]]) -> list[Drop]:
-    """main's ledger, followed by the drops that ledgers of rejected runs hold, each drop once.
+def with_held_drops(ledger: Sequence[Drop], ledgers: Sequence[Sequence[Drop]]) -> list[Drop]:
+    """main's ledger, followed by the drops that the `ledgers` of rejected runs hold, each drop once.
 
     A drop in main's ledger stays as it is there: a person may have accepted it since.
     """
     drops = {drop.id: drop for drop in ledger}
-    for drop in (drop for other in rejected_ledgers for drop in other):
+    for drop in (drop for other in ledgers for drop in other):
         if drop.status is Status.HELD:
             drops.setdefault(drop.id, drop)
     return list(drops.values())

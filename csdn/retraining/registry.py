@@ -14,7 +14,7 @@ from pathlib import Path
 
 from csdn.ingest.ledger import LEDGER, Drop, Status, change_ledger
 from csdn.retraining import dvc, git
-from csdn.retraining.branches import PROMOTE, READY, REJECT, ROLLBACK, commit_message, decision_of, history
+from csdn.retraining.branches import PROMOTE, READY, REJECT, ROLLBACK, commit_message, decision_of
 from csdn.retraining.champions import fetch_champion, sha256
 from csdn.retraining.git import PushRejected, RemoteUnavailable
 from csdn.retraining.lock import RUNS
@@ -35,8 +35,6 @@ from csdn.runtime.documents import expected_in, read_json
 from csdn.runtime.errors import UserError
 from csdn.runtime.files import as_json, atomic_folder
 from csdn.training.champion import CHAMPION, Champion, ChampionFile, read_champion, write_champion
-
-__all__ = ["Promotion", "fetch_champion", "history", "promote", "promote_ready", "reject", "rollback"]
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from csdn.retraining.lock import RUNS
 from csdn.retraining.mainline import champion_at, main_branch
 from csdn.retraining.registry import promote, reject
 from csdn.retraining.tags import version_tag
-from csdn.retraining.trigger import Arrivals, arrivals, decide
+from csdn.retraining.trigger import Arrivals, count_arrivals, should_retrain
 from csdn.retraining.workspace import AlreadyDecided, Run, begin
 from csdn.runtime.documents import expected_in, parse_yaml, read_json
 from csdn.runtime.errors import Diverged, UserError
@@ -41,20 +41,20 @@ KEPT = 3  # working trees of runs, kept for their reports
 
 @dataclass(frozen=True)
 class Scan:
-    """The result of a scan: the run that has begun or continues, or None; `why` is the reason in one line.
+    """The result of a scan: the run that has begun or continues, or None; `reason` is one line.
 
     `notes` are about single drops, a line each.
     """
 
     run: Run | None
     new: Arrivals
-    why: str
+    reason: str
     notes: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
         """A title for the run, as in "retrain: 12 new people, 480 images"."""
-        return f"retrain: {self.new if self.run else self.why}"
+        return f"retrain: {self.new if self.run else self.reason}"
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def scan(workspace: str | Path, overrides: Mapping[str, Any] | None = None, forc
     except _NothingToDo:
         return found[0]
     except AlreadyDecided as decided:
-        return replace(found[0], why=str(decided))
+        return replace(found[0], reason=str(decided))
     return replace(found[0], run=run)
 
 
@@ -105,9 +105,10 @@ def _new_data(workspace: Path, drops: list[Drop]) -> tuple[list[Drop], Scan, boo
     seen = _drops_of(workspace, champion) if champion else set()
     unseen = [drop for drop in synced if drop.status == Status.ACCEPTED and drop.id not in seen]
     known = _people_of(workspace, champion) if champion and unseen else set()
-    new = arrivals(unseen, known, _split_rule(workspace, main, params))
-    decision = decide(new, champion and champion.date, datetime.now(UTC).date(), params.retrain)
-    return synced, Scan(None, new, decision.why, tuple(notes)), decision.retrain
+    new = count_arrivals(unseen, known, _split_rule(workspace, main, params))
+    today = datetime.now(UTC).date()
+    enough, reason = should_retrain(new, champion and champion.date, today, params.retrain)
+    return synced, Scan(None, new, reason, tuple(notes)), enough
 
 
 def _absolute(places: list[str]) -> list[str]:

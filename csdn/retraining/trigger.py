@@ -26,15 +26,7 @@ class Arrivals:
         return f"{_count(self.people, 'new person', 'new people')}, {_count(self.images, 'image')}"
 
 
-@dataclass(frozen=True)
-class Decision:
-    """Whether to retrain; `why` is one line."""
-
-    retrain: bool
-    why: str
-
-
-def arrivals(drops: Sequence[Drop], people: Collection[str], rule: SplitRule) -> Arrivals:
+def count_arrivals(drops: Sequence[Drop], people: Collection[str], rule: SplitRule) -> Arrivals:
     """Count the images and the new people of drops by their listings.
 
     people: the canonical labels of those whom the champion knows. Raises UserError if a drop cannot be
@@ -45,17 +37,17 @@ def arrivals(drops: Sequence[Drop], people: Collection[str], rule: SplitRule) ->
     return Arrivals(len(records), len(named - set(people) - {""}))
 
 
-def decide(
+def should_retrain(
     new: Arrivals, champion: datetime.date | None, today: datetime.date, thresholds: RetrainParams
-) -> Decision:
-    """Retrain if one threshold is reached; `champion` is the day on which it was promoted.
+) -> tuple[bool, str]:
+    """(whether one threshold is reached, the reason in one line); champion: the day of its promotion.
 
     If there is no champion yet, any new image triggers training.
     """
     if not new.images:
-        return Decision(False, "nothing is new")
+        return False, "nothing is new"
     if champion is None:
-        return Decision(True, f"{new}; there is no champion yet")
+        return True, f"{new}; there is no champion yet"
     counts = {
         "images": (new.images, _count(new.images, "new image")),
         "people": (new.people, _count(new.people, "new person", "new people")),
@@ -67,7 +59,7 @@ def decide(
         for name, (_, text) in counts.items()
         if name in reached or not reached
     ]
-    return Decision(bool(reached), f"{'' if reached else 'not enough yet: '}{', '.join(texts)}")
+    return bool(reached), f"{'' if reached else 'not enough yet: '}{', '.join(texts)}"
 
 
 def _count(number: int, one: str, many: str | None = None) -> str:

@@ -1,4 +1,4 @@
-"""The rule: what makes a candidate the champion, and in which words it is told."""
+"""The gate's rule: when a candidate becomes the champion, and the reasons that are given."""
 
 import pytest
 
@@ -105,7 +105,7 @@ def test_the_first_model_is_champion_unless_it_is_no_better_than_none():
     better, worse, guess = comparison(+8), comparison(-3), comparison(0, metric="mAP", half=1)
     above_chance = comparison(+10, metric="mAP")
     assert decide_first([better], [above_chance]) == Decision("promote", ["there is no champion yet"])
-    # Worse than CLIP by less than can be told is nothing to speak of.
+    # Worse than CLIP, but not significantly: not mentioned.
     assert decide_first([comparison(-1)], [above_chance]).reasons == ["there is no champion yet"]
     mixed = decide_first([better, worse], [above_chance])
     assert mixed.decision == "promote"

@@ -1,4 +1,4 @@
-"""The webhook is told what happened, its address stays secret, and no run fails for want of it."""
+"""Webhook notifications: their content, the secret address, and failures that fail no run."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_silent_webhook_costs_seconds(monkeypatch):
     assert said == "no notification was sent: 3 tries ended with TimeoutError"
 
 
-def test_without_an_address_nobody_is_told(monkeypatch):
+def test_without_an_address_nothing_is_sent(monkeypatch):
     monkeypatch.delenv("CSDN_WEBHOOK", raising=False)
     assert notify(NEWS) is None
 

@@ -96,7 +96,7 @@ def test_files_that_became_dirty_are_left_alone_and_the_run_waits(project, fault
     assert promote_ready(project, run.id).version == "v1" and whole(project)
 
 
-def test_csdn_promote_is_that_by_hand(project, monkeypatch):
+def test_csdn_promote_does_the_same(project, monkeypatch):
     run = finished(project, DROPS[1])
     (project / "stage.py").write_text("# my work\n")
     promote(run)
@@ -139,7 +139,7 @@ def test_a_run_that_was_compared_with_another_champion_is_not_promoted(project, 
     fault("registry", "another run was promoted since", str(error.value).replace(slow.id, "RUN"))
 
 
-def test_only_a_run_that_is_ready_is_promoted_by_hand(project, fault):
+def test_csdn_promote_accepts_only_a_run_that_is_ready(project, fault):
     rejected, unfinished = finished(project, DROPS[1]), begin(project, arrive(DROPS[2]))
     reject(rejected, ["worse"])
     with pytest.raises(UserError, match="was rejected by the gate") as error:
@@ -246,8 +246,8 @@ def test_history_tells_what_became_of_each_run(project, monkeypatch):
     reject(rejected, ["cam1 to cam5 collapsed"])
     promote(first)
     promote(waiting)
-    told = {event.run: (event.outcome, event.version) for event in history(project)}
-    assert told == {
+    outcomes = {event.run: (event.outcome, event.version) for event in history(project)}
+    assert outcomes == {
         first.id: ("promoted", "v1"),
         rejected.id: ("rejected", None),
         waiting.id: ("ready", None),

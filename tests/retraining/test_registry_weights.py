@@ -91,11 +91,11 @@ def test_gto_reads_the_registry_as_its_own_and_origin_has_the_older_tags_too(sto
 
 def test_a_clone_and_one_command_give_the_champion(places, monkeypatch):
     monkeypatch.chdir(places.clone)
-    assert CliRunner().invoke(app, ["champion"]).stdout == "champion/: version v2\n"
+    assert CliRunner().invoke(app, ["fetch-champion"]).stdout == "champion/: version v2\n"
     assert files(places.clone / "champion") == ALL
     assert git(places.clone, "status", "--porcelain") == ""
     shutil.rmtree(places.weights)
-    assert CliRunner().invoke(app, ["champion"]).exit_code == 0  # it is there: nobody is asked
+    assert CliRunner().invoke(app, ["fetch-champion"]).exit_code == 0  # it exists: no remote is used
 
 
 def test_an_older_version_takes_the_champions_place(places):

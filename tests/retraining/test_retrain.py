@@ -1,4 +1,4 @@
-"""A look at the camera data: when a run begins, what it begins with, and what is carried out at its end."""
+"""A retraining: when a scan begins a run, what the run begins with, and how its decision is applied."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def project(tmp_path):
-    """A project without a drop or a champion, which looks at the folder `in` beside it."""
+    """A project without a drop or a champion, which watches the folder `in` beside it."""
     folder = registry_project.make_project(tmp_path / "project", drops=())
     (tmp_path / "in").mkdir()
     (folder / "data/aliases.json").write_text("{}")
@@ -71,7 +71,7 @@ def with_champion(project, monkeypatch):
 
 
 def test_without_a_champion_the_first_drop_begins_a_run(project):
-    assert scan(project).why == "nothing is new"
+    assert scan(project).reason == "nothing is new"
     arrive(project, "monday", people_named(2))
     found = scan(project)
     assert (found.new, found.title) == (Arrivals(12, 2), "retrain: 2 new people, 12 images")
@@ -84,14 +84,14 @@ def test_what_is_not_enough_yet_is_seen_again_and_counted_together(with_champion
     arrive(with_champion, "tuesday", people_named(3, "new"))
     found = scan(with_champion)
     assert found.run is None and found.new == Arrivals(18, 3)
-    assert found.why.startswith("not enough yet: 18 new images (retrain.images: 100), 3 new people")
+    assert found.reason.startswith("not enough yet: 18 new images (retrain.images: 100), 3 new people")
     arrive(with_champion, "wednesday", [*people_named(10), *people_named(2, "newer")])
     found = scan(with_champion)
-    assert found.new == Arrivals(90, 5) and found.why == "5 new people (retrain.people: 5)"
+    assert found.new == Arrivals(90, 5) and found.reason == "5 new people (retrain.people: 5)"
     assert len(found.run.new_drops) == 2
 
 
-def test_a_person_may_want_it_force(with_champion):
+def test_a_person_may_force_a_run(with_champion):
     arrive(with_champion, "tuesday", people_named(1, "new"))
     assert scan(with_champion).run is None
     assert scan(with_champion, force=True).run is not None
@@ -105,7 +105,7 @@ def test_days_count_from_the_champion(with_champion, monkeypatch):
 
     arrive(with_champion, "tuesday", people_named(1, "new"))
     monkeypatch.setattr(retrain, "datetime", Later)
-    assert scan(with_champion).why == "30 days since the champion was chosen (retrain.days: 30)"
+    assert scan(with_champion).reason == "30 days since the champion was chosen (retrain.days: 30)"
 
 
 def test_a_look_that_is_repeated_goes_on_with_its_run(with_champion):
@@ -131,12 +131,12 @@ def test_a_refusal_holds_the_drops_and_the_next_look_finds_nothing_new(with_cham
     assert outcome.reasons[0] == "rank-1 fell by 7 points" and "in/tuesday" in outcome.reasons[1]
     assert git(with_champion, "rev-parse", "main") == before
     assert apply_decision(run).event == "rejected"  # after a kill, say
-    assert scan(with_champion).why == "nothing is new"
+    assert scan(with_champion).reason == "nothing is new"
 
 
 @pytest.fixture(params=["csdn retrain", "Prefect"])
 def retrained(request, monkeypatch):
-    """retrained(project): a retraining whose stage 2 diverges; by hand, and by the flow's own functions."""
+    """retrained(project): a retraining whose stage 2 diverges, by `csdn retrain` or the flow."""
     said = "embedding: training diverged: epoch 1, step 7"
 
     def repro(stage, folder, *_):
@@ -171,7 +171,7 @@ def test_a_training_that_diverged_is_refused_and_not_repeated(with_champion, ret
     assert git(with_champion, "rev-parse", "main") == before
     (held,) = [drop for drop in rejected_ledgers(with_champion)[-1] if drop.status is Status.HELD]
     assert held.address.endswith("in/tuesday") and "step 7" in held.reason
-    assert scan(with_champion).why == "nothing is new"
+    assert scan(with_champion).reason == "nothing is new"
     retrained(with_champion)
     assert len(history(with_champion)) == 2, "the next night begins no run"
 
@@ -232,7 +232,7 @@ def test_only_the_newest_working_trees_stay(project, monkeypatch):
     assert scan(project, {"seed": 1}).run.id == runs[0].id and runs[0].folder.exists()
 
 
-def test_a_failure_is_told_to_the_webhook(project, monkeypatch):
+def test_a_failure_is_sent_to_the_webhook(project, monkeypatch):
     webhook = Webhook()
     monkeypatch.setenv("CSDN_WEBHOOK", webhook.address)
     try:
@@ -242,11 +242,11 @@ def test_a_failure_is_told_to_the_webhook(project, monkeypatch):
             retrain_local(project, {}, force=False)
     finally:
         webhook.close()
-    ((_, told),) = webhook.got
-    assert told["event"] == "failed" and "/no/such/folder: no such folder" in told["text"]
+    ((_, sent),) = webhook.got
+    assert sent["event"] == "failed" and "/no/such/folder: no such folder" in sent["text"]
 
 
-def test_a_second_call_asks_the_first_one_to_look_again_and_succeeds(project):
+def test_a_second_call_requests_another_scan_and_succeeds(project):
     with workspace_lock(project, "a test"):
         done = subprocess.run(
             ["csdn", "retrain"], cwd=project, env=environment(), capture_output=True, text=True, check=False

@@ -45,8 +45,8 @@ def world(s3_server, tmp_path_factory):
 
 
 def test_a_model_keeps_up_with_its_cameras(world, tmp_path):
-    # Each night the server plans a look at the landing place, whether or not anybody announces anything.
-    wait_until(world.planned, "looks that the server plans")
+    # Each night the server plans a scan of the watched place, with or without an event.
+    wait_until(world.planned, "scans that the server plans")
 
     # The first drop comes, and an event says so. There is no champion yet: what is trained from nothing
     # becomes the first one, as it is better than chance and no worse than CLIP as it is.
@@ -75,7 +75,7 @@ def test_a_model_keeps_up_with_its_cameras(world, tmp_path):
     assert pushed < set(world.store.names("dvc/"))
 
     # A third drop is garbage: every image has the name of somebody drawn at random. The run is rejected. Its
-    # drop is held on the run's branch, main and the champion stay, and somebody is told why.
+    # drop is held on the run's branch, main and the champion stay, and a notification says why.
     before = world.main()
     world.upload("wednesday", lambda folder: write_shuffled(folder, GARBAGE), tmp_path)
     third = world.next_run(world.announce)
@@ -87,10 +87,10 @@ def test_a_model_keeps_up_with_its_cameras(world, tmp_path):
     assert [drop.address.rpartition("/")[2] for drop in held] == ["wednesday"]
     assert held[0].reason.startswith("gate of run ")
 
-    # The next look is the clock's. The garbage is known, and nothing is new.
+    # The next scan is the schedule's. The garbage is known, and nothing is new.
     with world.scan_every(20):
-        by_clock = world.next_run()
-    assert (by_clock.state, by_clock.message) == ("Nothing to do", "nothing is new")
+        by_schedule = world.next_run()
+    assert (by_schedule.state, by_schedule.message) == ("Nothing to do", "nothing is new")
 
     # Who clones the project has all of this: its history, and with one command the champion.
     git(tmp_path, "clone", "--quiet", str(world.origin), "clone")
@@ -101,8 +101,8 @@ def test_a_model_keeps_up_with_its_cameras(world, tmp_path):
     assert csdn.load(clone / "champion/embedding")
 
 
-def test_a_look_while_the_store_is_away_is_made_when_it_is_back(world):
-    """The event does not need the store; what looks then waits, or is tried again."""
+def test_a_scan_while_the_store_is_unavailable_succeeds_later(world):
+    """The event does not need the store; the scan waits, or is retried."""
     with world.store.away(25):
         found = world.next_run(world.announce)
     assert (found.state, found.message) == ("Nothing to do", "nothing is new")

@@ -55,7 +55,7 @@ def another_s_origin(project, folder):
     return bare
 
 
-def told(project):
+def outcomes(project):
     return [(event.outcome, event.version) for event in history(project)]
 
 
@@ -89,7 +89,7 @@ def test_the_registry_under_a_hostile_configuration(project, hostile, tmp_path):
         "refs/tags/csdn#champion#1",
         "refs/tags/csdn@v1.0.0",
     ]
-    assert told(project) == [("promoted", "v1"), ("rejected", None)]
+    assert outcomes(project) == [("promoted", "v1"), ("rejected", None)]
     assert history(project)[-1].reason == "; ".join(reasons)
     assert champion(bare, "main") == champion(project, "main") == "v1"
     assert git(project, "rev-parse", "main") == git(bare, "rev-parse", "main")

@@ -94,7 +94,7 @@ class World:
         return git(self.origin, "rev-parse", "main").strip()
 
     def news(self) -> dict[str, Any]:
-        """What the webhook was told last."""
+        """The webhook's last notification."""
         return self.webhook.got[-1][1]
 
     def ledger_of(self, branch: str) -> list[Drop]:

@@ -1,4 +1,4 @@
-"""Who may be asked: nobody whom a model has seen, by name or by an image."""
+"""Identities that a model has seen, by name or by an image, are excluded from the comparison."""
 
 import pyarrow as pa
 import pytest
@@ -48,11 +48,11 @@ def dataset(*images):
     return Dataset(pa.Table.from_pylist(samples, SAMPLES_SCHEMA), pa.Table.from_pylist(people, PEOPLE_SCHEMA))
 
 
-def unseen(data, trained, person=lambda name: name):
-    return exclude_seen_identities(data, trained, person).samples["path"].to_pylist()
+def unseen(data, seen, person=lambda name: name):
+    return exclude_seen_identities(data, seen, person).samples["path"].to_pylist()
 
 
-NOBODY = SeenData(frozenset(), pa.chunked_array([], pa.string()))
+NOTHING = SeenData(frozenset(), pa.chunked_array([], pa.string()))
 DATA = dataset(
     ("ana", "test", "v1", "d"),
     ("ana", "test", "i1", "d"),
@@ -62,9 +62,9 @@ DATA = dataset(
 
 
 @pytest.mark.parametrize(
-    "trained, alias, left",
+    "seen, alias, left",
     [
-        (NOBODY, {}, ["v1", "i1", "v2"]),
+        (NOTHING, {}, ["v1", "i1", "v2"]),
         (seen_in_training(["ana"], dataset()), {}, ["v2"]),
         (seen_in_training(["anna"], dataset()), {}, ["v1", "i1", "v2"]),
         (seen_in_training(["anna"], dataset()), {"anna": "ana"}, ["v2"]),  # the alias came after the training
@@ -74,8 +74,8 @@ DATA = dataset(
         (seen_in_training(["ana"], dataset()) | seen_in_training(["bo"], dataset()), {}, []),
     ],
 )
-def test_nobody_whom_a_model_has_seen_is_asked(trained, alias, left):
-    assert unseen(DATA, trained, lambda name: alias.get(name, name)) == left
+def test_people_whom_a_model_has_seen_are_excluded(seen, alias, left):
+    assert unseen(DATA, seen, lambda name: alias.get(name, name)) == left
 
 
 def test_drops_are_left_out_by_id():
@@ -83,7 +83,7 @@ def test_drops_are_left_out_by_id():
     assert without_drops(DATA, []).samples == DATA.samples
 
 
-def test_all_images_are_those_of_both_each_once_where_the_first_has_it():
+def test_unique_images_have_each_image_once():
     other = dataset(("bo", "test", "v2", "e"), ("new", "test", "i9", "f"), ("ana", "test", "v1", "d"))
     table, (first, second) = unique_images([DATA, other])
     assert table.path.tolist() == ["v1", "i1", "v2", "i9"]

@@ -68,7 +68,7 @@ def test_the_rule(comparisons, decision):
     assert decide(comparisons, RULE).decision == decision
 
 
-def test_every_reason_against_is_told_with_its_numbers():
+def test_a_rejection_names_every_reason_with_its_numbers():
     found = decide(
         [
             comparison(-4.0),

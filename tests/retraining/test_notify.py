@@ -22,7 +22,7 @@ def hook(monkeypatch, request):
     hook.close()
 
 
-def test_it_gets_json_with_a_text_for_people(hook):
+def test_a_notification_is_json_with_a_text_for_people(hook):
     assert notify(NEWS) is None
     ((kind, body),) = hook.got
     assert kind == "application/json"
@@ -40,7 +40,7 @@ def test_a_promotion_names_the_version():
     assert Notification("promoted", "run", version="v3").text == "csdn: run: promoted, v3 is champion"
 
 
-def test_a_camera_s_name_calls_nobody_and_is_no_link():
+def test_a_camera_s_name_is_no_slack_command_and_no_link():
     """Slack takes <!channel> for a call, and <http://a|b> for a link with a text of its own."""
     text = Notification(
         "rejected", "run", reasons=("a pair collapsed: <!channel> to <http://a|b>\u202e",)
@@ -48,18 +48,18 @@ def test_a_camera_s_name_calls_nobody_and_is_no_link():
     assert "<" not in text and "!channel" in text and "\u202e" not in text
 
 
-def test_what_is_given_counts_before_the_environment(hook, monkeypatch):
+def test_an_address_that_is_passed_precedes_the_environment(hook, monkeypatch):
     monkeypatch.setenv("CSDN_WEBHOOK", "http://127.0.0.1:9/other")
     assert notify(NEWS, hook.address) is None and len(hook.got) == 1
 
 
 @pytest.mark.parametrize("hook", [(503, 500, 200)], indirect=True)
-def test_it_is_tried_again(hook):
+def test_a_failed_notification_is_retried(hook):
     assert notify(NEWS) is None and len(hook.got) == 3
 
 
 @pytest.mark.parametrize("hook", [(404, 404, 404)], indirect=True)
-def test_a_webhook_that_refuses_is_told_of_without_its_address(hook):
+def test_an_http_error_is_reported_without_the_address(hook):
     said = notify(NEWS)
     assert said == "no notification was sent: 3 tries ended with HTTP status 404"
 
@@ -73,7 +73,7 @@ def test_no_address_is_bad_enough_to_raise_or_to_be_shown(address, monkeypatch):
     assert said.startswith("no notification was sent: ") and "s3cret" not in said
 
 
-def test_a_silent_webhook_costs_seconds(monkeypatch):
+def test_a_webhook_that_does_not_respond_costs_seconds(monkeypatch):
     monkeypatch.setattr(module, "WAIT_SECONDS", 0.01)
     monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.05)
     silent = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)  # it listens, and never answers

@@ -1,4 +1,4 @@
-"""Promotion, refusal and rollback: what they do to main, to the tags and to the Git remote."""
+"""Promotion, rejection and rollback: what they do to main, to the tags and to the Git remote."""
 
 import json
 import re
@@ -47,7 +47,7 @@ def origin(project, tmp_path):
 
 
 def finished(project, *drops, **overrides):
-    """A run that has come to its gate."""
+    """A run that has reached its gate."""
     run = begin(project, arrive(*drops), overrides)
     work(run)
     return run
@@ -83,7 +83,7 @@ def test_a_promotion_reaches_origin_in_one_push(project, origin):
     assert champion(origin, "main") == "v1" and whole(project)
 
 
-def test_files_that_became_dirty_are_left_alone_and_the_run_waits(project, fault):
+def test_changed_files_are_not_touched_and_the_run_becomes_ready(project, fault):
     run = finished(project, DROPS[1])
     (project / "stage.py").write_text("# my work\n")
     before = git(project, "for-each-ref", "refs/heads/main", "refs/tags")
@@ -119,7 +119,7 @@ def test_main_that_moved_meanwhile_is_merged_by_a_person(project):
     assert champion(project) == "v1" and (project / "notes.md").exists() and whole(project)
 
 
-def test_what_both_changed_is_a_persons_work(project, fault):
+def test_a_merge_conflict_is_left_to_a_person(project, fault):
     run = finished(project, DROPS[1], seed=3)
     text = (project / "params.yaml").read_text()
     commit_file(project, "params.yaml", text.replace("seed: 0 ", "seed: 4 "))
@@ -184,7 +184,7 @@ def test_a_push_that_origin_rejects_leaves_no_tag_and_main_where_it_was(project,
     assert promote_ready(project, run.id).version == "v1" and tags(origin) == FIRST
 
 
-def test_origin_away_at_the_promotion_is_tried_again_by_the_same_call(project, origin):
+def test_a_promotion_without_origin_is_repeated_by_the_same_call(project, origin):
     run = finished(project, DROPS[1])
     away = origin.rename(f"{origin}.away")
     with pytest.raises(RemoteUnavailable):
@@ -240,7 +240,7 @@ def test_a_promotion_that_is_killed_is_ended_by_the_next_call(
     assert tags(project) == FIRST and champion(project) == "v1" and whole(project)
 
 
-def test_history_tells_what_became_of_each_run(project, monkeypatch):
+def test_history_has_the_outcome_of_each_run(project, monkeypatch):
     first, rejected = finished(project, DROPS[1]), finished(project, DROPS[1], seed=1)
     waiting, begun = finished(project, DROPS[1], seed=2), begin(project, arrive())
     reject(rejected, ["cam1 to cam5 collapsed"])

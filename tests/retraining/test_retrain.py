@@ -80,7 +80,7 @@ def test_without_a_champion_the_first_drop_begins_a_run(project):
     assert ledger(project) == [] and git(project, "status", "--porcelain") == ""
 
 
-def test_what_is_not_enough_yet_is_seen_again_and_counted_together(with_champion):
+def test_new_drops_are_counted_together_until_they_are_enough(with_champion):
     arrive(with_champion, "tuesday", people_named(3, "new"))
     found = scan(with_champion)
     assert found.run is None and found.new == Arrivals(18, 3)
@@ -108,7 +108,7 @@ def test_days_count_from_the_champion(with_champion, monkeypatch):
     assert scan(with_champion).reason == "30 days since the champion was chosen (retrain.days: 30)"
 
 
-def test_a_look_that_is_repeated_goes_on_with_its_run(with_champion):
+def test_a_repeated_scan_continues_its_run(with_champion):
     arrive(with_champion, "tuesday", people_named(5, "new"))
     assert scan(with_champion).run.id == scan(with_champion).run.id
 
@@ -120,7 +120,7 @@ def test_overrides_are_the_run_s_alone(with_champion):
     assert load_params(with_champion / "params.yaml").embedding.epochs != 3
 
 
-def test_a_refusal_holds_the_drops_and_the_next_look_finds_nothing_new(with_champion):
+def test_a_rejection_holds_the_drops_and_the_next_scan_finds_nothing_new(with_champion):
     before = git(with_champion, "rev-parse", "main")
     arrive(with_champion, "tuesday", people_named(5, "new"))
     run = scan(with_champion).run
@@ -161,7 +161,7 @@ def retrained(request, monkeypatch):
     return by_flow
 
 
-def test_a_training_that_diverged_is_refused_and_not_repeated(with_champion, retrained):
+def test_a_training_that_diverged_is_rejected_and_not_repeated(with_champion, retrained):
     before = git(with_champion, "rev-parse", "main")
     arrive(with_champion, "tuesday", people_named(5, "new"))
     retrained(with_champion)
@@ -196,7 +196,7 @@ def test_a_place_that_is_relative_is_an_error(project):
         scan(project)
 
 
-def test_a_run_without_the_gate_s_answer_cannot_be_concluded(project):
+def test_a_run_without_the_gate_s_decision_is_an_error(project):
     arrive(project, "monday", people_named(2))
     run = scan(project).run
     registry_project.work(run)
@@ -206,7 +206,7 @@ def test_a_run_without_the_gate_s_answer_cannot_be_concluded(project):
 
 
 @pytest.mark.parametrize("bad", [1, 2])
-def test_where_ingest_holds_all_that_came_nothing_is_trained(with_champion, bad):
+def test_if_ingest_holds_all_new_drops_nothing_is_trained(with_champion, bad):
     """A run on the champion's data alone would promote what nothing new has taught."""
     for name in ("tuesday", "wednesday"):
         arrive(with_champion, name, people_named(5, name))
@@ -266,7 +266,7 @@ def test_a_setting_needs_a_value(project):
     assert done.returncode == 1 and "--set seed: expected KEY=VALUE" in done.stderr
 
 
-def test_the_flows_know_no_tensors():
+def test_the_flows_import_neither_torch_nor_ray():
     """Workers that wait for hours, and start a process for each run, need not load torch or Ray."""
     code = (
         "import flows.pipeline, flows.retrain, sys; print({'torch', 'ray', 'open_clip'} & set(sys.modules))"

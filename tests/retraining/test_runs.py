@@ -1,4 +1,4 @@
-"""A run has a working tree and a branch of its own; nobody's files are touched."""
+"""A run has a working tree and a branch of its own, and touches no other files."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def same(drops):
 
 
 def everything(folder):
-    """Names and contents of all files, and what Git says of them."""
+    """Names and contents of all files, and their state in Git."""
     files = {
         path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and ".git/" not in str(path)
     }
@@ -52,7 +52,7 @@ def test_a_run_has_what_decides_it_in_its_first_commit_and_main_has_nothing(proj
     assert git(project, "rev-parse", "main") == before and git(project, "status", "--porcelain") == ""
 
 
-def test_a_run_that_was_killed_goes_on_where_it_was(project):
+def test_a_run_that_was_killed_is_continued(project):
     first = begin(project, arrive(DROPS[1]))
     (first.folder / "models").mkdir()
     (first.folder / "models/half").write_text("of a stage")
@@ -107,7 +107,7 @@ def test_changed_files_of_main_stop_a_run_before_anything_is_made(project, fault
     fault("registry", "a run begins while files of main are changed", error.value)
 
 
-def test_on_another_branch_changed_files_are_nobodys_business(project):
+def test_changed_files_of_another_branch_do_not_matter(project):
     git(project, "checkout", "--quiet", "-b", "mine")
     (project / "stage.py").write_text("# my work\n")
     run = begin(project, same)
@@ -169,7 +169,7 @@ def test_a_run_begins_on_what_origin_has_and_main_follows(project, tmp_path):
     assert git(project, "rev-parse", "main").strip() == newest and git(project, "status", "--porcelain") == ""
 
 
-def test_main_follows_origin_unseen_while_another_branch_is_checked_out(project, tmp_path):
+def test_main_follows_origin_while_another_branch_is_checked_out(project, tmp_path):
     bare = add_origin(project, tmp_path / "origin.git")
     newest = commit_file(clone(bare, tmp_path / "colleague"), "notes.md", "hello")
     git(tmp_path / "colleague", "push", "--quiet")
@@ -202,7 +202,7 @@ def test_commits_of_ones_own_on_main_are_named(project, tmp_path, fault):
     fault("registry", "main and origin's main have parted", error.value)
 
 
-def test_an_origin_that_does_not_answer_is_an_error_that_may_be_tried_again(project, tmp_path, fault):
+def test_an_origin_that_does_not_respond_is_an_error_that_may_be_retried(project, tmp_path, fault):
     bare = add_origin(project, tmp_path / "origin.git")
     bare.rename(tmp_path / "away")
     with pytest.raises(RemoteUnavailable, match=r"the remote origin failed:\nfatal: ") as error:
@@ -219,7 +219,7 @@ def test_a_folder_without_git_is_no_place_for_runs(tmp_path, fault):
     fault("registry", "a run in a folder that is no Git repository", error.value)
 
 
-def test_what_a_refused_run_brought_is_held_in_the_next(project):
+def test_the_drops_of_a_rejected_run_are_held_in_the_next(project):
     run = begin(project, arrive(DROPS[1]))
     work(run)
     assert reject(run, ["cam3 to cam5 collapsed", "rank-1 is 4 points lower"]) == [
@@ -233,7 +233,7 @@ def test_what_a_refused_run_brought_is_held_in_the_next(project):
     assert following.new_drops == (DROPS[2],)
 
 
-def test_another_clone_hears_of_the_refusal_from_origin(project, tmp_path):
+def test_another_clone_gets_the_rejection_from_origin(project, tmp_path):
     bare = add_origin(project, tmp_path / "origin.git")
     run = begin(project, arrive(DROPS[1]))
     work(run)
@@ -258,7 +258,7 @@ def test_the_same_data_and_parameters_are_not_run_twice(project, fault):
     assert begin(project, same, {"seed": 6})
 
 
-def test_adopted_takes_what_is_held_beyond_main_and_leaves_main_as_it_is():
+def test_held_drops_are_added_to_mains_ledger_which_stays_as_it_is():
     main = [DROPS[0], DROPS[1]]
     of_runs = [
         [DROPS[0], held(DROPS[1], "gate"), held(DROPS[2], "first")],
@@ -270,7 +270,7 @@ def test_adopted_takes_what_is_held_beyond_main_and_leaves_main_as_it_is():
     assert with_held_drops([rejected], of_runs) == [rejected, held(DROPS[1], "gate")]
 
 
-def test_git_needs_no_name_of_a_user(project, monkeypatch, tmp_path):
+def test_commits_need_no_configured_user(project, monkeypatch, tmp_path):
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
     monkeypatch.setenv("HOME", str(tmp_path))
     run = begin(project, same)

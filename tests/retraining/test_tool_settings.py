@@ -1,4 +1,4 @@
-"""Git and DVC do the same under every user's configuration, and say themselves why they do not work."""
+"""Git and DVC behave alike under every user's configuration, and their own messages reach the user."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_the_registry_under_a_hostile_configuration(project, hostile, tmp_path):
     assert git(project, "diff-index", "HEAD") == "" and (project / "notes.md").read_text() == "hello"
 
 
-def test_what_origin_has_not_stays_here(project, hostile, tmp_path):
+def test_local_tags_that_origin_lacks_stay(project, hostile, tmp_path):
     """fetch.prune deleted the versions that were made before there was an origin."""
     assert promote(finished(project, DROPS[1])).version == "v1"
     bare = add_origin(project, tmp_path / "origin.git")
@@ -110,14 +110,14 @@ def test_what_origin_has_not_stays_here(project, hostile, tmp_path):
     assert tags(project) == FIRST and tags(bare) == []
 
 
-def test_a_user_s_words_on_a_remote_do_not_make_one(project, hostile):
+def test_a_remote_without_an_address_is_none(project, hostile):
     hostile()  # it has settings of remote.origin, and no address
     assert "origin" in git(project, "remote").split()
     assert promote(finished(project, DROPS[1])).version == "v1"
 
 
 @pytest.mark.slow
-def test_a_stage_under_a_hostile_configuration_asks_nothing_and_stages_nothing(project, hostile):
+def test_a_stage_under_a_hostile_configuration_neither_asks_nor_stages(project, hostile):
     hostile()
     run_ = begin(project, arrive(DROPS[1]))
     work(run_, by_dvc=True)
@@ -180,7 +180,7 @@ def tomorrow(monkeypatch):
 
 
 @pytest.mark.parametrize("question", [begin, history, rollback])
-def test_a_clone_of_another_owner_gets_git_s_own_words(project, monkeypatch, fault, question):
+def test_a_clone_of_another_owner_gets_git_s_message(project, monkeypatch, fault, question):
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # Git's own tests set it
     arguments = (arrive(),) if question is begin else ()
     with pytest.raises(UserError, match="dubious ownership") as error:
@@ -189,7 +189,7 @@ def test_a_clone_of_another_owner_gets_git_s_own_words(project, monkeypatch, fau
     fault("registry", "the clone belongs to another user", error.value)
 
 
-def test_the_doctor_shows_git_s_own_words(project, monkeypatch, tmp_path):
+def test_the_doctor_shows_git_s_message(project, monkeypatch, tmp_path):
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
     check = next(one for one in doctor.report(project) if one.name == "git")
     assert check.state == "problem"

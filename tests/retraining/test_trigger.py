@@ -67,7 +67,7 @@ def test_people_are_counted_once_by_whatever_name_and_known_ones_not_at_all(tmp_
     assert count_arrivals([], (), IDENTITY) == Arrivals(0, 0)
 
 
-def test_a_person_without_a_label_is_an_image_and_nobody(tmp_path):
+def test_an_image_without_a_label_counts_as_an_image_alone(tmp_path):
     write(tmp_path / "a/visible/north/stranger.jpg", b"x")
     write(tmp_path / "a/_SUCCESS", b"")
     drop = open_drop(str(tmp_path / "a"), "cameras")[0]

@@ -9,7 +9,7 @@ import pytest
 from csdn.retraining.lock import WorkspaceLocked, scan_on_request, scan_requested, workspace_lock
 
 
-def test_the_second_is_told_who_is_first(tmp_path, fault):
+def test_the_error_names_the_holder_of_the_lock(tmp_path, fault):
     with workspace_lock(tmp_path, "retraining run 20261121-0a1b2c3d"):
         busy = rf"retraining run 2026.*process {os.getpid()}, since 20"
         with pytest.raises(WorkspaceLocked, match=busy) as error, workspace_lock(tmp_path, "csdn promote"):
@@ -26,7 +26,7 @@ def hold(folder, held):
         signal.pause()
 
 
-def test_a_killed_holder_holds_no_longer(tmp_path):
+def test_the_lock_of_a_killed_holder_is_released(tmp_path):
     held = multiprocessing.get_context("spawn").Event()
     process = multiprocessing.get_context("spawn").Process(target=hold, args=(tmp_path, held))
     process.start()

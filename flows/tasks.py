@@ -17,7 +17,7 @@ from prefect.client.schemas.objects import TaskRun
 from csdn.params import load_params
 from csdn.retraining import steps
 from csdn.retraining.dvc import remotes
-from csdn.retraining.overrides import overridden
+from csdn.retraining.workspace import overridden
 from csdn.runtime.errors import UserError, is_unavailable
 from csdn.runtime.process import reach_loopback_directly
 from csdn.runtime.sanitize import has_credentials

@@ -20,6 +20,7 @@ from typing import Any
 
 from csdn.cli.presets import set_value
 from csdn.ingest.ledger import LEDGER, Drop, Status, write_ledger
+from csdn.params import Params, leaves, parse_params
 from csdn.retraining import dvc
 from csdn.retraining.branches import (
     BEGIN,
@@ -38,10 +39,15 @@ from csdn.retraining.champions import fetch_champion
 from csdn.retraining.git import commit, commit_of, file_at, git, has_staged_changes, set_refs, stage_files
 from csdn.retraining.lock import RUNS
 from csdn.retraining.mainline import check_clean, main_branch, update_main
-from csdn.retraining.overrides import allowed, overridden
+from csdn.runtime.documents import check_values, parse_yaml
 from csdn.runtime.errors import UserError
 from csdn.training.champion import CHAMPION, read_champion, write_champion
 
+# A run must not choose itself who is tested, by which rule, and where data comes from.
+FORBIDDEN = (
+    *("data", "gate", "retrain", "registry", "ingest.watch", "ingest.store"),
+    *("evaluation.protocol", "evaluation.trials", "evaluation.mode", "evaluation.shots"),
+)
 RESULTS = ("dvc.lock", "metrics", "params.yaml", str(LEDGER), CHAMPION)
 
 
@@ -184,3 +190,38 @@ def _remove_tree(run: Run) -> None:
     if run.folder.exists():
         shutil.rmtree(run.folder)
     git(run.workspace, "worktree", "prune")
+
+
+# Overrides: parameters of one run that differ from params.yaml, checked before the run begins.
+
+
+def allowed(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides as {dotted key: value}. Raises UserError naming each key that a run must not override."""
+    check_values(overrides, "overrides")
+    values = dict(leaves(overrides))
+    forbidden = [
+        key for key in values if any(key == name or key.startswith(f"{name}.") for name in FORBIDDEN)
+    ]
+    if forbidden:
+        lines = [f"  {key}: not for one run; change params.yaml and commit it" for key in forbidden]
+        raise UserError("\n".join(["overrides: not usable", *lines]))
+    return values
+
+
+def overridden(overrides: Mapping[str, Any], params: str | bytes) -> Params:
+    """The parameters of a params.yaml's text with the overrides applied. Raises UserError."""
+    values = allowed(overrides)
+    raw = parse_yaml(params, "params.yaml")
+    if isinstance(raw, dict):
+        for key, value in values.items():
+            _set(raw, key, value)
+    return parse_params(raw, source="params.yaml with the overrides" if values else "params.yaml")
+
+
+def _set(raw: Any, key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    section = raw
+    for name in path:
+        inner = section.get(name)
+        section[name] = section = inner if isinstance(inner, dict) else {}
+    section[last] = value

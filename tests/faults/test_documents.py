@@ -27,10 +27,9 @@ from csdn.model.clip import facts_in
 from csdn.params import load_params
 from csdn.report import ablation
 from csdn.report.page import _json as read_for_report
-from csdn.retraining.overrides import overridden
 from csdn.retraining.run import _metrics
 from csdn.retraining.steps import missing_outs
-from csdn.retraining.workspace import Run
+from csdn.retraining.workspace import Run, overridden
 from csdn.runtime import console as times
 from csdn.runtime.documents import check_values, parse_json, parse_yaml, read_json
 from csdn.runtime.errors import UserError

@@ -351,7 +351,7 @@ for _ in range(2000):
         ({"embedding": DEEP}, "nested"),
         ({"model.clip": "a\0b"}, "model.clip"),
         ({"model.clip": {1, 2}}, "set"),
-        ({"embedding.peple": 8}, "the nearest is people;"),
+        ({"embedding.identities_per_bach": 8}, "the nearest is identities_per_batch;"),
         ({"embedding.epochs": "x" * 10_000}, "embedding.epochs = 'xxx"),
     ],
 )

@@ -242,7 +242,7 @@ class RetrainParams(Section):
 
 
 class GateParams(Section):
-    """The rule by which a newcomer becomes the champion (csdn.retraining.gate)."""
+    """The rule by which a candidate becomes the champion (csdn.retraining.gate)."""
 
     rank1_margin: Annotated[float, Field(ge=0, le=100)]
     map_margin: Annotated[float, Field(ge=0, le=100)]

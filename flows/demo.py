@@ -1,38 +1,54 @@
-"""`make prefect-demo`: a Prefect server and a worker on loopback, the deployments, and one run to look at.
+"""`make prefect-demo`: start a Prefect server and a worker on loopback, deploy the flows, run one of them.
 
-Everything it starts ends with it; the server's data is in a temporary folder.
+Everything that it starts ends with it. The server's data and logs are in a temporary folder, which is kept
+only if a start has failed.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http import HTTPStatus
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from flows.local_server import ENDED, WORD_SECONDS, LocalServer, ServerFailed
-from flows.settings import PROJECT
+from csdn.retraining.steps import GUARD
+from csdn.runtime.errors import UserError
+from csdn.runtime.process import reach_loopback_directly
 
+PROJECT = Path(__file__).resolve().parents[1]
 POOL = "csdn-local"  # as in prefect.yaml
-WAITING = ("SCHEDULED", "PENDING")
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+NOT_STARTED = ("SCHEDULED", "PENDING")  # types of a flow run's state
+ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+START_SECONDS = 60.0  # timeout of the server's first start
+MESSAGE_SECONDS = 10.0  # between two messages while waiting
+LAST_LINES = 15  # of a log, shown in an error
+RETRY_DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds
 
 
 def main() -> int:
-    """Run the demo; 0 where the run succeeded."""
-    for number in STOPS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup has SIGHUP ignored
+    """Run the demo; returns 0 if the flow run succeeded."""
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, _stop)
     home = Path(tempfile.mkdtemp(prefix="csdn-prefect-"))
-    server = LocalServer(home)
     try:
-        code = _run(server)
+        code = _run(LocalServer(home))
     except ServerFailed as error:
-        print(f"error: {error}", file=sys.stderr)  # which names a log in `home`
+        print(f"error: {error}", file=sys.stderr)  # it names a log in `home`
         return 1
     except SystemExit:
         shutil.rmtree(home)
@@ -42,14 +58,14 @@ def main() -> int:
 
 
 def _stop(number: int, _: FrameType | None) -> None:
-    """End the block of `LocalServer.running`."""
-    _end_undisturbed()
+    """Signal handler: leave the block of `LocalServer.running`, which ends all processes."""
+    _ignore_stop_signals()
     sys.exit(128 + number)
 
 
-def _end_undisturbed() -> None:
-    """From here on everything is being ended, and a signal would leave some of it."""
-    for number in STOPS:
+def _ignore_stop_signals() -> None:
+    """A second signal while processes are being ended would leave some of them running."""
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -57,18 +73,18 @@ def _run(server: LocalServer) -> int:
     print(f"A Prefect server starts at {server.address}, its log: {server.log_of('server')}", flush=True)
     with server.running(PROJECT, POOL):
         try:
-            # The nightly look would retrain: not in a demonstration.
+            # The nightly schedule would start a retraining during the demo.
             server.run(PROJECT, "deployment", "schedule", "pause", "--all")
             server.start("worker", "start", "--pool", POOL)
-            return _show(server)
+            return _run_pipeline(server)
         finally:
-            _end_undisturbed()
+            _ignore_stop_signals()
 
 
-def _show(server: LocalServer) -> int:
-    deployment = server.ask("deployments/name/csdn/full-pipeline")["id"]
-    wanted = {"state": {"type": "SCHEDULED"}}
-    flow_run = server.ask(f"deployments/{deployment}/create_flow_run", wanted)["id"]
+def _run_pipeline(server: LocalServer) -> int:
+    deployment = server.request("deployments/name/csdn/full-pipeline")["id"]
+    scheduled = {"state": {"type": "SCHEDULED"}}
+    flow_run = server.request(f"deployments/{deployment}/create_flow_run", scheduled)["id"]
     print(f"The run's page: {server.address}/runs/flow-run/{flow_run}", flush=True)
     state = _watch(server, flow_run)
     print(f"The run: {state['name']} {state['message'] or ''}".rstrip(), flush=True)
@@ -78,23 +94,145 @@ def _show(server: LocalServer) -> int:
 
 
 def _watch(server: LocalServer, flow_run: str) -> dict[str, Any]:
-    """The flow run's last state, each of its tasks printed as it ends."""
-    shown: set[str] = set()
-    told = time.monotonic()
+    """Wait until the flow run has ended, print each of its tasks as it ends; returns the last state."""
+    printed: set[str] = set()
+    last_message = time.monotonic()
     while True:
         server.check_alive()
-        state = server.ask(f"flow_runs/{flow_run}")["state"]
+        state = server.request(f"flow_runs/{flow_run}")["state"]
         for task in server.task_runs(flow_run):
-            if task["id"] not in shown and task["state"]["type"] in ENDED:
-                shown.add(task["id"])
+            if task["id"] not in printed and task["state"]["type"] in ENDED:
+                printed.add(task["id"])
                 seconds = task["total_run_time"]
                 print(f"  {task['name']}: {task['state']['name']}, {seconds:.1f} s", flush=True)
         if state["type"] in ENDED:
             return state
-        if state["type"] in WAITING and time.monotonic() - told >= WORD_SECONDS:
-            told = time.monotonic()
+        if state["type"] in NOT_STARTED and time.monotonic() - last_message >= MESSAGE_SECONDS:
+            last_message = time.monotonic()
             print(f"The worker has not begun the run ({state['name']}); its log: {server.log_of('worker')}")
         time.sleep(1)
+
+
+class ServerFailed(UserError):
+    """The server or the worker did not start, or has ended; the message names its log."""
+
+
+class LocalServer:
+    """A Prefect server on a free port of loopback, its commands and its API; `home` has its data and logs."""
+
+    start_seconds = START_SECONDS
+
+    def __init__(self, home: Path) -> None:
+        reach_loopback_directly()
+        self.home = home
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+            "PREFECT_HOME": str(home),
+            "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
+            "PREFECT_API_URL": f"{self.address}/api",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "DO_NOT_TRACK": "1",
+        }
+        self._started: dict[str, subprocess.Popen[bytes]] = {}
+
+    @contextmanager
+    def running(self, project: Path, pool: str) -> Iterator[None]:
+        """The server with the deployments of `project`; at the end of the block all processes are ended."""
+        try:
+            self.start("server", "start", "--host", "127.0.0.1", "--port", str(self.port))
+            self._wait_until_healthy()
+            self.run(project, "work-pool", "create", pool, "--type", "process")
+            self.run(project, "deploy", "--all")
+            yield
+        finally:
+            for process in reversed(self._started.values()):
+                _end(process)
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start a `prefect` command in the background; its output goes to `log_of` its first argument."""
+        name = arguments[0]
+        with self.log_of(name).open("wb") as log:
+            options = {"env": self.environment, "stdout": log, "stderr": subprocess.STDOUT}
+            command = [sys.executable, "-P", str(GUARD), "prefect", *arguments]  # it dies with this process
+            self._started[name] = subprocess.Popen(command, cwd=self.home, **options)
+        return self._started[name]
+
+    def log_of(self, name: str) -> Path:
+        return self.home / f"{name}.log"
+
+    def check_alive(self) -> None:
+        """Raises ServerFailed if a background process has ended."""
+        for name, process in self._started.items():
+            if process.poll() is not None:
+                raise self._failed(f"Prefect's {name} has ended ({process.returncode})", name)
+
+    def run(self, folder: Path, *arguments: str) -> str:
+        """Run a `prefect` command in `folder`; returns its output. Raises ServerFailed with it on failure."""
+        command = ["prefect", "--no-prompt", *arguments]
+        done = subprocess.run(command, cwd=folder, env=self.environment, capture_output=True, text=True)
+        if done.returncode:
+            raise ServerFailed(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+    def request(self, path: str, body: Any = None) -> Any:
+        """POST to the API (GET without a body); returns its response.
+
+        If the server responds with 503, as it does while its database is busy, the request is retried, as
+        Prefect's own client does.
+        """
+        request = urllib.request.Request(
+            f"{self.address}/api/{path}",
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        for delay in (*RETRY_DELAYS, None):
+            try:
+                with urllib.request.urlopen(request, timeout=30) as response:
+                    return json.load(response)
+            except urllib.error.HTTPError as error:
+                if error.code != HTTPStatus.SERVICE_UNAVAILABLE or delay is None:
+                    raise
+                time.sleep(delay)
+
+    def task_runs(self, flow_run: str) -> list[dict[str, Any]]:
+        """The task runs of a flow run in the order in which they started."""
+        tasks = self.request("task_runs/filter", {"task_runs": {"flow_run_id": {"any_": [flow_run]}}})
+        return sorted(tasks, key=lambda task: task["start_time"] or "")
+
+    def _wait_until_healthy(self) -> None:
+        began = last_message = time.monotonic()
+        while (now := time.monotonic()) - began < self.start_seconds:
+            self.check_alive()
+            with suppress(OSError):  # it does not listen yet
+                if self.request("health") is True:
+                    return
+            if now - last_message >= MESSAGE_SECONDS:
+                last_message = now
+                print(f"Waiting for the server, {now - began:.0f} s ...", flush=True)
+            time.sleep(0.2)
+        raise self._failed(f"Prefect's server did not respond within {self.start_seconds:.0f} s", "server")
+
+    def _failed(self, what: str, name: str) -> ServerFailed:
+        log = self.log_of(name)
+        last = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
+        return ServerFailed("\n".join([f"{what}; its log is {log}, which ends with:", *last]))
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, a second time if the worker ignores the first, then SIGKILL."""
+    for stop in (process.terminate, process.terminate, process.kill):
+        stop()
+        try:
+            process.wait(10)
+            return
+        except subprocess.TimeoutExpired:
+            continue
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""csdn-retrain/retrain: look for new camera data, and what follows; started by the clock and by events.
+"""csdn-retrain/retrain: scan for new camera data, retrain and decide; started by a schedule and by events.
 
-A run that finds the workspace busy leaves word there, and ends: who works there looks again.
+If the workspace is locked, the run requests another scan and ends; a retraining that holds the lock scans
+again.
 """
 
 from __future__ import annotations
@@ -14,93 +15,92 @@ from prefect.states import Completed
 
 from csdn.retraining import run as run_steps
 from csdn.retraining import steps
-from csdn.retraining.lock import WorkspaceLocked, when_asked
+from csdn.retraining.lock import WorkspaceLocked, scan_on_request
 from csdn.retraining.notify import Notification
 from csdn.retraining.run import Outcome, Scan
 from csdn.retraining.workspace import Run
 from csdn.runtime.errors import Diverged
-from flows.artifacts import show_gate
-from flows.notify import tell, tell_failure
-from flows.settings import PROJECT, Settings, checked
-from flows.stages import PATIENT, run_ingest, run_others
+from flows.observability import send, send_failure, show_gate
+from flows.tasks import PROJECT, RETRIED, Settings, check_parameters, run_ingest, run_remaining_stages
 
 
-@task(task_run_name="look for camera data", **PATIENT)
-def look(workspace: Path, overrides: dict[str, Any]) -> Scan:
-    """What arrived, and whether it is enough; the drops' notes are this task's log."""
-    found = run_steps.scan(workspace, overrides)
-    for line in (*found.notes, found.why):
-        get_run_logger().info(line)
-    return found
-
-
-@task(task_run_name="gate", **PATIENT)
-def gate(run: Run, environment: dict[str, str]) -> None:
-    """Compare the newcomer with the champion."""
-    steps.gate(run.folder, get_run_logger().info, environment)
-
-
-@task(task_run_name="carry out the decision", **PATIENT)
-def conclude(run: Run) -> Outcome:
-    """Main moves to the run, or the drops that came with it are held."""
-    outcome = run_steps.apply_decision(run)
-    for line in outcome.reasons:
-        get_run_logger().info(line)
-    return outcome
-
-
-@flow(name="csdn-retrain", flow_run_name="retrain", on_failure=[tell_failure], on_crashed=[tell_failure])
+@flow(name="csdn-retrain", flow_run_name="retrain", on_failure=[send_failure], on_crashed=[send_failure])
 def retrain(
     workspace: str | None = None, overrides: dict[str, Any] | None = None, ray_address: str | None = None
 ) -> State:
-    """Look for new camera data; if there is enough, train on it, and promote what the gate lets pass.
+    """Scan for new camera data; if there is enough, train on it, and promote the model if the gate allows.
 
     workspace: a clone of the project; by default this one.
-    overrides: values of params.yaml for this run alone; not those that say who is tested, and by which rule.
+    overrides: values of params.yaml for this run alone; those that decide who is tested, and by which rule,
+    are not allowed.
     ray_address: of a cluster, for scaling.workers of 1 and more.
     """
     folder = Path(workspace or PROJECT).resolve()
-    settings = checked(folder, overrides or {}, ray_address, None)
-    ends: list[State] = []
+    settings = check_parameters(folder, overrides or {}, ray_address, None)
+    states: list[State] = []
     try:
-        when_asked(
-            folder, "csdn-retrain", lambda: ends.append(retrain_once(folder, overrides or {}, settings))
+        scan_on_request(
+            folder, "csdn-retrain", lambda: states.append(retrain_once(folder, overrides or {}, settings))
         )
-    except WorkspaceLocked as busy:
-        return Completed(name="Busy", message=f"{busy}. A retraining there looks again before it ends.")
-    return ends[-1]
+    except WorkspaceLocked as locked:
+        return Completed(name="Busy", message=f"{locked}. A retraining there scans again before it ends.")
+    return states[-1]
 
 
 def retrain_once(workspace: Path, overrides: dict[str, Any], settings: Settings) -> State:
-    """One look, and all that follows from it; the state says what it came to."""
-    found = look(workspace, overrides)
+    """One scan and the run that may follow; the state says what came of it."""
+    found = scan(workspace, overrides)
     rename(found.title)
     if found.run is None:
-        return Completed(name="Nothing to do", message=found.why)
+        return Completed(name="Nothing to do", message=found.reason)
     outcome = carry_out(found.run, settings)
-    tell(Notification(outcome.event, found.title, outcome.version, outcome.reasons), runtime.flow_run.id)
+    send(Notification(outcome.event, found.title, outcome.version, outcome.reasons), runtime.flow_run.id)
     run_steps.prune_worktrees(workspace)
     champion = (f"{outcome.version} is champion",) if outcome.version else ()
     return Completed(name=outcome.event.capitalize(), message="; ".join([*champion, *outcome.reasons]))
 
 
 def carry_out(run: Run, settings: Settings) -> Outcome:
-    """The five stages, the gate, and its decision; a training that diverged is refused, and does not fail."""
+    """Run the five stages and the gate, apply its decision. A run whose training diverges is rejected."""
     run_ingest(run.folder, settings.environment)
     if not run_steps.nothing_usable(run):
         try:
-            run_others(run.folder, settings.environment)
+            run_remaining_stages(run.folder, settings.environment)
             gate(run, dict(settings.environment))
         except Diverged as error:
-            run_steps.refuse_diverged(run, error)
+            run_steps.reject_diverged(run, error)
         show_gate(run.folder)
-    return conclude(run)
+    return apply_decision(run)
+
+
+@task(task_run_name="scan for camera data", **RETRIED)
+def scan(workspace: Path, overrides: dict[str, Any]) -> Scan:
+    """Find out what arrived, and whether it is enough; log the notes about single drops."""
+    found = run_steps.scan(workspace, overrides)
+    for line in (*found.notes, found.reason):
+        get_run_logger().info(line)
+    return found
+
+
+@task(task_run_name="gate", **RETRIED)
+def gate(run: Run, environment: dict[str, str]) -> None:
+    """Compare the candidate with the champion."""
+    steps.gate(run.folder, get_run_logger().info, environment)
+
+
+@task(task_run_name="apply the decision", **RETRIED)
+def apply_decision(run: Run) -> Outcome:
+    """Move main to the run, or hold the drops that came with it."""
+    outcome = run_steps.apply_decision(run)
+    for line in outcome.reasons:
+        get_run_logger().info(line)
+    return outcome
 
 
 def rename(title: str) -> None:
-    """Give this flow run a name that says what it is: that shows only once it has looked."""
+    """Rename this flow run after what the scan found; a failure is logged as a warning."""
     try:
         with get_client(sync_client=True) as client:
             client.update_flow_run(runtime.flow_run.id, name=title)
-    except Exception as error:  # a name is no reason to fail
-        get_run_logger().warning("the run could not be named %s: %s", title, error)
+    except Exception as error:
+        get_run_logger().warning("the run could not be renamed to %s: %s", title, error)

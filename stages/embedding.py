@@ -1,4 +1,4 @@
-"""Stage 2: the image encoder, tied to the fused text of each training person."""
+"""Stage 2 of training: the image encoder, guided by the fused text features of each training person."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from csdn.runtime.process import gc_paused, run_stage
 
 
 def main() -> None:
-    # Imported here, once a killed DVC would take this process along: they take seconds.
+    # Imported here, as the imports take seconds: `run_stage` first makes this process end with DVC's.
     from csdn.runtime.console import stage
 
     with stage("embedding") as progress:

@@ -1,4 +1,4 @@
-"""Test people: figures of the trained model and of the baselines, by the protocol."""
+"""Stage evaluate: metrics of the trained model and of the baselines on the test people, by the protocol."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from csdn.runtime.process import gc_paused, run_stage
 
 
 def main() -> None:
-    # Imported here, once a killed DVC would take this process along: they take seconds.
+    # Imported here, as the imports take seconds: `run_stage` first makes this process end with DVC's.
     from csdn.runtime.console import stage
 
     with stage("evaluate") as progress:

@@ -1,10 +1,10 @@
-"""Stage ingest: the drops of the ledger -> shards, index, people, samples."""
+"""Stage ingest: pack the drops of the ledger into shards; write the tables of people and samples."""
 
 from csdn.runtime.process import gc_paused, run_stage
 
 
 def main() -> None:
-    # Imported here: each worker process imports this file again, and needs none of it.
+    # Imported here: each worker process imports this file again, and needs none of these modules.
     from csdn.runtime.console import stage
 
     with stage("ingest") as progress:

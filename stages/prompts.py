@@ -1,4 +1,4 @@
-"""Stage 1: text tokens of each training person and modality, and their integration."""
+"""Stage 1 of training: learn the text tokens of each training person and modality, and fuse both texts."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +7,7 @@ from csdn.runtime.process import gc_paused, run_stage
 
 
 def main() -> None:
-    # Imported here, once a killed DVC would take this process along: they take seconds.
+    # Imported here, as the imports take seconds: `run_stage` first makes this process end with DVC's.
     from csdn.runtime.console import stage
 
     with stage("prompts") as progress:
@@ -32,13 +32,13 @@ def main() -> None:
             embedder=embedder,
             warm=warm,
         )
-        print(f"prompts: {said(figures)}")
+        print(f"prompts: {summary(figures)}")
 
 
-def said(figures: Mapping[str, float]) -> str:
-    """The stage's figures in a line."""
+def summary(figures: Mapping[str, float]) -> str:
+    """The stage's metrics in one line."""
     if figures.get("new_people") == 0:
-        return "nobody is new; the texts are those that training starts from"
+        return "no new people; the text features are those of the champion"
     visible, infrared = figures["fused_names_visible"], figures["fused_names_infrared"]
     whose = f" of the {figures['new_people']} new people" if "new_people" in figures else ""
     return f"the fused text names {visible:.1f} % of visible, {infrared:.1f} % of infrared images{whose}"

@@ -1,4 +1,4 @@
-"""One page that shows it all: report/index.html."""
+"""Stage report: all results on one page, report/index.html."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from csdn.runtime.process import gc_paused, run_stage
 
 
 def main() -> None:
-    # Imported here, once a killed DVC would take this process along: they take seconds.
+    # Imported here, as the imports take seconds: `run_stage` first makes this process end with DVC's.
     from csdn.cli.ending import show_unless_asked_later
     from csdn.runtime.console import stage
 
@@ -19,7 +19,7 @@ def main() -> None:
         page = write_report(params, root=Path(), out=Path("report"))
         print(f"report: {page} (one file, opens offline)")
         if params.report.store:
-            from csdn.report.page import publish  # it brings a client, which few need
+            from csdn.report.page import publish  # it imports a client of the object store, which few need
 
             print(f"report: a copy is at {publish(page, params.report.store)}")
     show_unless_asked_later()

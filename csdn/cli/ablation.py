@@ -21,7 +21,7 @@ from csdn.report.ablation import (
 )
 from csdn.report.ablation import table as as_table
 from csdn.retraining.dvc import dvc
-from csdn.retraining.git import git, words
+from csdn.retraining.git import error_text, git
 from csdn.runtime.errors import UserError
 
 # What DVC shows as the figures of these is the commit's.
@@ -49,7 +49,9 @@ def queue(variants: Sequence[str], seeds: Iterable[int]) -> int:
     for variant, seed in runs:
         done = dvc(Path(), *command(variant, seed, copied))
         if done.returncode:
-            raise UserError(f"dvc could not queue {experiment_name(variant, seed)}:\n{words(done.stderr)}")
+            raise UserError(
+                f"dvc could not queue {experiment_name(variant, seed)}:\n{error_text(done.stderr)}"
+            )
     return len(runs)
 
 
@@ -75,7 +77,7 @@ def finished() -> tuple[str, list[Experiment]]:
     """
     done = dvc(Path(), "exp", "show", "--json")
     if done.returncode:
-        raise UserError(f"dvc could not show the experiments:\n{words(done.stderr)}")
+        raise UserError(f"dvc could not show the experiments:\n{error_text(done.stderr)}")
     commit = next((one for one in json.loads(done.stdout) if one["rev"] != "workspace"), None)
     if commit is None:
         raise UserError("this project has no commit yet, and so no experiments")

@@ -1,4 +1,4 @@
-"""`csdn history | champion | promote | rollback`: the registry of models by hand."""
+"""`csdn history | fetch-champion | promote | rollback | gate | retrain`: the registry and retraining."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Version = Annotated[str | None, typer.Argument(metavar="[VERSION]", help="Such a
 
 
 def history() -> None:
-    """List what the runs came to: promoted, rolled back, refused, ready, measured or unfinished."""
+    """List what the runs came to: promoted, rolled back, rejected, ready, measured or unfinished."""
     from csdn.retraining.branches import history as events
 
     for event in events(Path()):
@@ -113,18 +113,18 @@ def retrain(
     set_: Settings = None,
     now: Annotated[bool, typer.Option("--now", help="Also where params.yaml (retrain) would wait.")] = False,
 ) -> None:
-    """Look for new camera data; if there is enough, train on it, and promote what the gate lets pass.
+    """Scan for new camera data; if there is enough, train on it, and promote the model if the gate allows.
 
-    From cron: a second call while the first one works asks it to look again, and ends.
+    A second call while the first one works requests another scan, and ends.
     """
     from csdn.retraining.local import retrain_local
-    from csdn.retraining.lock import WorkspaceLocked, when_asked
+    from csdn.retraining.lock import WorkspaceLocked, scan_on_request
 
     overrides = dict(_setting(text) for text in set_ or ())
     try:
-        when_asked(Path(), "csdn retrain", lambda: retrain_local(Path(), overrides, now))
+        scan_on_request(Path(), "csdn retrain", lambda: retrain_local(Path(), overrides, now))
     except WorkspaceLocked as busy:
-        print(f"{busy}\nA retraining that works there looks again before it ends.")
+        print(f"{busy}\nA retraining that works there scans again before it ends.")
 
 
 def _setting(text: str) -> tuple[str, Any]:

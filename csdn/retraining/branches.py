@@ -1,4 +1,8 @@
-"""What the branches of runs say: which there are, what each came to, and what the refused ones hold."""
+"""The history that Git has of runs: their branches, decisions, ledgers and events.
+
+Each decision is a commit, on a run's branch or on main, whose message ends with two trailers: Csdn-Run and
+Csdn-Decision.
+"""
 
 from __future__ import annotations
 
@@ -9,63 +13,63 @@ from pathlib import Path
 from typing import Any
 
 from csdn.ingest.ledger import LEDGER, Drop, Status, parse_ledger
-from csdn.retraining.git import ORIGIN, commit_of, contains, file_at, git, has_origin, shown
-from csdn.retraining.mainline import branch_of, champion_at
+from csdn.retraining.git import ORIGIN, commit_of, contains, file_at, format_commits, git, has_origin
+from csdn.retraining.mainline import champion_at, main_branch
 from csdn.runtime.documents import parse_json
 
-# What a commit of a run, or of main, decides (`as_message`).
-BEGIN, READY, REFUSE, PROMOTE, ROLLBACK = "begin", "ready", "refuse", "promote", "rollback"
-MEASURE = "measure"  # nothing: the run was made for its figures
+# Values of the trailer Csdn-Decision.
+BEGIN, READY, REJECT, PROMOTE, ROLLBACK = "begin", "ready", "reject", "promote", "rollback"
+MEASURE = "measure"  # a run with overrides, made for its metrics; it decides nothing
 
 
 def branch_name(identifier: str) -> str:
     return f"run/{identifier}"
 
 
-def as_message(subject: str, run: str = "", decision: str = "", body: str = "") -> str:
-    """A commit's message; its last lines say which run it is of and what was decided."""
+def commit_message(subject: str, run: str = "", decision: str = "", body: str = "") -> str:
+    """A commit's message; its trailers name the run and the decision."""
     lines = {"Csdn-Run": run, "Csdn-Decision": decision}
     trailers = "\n".join(f"{key}: {value}" for key, value in lines.items() if value)
     return "\n\n".join(part for part in (subject, body, trailers) if part)
 
 
 def trailer(name: str) -> str:
-    """What makes git print the value of one of `as_message`'s last lines."""
+    """git's format for the value of one of `commit_message`'s trailers."""
     return f"%(trailers:key=Csdn-{name},valueonly,separator=)"
 
 
 def decision_of(folder: Path, revision: str) -> str:
-    """What a commit of a run decided; empty for any other."""
-    return shown(folder, trailer("Decision"), "--no-walk", revision)[0]
+    """The decision of a commit; empty if it has none."""
+    return format_commits(folder, trailer("Decision"), "--no-walk", revision)[0]
 
 
 def first_commit(workspace: Path, identifier: str) -> str | None:
-    """The commit with which a run began; None where a kill came before it."""
+    """The commit with which a run began; None if the run was killed before it."""
     form = f"%H {trailer('Run')} {trailer('Decision')}"
-    found = (line.split(" ") for line in shown(workspace, form, run_tips(workspace)[identifier]))
+    found = (line.split(" ") for line in format_commits(workspace, form, run_tips(workspace)[identifier]))
     return next((first for first, *said in found if said == [identifier, BEGIN]), None)
 
 
-def adopted(ledger: Sequence[Drop], refused: Sequence[Sequence[Drop]]) -> list[Drop]:
-    """main's ledger, then what the ledgers of refused runs have held beyond it, each drop once.
+def with_held_drops(ledger: Sequence[Drop], ledgers: Sequence[Sequence[Drop]]) -> list[Drop]:
+    """main's ledger, followed by the drops that the `ledgers` of rejected runs hold, each drop once.
 
-    A drop that main's ledger has stays as it is there: a person may have accepted it since.
+    A drop in main's ledger stays as it is there: a person may have accepted it since.
     """
     drops = {drop.id: drop for drop in ledger}
-    for drop in (drop for other in refused for drop in other):
+    for drop in (drop for other in ledgers for drop in other):
         if drop.status is Status.HELD:
             drops.setdefault(drop.id, drop)
     return list(drops.values())
 
 
-def refused_ledgers(workspace: Path) -> list[list[Drop]]:
-    """Ledgers of the runs that the gate refused, oldest run first."""
+def rejected_ledgers(workspace: Path) -> list[list[Drop]]:
+    """The ledgers of the runs that the gate rejected, oldest run first."""
     tips = sorted(run_tips(workspace).items())
-    return [ledger_at(workspace, tip) for _, tip in tips if decision_of(workspace, tip) == REFUSE]
+    return [ledger_at(workspace, tip) for _, tip in tips if decision_of(workspace, tip) == REJECT]
 
 
 def run_tips(workspace: Path) -> dict[str, str]:
-    """{run's id: newest commit} of the runs' branches, here and at `origin`."""
+    """{run's id: newest commit} of the runs' branches, local ones and those of `origin`."""
     tips: dict[str, str] = {}
     for place in ("refs/heads", f"refs/remotes/{ORIGIN}"):
         listed = git(workspace, "for-each-ref", "--format=%(objectname) %(refname)", f"{place}/run/")
@@ -83,13 +87,12 @@ def ledger_at(workspace: Path, revision: str) -> list[Drop]:
     )
 
 
-# What runs have come to: read from Git alone, main's commits and the runs' branches.
-
+# The history, read from Git alone: decisions on main, then branches of runs that are not merged.
 
 _OUTCOMES = {
     PROMOTE: "promoted",
     ROLLBACK: "rolled back",
-    REFUSE: "refused",
+    REJECT: "rejected",
     READY: "ready",
     MEASURE: "measured",
 }
@@ -98,9 +101,9 @@ _FORM = f"%H%x1f%ct%x1f{trailer('Run')}%x1f{trailer('Decision')}%x1f%b"
 
 @dataclass(frozen=True)
 class Event:
-    """A decision: outcome is "promoted", "rolled back", "refused", "ready", "measured" or "unfinished".
+    """A decision; its outcome is "promoted", "rolled back", "rejected", "ready", "measured" or "unfinished".
 
-    `version` is None where no version came of it; `figures` are those of metrics/headline.json.
+    `version` is None if the run made no version; `figures` are those of metrics/headline.json.
     """
 
     time: datetime
@@ -112,9 +115,9 @@ class Event:
 
 
 def history(workspace: str | Path) -> list[Event]:
-    """Every promotion, rollback, refusal and run that waits, oldest first; asks no remote."""
+    """All promotions, rollbacks, rejections and runs that wait, oldest first; nothing is fetched."""
     workspace = Path(workspace).resolve()
-    newest = _newest_known(workspace, branch_of(workspace))
+    newest = _newest_known(workspace, main_branch(workspace))
     events = [*_on_main(workspace, newest), *_on_branches(workspace, newest)]
     return sorted(events, key=lambda event: event.time)
 
@@ -129,7 +132,7 @@ def _newest_known(workspace: Path, branch: str) -> str:
 
 def _on_main(workspace: Path, newest: str) -> Iterator[Event]:
     decided = ("--basic-regexp", "--grep=^Csdn-Decision: ")
-    for entry in shown(workspace, _FORM, "--reverse", *decided, newest):
+    for entry in format_commits(workspace, _FORM, "--reverse", *decided, newest):
         commit, time, run, decision, body = entry.split("\x1f", 4)
         if decision in (PROMOTE, ROLLBACK):
             champion = champion_at(workspace, commit)
@@ -142,7 +145,7 @@ def _on_branches(workspace: Path, newest: str) -> Iterator[Event]:
     for run, tip in run_tips(workspace).items():
         if contains(workspace, newest, tip):
             continue
-        time, body = shown(workspace, "%ct%x1f%b", "--no-walk", tip)[0].split("\x1f", 1)
+        time, body = format_commits(workspace, "%ct%x1f%b", "--no-walk", tip)[0].split("\x1f", 1)
         decision = READY if (said := decision_of(workspace, tip)) == PROMOTE else said
         outcome = _OUTCOMES.get(decision, "unfinished")
         yield Event(_time(time), outcome, run, None, _reason(body), _headline(workspace, tip))

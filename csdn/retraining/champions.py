@@ -1,4 +1,4 @@
-"""A version's files, whole and checked: out of DVC's cache or remote, by the commit of its tag."""
+"""Fetch the files of a version from DVC's cache or remote, by the commit of its tag; check their hashes."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from csdn.runtime.errors import UserError
 from csdn.runtime.files import atomic_folder
 from csdn.training.champion import Start, read_champion
 
-# What the pipeline wrote -> where it lies among the champion's files.
+# Path in the project -> path in the champion's folder.
 FILES = {
     "models/prompts": "prompts",
     "models/embedding": "embedding",
     "data/samples.parquet": "data/samples.parquet",
     "data/people.parquet": "data/people.parquet",
 }
-# Where DVC reads which files there are, and how they are called.
+# The files that DVC needs to check out a commit's outputs.
 DEFINITION = ("dvc.yaml", "dvc.lock", "params.yaml")
 
 
 def fetch_champion(root: str | Path, version: str, folder: str | Path) -> None:
-    """Have a version's files in `folder`: {prompts,embedding,data}/; all of them, or `folder` stays.
+    """Fetch a version's files to `folder`: {prompts,embedding,data}/; on an error `folder` is not changed.
 
-    root: a workspace or a run's working tree, whose cache and remotes are asked.
-    Raises UserError, where files are in no place `dvc_files.Missing`.
+    root: a workspace or a run's working tree, whose cache and remotes are used. Raises UserError;
+    `dvc.ArtifactNotFound` if neither the cache nor the remote has a file.
     """
     root, folder = Path(root).resolve(), Path(folder)
-    wanted = _named(root, version)
+    entry = _entry(root, version)
     commit = commit_of_version(root, version)
     if commit is None:
         fetch(root)
@@ -42,10 +42,10 @@ def fetch_champion(root: str | Path, version: str, folder: str | Path) -> None:
             f"{root}: there is no tag {version_tag(version)}, which says where version {version} is; "
             "`csdn history` lists the versions, `git fetch --tags --unshallow` completes a shallow clone"
         )
-    wanted = wanted or champion_at(root, commit)
-    if wanted is None or wanted.version != version:
+    entry = entry or champion_at(root, commit)
+    if entry is None or entry.version != version:
         raise UserError(f"the commit of tag {version_tag(version)} has no champion.json that names {version}")
-    if _is_there(folder, wanted):
+    if _is_complete(folder, entry):
         return
     with atomic_folder(folder) as temporary:
         project = temporary / "project"
@@ -56,35 +56,32 @@ def fetch_champion(root: str | Path, version: str, folder: str | Path) -> None:
             (temporary / target).parent.mkdir(exist_ok=True)
             (project / source).replace(temporary / target)
         shutil.rmtree(project)
-        _check(temporary, wanted)
+        if names := _mismatches(temporary, entry):
+            raise UserError(
+                f"version {version}: {', '.join(names)} is not the file that champion.json names by its "
+                "SHA-256; `git log champion.json` shows who changed it"
+            )
 
 
-def _named(root: Path, version: str) -> Start | None:
-    """The version as champion.json below `root` has it, if it names it: Git keeps this file, tags move."""
+def _entry(root: Path, version: str) -> Start | None:
+    """The version's entry in champion.json below `root`, which is preferred to the tag's: a tag may move."""
     file = read_champion(root)
     return next((one for one in (file.champion, file.start) if one and one.version == version), None)
 
 
-def _is_there(folder: Path, wanted: Start) -> bool:
-    whole = all((folder / target).exists() for target in FILES.values())
-    return whole and not _different(folder, wanted)
+def _is_complete(folder: Path, entry: Start) -> bool:
+    complete = all((folder / target).exists() for target in FILES.values())
+    return complete and not _mismatches(folder, entry)
 
 
-def _check(folder: Path, wanted: Start) -> None:
-    if names := _different(folder, wanted):
-        raise UserError(
-            f"version {wanted.version}: {', '.join(names)} is not the file that champion.json names by its "
-            "SHA-256; `git log champion.json` shows who changed it"
-        )
-
-
-def _different(folder: Path, wanted: Start) -> list[str]:
-    named = {"prompts/prompts.safetensors": wanted.prompts, "embedding/model.safetensors": wanted.embedding}
-    return [name for name, value in named.items() if sha256(folder / name) != value]
+def _mismatches(folder: Path, entry: Start) -> list[str]:
+    """The files of weights whose SHA-256 is not that of the entry."""
+    hashes = {"prompts/prompts.safetensors": entry.prompts, "embedding/model.safetensors": entry.embedding}
+    return [name for name, value in hashes.items() if sha256(folder / name) != value]
 
 
 def sha256(path: Path) -> str | None:
-    """A file's SHA-256 in hex; None where it is not there."""
+    """A file's SHA-256 in hex; None if it does not exist."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -93,12 +90,12 @@ def sha256(path: Path) -> str | None:
 
 
 def _unpack(root: Path, commit: str, folder: Path) -> None:
-    """What DVC has to know of a commit, in a folder that is no working tree."""
+    """Write the files that DVC needs to know a commit's outputs into a folder, without a working tree."""
     (folder / ".dvc").mkdir(parents=True)
     for name in DEFINITION:
         content = file_at(root, commit, name)
         if content is None:
             raise UserError(f"{root}: commit {commit[:12]} has no {name}; it is no version of this pipeline")
         (folder / name).write_bytes(content)
-    # Where the cache and the remotes are, the workspace knows: they may have moved since that commit.
+    # Cache and remotes are those of the workspace (`link_cache`): they may have moved since that commit.
     (folder / ".dvc" / "config").write_text("")

@@ -1,4 +1,4 @@
-"""Two models on one experiment -> the figures of both, their differences and how sure they are. Pure."""
+"""Two models on one experiment: both models' metrics, the differences, their confidence intervals. Pure."""
 
 from __future__ import annotations
 
@@ -19,36 +19,37 @@ if TYPE_CHECKING:
     from csdn.params import GateParams
 
 
-# Own stream of randomness: far above those of csdn.data.rng.Stream.
+# A random stream of its own, far above those of csdn.data.rng.Stream.
 _BOOTSTRAP = 1001
-# Pairs of cameras of a direction that are judged, at most, those with the most people: minutes of work.
-JUDGED_PAIRS = 1000
+# The most pairs of cameras that are compared per direction, those with the most people first: minutes of
+# work.
+MAX_PAIRS = 1000
 
 
 def compare(
     experiment: Experiment,
     champion: Distances,
-    newcomer: Distances,
+    candidate: Distances,
     data: str,
     rule: GateParams,
     seed: int,
 ) -> list[Comparison]:
-    """Each metric of each search of the experiment, then of each pair of cameras that has people enough.
+    """Each metric of each search of the experiment, then of each pair of cameras with at least `min_people`.
 
-    Draws are functions of (seed, search, pair): the same data gives the same intervals.
+    The bootstrap draws are functions of (seed, search, pair): the same data gives the same intervals.
     """
-    found = []
+    comparisons = []
     for number, search, query_camera, gallery_camera in _searches(experiment, rule.min_people):
         people = sums_of_people(
-            paired_trials(search, experiment.labels, champion, newcomer),
+            paired_trials(search, experiment.labels, champion, candidate),
             people=int(experiment.labels.people.max()) + 1,
         )
         if not len(people.counts):
             continue
         draws = generator(seed, _BOOTSTRAP, number)
         intervals = 100 * np.array(bootstrap_people(people, rule.bootstrap_samples, rule.confidence, draws))
-        value, low, high = intervals.reshape(3, 3, len(METRICS)).round(6)  # champion, newcomer, difference
-        found += [
+        value, low, high = intervals.reshape(3, 3, len(METRICS)).round(6)  # champion, candidate, difference
+        comparisons += [
             Comparison(
                 data=data,
                 direction=search.name,
@@ -65,19 +66,19 @@ def compare(
             )
             for n, metric in enumerate(METRICS)
         ]
-    return found
+    return comparisons
 
 
 def paired_trials(
-    search: Search, labels: Labels, champion: Distances, newcomer: Distances
+    search: Search, labels: Labels, champion: Distances, candidate: Distances
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Of each trial the figures float64 [n, 6] of the queries that have a right image, and who asks [n].
+    """For each trial the metrics float64 [n, 6] of the n queries that have a match, and their people [n].
 
-    The columns are rank-1 and mAP of the champion, of the newcomer, and their differences, 0..1.
+    The columns are rank-1 and AP of the champion, of the candidate, and their differences, 0..1.
     """
-    both = (query_trials(search, labels, distances) for distances in (champion, newcomer))
+    both = (query_trials(search, labels, distances) for distances in (champion, candidate))
     for (queries, old), (_, new) in zip(*both, strict=True):
-        valid = old.valid  # whether there is a right image: the same for both
+        valid = old.valid  # whether there is a match: the same for both models
         before, after = _figures(old)[valid], _figures(new)[valid]
         yield np.concatenate([before, after, after - before], axis=1), labels.people[queries[valid]]
 
@@ -87,23 +88,23 @@ def _figures(queries: QueryMetrics) -> np.ndarray:
     return np.stack([queries.first_rank == 1, queries.ap], axis=1)
 
 
-def unjudged_pairs(experiment: Experiment, rule: GateParams) -> int:
-    """Pairs of cameras with people enough that `compare` leaves out; of JUDGED_PAIRS cameras of a side."""
+def omitted_pairs(experiment: Experiment, rule: GateParams) -> int:
+    """The number of pairs of cameras with `min_people` or more that `compare` omits beyond MAX_PAIRS."""
     return sum(
         _camera_pairs(search, experiment.labels, rule.min_people).left_out for search in experiment.searches
     )
 
 
-def _camera_pairs(search: Search, labels: Labels, least_people: int) -> CameraPairs:
-    return pair_searches(search, labels, least_people, JUDGED_PAIRS)
+def _camera_pairs(search: Search, labels: Labels, min_people: int) -> CameraPairs:
+    return pair_searches(search, labels, min_people, MAX_PAIRS)
 
 
 def _searches(
-    experiment: Experiment, least_people: int
+    experiment: Experiment, min_people: int
 ) -> Iterator[tuple[int, Search, str | None, str | None]]:
-    """The experiment's searches, then each between two cameras, with the cameras' names.
+    """(number, search, cameras' names): the experiment's searches, then those between two cameras.
 
-    The number before each is the same however many pairs have people enough: draws depend on it.
+    The bootstrap draws depend on the number, which is the same however many pairs have enough people.
     """
     labels = experiment.labels
     names = dict(zip(labels.cameras.tolist(), experiment.index["camera"], strict=True))
@@ -111,7 +112,7 @@ def _searches(
         yield number, search, None, None
     first = len(experiment.searches)
     for search in experiment.searches:
-        pairs = _camera_pairs(search, labels, least_people)
+        pairs = _camera_pairs(search, labels, min_people)
         for query_camera, gallery_camera, place, pair in pairs.searches:
             yield first + place, pair, names[query_camera], names[gallery_camera]
         first += pairs.every

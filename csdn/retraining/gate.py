@@ -1,9 +1,11 @@
-"""The rule by which a newcomer becomes the champion. Pure: comparisons in, a decision with its reasons out.
+"""The rule by which a candidate becomes the champion: comparisons in, a decision with its reasons out.
 
-A newcomer is promoted if, in every direction, by rank-1 and by mAP, on today's data and on the data that the
-champion was chosen on, the lower end of the interval of its difference is not below minus the metric's
-margin: it must show that it is not worse by more than that. And no pair of cameras may collapse: one that has
-lost `collapse` points or more, with an interval that is wholly below 0, stops it, however good the rest is.
+A non-inferiority test. A candidate is promoted if, in every direction, by rank-1 and by mAP, on today's data
+and on the data that the champion was chosen on, the lower end of the confidence interval of its difference is
+not below minus the metric's margin. And no pair of cameras may collapse: if one has lost `gate.max_pair_drop`
+points or more, with an interval that is wholly below 0, the candidate is rejected, however good the rest is.
+
+All functions are pure. `as_json` is what metrics/gate.json holds, `table_lines` what people read of it.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from csdn.params import GateParams
 
 
-PROMOTE, KEEP = "promote", "keep"
+PROMOTE, REJECT = "promote", "reject"
 TODAY, CHAMPION = "today", "champion"  # the data of a comparison
 METRICS = {"rank1": "rank-1", "mAP": "mAP"}
 DATA = {TODAY: "today's data", CHAMPION: "the champion's data"}
@@ -27,16 +29,17 @@ DATA = {TODAY: "today's data", CHAMPION: "the champion's data"}
 
 @dataclass(frozen=True)
 class Comparison:
-    """One figure of both models on the same queries and galleries, in percent, and the difference in points.
+    """One metric of both models on the same queries and galleries, in percent, and the difference in points.
 
-    low, high: of the difference. The cameras are None where all cameras search among all.
+    low, high: the confidence interval of the difference. The cameras are None in a comparison over all
+    cameras. metrics/gate.json has the fields as its keys.
     """
 
     data: str  # TODAY | CHAMPION
-    direction: str
+    direction: str  # as "infrared_to_visible"
     metric: str  # a key of METRICS
     champion: float
-    newcomer: float
+    newcomer: float  # of the candidate
     difference: float
     low: float
     high: float
@@ -63,23 +66,23 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Decision:
-    """PROMOTE or KEEP, and why: sentences with their numbers, at least one."""
+    """PROMOTE or REJECT, and at least one reason: a sentence with its numbers."""
 
     decision: str
     reasons: list[str]
 
 
 def decide(comparisons: Sequence[Comparison], rule: GateParams) -> Decision:
-    """Whether the newcomer replaces the champion; every reason against it is named, not the first alone.
+    """Whether the candidate replaces the champion; a rejection names every reason, not the first alone.
 
-    Raises ValueError without a comparison over all cameras of today's data: nothing would speak against it.
+    Raises ValueError if no comparison is over all cameras of today's data: the candidate would pass untested.
     """
     overall = [one for one in comparisons if not one.of_pair]
     if not any(one.data == TODAY for one in overall):
         raise ValueError("there is no comparison on today's data")
     against = [*_too_few(overall, rule), *_worse(overall, rule), *_collapsed(comparisons, rule)]
     if against:
-        return Decision(KEEP, against)
+        return Decision(REJECT, against)
     nearest = min(overall, key=lambda one: one.low + rule.margin_of(one.metric))
     pairs = [one for one in comparisons if one.of_pair and one.people >= rule.min_people]
     return Decision(
@@ -93,27 +96,27 @@ def decide(comparisons: Sequence[Comparison], rule: GateParams) -> Decision:
 
 
 def decide_first(against_clip: Sequence[Comparison], against_chance: Sequence[Comparison]) -> Decision:
-    """Whether a newcomer becomes the champion where there is none; in the comparisons CLIP as it is, and
-    chance, stand for the champion.
+    """Whether a candidate becomes the first champion; it is compared with CLIP as it is, and with chance.
 
-    The first model needs not be better than CLIP in everything: it is replaced by one that is not worse. But
-    retraining would start from it, so one that is surely worse in every figure, or whose mAP cannot be told
-    from chance, is none.
+    The first model need not be better than CLIP in every metric: a later one that is not worse replaces it.
+    But retraining would start from it, so a candidate is rejected if it is significantly worse than CLIP in
+    every metric, or if its mAP is not significantly above chance.
     """
     overall = [one for one in against_clip if not one.of_pair]
     worse = [f"surely worse than CLIP as it is: {one}" for one in overall if one.high < 0]
-    guessing = [
+    no_better_than_chance = [
         f"cannot be told from chance: {one}"
         for one in against_chance
         if not one.of_pair and one.metric == "mAP" and one.low <= 0
     ]
-    if guessing or len(worse) == len(overall):
-        return Decision(KEEP, ["there is no champion yet, but this is none", *worse, *guessing])
+    if no_better_than_chance or len(worse) == len(overall):
+        reasons = ["there is no champion yet, and this model cannot be one", *worse, *no_better_than_chance]
+        return Decision(REJECT, reasons)
     return Decision(PROMOTE, ["there is no champion yet", *worse])
 
 
 def _pairs(comparisons: Iterable[Comparison]) -> int:
-    """How many pairs of cameras these are about: each has several metrics, and may be in both data sets."""
+    """The number of pairs of cameras: each pair has several metrics, and may be in both data sets."""
     return len({(one.direction, one.query_camera, one.gallery_camera) for one in comparisons})
 
 
@@ -151,7 +154,7 @@ def _collapsed(comparisons: Iterable[Comparison], rule: GateParams) -> list[str]
 def as_json(
     decision: Decision, champion: str | None, comparisons: Iterable[Comparison], notes: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """What metrics/gate.json holds; `notes` follow the reasons: they decided nothing, but must be read."""
+    """The content of metrics/gate.json; `notes` are added to the reasons though they decided nothing."""
     return {
         "decision": decision.decision,
         "reasons": [*decision.reasons, *notes],
@@ -160,19 +163,18 @@ def as_json(
     }
 
 
-# metrics/gate.json for people: a table of at most 80 columns, then the decision and its reasons. Pure.
-
+# metrics/gate.json as text: a table of at most 80 columns, then the decision and its reasons.
 
 COLUMNS = 80
-_DATA_SETS = {"today": "today's data", "champion": "champion's data"}
+_DATA_SETS = {TODAY: "today's data", CHAMPION: "champion's data"}
 _DECISIONS = {
-    "promote": "promote: the newcomer becomes the champion",
-    "keep": "keep: the newcomer does not become the champion",
+    PROMOTE: "promote: the candidate becomes the champion",
+    REJECT: "reject: the candidate does not become the champion",
 }
 
 
 def table_lines(result: Mapping[str, Any]) -> list[str]:
-    """The figures over all cameras, the pair of cameras that lost most, and the decision with its reasons."""
+    """The metrics over all cameras, the pair of cameras that lost most, and the decision with its reasons."""
     lines = [*_overall(result["comparisons"], result["champion"]), _DECISIONS[result["decision"]]]
     for reason in result["reasons"]:
         lines.append(fill(escape_control_chars(f"- {reason}"), COLUMNS, subsequent_indent="  "))
@@ -183,7 +185,7 @@ def _overall(comparisons: Sequence[Mapping[str, Any]], champion: str | None) -> 
     overall = [one for one in comparisons if one["query_camera"] is None]
     for direction in dict.fromkeys(one["direction"] for one in overall):
         what = direction.replace("_", " ")
-        yield f"{what:38}{champion:>7}{'newcomer':>9}{'points':>9}{'interval':>16}"
+        yield f"{what:38}{champion:>7}{'candidate':>10}{'points':>8}{'interval':>16}"
         for one in overall:
             if one["direction"] == direction:
                 yield _line(one)
@@ -200,6 +202,6 @@ def _line(one: Mapping[str, Any]) -> str:
     what = f"  {_DATA_SETS[one['data']]}, {one['people']} people"
     interval = f"{one['low']:+.1f} to {one['high']:+.1f}"
     return (
-        f"{what:31}{METRICS[one['metric']]:7}{one['champion']:7.1f}{one['newcomer']:9.1f}"
-        f"{one['difference']:+9.1f}{interval:>16}"
+        f"{what:31}{METRICS[one['metric']]:7}{one['champion']:7.1f}{one['newcomer']:10.1f}"
+        f"{one['difference']:+8.1f}{interval:>16}"
     )

@@ -1,8 +1,8 @@
-"""Git as a process: what it prints, or its own words as a UserError.
+"""The git commands that the registry needs, run as processes; a failure is a UserError with Git's message.
 
-Every call of git runs in `environment`. Of the user's configuration it keeps what says who they are and how
-a remote is reached (user.*, credentials, safe.directory, url.*.insteadOf, proxies, core.sshCommand), and not
-what changes what a command does or prints. Plumbing commands are called where there are some: they read fewer
+Every command runs in `environment`. It keeps the parts of the user's configuration that say who they are and
+how a remote is reached (user.*, credentials, safe.directory, url.*.insteadOf, proxies, core.sshCommand), and
+overrides what changes what a command does or prints. Plumbing commands are preferred: they read fewer
 settings.
 """
 
@@ -18,30 +18,30 @@ from pathlib import Path
 from csdn.runtime.errors import ServiceUnavailable, UserError
 
 ORIGIN = "origin"
-# What makes Git look at another repository than that of the folder, as a hook that calls us would.
-_ELSEWHERE = (
+# Variables by which Git works in another repository than the folder's; they are set if a hook calls us.
+_REPOSITORY_VARIABLES = (
     *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX", "GIT_NAMESPACE"),
     *("GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_QUARANTINE_PATH", "GIT_CONFIG"),
 )
-# Settings that would change what our commands do. They are given as the environment's, which count before
-# those of every file, and which a command that DVC runs gets too.
+# Settings that would change what our commands do. They are passed by the environment, which takes precedence
+# over every file and is inherited by the git commands that DVC runs.
 NEUTRAL = {
-    # Files and names are bytes, and stay as they are.
+    # Contents and names of files stay as they are.
     "core.autocrlf": "false",
     "core.safecrlf": "false",
     "core.eol": "lf",
     "core.quotePath": "false",
     "i18n.commitEncoding": "UTF-8",
     "i18n.logOutputEncoding": "UTF-8",
-    # Hooks are made for a person's commits; some check data out, or refuse what has no ticket's number.
+    # Hooks are made for a person's commits: some check data out, or reject messages without a ticket number.
     "core.hooksPath": os.devnull,
     "core.fsmonitor": "false",
-    # Nobody is there to unlock a key.
+    # A signing key may need a password.
     "commit.gpgSign": "false",
     "tag.gpgSign": "false",
     "push.gpgSign": "false",
     "merge.verifySignatures": "false",
-    # A push or a fetch moves the refs that it names, and no others.
+    # A push or a fetch moves only the refs that it names.
     "push.followTags": "false",
     "push.recurseSubmodules": "no",
     "push.pushOption": "",
@@ -49,24 +49,24 @@ NEUTRAL = {
     "fetch.pruneTags": "false",
     "fetch.recurseSubmodules": "false",
     "submodule.recurse": "false",
-    # A merge is the one that `promote_ready` asks for, and its message ends with our trailers.
+    # `promote_ready` merges, and the message of its commit has to end with our trailers.
     "merge.ff": "true",
     "merge.log": "false",
     "merge.autoStash": "false",
     "commit.cleanup": "whitespace",
-    "core.commentChar": "#",  # a trailer is no comment
+    "core.commentChar": "#",  # no trailer starts with it
     "trailer.separators": ":",
     "rerere.enabled": "false",
-    # Other programs read this repository: DVC's libraries know no newer extensions.
+    # DVC's libraries do not support newer extensions of the repository format.
     "worktree.useRelativePaths": "false",
-    # No process of Git's stays behind, and no object goes that no ref names yet.
+    # No background process, and no loss of objects that no ref names yet.
     "gc.auto": "0",
     "maintenance.auto": "false",
     "color.ui": "false",
     "column.ui": "never",
 }
 _ROLES = ("AUTHOR", "COMMITTER")
-_NOBODY = {
+_FALLBACK_IDENTITY = {
     f"GIT_{role}_{what}": value
     for role in _ROLES
     for what, value in (("NAME", "csdn"), ("EMAIL", "csdn@localhost"))
@@ -74,27 +74,27 @@ _NOBODY = {
 
 
 class RemoteUnavailable(ServiceUnavailable):
-    """A remote could not be reached, or gave no answer. The same call may work later."""
+    """A remote could not be reached, or did not respond. The same call may succeed later."""
 
 
 class PushRejected(UserError):
-    """The Git remote refused a push; nothing of it is there."""
+    """The Git remote rejected a push; none of its refs has moved."""
 
 
 def environment() -> dict[str, str]:
-    """This process's environment for git, and for DVC, which calls it: with the settings of NEUTRAL."""
-    inherited = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
-    first = int(inherited.get("GIT_CONFIG_COUNT") or 0)  # the user's own come before ours, and ours count
+    """This process's environment with the settings of NEUTRAL, for git, and for DVC, which runs git."""
+    inherited = {name: value for name, value in os.environ.items() if name not in _REPOSITORY_VARIABLES}
+    first = int(inherited.get("GIT_CONFIG_COUNT") or 0)  # ours follow the user's, and the last one counts
     settings = {"GIT_CONFIG_COUNT": str(first + len(NEUTRAL))}
     for number, (key, value) in enumerate(NEUTRAL.items(), first):
         settings |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
-    return inherited | settings | {"GIT_TERMINAL_PROMPT": "0"}  # nobody is there to type a password
+    return inherited | settings | {"GIT_TERMINAL_PROMPT": "0"}  # never wait for a password
 
 
-def answer(
+def run_git(
     folder: Path, *arguments: str, stdin: bytes | None = None, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run git in `folder`; its exit code is the caller's business. Raises UserError where there is no git."""
+    """Run git in `folder`; the caller checks the exit code. Raises UserError if git is not installed."""
     given = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
     in_english = environment() | {"LC_ALL": "C"} | dict(env or {})
     try:
@@ -113,33 +113,33 @@ def git(
     stdin: bytes | None = None,
     env: Mapping[str, str] | None = None,
 ) -> str:
-    """What git prints, without the line's end. Raises UserError with its own words."""
-    done = answer(folder, *arguments, stdin=stdin, env=env)
+    """Run git; returns its output without the final newline. Raises UserError with Git's message."""
+    done = run_git(folder, *arguments, stdin=stdin, env=env)
     if done.returncode:
         raise _failed(folder, arguments, done)
     return done.stdout.decode(errors="replace").rstrip("\n")
 
 
-def words(stderr: bytes) -> str:
-    """What a program wrote, with no password of an address in it."""
+def error_text(stderr: bytes) -> str:
+    """The error output of git or DVC, without passwords in addresses."""
     text = stderr.decode(errors="replace").strip().expandtabs(4)  # a tab would be shown as \\t
     return re.sub(r"://[^/@\s]+@", "://***@", text)
 
 
 def _failed(folder: Path, arguments: Sequence[str], done: subprocess.CompletedProcess[bytes]) -> UserError:
-    return UserError(f"{folder}: git {arguments[0]} failed:\n{words(done.stderr)}")
+    return UserError(f"{folder}: git {arguments[0]} failed:\n{error_text(done.stderr)}")
 
 
-def _yes_or_no(folder: Path, *arguments: str) -> bool:
-    """Whether git ends with 0 and not with 1. Raises UserError with its own words where it ends otherwise."""
-    done = answer(folder, *arguments)
+def _succeeds(folder: Path, *arguments: str) -> bool:
+    """True if git ends with 0, False if with 1. Raises UserError with Git's message for any other code."""
+    done = run_git(folder, *arguments)
     if done.returncode not in (0, 1):
         raise _failed(folder, arguments, done)
     return done.returncode == 0
 
 
 def check_root(folder: Path) -> None:
-    """Raises UserError where `folder` is not the root of a Git working tree with a commit."""
+    """Raises UserError unless `folder` is the root of a Git working tree with a commit."""
     root = top_level(folder)
     if not root.samefile(folder):
         raise UserError(f"{folder}: the root of this Git repository is {root}; name that folder")
@@ -148,39 +148,39 @@ def check_root(folder: Path) -> None:
 
 
 def top_level(folder: Path) -> Path:
-    """The root of the working tree that `folder` is in. Raises UserError with Git's own words."""
-    done = answer(folder, "rev-parse", "--show-toplevel")
+    """The root of the working tree that `folder` is in. Raises UserError with Git's message."""
+    done = run_git(folder, "rev-parse", "--show-toplevel")
     if done.returncode:
-        raise UserError(f"{folder}: no Git repository that can be used:\n{words(done.stderr)}")
+        raise UserError(f"{folder}: no Git repository that can be used:\n{error_text(done.stderr)}")
     return Path(os.fsdecode(done.stdout.removesuffix(b"\n")))
 
 
 def commit_of(folder: Path, revision: str) -> str | None:
-    """The commit's 40 digits, or None where there is no such revision."""
+    """The commit's 40 hex digits; None if there is no such revision."""
     arguments = ("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
-    done = answer(folder, *arguments)
+    done = run_git(folder, *arguments)
     if done.returncode not in (0, 1):
         raise _failed(folder, arguments, done)
     return done.stdout.decode().strip() or None
 
 
 def contains(folder: Path, commit: str, older: str) -> bool:
-    """Whether `older` is `commit` or among its ancestors; both have to be there."""
-    return _yes_or_no(folder, "merge-base", "--is-ancestor", older, commit)
+    """Whether `older` is `commit` or one of its ancestors; both must exist here."""
+    return _succeeds(folder, "merge-base", "--is-ancestor", older, commit)
 
 
-def shown(folder: Path, form: str, *revisions: str) -> list[str]:
-    """Commits in a form of git's (`man git-rev-list`), newest first; `revisions` may have options of it."""
+def format_commits(folder: Path, form: str, *revisions: str) -> list[str]:
+    """Commits in a format of `git rev-list`, newest first; `revisions` may include its options."""
     arguments = ("rev-list", "--no-commit-header", f"--format={form}%x00", *revisions)
     return [entry.removeprefix("\n") for entry in git(folder, *arguments).split("\0")[:-1]]
 
 
 def file_at(folder: Path, commit: str, path: str) -> bytes | None:
-    """A file's content in a commit; None where it is not there."""
-    done = answer(folder, "cat-file", "--batch", stdin=f"{commit}:{path}\n".encode())
+    """A file's content in a commit; None if the commit does not have it."""
+    done = run_git(folder, "cat-file", "--batch", stdin=f"{commit}:{path}\n".encode())
     header, _, content = done.stdout.partition(b"\n")
     missing = header.endswith(b" missing")
-    if done.returncode or (missing and done.stderr):  # it is damaged, which Git says beside it
+    if done.returncode or (missing and done.stderr):  # the object is damaged
         raise _failed(folder, ("cat-file",), done)
     return None if missing else content.removesuffix(b"\n")
 
@@ -191,15 +191,15 @@ def changed_files(folder: Path) -> list[str]:
     return sorted(line[3:] for line in lines if line)
 
 
-def untracked_in_the_way(folder: Path, commit: str) -> list[str]:
-    """Files of the folder that Git does not know, where the commit has some of its own."""
+def untracked_conflicts(folder: Path, commit: str) -> list[str]:
+    """Untracked files of the folder that a checkout of the commit would overwrite."""
     theirs = git(folder, "ls-tree", "-r", "-z", "--name-only", commit).split("\0")
     known = set(git(folder, "ls-files", "-z").split("\0"))
     return sorted(path for path in theirs if path and path not in known and (folder / path).exists())
 
 
-def folder_of(workspace: Path, branch: str) -> Path | None:
-    """The working tree in which a branch is checked out; None where it is in none."""
+def worktree_of(workspace: Path, branch: str) -> Path | None:
+    """The working tree in which a branch is checked out; None if there is none."""
     place = None
     for line in git(workspace, "worktree", "list", "--porcelain").splitlines():
         if line.startswith("worktree "):
@@ -210,65 +210,69 @@ def folder_of(workspace: Path, branch: str) -> Path | None:
 
 
 def has_origin(folder: Path) -> bool:
-    # `git remote` also lists one of which a user's configuration says no more than how it is fetched.
-    return _yes_or_no(folder, "config", "--get", f"remote.{ORIGIN}.url")
+    # `git remote` also lists remotes that a user's configuration gives a refspec and no address.
+    return _succeeds(folder, "config", "--get", f"remote.{ORIGIN}.url")
 
 
 def fetch(folder: Path) -> None:
-    """Bring branches and the registry's tags of `origin`, if there is one; there the tags' truth is."""
+    """Fetch branches and the registry's tags from `origin`, if there is one; its tags replace ours."""
     if not has_origin(folder):
         return
     tags = [f"+refs/tags/csdn{mark}*:refs/tags/csdn{mark}*" for mark in "@#"]
     branches = f"+refs/heads/*:refs/remotes/{ORIGIN}/*"
-    # An empty --refmap: the refspecs of remote.origin.fetch are left alone, which may be those of a mirror.
-    done = answer(folder, "fetch", "--quiet", "--no-tags", "--no-prune", "--refmap=", ORIGIN, branches, *tags)
+    # An empty --refmap: the refspecs of remote.origin.fetch are not used, which may be those of a mirror.
+    done = run_git(
+        folder, "fetch", "--quiet", "--no-tags", "--no-prune", "--refmap=", ORIGIN, branches, *tags
+    )
     if done.returncode:
-        raise RemoteUnavailable(f"{folder}: git fetch from the remote {ORIGIN} failed:\n{words(done.stderr)}")
+        raise RemoteUnavailable(
+            f"{folder}: git fetch from the remote {ORIGIN} failed:\n{error_text(done.stderr)}"
+        )
 
 
 def push(folder: Path, updates: Mapping[str, str]) -> None:
-    """Move refs of `origin`, if there is one: {ref: object}; all of them or none.
+    """Push {ref: object} to `origin`, if there is one, atomically.
 
-    Raises Refused where it says no, RemoteError where it does not answer.
+    Raises PushRejected, and RemoteUnavailable if the remote does not respond.
     """
     if not has_origin(folder):
         return
     pairs = [f"{value}:{ref}" for ref, value in updates.items()]
-    # Of a mirror every ref would be pushed, and ours could not be named.
+    # A push to a mirror pushes every ref, and accepts no refspecs.
     no_mirror = ("-c", f"remote.{ORIGIN}.mirror=false")
-    done = answer(folder, *no_mirror, "push", "--atomic", "--porcelain", ORIGIN, *pairs)
+    done = run_git(folder, *no_mirror, "push", "--atomic", "--porcelain", ORIGIN, *pairs)
     if not done.returncode:
         return
-    refusals = [line.split(b"\t") for line in done.stdout.splitlines() if line.startswith(b"!")]
-    if refusals:
-        refs = [f"{words(pair).rpartition(':')[2]} {words(why)}" for _, pair, why in refusals]
-        said = [line.rstrip() for line in words(done.stderr).splitlines() if line.startswith("remote:")]
-        raise PushRejected("\n".join([f"{folder}: the Git remote {ORIGIN} refused:", *refs, *said]))
-    raise RemoteUnavailable(f"{folder}: git push to the remote {ORIGIN} failed:\n{words(done.stderr)}")
+    rejected = [line.split(b"\t") for line in done.stdout.splitlines() if line.startswith(b"!")]
+    if rejected:
+        refs = [f"{error_text(pair).rpartition(':')[2]} {error_text(why)}" for _, pair, why in rejected]
+        said = [line.rstrip() for line in error_text(done.stderr).splitlines() if line.startswith("remote:")]
+        raise PushRejected("\n".join([f"{folder}: the Git remote {ORIGIN} rejected the push:", *refs, *said]))
+    raise RemoteUnavailable(f"{folder}: git push to the remote {ORIGIN} failed:\n{error_text(done.stderr)}")
 
 
-def identity(folder: Path) -> Mapping[str, str]:
-    """The environment that names an author and committer where the user has named none."""
-    # Without user.useConfigOnly Git would make up a name from the machine's.
-    asked = ("-c", "user.useConfigOnly=true", "var")
-    known = all(not answer(folder, *asked, f"GIT_{role}_IDENT").returncode for role in _ROLES)
-    return {} if known else _NOBODY
+def author_environment(folder: Path) -> Mapping[str, str]:
+    """Environment variables for author and committer; empty if the user has configured a name."""
+    # Without user.useConfigOnly Git would derive a name from the machine's.
+    query = ("-c", "user.useConfigOnly=true", "var")
+    known = all(not run_git(folder, *query, f"GIT_{role}_IDENT").returncode for role in _ROLES)
+    return {} if known else _FALLBACK_IDENTITY
 
 
 def stage_files(folder: Path, paths: Sequence[str]) -> None:
-    """Have those of `paths` that are there, ignored ones too, in the next commit."""
+    """Stage those of `paths` that exist, ignored ones too."""
     there = [path for path in paths if (folder / path).exists()]
     if there:
         git(folder, "add", "--force", "--", *there)
 
 
-def anything_staged(folder: Path) -> bool:
-    """Whether the next commit would differ from the last one."""
+def has_staged_changes(folder: Path) -> bool:
+    """Whether the index differs from the last commit."""
     return git(folder, "write-tree") != git(folder, "rev-parse", "HEAD^{tree}")
 
 
 def commit(folder: Path, message: str) -> str:
-    """Commit what is staged, be it nothing; returns the new commit."""
+    """Commit what is staged, which may be nothing; returns the new commit."""
     parent = git(folder, "rev-parse", "HEAD")
     made = _commit_tree(folder, git(folder, "write-tree"), parent, message)
     git(folder, "update-ref", "-m", message.partition("\n")[0], "HEAD", made, parent)
@@ -276,7 +280,7 @@ def commit(folder: Path, message: str) -> str:
 
 
 def commit_file(folder: Path, parent: str, path: str, content: bytes, message: str) -> str:
-    """A commit on `parent` with one file replaced, made without any working tree; no ref names it yet."""
+    """Create a commit on `parent` with one file replaced, without a working tree and without moving a ref."""
     blob = git(folder, "hash-object", "-w", "--stdin", stdin=content)
     with tempfile.TemporaryDirectory() as temporary:
         env = {"GIT_INDEX_FILE": str(Path(temporary, "index"))}
@@ -288,28 +292,28 @@ def commit_file(folder: Path, parent: str, path: str, content: bytes, message: s
 
 def _commit_tree(folder: Path, tree: str, parent: str, message: str) -> str:
     text = message.encode(errors="replace")
-    return git(folder, "commit-tree", tree, "-p", parent, stdin=text, env=identity(folder))
+    return git(folder, "commit-tree", tree, "-p", parent, stdin=text, env=author_environment(folder))
 
 
 def fast_forward(folder: Path, commit: str) -> None:
-    """Take the branch that is checked out in `folder` forward to `commit`, with its files."""
+    """Fast-forward the branch that is checked out in `folder` to `commit`, with its files."""
     git(folder, "merge", "--quiet", "--ff-only", "--commit", "--no-squash", commit)
 
 
 def merge(folder: Path, commit: str, message: str) -> list[str]:
-    """Merge a commit; returns the files that both sides changed, in which case nothing is merged."""
+    """Merge a commit; returns the conflicting files, in which case nothing is merged."""
     arguments = ("merge", "--quiet", "--commit", "--no-squash", "-m", message, commit)
-    done = answer(folder, *arguments, env=identity(folder))
+    done = run_git(folder, *arguments, env=author_environment(folder))
     if not done.returncode:
         return []
     entries = git(folder, "ls-files", "--unmerged", "-z").split("\0")
-    answer(folder, "merge", "--abort")
+    run_git(folder, "merge", "--abort")
     if files := sorted({entry.partition("\t")[2] for entry in entries if entry}):
         return files
     raise _failed(folder, arguments, done)
 
 
 def set_refs(folder: Path, refs: Mapping[str, str]) -> None:
-    """Create or move local refs: {ref: object}; all of them or none."""
+    """Create or move local refs {ref: object}, atomically."""
     lines = "".join(f"update {ref} {value}\n" for ref, value in refs.items())
     git(folder, "update-ref", "--stdin", stdin=f"start\n{lines}commit\n".encode())

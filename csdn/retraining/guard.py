@@ -1,4 +1,4 @@
-"""`python guard.py COMMAND ...` becomes COMMAND, and dies with the process that started it."""
+"""`python guard.py COMMAND ...` becomes COMMAND, which Linux kills when its parent process ends."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""The retraining run without Prefect, for cron and for people: every step's lines are printed."""
+"""A retraining without Prefect, for cron and for people: the output of every step is printed."""
 
 from __future__ import annotations
 
@@ -10,51 +10,52 @@ from csdn.retraining import steps
 from csdn.retraining.notify import Notification, notify
 from csdn.retraining.run import (
     Outcome,
-    Scan,
     apply_decision,
     nothing_usable,
     prune_worktrees,
-    refuse_diverged,
+    reject_diverged,
     scan,
 )
+from csdn.retraining.workspace import Run
 from csdn.runtime.errors import Diverged, UserError
 
 
-def retrain_local(workspace: Path, overrides: Mapping[str, Any], regardless: bool) -> None:
-    """One look, and all that follows from it; the caller holds the workspace's lock. Raises UserError."""
+def retrain_local(workspace: Path, overrides: Mapping[str, Any], force: bool) -> None:
+    """One scan and the run that may follow; the caller holds the workspace's lock. Raises UserError."""
     title = "retrain"
     try:
-        found = scan(workspace, overrides, regardless)
+        found = scan(workspace, overrides, force)
         title = found.title
         print(*found.notes, title, sep="\n", flush=True)
         if found.run:
-            _tell(title, _carried_out(found))
+            _report(title, _carry_out(found.run))
     except UserError as error:
-        _say(notify(Notification("failed", title, reasons=(str(error),))))
+        _print(notify(Notification("failed", title, reasons=(str(error),))))
         raise
     prune_worktrees(workspace)
 
 
-def _carried_out(found: Scan) -> Outcome:
-    print(f"run {found.run.id}: {found.run.folder}", flush=True)
+def _carry_out(run: Run) -> Outcome:
+    """The five stages, the gate, and its decision. A run whose training diverges is rejected."""
+    print(f"run {run.id}: {run.folder}", flush=True)
     first, *others = steps.STAGES
-    steps.repro(first, found.run.folder, _say)
-    if not nothing_usable(found.run):
+    steps.repro(first, run.folder, _print)
+    if not nothing_usable(run):
         try:
             for stage in others:
-                steps.repro(stage, found.run.folder, _say)
-            steps.gate(found.run.folder, _say)
+                steps.repro(stage, run.folder, _print)
+            steps.gate(run.folder, _print)
         except Diverged as error:
-            refuse_diverged(found.run, error)
-    return apply_decision(found.run)
+            reject_diverged(run, error)
+    return apply_decision(run)
 
 
-def _tell(title: str, outcome: Outcome) -> None:
+def _report(title: str, outcome: Outcome) -> None:
     champion = f": {outcome.version} is champion" if outcome.version else ""
     print(f"{outcome.event}{champion}", *outcome.reasons, sep="\n")
-    _say(notify(Notification(outcome.event, title, outcome.version, outcome.reasons)))
+    _print(notify(Notification(outcome.event, title, outcome.version, outcome.reasons)))
 
 
-def _say(line: str | None) -> None:
+def _print(line: str | None) -> None:
     if line:
         print(line, flush=True)

@@ -1,7 +1,8 @@
-"""One run at a time in a workspace: a lock that dies with its holder, and a mark for who came meanwhile.
+"""One process at a time works in a workspace; a scan that was requested meanwhile is not lost.
 
-.runs/lock         held for as long as something works in the workspace; its text says what, and since when
-.runs/look-again   somebody asked for a look at the data while the workspace was busy
+.runs/lock             locked while something works in the workspace; its text says what, and since when. The
+                       operating system releases it if the holder is killed
+.runs/scan-requested   exists if a scan for new data was requested and has not begun
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
@@ -22,19 +23,19 @@ RUNS = ".runs"
 
 
 class WorkspaceLocked(UserError):
-    """Something else works in the workspace. Never tried again by itself: it may take hours."""
+    """Another process works in the workspace. Not retried automatically, as that may take hours."""
 
 
 @contextmanager
 def workspace_lock(workspace: str | Path, what: str) -> Iterator[None]:
-    """Have the workspace for oneself for the block; `what` is shown to others. Raises Busy at once."""
+    """Hold the workspace's lock for the block; `what` is shown to others. Raises WorkspaceLocked at once."""
     path = Path(workspace).resolve() / RUNS / "lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise WorkspaceLocked(_busy(path)) from None
+            raise WorkspaceLocked(_locked_message(path)) from None
         holder = {"what": what, "pid": os.getpid(), "since": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"}
         _write(file, json.dumps(holder))
         try:
@@ -43,38 +44,44 @@ def workspace_lock(workspace: str | Path, what: str) -> Iterator[None]:
             _write(file, "")
 
 
-def when_asked(workspace: str | Path, what: str, look: Callable[[], None]) -> None:
-    """Call `look` under the lock, and again for as long as others asked for it meanwhile.
+def scan_on_request(workspace: str | Path, what: str, scan: Callable[[], None]) -> None:
+    """Request a scan, and run it under the lock; repeat while others have requested one meanwhile.
 
-    Raises Busy where the workspace is busy; whoever holds it through this function then looks again.
-    What `look` raises is passed on, and counts as a look.
+    Raises WorkspaceLocked if the workspace is locked; if its holder is this function, it then scans again. An
+    error of `scan` is passed on, and the request counts as served.
     """
-    mark = Path(workspace).resolve() / RUNS / "look-again"
-    mark.parent.mkdir(parents=True, exist_ok=True)
-    mark.touch()  # before the lock is tried: its holder may be about to let go
-    looked = False
-    while mark.exists():
+    request = _request_file(workspace)
+    request.parent.mkdir(parents=True, exist_ok=True)
+    request.touch()  # before the lock is tried: its holder may be about to release it
+    scanned = False
+    while request.exists():
         try:
             with workspace_lock(workspace, what):
-                while _take(mark):
-                    looked = True
-                    look()
+                while _remove(request):
+                    scanned = True
+                    scan()
         except WorkspaceLocked:
-            if not looked:
+            if not scanned:
                 raise
-            return  # who has the lock now began after our last look
+            return  # the present holder acquired the lock after our last scan
 
 
-def asked(workspace: str | Path) -> bool:
-    """Whether somebody asked for a look and had none yet."""
-    return (Path(workspace) / RUNS / "look-again").exists()
+def scan_requested(workspace: str | Path) -> bool:
+    """Whether a scan was requested and has not begun."""
+    return _request_file(workspace).exists()
 
 
-def _take(mark: Path) -> bool:
-    with suppress(FileNotFoundError):
-        mark.unlink()
-        return True
-    return False
+def _request_file(workspace: str | Path) -> Path:
+    return Path(workspace).resolve() / RUNS / "scan-requested"
+
+
+def _remove(request: Path) -> bool:
+    """Whether the file was there."""
+    try:
+        request.unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _write(file: IO[str], text: str) -> None:
@@ -83,12 +90,12 @@ def _write(file: IO[str], text: str) -> None:
     file.flush()
 
 
-def _busy(path: Path) -> str:
+def _locked_message(path: Path) -> str:
     workspace = path.parents[1]
     advice = "wait for it to end, or stop it"
     try:
         holder = read_json(path)
         who = f"{holder['what']}, process {holder['pid']}, since {holder['since']}"
-    except (UserError, LookupError, TypeError):  # it has the lock, and is about to write who it is
+    except (UserError, LookupError, TypeError):  # the holder has not yet written who it is
         return f"{workspace}: another process works here; {advice}"
     return f"{workspace}: busy: {who}; {advice}"

@@ -1,4 +1,4 @@
-"""The branch that only promotions move, here and at `origin` (params.yaml: registry.branch)."""
+"""The main branch (params.yaml: registry.branch), here and at `origin`; promotions and rollbacks move it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from csdn.retraining.git import (
     fast_forward,
     fetch,
     file_at,
-    folder_of,
+    format_commits,
     has_origin,
     set_refs,
-    shown,
-    untracked_in_the_way,
+    untracked_conflicts,
+    worktree_of,
 )
 from csdn.retraining.lock import RUNS
 from csdn.retraining.tags import tags_for
@@ -28,19 +28,19 @@ from csdn.runtime.errors import UserError
 from csdn.runtime.files import fsync
 from csdn.training.champion import CHAMPION, Champion, ChampionFile, parse_champion
 
-# What stages write beside DVC's cache: where Git does not know them, a promotion may put them aside.
+# Results of stages. If they are untracked, a promotion moves them aside.
 GENERATED = ("dvc.lock", "metrics/")
 
 
-def branch_of(workspace: Path) -> str:
-    """Name of the branch. Raises UserError, also where the workspace is no Git repository."""
+def main_branch(workspace: Path) -> str:
+    """The branch's name. Raises UserError, also if the workspace is no Git repository."""
     check_root(workspace)
     return load_params(workspace / "params.yaml").registry.branch
 
 
 def check_clean(workspace: Path, branch: str) -> None:
-    """Raises UserError naming the changed files of the working tree that has the branch, if one has."""
-    place = folder_of(workspace, branch)
+    """Raises UserError naming the changed files of the working tree in which the branch is checked out."""
+    place = worktree_of(workspace, branch)
     changed = changed_files(place) if place else []
     if changed:
         raise UserError(
@@ -49,25 +49,26 @@ def check_clean(workspace: Path, branch: str) -> None:
         )
 
 
-def up_to_date(workspace: Path, branch: str) -> str:
-    """The branch's newest commit, of `origin` where there is one; the local branch is brought there.
+def update_main(workspace: Path, branch: str) -> str:
+    """Fast-forward the local branch to that of `origin`, if there is one; returns its newest commit.
 
-    Raises UserError where both have commits of their own, RemoteError where `origin` does not answer.
+    Raises UserError if the local branch has commits of its own, RemoteUnavailable if `origin` does not
+    respond.
     """
     newest = newest_commit(workspace, branch)
     here = commit_of(workspace, f"refs/heads/{branch}")
     if here is not None and here != newest:
         if not contains(workspace, newest, here):
-            raise UserError(_own_commits(workspace, branch, here, newest))
+            raise UserError(_unpushed_message(workspace, branch, here, newest))
         if problems := blocking_changes(workspace, branch, newest):
             raise UserError(f"{workspace}: cannot follow {ORIGIN}/{branch}: {'; '.join(problems)}")
-        advance_branch(workspace, branch, newest)
-    set_refs(workspace, complete_tags(workspace, newest))
+        fast_forward_branch(workspace, branch, newest)
+    set_refs(workspace, missing_tags(workspace, newest))
     return newest
 
 
 def newest_commit(workspace: Path, branch: str) -> str:
-    """The branch's commit at `origin`, which is asked, or here where there is no `origin`."""
+    """The branch's commit at `origin`, which is fetched; the local one if there is no `origin`."""
     fetch(workspace)
     origin = has_origin(workspace)
     commit = commit_of(workspace, f"refs/remotes/{ORIGIN}/{branch}" if origin else f"refs/heads/{branch}")
@@ -77,64 +78,64 @@ def newest_commit(workspace: Path, branch: str) -> str:
     return commit
 
 
-def _own_commits(workspace: Path, branch: str, here: str, newest: str) -> str:
+def _unpushed_message(workspace: Path, branch: str, here: str, newest: str) -> str:
     if contains(workspace, here, newest):
         advice = f"`git push {ORIGIN} {branch}`"
     else:
-        advice = f"the branches have parted: `git pull --rebase {ORIGIN} {branch}`, then `git push`"
+        advice = f"the branches have diverged: `git pull --rebase {ORIGIN} {branch}`, then `git push`"
     return f"{workspace}: branch {branch} has commits that {ORIGIN}/{branch} has not; {advice}"
 
 
 def champion_at(workspace: Path, commit: str) -> Champion | None:
-    """Who is champion in a commit. Raises UserError."""
+    """The champion in a commit. Raises UserError."""
     return champion_file_at(workspace, commit).champion
 
 
 def champion_file_at(workspace: Path, commit: str) -> ChampionFile:
-    """champion.json of a commit; without a champion where there is none. Raises UserError."""
+    """champion.json of a commit; one without a champion if the file is missing. Raises UserError."""
     content = file_at(workspace, commit, CHAMPION)
     if content is None:
         return ChampionFile(champion=None, start=None)
     return parse_champion(content, f"{CHAMPION} in commit {commit[:12]}")
 
 
-def complete_tags(workspace: Path, commit: str) -> dict[str, str]:
-    """{ref: tag} of the champion that a call which was killed has left out, ready to be set."""
+def missing_tags(workspace: Path, commit: str) -> dict[str, str]:
+    """{ref: tag} of the champion that a killed call has not set."""
     champion = champion_at(workspace, commit)
     if champion is None:
         return {}
-    change = shown(workspace, "%H", "--max-count=1", commit, "--", CHAMPION)[0]
+    change = format_commits(workspace, "%H", "--max-count=1", commit, "--", CHAMPION)[0]
     return tags_for(workspace, champion.version, change)
 
 
 def blocking_changes(workspace: Path, branch: str, commit: str) -> list[str]:
-    """Why the local branch cannot go to a commit now without touching somebody's work; empty: it can."""
+    """What blocks a fast-forward of the local branch to a commit: somebody's work; empty if nothing does."""
     here = commit_of(workspace, f"refs/heads/{branch}")
     if here is not None and not contains(workspace, commit, here):
         return [f"the local branch {branch} has commits of its own"]
-    place = folder_of(workspace, branch)
+    place = worktree_of(workspace, branch)
     if place is None:
         return []
     found = []
     if changed := changed_files(place):
         found.append(f"changed and not committed: {', '.join(changed)}")
-    unknown = [path for path in untracked_in_the_way(place, commit) if not path.startswith(GENERATED)]
+    unknown = [path for path in untracked_conflicts(place, commit) if not path.startswith(GENERATED)]
     if unknown:
         found.append(f"in the way and not in Git: {', '.join(unknown)}")
     return found
 
 
-def advance_branch(workspace: Path, branch: str, commit: str) -> list[str]:
-    """Take the local branch forward to a commit, with its files where it is checked out.
+def fast_forward_branch(workspace: Path, branch: str, commit: str) -> list[str]:
+    """Fast-forward the local branch to a commit, with its files if it is checked out.
 
-    Results of stages that Git does not know are put aside below .runs/; returns a line that says so.
+    Untracked files that the commit has are moved below .runs/replaced/; returns a note that says so.
     """
-    place = folder_of(workspace, branch)
+    place = worktree_of(workspace, branch)
     if place is None:
         set_refs(workspace, {f"refs/heads/{branch}": commit})
         return []
     aside = workspace / RUNS / "replaced" / commit[:12]
-    moved = untracked_in_the_way(place, commit)
+    moved = untracked_conflicts(place, commit)
     for path in moved:
         target = aside / path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -145,13 +146,14 @@ def advance_branch(workspace: Path, branch: str, commit: str) -> list[str]:
 
 
 def sync_local(workspace: Path, branch: str, commit: str, tags: Mapping[str, str]) -> list[str]:
-    """Have here what was decided: branch, files and tags; returns lines that a person should read.
+    """Move the local branch, its files and the tags to a commit that was decided; returns notes for people.
 
-    Once `origin` has it, what hinders the local branch is such a line; without `origin` it is a UserError.
+    If `origin` has the commit, whatever blocks the local branch is such a note; without `origin` it is a
+    UserError.
     """
     if not has_origin(workspace):
         notes = _forward(workspace, branch, commit)
-        set_refs(workspace, tags)  # last: should this call end before it, `complete_tags` knows them
+        set_refs(workspace, tags)  # last: if this call is killed before it, `missing_tags` finds them
         return notes
     set_refs(workspace, tags)
     if problems := blocking_changes(workspace, branch, commit):
@@ -166,8 +168,8 @@ def _forward(workspace: Path, branch: str, commit: str) -> list[str]:
     here = commit_of(workspace, f"refs/heads/{branch}")
     if here is not None and contains(workspace, here, commit):
         return []
-    notes = advance_branch(workspace, branch, commit)
-    place = folder_of(workspace, branch)
+    notes = fast_forward_branch(workspace, branch, commit)
+    place = worktree_of(workspace, branch)
     if place is not None:
         try:
             checkout(place)

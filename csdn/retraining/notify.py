@@ -1,7 +1,8 @@
-"""Telling somebody by webhook: a run was promoted, waits for a person, was refused, or failed.
+"""What is shown of a run outside its log: webhook notifications, and Markdown pages with the CMC curves.
 
-The address is a secret: whoever has it can write to the channel. It comes from the environment
-(CSDN_WEBHOOK) or from the caller, and is in no message, log or error.
+A notification says that a run was promoted, is ready, was rejected, or has failed. The webhook's address is a
+secret, as whoever has it can write to the channel: it comes from the environment (CSDN_WEBHOOK) or from the
+caller, and is in no message, log or error.
 """
 
 from __future__ import annotations
@@ -31,50 +32,49 @@ if TYPE_CHECKING:
 VARIABLE = "CSDN_WEBHOOK"
 TRIES = 3
 WAIT_SECONDS = 1.0  # before the second try, and twice as long before the third
-TIMEOUT_SECONDS = 5.0  # of one try
+TIMEOUT_SECONDS = 5.0  # of each try
 
 
 @dataclass(frozen=True)
 class Notification:
-    """What happened. It is sent as JSON with these keys and `text`, which Slack and its like show."""
+    """What happened to a run; sent as JSON with these keys and `text`, which Slack and Mattermost show."""
 
-    event: Literal["promoted", "ready", "refused", "failed"]
-    run: str  # its name, for people
-    version: str | None = None  # that is champion from now on
+    event: Literal["promoted", "ready", "rejected", "failed"]
+    run: str  # the run's title
+    version: str | None = None  # the new champion
     reasons: Sequence[str] = ()
-    link: str | None = None  # where to read more
+    link: str | None = None  # the run's page
 
     @property
     def text(self) -> str:
         head = f"csdn: {self.run}: {self.event}" + (f", {self.version} is champion" if self.version else "")
-        # A camera named "<!channel>" must not call everybody: Slack takes angle brackets for commands.
+        # In Slack, angle brackets mark commands: a camera named "<!channel>" would notify all members.
         return escape_tags("\n".join(filter(None, (head, *self.reasons, self.link))), keep="\n")
 
 
-def notify(news: Notification, address: str | None = None) -> str | None:
-    """Send `news` to `address`, or to CSDN_WEBHOOK; without either, to nobody.
+def notify(notification: Notification, address: str | None = None) -> str | None:
+    """Send a notification to `address`, or else to CSDN_WEBHOOK; without either, nothing is sent.
 
-    Returns None, or why it could not be sent: no run fails for that.
+    Returns None, or why the notification could not be sent: no run fails because of that.
     """
     address = address or os.environ.get(VARIABLE)
     if not address:
         return None
     if not address.startswith(("https://", "http://")):
-        return f"nobody was told: {VARIABLE} is no http:// or https:// address"
-    body = json.dumps(asdict(news) | {"text": news.text}).encode()
-    wait, problem = WAIT_SECONDS, None
-    for left in reversed(range(TRIES)):
+        return f"no notification was sent: {VARIABLE} is no http:// or https:// address"
+    body = json.dumps(asdict(notification) | {"text": notification.text}).encode()
+    problem = None
+    for attempt in range(TRIES):
+        if attempt:
+            time.sleep(WAIT_SECONDS * 2 ** (attempt - 1))
         problem = _send(address, body)
         if problem is None:
             return None
-        if left:
-            time.sleep(wait)
-            wait *= 2
-    return f"nobody was told: the webhook gave {problem}, {TRIES} times"
+    return f"no notification was sent: {TRIES} tries ended with {problem}"
 
 
 def _send(address: str, body: bytes) -> str | None:
-    """What went wrong; the text of most errors would name the address."""
+    """The kind of error, or None; the messages of most errors would contain the address."""
     try:
         request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS):
@@ -87,14 +87,13 @@ def _send(address: str, body: bytes) -> str | None:
         return type(cause if isinstance(cause, Exception) else error).__name__
 
 
-# What is shown of a run, wherever it is shown: Markdown, and the curve of its figures as a picture.
-
+# Pages in Markdown, and the CMC curves as an image.
 
 DIRECTIONS = {"ir_to_vis": "infrared → visible", "vis_to_ir": "visible → infrared"}
 
 
 def headline_page(figures: Mapping[str, Any], champion: Champion | None) -> str:
-    """Markdown of metrics/headline.json in percent, with the difference to a champion's figures."""
+    """metrics/headline.json in percent, with the differences to the champion's figures."""
     old = champion.figures if champion else {}
     rows = [
         f"| {name} | {' | '.join(_compared(figures[key], old.get(key), metric) for metric in METRICS)} |"
@@ -119,22 +118,24 @@ def _beside(champion: Champion | None) -> str:
         return "There is no champion to compare with."
     return (
         f"In brackets: the difference to what champion {champion.version} had on {champion.date}, on the "
-        "people of that day. The gate compares both on the same people."
+        "test people of that day. The gate compares both models on the same people."
     )
 
 
 def gate_page(gate: Mapping[str, Any]) -> str:
-    """Markdown of metrics/gate.json: the decision, why, and the comparisons over all cameras."""
-    head = "Promote" if gate["decision"] == "promote" else "Keep the champion"
+    """metrics/gate.json: the decision, its reasons, and the comparisons over all cameras."""
+    head = "Promote" if gate["decision"] == "promote" else "Reject the candidate"
     lines = [f"### {head}", "", *(f"* {as_markdown(reason)}" for reason in gate["reasons"]), ""]
     overall = [one for one in gate["comparisons"] if not (one["query_camera"] or one["gallery_camera"])]
     if overall:
+        most = max(one["people"] for one in overall)
         lines += [
-            f"| data | direction | metric | champion {gate['champion']} | newcomer | difference | interval |",
+            "| data | direction | metric | "
+            f"champion {gate['champion']} | candidate | difference | interval |",
             "|---|---|---|---|---|---|---|",
             *map(_comparison, overall),
             "",
-            f"Percent; {max(one['people'] for one in overall)} people whom neither was trained on, at most.",
+            f"Percent; at most {most} people, whom neither model saw in training.",
         ]
     return "\n".join(lines)
 
@@ -147,14 +148,14 @@ def _comparison(one: Mapping[str, Any]) -> str:
 
 
 def data_page(figures: Mapping[str, Any]) -> str:
-    """Markdown of metrics/ingest.json: the lines that ingest printed."""
+    """metrics/ingest.json: the lines that ingest printed."""
     lines = (escape_control_chars(line).replace("`", "'") for line in summary_lines(dict(figures)))
     return "\n".join(["```", *lines, "```"])
 
 
 def cmc_picture(path: Path) -> str:
-    """The curves of evaluation/cmc.csv as a PNG in a `data:` address: it needs no place of its own."""
-    from matplotlib.figure import Figure  # it takes a second
+    """The curves of evaluation/cmc.csv as a PNG in a data: URI, which needs no file."""
+    from matplotlib.figure import Figure  # the import takes a second
 
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
@@ -166,7 +167,7 @@ def cmc_picture(path: Path) -> str:
         plot.set(xlabel="rank", xlim=(1, None), ylim=(0, 100))
         plot.xaxis.get_major_locator().set_params(integer=True)
         plot.grid(alpha=0.3)
-    axes[0].set_ylabel("right person found (%)")
+    axes[0].set_ylabel("match found within rank (%)")
     axes[0].legend()
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=80)

@@ -1,7 +1,7 @@
-"""The registry of models: what a run's decision does to main, to the tags and to the remotes.
+"""The registry of models: promote, reject and roll back, on main, the tags and the remotes.
 
-A promotion is one atomic push to `origin`, where there is one, and then the same here. Whatever ends a call
-early, the next one finds either nothing of it or all that was decided, and goes on.
+A promotion is one atomic push to `origin`, if there is one, and then the same update of this clone. If a call
+is killed, the next one finds either nothing of it or the complete decision, and continues.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from pathlib import Path
 
 from csdn.ingest.ledger import LEDGER, Drop, Status, change_ledger
 from csdn.retraining import dvc, git
-from csdn.retraining.branches import PROMOTE, READY, REFUSE, ROLLBACK, as_message, decision_of, history
+from csdn.retraining.branches import PROMOTE, READY, REJECT, ROLLBACK, commit_message, decision_of
 from csdn.retraining.champions import fetch_champion, sha256
 from csdn.retraining.git import PushRejected, RemoteUnavailable
 from csdn.retraining.lock import RUNS
 from csdn.retraining.mainline import (
     blocking_changes,
-    branch_of,
     champion_at,
     champion_file_at,
     check_clean,
-    complete_tags,
+    main_branch,
+    missing_tags,
     newest_commit,
     sync_local,
-    up_to_date,
+    update_main,
 )
 from csdn.retraining.tags import commit_of_version, known_tags, next_version, tags_for, versions
 from csdn.retraining.workspace import Run, open_run
@@ -36,14 +36,12 @@ from csdn.runtime.errors import UserError
 from csdn.runtime.files import as_json, atomic_folder
 from csdn.training.champion import CHAMPION, Champion, ChampionFile, read_champion, write_champion
 
-__all__ = ["Promotion", "fetch_champion", "history", "promote", "promote_ready", "refuse", "rollback"]
-
 
 @dataclass(frozen=True)
 class Promotion:
-    """What became of a promotion: "promoted", or "ready" with the reason why main has not moved.
+    """The result of a promotion: "promoted", or "ready" with the reason why main has not moved.
 
-    `notes`: what a person should know besides, a line each.
+    `notes`: further facts for people, a line each.
     """
 
     decision: str
@@ -53,16 +51,16 @@ class Promotion:
 
 
 def promote(run: Run) -> Promotion:
-    """Make a run's model the champion: weights to the DVC remote, then main, branch and tags.
+    """Make a run's model the champion: push the weights to the DVC remote, then move main, branch and tags.
 
-    Where main or its files are not as they were when the run began, nothing of them is touched: the run
-    stays as "ready", and `promote_ready` does it later. Raises UserError, RemoteError for a remote that
-    does not answer; the same call then goes on.
+    If main has moved or its files have changed since the run began, they are not touched: the run becomes
+    "ready", and `promote_ready` promotes it later. Raises UserError, and RemoteUnavailable if a remote does
+    not respond; the same call can then be repeated.
     """
-    branch = branch_of(run.workspace)
+    branch = main_branch(run.workspace)
     newest = newest_commit(run.workspace, branch)
-    if git.contains(run.workspace, newest, run.tip):  # decided by a call that did not come to its end
-        return _promoted(run, branch, run.tip, complete_tags(run.workspace, newest))
+    if git.contains(run.workspace, newest, run.tip):  # decided by a call that was killed
+        return _promoted(run, branch, run.tip, missing_tags(run.workspace, newest))
     run.commit("results")
     if not git.contains(run.workspace, run.tip, newest):
         return _ready(run, f"{branch} has moved since the run began")
@@ -80,48 +78,48 @@ def promote(run: Run) -> Promotion:
 
 
 def promote_ready(workspace: str | Path, identifier: str) -> Promotion:
-    """Promote a run that is ready, with what main got meanwhile merged into it.
+    """Promote a run that is ready, after merging main's new commits into it.
 
-    Raises UserError where the run is not ready, where the champion is another than the gate compared with,
-    and where the merge is a person's work.
+    Raises UserError if the run is not ready, if the champion is not the one that the gate compared with, or
+    if the merge has conflicts.
     """
     run = open_run(workspace, identifier)
-    branch = branch_of(run.workspace)
+    branch = main_branch(run.workspace)
     newest = newest_commit(run.workspace, branch)
     if not git.contains(run.workspace, newest, run.tip):
         decision = decision_of(run.workspace, run.tip)
         if decision not in (READY, PROMOTE):
-            state = "was refused by the gate" if decision == REFUSE else "has not come to the gate's decision"
+            state = "was rejected by the gate" if decision == REJECT else "has no decision of the gate yet"
             raise UserError(f"run {run.id} {state}; only a run that is ready can be promoted")
         _merge(run, newest, branch)
     return promote(run)
 
 
-def refuse(run: Run, reasons: Sequence[str]) -> list[Drop]:
-    """Keep main as it is, and hold the drops that came with the run: returns them, held.
+def reject(run: Run, reasons: Sequence[str]) -> list[Drop]:
+    """Hold the drops that came with a rejected run; returns them. main does not move.
 
-    They are in the last commit of the run's branch, which goes to `origin` where there is one: the next run,
-    in any clone, begins with them held (`csdn.retraining.workspace.adopted`). Raises RemoteError; the same call
-    then goes on.
+    The last commit of the run's branch holds them, and is pushed to `origin` if there is one: the next run,
+    in any clone, begins with them held (`csdn.retraining.branches.with_held_drops`). Raises
+    RemoteUnavailable; the same call can then be repeated.
     """
     reason = f"gate of run {run.id}: {'; '.join(reasons)}"
     held = {drop.id: replace(drop, status=Status.HELD, reason=reason) for drop in run.new_drops}
-    if decision_of(run.workspace, run.tip) != REFUSE:
+    if decision_of(run.workspace, run.tip) != REJECT:
         change_ledger(lambda drops: [held.get(drop.id, drop) for drop in drops], run.folder / LEDGER)
-        run.commit("refused by the gate", REFUSE, "\n".join(reasons))
+        run.commit("rejected by the gate", REJECT, "\n".join(reasons))
     git.push(run.workspace, {f"refs/heads/{run.branch}": run.tip})
     return list(held.values())
 
 
 def _merge(run: Run, newest: str, branch: str) -> None:
-    """Take what the branch got since the run began into the run, where that changes no decision."""
+    """Merge main into the run, unless the champion has changed since the run began."""
     then, now = (champion_at(run.workspace, commit) for commit in (run.base, newest))
     if then != now:
         raise UserError(
             f"run {run.id} was compared with {then.version if then else 'no champion'}, and the champion is "
-            f"{now.version if now else 'nobody'} now; run again, so that the gate compares it with this one"
+            f"{now.version if now else 'missing'} now; run again, so that the gate compares it with this one"
         )
-    text = as_message(f"Run {run.id}: {branch} merged", run.id, READY)
+    text = commit_message(f"Run {run.id}: {branch} merged", run.id, READY)
     if files := git.merge(run.folder, newest, text):
         raise UserError(
             f"run {run.id} and {branch} both changed {', '.join(files)}; merge {branch} into {run.branch} by "
@@ -130,20 +128,20 @@ def _merge(run: Run, newest: str, branch: str) -> None:
 
 
 def _name_champion(run: Run) -> str:
-    """The run's commit whose champion.json names it; the one that is there, if a push failed after it."""
+    """Commit champion.json with the run as champion, unless a call whose push failed has done so."""
     present = read_champion(run.folder)
-    newcomer = _champion(run, next_version(run.workspace))
+    candidate = _champion(run, next_version(run.workspace))
     if present.champion and decision_of(run.workspace, run.tip) == PROMOTE:
-        newcomer = newcomer.model_copy(update={"date": present.champion.date})  # decided on that day
-        if present.champion == newcomer:
+        candidate = candidate.model_copy(update={"date": present.champion.date})  # decided on that day
+        if present.champion == candidate:
             return run.tip
-    write_champion(ChampionFile(champion=newcomer, start=present.start), run.folder)
-    return run.commit(f"champion {newcomer.version}", PROMOTE)
+    write_champion(ChampionFile(champion=candidate, start=present.start), run.folder)
+    return run.commit(f"champion {candidate.version}", PROMOTE)
 
 
 def _champion(run: Run, version: str) -> Champion:
-    """champion.json's entry for what is in the run's working tree. Raises UserError naming what lacks."""
-    metrics, advice = run.folder / "metrics", "the run has not come to its end"
+    """champion.json's entry for the run's results. Raises UserError naming a missing file."""
+    metrics, advice = run.folder / "metrics", "the run is unfinished"
     ingest, figures = (read_json(metrics / f"{name}.json", advice) for name in ("ingest", "headline"))
     with expected_in(f"{metrics}/ingest.json or headline.json", advice):
         return Champion(
@@ -161,12 +159,12 @@ def _champion(run: Run, version: str) -> Champion:
 def _hash(path: Path) -> str:
     value = sha256(path)
     if value is None:
-        raise UserError(f"{path}: no such file; the run has not come to its end")
+        raise UserError(f"{path}: no such file; the run is unfinished")
     return value
 
 
 def _ready(run: Run, reason: str) -> Promotion:
-    """Keep the run for a later `promote_ready`; its branch goes to `origin` if that can be had."""
+    """Keep the run for a later `promote_ready`, and push its branch if `origin` responds."""
     if decision_of(run.workspace, run.tip) not in (READY, PROMOTE):
         run.commit("ready", READY, reason)
     notes = []
@@ -182,27 +180,27 @@ def _promoted(run: Run, branch: str, tip: str, tags: dict[str, str]) -> Promotio
     return Promotion("promoted", champion_at(run.workspace, tip).version, "", tuple(notes))
 
 
-# Back to an older version: a commit on main that names it, and a tag; no stage runs again.
+# Rollback: a commit on main that names an older version, and a tag; no stage runs again.
 
 
 def rollback(workspace: str | Path, version: str | None = None, reason: str = "") -> tuple[str, list[str]]:
-    """Make an older version the champion again, by default the one before; the caller holds the lock.
+    """Make an older version the champion again, by default the previous one; the caller holds the lock.
 
-    Returns the version, and lines that a person should read. Its files are fetched to champion/ first: a
-    champion whose weights are gone would be none. Raises UserError where nothing has been changed.
+    Returns the version, and notes for people. Its files are fetched first, so that a version whose weights
+    are lost cannot become champion. Raises UserError before anything is changed.
     """
     workspace = Path(workspace).resolve()
-    branch = branch_of(workspace)
+    branch = main_branch(workspace)
     check_clean(workspace, branch)
-    newest = up_to_date(workspace, branch)
+    newest = update_main(workspace, branch)
     file = champion_file_at(workspace, newest)
-    version = version or _before(workspace, file.champion)
+    version = version or _previous_version(workspace, file.champion)
     older = _champion_of(workspace, version)
     fetched = workspace / RUNS / "champion"
     fetch_champion(workspace, version, fetched)
     notes = []
     if file.champion != older:
-        text = as_message(f"Champion: back to {version}", older.run, ROLLBACK, reason)
+        text = commit_message(f"Champion: back to {version}", older.run, ROLLBACK, reason)
         changed = ChampionFile(champion=older, start=file.start).model_dump(mode="json")
         commit = git.commit_file(workspace, newest, CHAMPION, as_json(changed), text)
         tags = tags_for(workspace, version, commit)
@@ -214,8 +212,8 @@ def rollback(workspace: str | Path, version: str | None = None, reason: str = ""
     return version, notes
 
 
-def _before(workspace: Path, present: Champion | None) -> str:
-    """The newest version that is older than the champion."""
+def _previous_version(workspace: Path, present: Champion | None) -> str:
+    """The newest version before the champion's."""
     older = [name for name in versions(workspace) if present and int(name[1:]) < int(present.version[1:])]
     if not older:
         raise UserError(
@@ -226,7 +224,7 @@ def _before(workspace: Path, present: Champion | None) -> str:
 
 
 def _champion_of(workspace: Path, version: str) -> Champion:
-    """The entry of champion.json with which a version was promoted."""
+    """The entry in champion.json with which a version was promoted."""
     commit = commit_of_version(workspace, version)
     champion = champion_at(workspace, commit) if commit else None
     if champion is None:

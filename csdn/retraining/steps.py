@@ -1,4 +1,9 @@
-"""A command run for as long as its caller lives: its lines streamed, its whole group ended with it."""
+"""The steps of a run, each a process: DVC with one stage or with a remote, and the gate.
+
+The output of a step is logged line by line. If the caller ends early, for example as its flow run is
+cancelled, the step's process group is ended; if the caller is killed, Linux kills the step
+(csdn.retraining.guard).
+"""
 
 from __future__ import annotations
 
@@ -18,83 +23,14 @@ from csdn.runtime.errors import Diverged, ServiceUnavailable, UserError
 from csdn.runtime.process import EX_DATAERR, EX_TEMPFAIL
 from csdn.runtime.sanitize import redact_text
 
+STAGES = ("ingest", "prompts", "embedding", "evaluate", "report")
+# Run in a working tree this uses the tree's own code, as the stages do.
+CSDN = (sys.executable, "-c", "from csdn.cli.main import main; main()")
 GUARD = Path(__file__).with_name("guard.py")
 LAST_LINES = 15  # of a failed command, shown in its error
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
-
-
-class CommandFailed(RuntimeError):
-    """A command ended with a non-zero code; the message ends with its last lines, which are `lines`."""
-
-    def __init__(self, command: Sequence[str], code: int, lines: Sequence[str]) -> None:
-        super().__init__("\n".join([f"{' '.join(command)} ended with {_reason(code)}:", *lines]))
-        self.lines = list(lines)
-
-
-def run(
-    command: Sequence[str],
-    folder: Path,
-    log: Callable[[str], None],
-    environment: Mapping[str, str] | None = None,
-) -> None:
-    """Run `command` in `folder`, handing each line of its output (both streams) to `log` as it comes.
-
-    environment: what is set besides what this process has.
-
-    The command gets a process group of its own. Whatever ends this call early, a cancelled run among them,
-    ends the group; and should this process be killed, Linux kills the command (csdn.retraining.guard).
-    Raises CommandFailed.
-    """
-    process = subprocess.Popen(
-        [sys.executable, "-P", str(GUARD), *command],
-        cwd=folder,
-        env=dvc.environment() | dict(environment or {}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-    last: deque[str] = deque(maxlen=LAST_LINES)
-    try:
-        for line in process.stdout:
-            if line.strip():
-                last.append(redact_text(line.rstrip()))
-                log(last[-1])
-        code = process.wait()
-    except BaseException:  # a cancelled run arrives as one
-        end_group(process)
-        raise
-    if code:
-        raise CommandFailed(command, code, last)
-
-
-def end_group(process: subprocess.Popen[str]) -> None:
-    """End the group that `process` leads: SIGTERM, and SIGKILL for all who are left when it had its time."""
-    _signal(process.pid, signal.SIGTERM)
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(GRACE_SECONDS)
-    _signal(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _signal(group: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(group, number)
-
-
-def _reason(code: int) -> str:
-    return f"exit code {code}" if code > 0 else signal.Signals(-code).name
-
-
-# The processes of a run: DVC with a stage or a remote, and the gate; their lines are handed on at once.
-
-
-STAGES = ("ingest", "prompts", "embedding", "evaluate", "report")
-# The code of the folder in which it runs, as the stages are.
-CSDN = (sys.executable, "-c", "from csdn.cli.main import main; main()")
-# How botocore, on which DVC's S3 is built, says that it got no answer.
-SILENCE = (
+# Messages of botocore, which DVC's S3 client uses, if the object store does not respond.
+UNAVAILABLE = (
     "Could not connect to the endpoint URL",
     "Connect timeout on endpoint URL",
     "Read timeout on endpoint URL",
@@ -112,39 +48,39 @@ class StepFailed(UserError):
 
 
 class StepUnavailable(StepFailed, ServiceUnavailable):
-    """It failed because a store or a remote did not answer."""
+    """A step failed because an object store or a remote did not respond."""
 
 
 class StepDiverged(StepFailed, Diverged):
-    """It failed because training diverged: the run is over, and has no model."""
+    """A step failed because training diverged: the run has no model."""
 
 
 def repro(stage: str, folder: Path, log: Log, environment: Environment | None = None) -> None:
-    """Bring one stage of dvc.yaml up to date, if it is not. Raises StepFailed."""
+    """Bring one stage of dvc.yaml up to date. Raises StepFailed."""
     _run(stage, [*DVC, "repro", "--single-item", stage], folder, log, environment)
 
 
 def gate(folder: Path, log: Log, environment: Environment | None = None) -> None:
-    """Compare the run's model with the champion: metrics/gate.json. Raises StepFailed."""
+    """Compare the run's model with the champion and write metrics/gate.json. Raises StepFailed."""
     _run("gate", [*CSDN, "gate"], folder, log, environment)
 
 
 def pull(folder: Path, remote: str, log: Log) -> None:
-    """Bring what dvc.lock names and the folder lacks; what the remote lacks too is made by the stages.
+    """Pull what dvc.lock names and the folder lacks; the stages make what the remote lacks too.
 
-    What is there stays as it is. Raises StepFailed.
+    Existing files are not changed. Raises StepFailed.
     """
     if missing := missing_outs(folder):
         _run("pull", [*DVC, "pull", "--allow-missing", "--remote", remote, *missing], folder, log)
 
 
 def push(folder: Path, remote: str, log: Log) -> None:
-    """Copy what dvc.lock names to the remote, as far as it is not there. Raises StepFailed."""
+    """Push what dvc.lock names to the remote. Raises StepFailed."""
     _run("push", [*DVC, "push", "--remote", remote], folder, log)
 
 
 def missing_outs(folder: Path) -> list[str]:
-    """Outs of dvc.lock that the folder has not, sorted; none before the first run."""
+    """The outs of dvc.lock that the folder lacks, sorted; none before the first run."""
     lock = folder / "dvc.lock"
     if not lock.exists():
         return []
@@ -165,18 +101,71 @@ def _run(
 
 
 def failed(name: str, failure: CommandFailed) -> StepFailed:
-    """What the step said, without DVC's words around it; all its last lines where it said nothing."""
+    """The error of a step: its own message without DVC's, or all its last lines if it has none."""
     lines = failure.lines
     begin = next((n for n, line in enumerate(lines) if line.startswith("error: ")), None)
     own = [line for line in lines[begin or 0 :] if not line.startswith("ERROR: failed to reproduce")]
-    text = str(failure) if begin is None else "\n".join(own).removeprefix("error: ")
-    said = "\n".join([str(failure), *lines])
-    if any(words in said for words in (*_ended_with(EX_TEMPFAIL), *SILENCE)):
-        return StepUnavailable(f"{name}: {text}")
-    diverged = any(words in said for words in _ended_with(EX_DATAERR))
-    return (StepDiverged if diverged else StepFailed)(f"{name}: {text}")
+    message = str(failure) if begin is None else "\n".join(own).removeprefix("error: ")
+    output = "\n".join([str(failure), *lines])
+    if any(text in output for text in (*_exit_messages(EX_TEMPFAIL), *UNAVAILABLE)):
+        return StepUnavailable(f"{name}: {message}")
+    diverged = any(text in output for text in _exit_messages(EX_DATAERR))
+    return (StepDiverged if diverged else StepFailed)(f"{name}: {message}")
 
 
-def _ended_with(code: int) -> tuple[str, str]:
-    """How DVC and csdn.retraining.steps say it."""
+def _exit_messages(code: int) -> tuple[str, str]:
+    """How DVC, and CommandFailed, report an exit code."""
     return f"exited with {code}", f"exit code {code}"
+
+
+class CommandFailed(RuntimeError):
+    """A command ended with a non-zero code; the message ends with its last lines, which are `lines`."""
+
+    def __init__(self, command: Sequence[str], code: int, lines: Sequence[str]) -> None:
+        reason = f"exit code {code}" if code > 0 else signal.Signals(-code).name
+        super().__init__("\n".join([f"{' '.join(command)} ended with {reason}:", *lines]))
+        self.lines = list(lines)
+
+
+def run(command: Sequence[str], folder: Path, log: Log, environment: Environment | None = None) -> None:
+    """Run `command` in `folder` and pass each line of its output (both streams) to `log` as it comes.
+
+    environment: variables added to this process's. The command gets a process group of its own, which is
+    ended if this call is interrupted. Raises CommandFailed.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-P", str(GUARD), *command],
+        cwd=folder,
+        env=dvc.environment() | dict(environment or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    last: deque[str] = deque(maxlen=LAST_LINES)
+    try:
+        for line in process.stdout:
+            if line.strip():
+                last.append(redact_text(line.rstrip()))
+                log(last[-1])
+        code = process.wait()
+    except BaseException:  # Prefect raises one to cancel a run
+        end_group(process)
+        raise
+    if code:
+        raise CommandFailed(command, code, last)
+
+
+def end_group(process: subprocess.Popen[str]) -> None:
+    """End the process group that `process` leads: SIGTERM, and after GRACE_SECONDS SIGKILL for the rest."""
+    _signal(process.pid, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE_SECONDS)
+    _signal(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _signal(group: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(group, number)

@@ -1,4 +1,4 @@
-"""Is there enough new camera data to retrain? Counting what is new, and the decision, in words."""
+"""Is there enough new camera data to retrain? Count what is new, and compare it with the thresholds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Arrivals:
-    """What the champion has not seen: images, and people whom it does not know."""
+    """New data: the number of images that the champion has not seen, and of people whom it does not know."""
 
     images: int = 0
     people: int = 0
@@ -26,47 +26,40 @@ class Arrivals:
         return f"{_count(self.people, 'new person', 'new people')}, {_count(self.images, 'image')}"
 
 
-@dataclass(frozen=True)
-class Decision:
-    """Whether to retrain; `why` is one line."""
+def count_arrivals(drops: Sequence[Drop], people: Collection[str], rule: SplitRule) -> Arrivals:
+    """Count the images and the new people of drops by their listings.
 
-    retrain: bool
-    why: str
-
-
-def arrivals(drops: Sequence[Drop], people: Collection[str], identity: SplitRule) -> Arrivals:
-    """Count images and people of drops by their listings.
-
-    people: canonical labels of those whom the champion knows. Raises UserError where a drop cannot be listed.
+    people: the canonical labels of those whom the champion knows. Raises UserError if a drop cannot be
+    listed.
     """
     records = [record for drop in drops for record in open_source(drop.address, drop.layout).listing()]
-    named = {identity.person(record.person) for record in records}
+    named = {rule.person(record.person) for record in records}
     return Arrivals(len(records), len(named - set(people) - {""}))
 
 
-def decide(
+def should_retrain(
     new: Arrivals, champion: datetime.date | None, today: datetime.date, thresholds: RetrainParams
-) -> Decision:
-    """Retrain where one threshold is reached; `champion` is the day on which it was chosen.
+) -> tuple[bool, str]:
+    """(whether one threshold is reached, the reason in one line); champion: the day of its promotion.
 
-    Without a champion any image is enough: there is nothing to wait with.
+    If there is no champion yet, any new image triggers training.
     """
     if not new.images:
-        return Decision(False, "nothing is new")
+        return False, "nothing is new"
     if champion is None:
-        return Decision(True, f"{new}; there is no champion yet")
+        return True, f"{new}; there is no champion yet"
     counts = {
         "images": (new.images, _count(new.images, "new image")),
         "people": (new.people, _count(new.people, "new person", "new people")),
         "days": (days := (today - champion).days, f"{_count(days, 'day')} since the champion was chosen"),
     }
     reached = [name for name, (count, _) in counts.items() if count >= getattr(thresholds, name)]
-    said = [
+    texts = [
         f"{text} (retrain.{name}: {getattr(thresholds, name)})"
         for name, (_, text) in counts.items()
         if name in reached or not reached
     ]
-    return Decision(bool(reached), f"{'' if reached else 'not enough yet: '}{', '.join(said)}")
+    return bool(reached), f"{'' if reached else 'not enough yet: '}{', '.join(texts)}"
 
 
 def _count(number: int, one: str, many: str | None = None) -> str:

@@ -1,10 +1,10 @@
-"""A retraining run: a working tree and a branch of its own, so that nobody's files are touched.
+"""A retraining run: it has a working tree and a branch of its own, and leaves the workspace's files alone.
 
     .runs/<id>/     the run's working tree, with the workspace's cache and remotes
-    run/<id>        its branch: a commit when it begins, one with its results, one for each decision
-    <id>            <YYYYMMDD>-<8 hex>: the hex is the SHA-256 of what decides the result
+    run/<id>        its branch: one commit at its beginning, one with its results, one for each decision
+    <id>            <YYYYMMDD>-<8 hex>: the hex digits are of the SHA-256 of all that decides the result
 
-The same run, found unfinished, is continued where it is.
+An unfinished run with the same hash is continued.
 """
 
 from __future__ import annotations
@@ -20,38 +20,44 @@ from typing import Any
 
 from csdn.cli.presets import set_value
 from csdn.ingest.ledger import LEDGER, Drop, Status, write_ledger
+from csdn.params import Params, leaves, parse_params
 from csdn.retraining import dvc
 from csdn.retraining.branches import (
     BEGIN,
     READY,
-    REFUSE,
-    adopted,
-    as_message,
+    REJECT,
     branch_name,
+    commit_message,
     decision_of,
     first_commit,
     ledger_at,
-    refused_ledgers,
+    rejected_ledgers,
     run_tips,
+    with_held_drops,
 )
 from csdn.retraining.champions import fetch_champion
-from csdn.retraining.git import anything_staged, commit, commit_of, file_at, git, set_refs, stage_files
+from csdn.retraining.git import commit, commit_of, file_at, git, has_staged_changes, set_refs, stage_files
 from csdn.retraining.lock import RUNS
-from csdn.retraining.mainline import branch_of, check_clean, up_to_date
-from csdn.retraining.overrides import allowed, check_overrides
+from csdn.retraining.mainline import check_clean, main_branch, update_main
+from csdn.runtime.documents import check_values, parse_yaml
 from csdn.runtime.errors import UserError
 from csdn.training.champion import CHAMPION, read_champion, write_champion
 
+# A run must not choose itself who is tested, by which rule, and where data comes from.
+FORBIDDEN = (
+    *("data", "gate", "retrain", "registry", "ingest.watch", "ingest.store"),
+    *("evaluation.protocol", "evaluation.trials", "evaluation.mode", "evaluation.shots"),
+)
 RESULTS = ("dvc.lock", "metrics", "params.yaml", str(LEDGER), CHAMPION)
 
 
 class AlreadyDecided(UserError):
-    """There is nothing to run: the same data and parameters have had their run, and its decision."""
+    """A run with the same data and parameters has been decided already."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run in its working tree. `base`: the commit it began on; `new_drops`: accepted ones, new with it."""
+    """A run. `base`: main's commit when it began; `new_drops`: the accepted drops that came with it."""
 
     id: str
     workspace: Path
@@ -60,7 +66,7 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Its working tree."""
+        """The run's working tree."""
         return self.workspace / RUNS / self.id
 
     @property
@@ -69,21 +75,21 @@ class Run:
 
     @property
     def tip(self) -> str:
-        """The newest commit of its branch."""
+        """The newest commit of the run's branch."""
         return git(self.workspace, "rev-parse", f"refs/heads/{self.branch}")
 
     def commit(self, message: str, decision: str = "", body: str = "") -> str:
-        """Commit the results as they are now; returns the branch's newest commit.
+        """Commit the present results; returns the branch's newest commit.
 
-        Without a decision nothing is committed where nothing has changed.
+        Without a decision, nothing is committed if nothing has changed.
         """
         stage_files(self.folder, RESULTS)
-        if not decision and not anything_staged(self.folder):
+        if not decision and not has_staged_changes(self.folder):
             return self.tip
-        return commit(self.folder, as_message(f"Run {self.id}: {message}", self.id, decision, body))
+        return commit(self.folder, commit_message(f"Run {self.id}: {message}", self.id, decision, body))
 
-    def forget(self) -> None:
-        """Remove the working tree; the branch, the commits and DVC's cache stay."""
+    def remove_worktree(self) -> None:
+        """Remove the working tree; the branch and DVC's cache stay."""
         _remove_tree(self)
 
 
@@ -92,32 +98,32 @@ def begin(
     ledger_change: Callable[[list[Drop]], list[Drop]],
     overrides: Mapping[str, Any] | None = None,
 ) -> Run:
-    """Begin a run on the newest main, or continue the same one; the caller holds the workspace's lock.
+    """Begin a run on the newest main, or continue the same run; the caller holds the workspace's lock.
 
-    ledger_change: main's ledger, with the drops that refused runs have held, -> the run's ledger.
+    ledger_change: maps main's ledger, with the drops that rejected runs have held, to the run's ledger.
     overrides: nested or dotted keys of params.yaml with their values for this run.
-    Raises UserError before anything is made: changed files, wrong overrides, branches that have parted;
-    Decided where the same run has had its decision.
+    Raises UserError before anything is created: for changed files, wrong overrides or diverged branches; and
+    AlreadyDecided if the same run has been decided.
     """
     workspace = Path(workspace).resolve()
-    branch = branch_of(workspace)
-    allowed(overrides or {})
+    branch = main_branch(workspace)
+    values = allowed(overrides or {})
     check_clean(workspace, branch)
-    base = up_to_date(workspace, branch)
-    values = check_overrides(overrides or {}, file_at(workspace, base, "params.yaml") or "")
-    drops = ledger_change(adopted(ledger_at(workspace, base), refused_ledgers(workspace)))
-    digits = _digits(base, drops, values)
-    known = next((name for name in run_tips(workspace) if name.endswith(digits)), None)
-    if known is None or not first_commit(workspace, known):
-        run = Run(known or f"{datetime.now(UTC):%Y%m%d}-{digits}", workspace, base)
-        _make(run, drops, values)
-        return open_run(workspace, run.id)
-    _check_undecided(workspace, known)
-    return open_run(workspace, known)
+    base = update_main(workspace, branch)
+    overridden(values, file_at(workspace, base, "params.yaml") or "")
+    drops = ledger_change(with_held_drops(ledger_at(workspace, base), rejected_ledgers(workspace)))
+    digits = _hash_digits(base, drops, values)
+    identifier = next((name for name in run_tips(workspace) if name.endswith(digits)), None)
+    if identifier and first_commit(workspace, identifier):
+        _check_undecided(workspace, identifier)
+    else:
+        identifier = identifier or f"{datetime.now(UTC):%Y%m%d}-{digits}"
+        _create(Run(identifier, workspace, base), drops, values)
+    return open_run(workspace, identifier)
 
 
 def open_run(workspace: str | Path, identifier: str) -> Run:
-    """A run that has begun, with its working tree, which is made again where it is gone. Raises UserError."""
+    """A run that has begun; its working tree is created again if it is missing. Raises UserError."""
     workspace = Path(workspace).resolve()
     tip = run_tips(workspace).get(identifier)
     first = first_commit(workspace, identifier) if tip else None
@@ -129,18 +135,18 @@ def open_run(workspace: str | Path, identifier: str) -> Run:
     run = Run(identifier, workspace, base, tuple(drop for drop in new if drop.status is Status.ACCEPTED))
     if commit_of(workspace, f"refs/heads/{run.branch}") is None:
         set_refs(workspace, {f"refs/heads/{run.branch}": tip})
-    gone = not (run.folder / ".git").exists()
-    if gone:
+    missing = not (run.folder / ".git").exists()
+    if missing:
         _remove_tree(run)
         git(workspace, "worktree", "add", "--quiet", str(run.folder), run.branch)
     dvc.link_cache(workspace, run.folder)
-    if gone:
+    if missing:
         dvc.pull_available(run.folder)
-    _bring_champion(run)
+    _fetch_champion(run)
     return run
 
 
-def _digits(base: str, drops: Sequence[Drop], values: Mapping[str, Any]) -> str:
+def _hash_digits(base: str, drops: Sequence[Drop], values: Mapping[str, Any]) -> str:
     ledger = [asdict(drop) for drop in drops]
     text = json.dumps({"base": base, "ledger": ledger, "overrides": dict(values)}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -148,16 +154,16 @@ def _digits(base: str, drops: Sequence[Drop], values: Mapping[str, Any]) -> str:
 
 def _check_undecided(workspace: Path, identifier: str) -> None:
     decision = decision_of(workspace, run_tips(workspace)[identifier])
-    if decision == REFUSE:
-        raise AlreadyDecided(f"run {identifier} had the same data and parameters, and the gate refused it")
+    if decision == REJECT:
+        raise AlreadyDecided(f"run {identifier} had the same data and parameters, and the gate rejected it")
     if decision == READY:
         raise AlreadyDecided(
             f"run {identifier} had the same data and parameters; `csdn promote {identifier}`"
         )
 
 
-def _make(run: Run, drops: Sequence[Drop], values: Mapping[str, Any]) -> None:
-    """The working tree up to its first commit; what a kill left before that is made anew."""
+def _create(run: Run, drops: Sequence[Drop], values: Mapping[str, Any]) -> None:
+    """Create the working tree and the first commit; leftovers of a killed call are removed."""
     _remove_tree(run)
     git(
         run.workspace, "worktree", "add", "--quiet", "--no-track", "-B", run.branch, str(run.folder), run.base
@@ -170,11 +176,11 @@ def _make(run: Run, drops: Sequence[Drop], values: Mapping[str, Any]) -> None:
     file = read_champion(run.folder)
     start = file.champion and file.champion.as_start()
     write_champion(file.model_copy(update={"start": start}), run.folder)
-    _bring_champion(run)
+    _fetch_champion(run)
     run.commit("begin", BEGIN)
 
 
-def _bring_champion(run: Run) -> None:
+def _fetch_champion(run: Run) -> None:
     start = read_champion(run.folder).start
     if start is not None:
         fetch_champion(run.folder, start.version, run.folder / "champion")
@@ -184,3 +190,38 @@ def _remove_tree(run: Run) -> None:
     if run.folder.exists():
         shutil.rmtree(run.folder)
     git(run.workspace, "worktree", "prune")
+
+
+# Overrides: parameters of one run that differ from params.yaml, checked before the run begins.
+
+
+def allowed(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides as {dotted key: value}. Raises UserError naming each key that a run must not override."""
+    check_values(overrides, "overrides")
+    values = dict(leaves(overrides))
+    forbidden = [
+        key for key in values if any(key == name or key.startswith(f"{name}.") for name in FORBIDDEN)
+    ]
+    if forbidden:
+        lines = [f"  {key}: not for one run; change params.yaml and commit it" for key in forbidden]
+        raise UserError("\n".join(["overrides: not usable", *lines]))
+    return values
+
+
+def overridden(overrides: Mapping[str, Any], params: str | bytes) -> Params:
+    """The parameters of a params.yaml's text with the overrides applied. Raises UserError."""
+    values = allowed(overrides)
+    raw = parse_yaml(params, "params.yaml")
+    if isinstance(raw, dict):
+        for key, value in values.items():
+            _set(raw, key, value)
+    return parse_params(raw, source="params.yaml with the overrides" if values else "params.yaml")
+
+
+def _set(raw: Any, key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    section = raw
+    for name in path:
+        inner = section.get(name)
+        section[name] = section = inner if isinstance(inner, dict) else {}
+    section[last] = value

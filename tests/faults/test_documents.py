@@ -27,10 +27,9 @@ from csdn.model.clip import facts_in
 from csdn.params import load_params
 from csdn.report import ablation
 from csdn.report.page import _json as read_for_report
-from csdn.retraining.overrides import overridden
 from csdn.retraining.run import _metrics
 from csdn.retraining.steps import missing_outs
-from csdn.retraining.workspace import Run
+from csdn.retraining.workspace import Run, overridden
 from csdn.runtime import console as times
 from csdn.runtime.documents import check_values, parse_json, parse_yaml, read_json
 from csdn.runtime.errors import UserError
@@ -333,7 +332,7 @@ def test_what_is_set_for_one_run_is_read_as_in_the_file(monkeypatch):
     monkeypatch.setattr(
         "csdn.retraining.local.retrain_local", lambda root, values, now: given_to.append(values)
     )
-    monkeypatch.setattr("csdn.retraining.lock.when_asked", lambda root, what, look: look())
+    monkeypatch.setattr("csdn.retraining.lock.scan_on_request", lambda root, what, scan: scan())
     retrain(["embedding.learning_rate=1e-5", "data.split_salt=no", "report.store="])
     assert given_to == [{"embedding.learning_rate": 1e-5, "data.split_salt": "no", "report.store": None}]
 
@@ -352,7 +351,7 @@ for _ in range(2000):
         ({"embedding": DEEP}, "nested"),
         ({"model.clip": "a\0b"}, "model.clip"),
         ({"model.clip": {1, 2}}, "set"),
-        ({"embedding.peple": 8}, "the nearest is people;"),
+        ({"embedding.identities_per_bach": 8}, "the nearest is identities_per_batch;"),
         ({"embedding.epochs": "x" * 10_000}, "embedding.epochs = 'xxx"),
     ],
 )

@@ -18,7 +18,7 @@ from workspace import ROOT, STAGES, run, set_params
 
 from csdn.ingest.ledger import write_ledger
 from csdn.retraining.branches import history
-from csdn.retraining.lock import asked, workspace_lock
+from csdn.retraining.lock import scan_requested, workspace_lock
 
 pytestmark = pytest.mark.slow
 
@@ -124,18 +124,18 @@ def test_a_wrong_parameter_stops_it_before_anything_starts(prefect, project):
 
 @pytest.fixture(scope="module")
 def quiet(tmp_path_factory):
-    """A workspace without any data: a look at it takes a moment."""
+    """A workspace without any data: a scan of it takes a moment."""
     folder = make_repository(tmp_path_factory.mktemp("quiet") / "project")
     write_ledger([], folder / "data/drops.json")
     git(folder, "commit", "--quiet", "--all", "--message", "no data")
     return folder
 
 
-def test_a_busy_workspace_is_not_tried_again_and_a_look_that_was_due_is_made_up_for(prefect, project, quiet):
-    """A retraining that works there looks again by itself; the full pipeline has one started."""
+def test_a_locked_workspace_is_not_retried_and_a_requested_scan_is_run_later(prefect, project, quiet):
+    """A retraining that works there scans again by itself; the full pipeline starts one."""
     with workspace_lock(quiet, "a test"):
-        looked = prefect.begin("retrain", workspace=str(quiet))
-        assert prefect.end_of(looked)["name"] == "Busy"
+        scanning = prefect.begin("retrain", workspace=str(quiet))
+        assert prefect.end_of(scanning)["name"] == "Busy"
         refused = prefect.end_of(prefect.begin("full-pipeline", workspace=str(quiet)))
     assert refused["type"] == "FAILED" and "busy: a test, process" in refused["message"]
 
@@ -145,18 +145,18 @@ def test_a_busy_workspace_is_not_tried_again_and_a_look_that_was_due_is_made_up_
     def later():
         return [one for one in prefect.runs_of("retrain") if one["state"]["name"] == "Nothing to do"]
 
-    wait_until(later, "the look at the data that was asked for")
-    assert not asked(quiet)
+    wait_until(later, "the scan that was requested")
+    assert not scan_requested(quiet)
 
 
-def test_two_triggers_at_once_are_two_looks_one_after_the_other(prefect, project, quiet):
+def test_two_triggers_at_once_are_two_scans_one_after_the_other(prefect, project, quiet):
     both = [prefect.begin("retrain", workspace=str(quiet)) for _ in range(2)]
     assert {prefect.end_of(one)["name"] for one in both} == {"Nothing to do"}
     one, other = sorted((prefect.flow_run(one) for one in both), key=lambda run: run["start_time"])
     assert one["end_time"] <= other["start_time"]
 
 
-def test_the_server_plans_the_nightly_look(prefect, project):
+def test_the_server_plans_the_nightly_scan(prefect, project):
     """A server may be healthy and plan nothing (constraints.txt pins what it needs)."""
     wait_until(
         lambda: any(one["auto_scheduled"] for one in prefect.runs_of("retrain")),

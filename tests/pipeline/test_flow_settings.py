@@ -8,7 +8,7 @@ import pytest
 from workspace import ROOT, set_params
 
 from csdn.runtime.errors import UserError
-from flows.settings import checked
+from flows.tasks import check_parameters
 
 
 @pytest.fixture
@@ -30,26 +30,26 @@ def folder(tmp_path):
         ({"embedding.epochs": 0}, None, None, "embedding.epochs = 0: Input should be greater"),
         ({"embedding.epoch": 3}, None, None, "embedding.epoch: unknown key"),
         ({}, "head:6379", None, "scaling.workers is 0"),
-        ({"scaling.workers": 2, "scaling.address": "a:1"}, "b:2", None, "names a:1, which counts before it"),
+        ({"scaling.workers": 2, "scaling.address": "a:1"}, "b:2", None, "names a:1"),
         ({"scaling.workers": 2}, "ray://me:secret@head:1", None, "ray_address: a key or password is in it"),
         ({}, None, "nowhere", "no DVC remote of .* is called that; there are: own, store"),
     ],
 )
 def test_a_mistake_is_named(folder, overrides, ray_address, remote, says):
     with pytest.raises(UserError, match=says) as error:
-        checked(folder, overrides, ray_address, remote)
+        check_parameters(folder, overrides, ray_address, remote)
     assert "secret" not in str(error.value)
 
 
 def test_a_folder_that_is_no_workspace(tmp_path):
     with pytest.raises(UserError, match="no such file; run the command in the project's root folder"):
-        checked(tmp_path, {}, None, None)
+        check_parameters(tmp_path, {}, None, None)
 
 
 def test_what_the_stages_get(folder):
-    assert checked(folder, {}, None, "own").environment == {}
-    assert checked(folder, {"scaling.workers": 2}, "head:6379", "store").environment == {
+    assert check_parameters(folder, {}, None, "own").environment == {}
+    assert check_parameters(folder, {"scaling.workers": 2}, "head:6379", "store").environment == {
         "RAY_ADDRESS": "head:6379"
     }
     set_params(folder, {"scaling.workers": 2})
-    assert checked(folder, {}, "head:6379", None).environment == {"RAY_ADDRESS": "head:6379"}
+    assert check_parameters(folder, {}, "head:6379", None).environment == {"RAY_ADDRESS": "head:6379"}

@@ -69,7 +69,7 @@ def test_training_goes_on_from_the_champion_that_champion_json_names(finished, t
     (folder / "models").rename(folder / "champion")
     write_champion(ChampionFile(champion=None, start=start_of(folder / "champion")), folder)
     printed = workspace.run(folder, "python", "-m", "stages.prompts").stdout
-    assert "nobody is new" in printed
+    assert "no new people" in printed
     workspace.run_stages(folder, "embedding", "evaluate", "report")
     texts, model = "models/prompts/prompts.safetensors", "models/embedding/model.safetensors"
     assert (folder / texts).read_bytes() == (finished / texts).read_bytes()

@@ -18,7 +18,7 @@ import httpx
 import pytest
 from workspace import STAGES, environment, make_workspace, run
 
-from flows.local_server import LocalServer, ServerFailed
+from flows.demo import LocalServer, ServerFailed
 
 pytestmark = [
     pytest.mark.slow,
@@ -127,6 +127,6 @@ def test_a_server_of_this_machine_is_not_asked_through_a_proxy(tmp_path, monkeyp
 
     with HTTPServer(("127.0.0.1", server.port), Answer) as there:
         threading.Thread(target=there.serve_forever, daemon=True).start()
-        assert server.ask("health") is True
+        assert server.request("health") is True
         assert httpx.get(server.address).json() is True  # as Prefect's own client asks
         there.shutdown()

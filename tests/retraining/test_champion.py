@@ -33,7 +33,7 @@ def written(folder, change):
     return folder
 
 
-def test_the_committed_file_names_nobody():
+def test_the_committed_file_has_no_champion():
     assert read_champion(ROOT) == ChampionFile(champion=None, start=None)
 
 

@@ -1,4 +1,4 @@
-"""`csdn gate` on small projects: who is asked, what is compared, what is written, and what stops it."""
+"""`csdn gate` on small projects: who is compared, on what, what is written, and what is an error."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from csdn.evaluation.scores import camera_pairs, feature_distances, trial_metric
 from csdn.ingest.ledger import Status, decide, read_ledger, write_ledger
 from csdn.params import GateParams
 from csdn.retraining import comparison, gate_run
-from csdn.retraining.comparison import compare, unjudged_pairs
+from csdn.retraining.comparison import compare, omitted_pairs
 from csdn.retraining.gate_run import run_gate
 from csdn.runtime.errors import UserError
 from csdn.synthetic.miniatures import write_miniature
@@ -66,7 +66,7 @@ def test_a_model_is_as_good_as_itself(project):
     assert result == json.loads((project.root / "metrics/gate.json").read_text())
 
 
-def test_the_figures_are_those_of_the_evaluation_and_both_models_answer_the_same(project):
+def test_the_metrics_are_those_of_the_evaluation_and_both_models_have_the_same_queries(project):
     result = gate(project)
     assert [(one["data"], one["direction"], one["metric"]) for one in overall(result, "today")] == [
         ("today", "infrared_to_visible", "rank1"),
@@ -120,7 +120,7 @@ def test_any_protocol_gives_the_figures_of_its_evaluation(tmp_path, benchmark, p
         assert one.newcomer == pytest.approx(row[one.metric], abs=2e-6)
 
 
-def test_pairs_with_too_few_people_are_not_compared_and_no_other_changes_for_it(tmp_path, monkeypatch):
+def test_omitting_pairs_with_too_few_people_changes_no_other_pair(tmp_path, monkeypatch):
     """The draws of a pair do not depend on which other pairs have people enough."""
     write_miniature("llcm", tmp_path / "drop")
     project = Project(tmp_path)
@@ -137,13 +137,13 @@ def test_pairs_with_too_few_people_are_not_compared_and_no_other_changes_for_it(
     of_pairs = [one for one in every if one.of_pair]
     assert [one for one in enough if one.of_pair] == [one for one in of_pairs if one.people >= 3]
     pairs = {(one.direction, one.query_camera, one.gallery_camera) for one in of_pairs}
-    monkeypatch.setattr(comparison, "JUDGED_PAIRS", 20)
-    assert unjudged_pairs(experiment, RULE.model_copy(update={"min_people": 1})) == len(pairs) - 2 * 20 > 0
+    monkeypatch.setattr(comparison, "MAX_PAIRS", 20)
+    assert omitted_pairs(experiment, RULE.model_copy(update={"min_people": 1})) == len(pairs) - 2 * 20 > 0
 
 
-def test_pairs_that_are_too_many_to_judge_are_counted_in_the_reasons(project, monkeypatch):
-    monkeypatch.setattr(gate_run, "unjudged_pairs", lambda experiment, rule: 7)
-    said = [reason for reason in gate(project)["reasons"] if "not judged" in reason]
+def test_omitted_pairs_are_counted_in_the_reasons(project, monkeypatch):
+    monkeypatch.setattr(gate_run, "omitted_pairs", lambda experiment, rule: 7)
+    said = [reason for reason in gate(project)["reasons"] if "not compared" in reason]
     assert len(said) == 2 and all(reason.startswith("7 pairs of cameras") for reason in said)
 
 
@@ -158,7 +158,7 @@ def test_each_image_is_embedded_once_by_each_model(project):
     more_people(project)
     run_gate(project.params(), project.root, silent, counting)
     keys = load_dataset(project.root / "data").test_table().key
-    assert sorted(embedded) == sorted((name, key) for name in ("champion", "newcomer") for key in keys)
+    assert sorted(embedded) == sorted((name, key) for name in ("champion", "candidate") for key in keys)
 
 
 def test_the_champions_data_is_compared_on_its_own_people_and_galleries(project):
@@ -171,16 +171,16 @@ def test_the_champions_data_is_compared_on_its_own_people_and_galleries(project)
 
 
 def test_models_of_other_sizes_are_compared_too(project):
-    project.newcomer(seed=1, image_size=(96, 48), embed_dim=8, normalize="clip")
+    project.candidate(seed=1, image_size=(96, 48), embed_dim=8, normalize="clip")
     result = gate(project)
     # Two directions, two metrics, two data sets; in each direction one pair of cameras has queries.
     assert len(result["comparisons"]) == 2 * 2 * 2 * (1 + 1)
 
 
-def test_nobody_is_asked_whom_a_model_was_trained_on(project):
-    """data.test_percent falls: people who were test people are trained on now, and say nothing of either."""
+def test_identities_seen_in_training_are_excluded(project):
+    """data.test_percent falls: people who were test people are trained on now."""
     project.ingest(test_percent=20)
-    project.newcomer(seed=1)
+    project.candidate(seed=1)
     result = gate(project)
     today, then = (overall(result, data)[0]["people"] for data in ("today", "champion"))
     assert today == then
@@ -199,12 +199,12 @@ def test_a_person_with_a_new_name_is_known_by_the_images(project):
     other = next(name for name in (f"new {n}" for n in range(99)) if is_test(project, name))
     write(project.ingested.aliases, json.dumps({trained: other}).encode())
     project.ingest()
-    project.newcomer(seed=1)
+    project.candidate(seed=1)
     assert other in [one["person"] for one in load_dataset(project.root / "data").people.to_pylist()]
     assert overall(gate(project), "today")[0]["people"] == before
 
 
-def test_drops_that_were_rejected_since_are_asked_nothing(project):
+def test_drops_that_were_rejected_since_are_excluded(project):
     more = more_people(project)
     project.champion(seed=2)
     ledger = project.root / "data/drops.json"
@@ -219,17 +219,19 @@ def test_drops_that_were_rejected_since_are_asked_nothing(project):
     assert "are of drops rejected since, and left out" in result["reasons"][-1]
 
 
-def test_where_nobody_of_the_champions_data_is_left_todays_decides(project):
+def test_if_no_test_person_of_the_champions_data_is_left_todays_data_decides(project):
     ledger = project.root / "data/drops.json"
     first = read_ledger(ledger)[0]
     more_people(project)
     write_ledger(decide(read_ledger(ledger), first.id, Status.REJECTED, "gone"), ledger)
     project.ingest()
-    project.newcomer(seed=1)
-    result = gate(project, margin=100.0, map_margin=100.0)
+    project.candidate(seed=1)
+    result = gate(project, rank1_margin=100.0, map_margin=100.0)
     assert result["decision"] == "promote"
     assert not overall(result, "champion")
-    assert result["reasons"][-1] == "nobody of the data that the champion was chosen on can be asked any more"
+    assert result["reasons"][-1] == (
+        "the data that the champion was chosen on has no test person left to compare on"
+    )
 
 
 def test_the_first_model_needs_no_champion(first):
@@ -238,29 +240,29 @@ def test_the_first_model_needs_no_champion(first):
     assert "there is no champion yet" in result["reasons"][0]
 
 
-def test_a_first_model_to_whom_all_images_are_alike_is_refused(first):
+def test_a_first_model_with_constant_features_is_rejected(first):
     spoil(first, lambda tensor: tensor * 0)
     result = gate(first)
-    assert result["decision"] == "keep"
+    assert result["decision"] == "reject"
     assert any(reason.startswith("cannot be told from chance: mAP") for reason in result["reasons"])
 
 
-def test_a_newcomer_without_numbers_is_refused(project):
-    spoil(project, lambda tensor: tensor * float("nan"))
+def test_a_candidate_whose_features_are_not_finite_is_rejected(project):
+    spoil(project, lambda tensor: tensor * 1e30)
     result = gate(project)
-    assert result["decision"] == "keep"
-    assert result["reasons"] == ["the newcomer's features are not finite numbers: its training went wrong"]
+    assert result["decision"] == "reject"
+    assert result["reasons"] == ["the candidate's features are not finite numbers: its training went wrong"]
 
 
 @pytest.mark.parametrize(
     ("factor", "says"),
     [
-        (float("nan"), r"models/embedding: \d+ tensors have weights that are not finite"),
+        (float("nan"), r"models/embedding/model.safetensors: .*\n.* NaN or infinite"),
         (1e30, r"features of the method trained are not finite numbers for \d+ of \d+ test images"),
     ],
 )
-def test_a_model_without_numbers_is_not_evaluated(project, tmp_path, factor, says, fault):
-    """Of weights that are finite and too large it is the features."""
+def test_a_model_with_infinite_values_is_not_evaluated(project, tmp_path, factor, says, fault):
+    """Weights that are finite and too large give features that are not."""
     spoil(project, lambda tensor: tensor * factor)
     folder = project.root / "models/embedding"
     metrics = tmp_path / "evaluation.json"
@@ -283,9 +285,9 @@ def test_gate_by_hand_prints_the_table_and_the_decision(project, monkeypatch, ca
     monkeypatch.setattr(cli_retrain, "load_params", lambda: project.params())
     cli_retrain.gate()
     shown = capsys.readouterr().out
-    assert "infrared to visible" in shown and "newcomer" in shown and "v3" in shown
+    assert "infrared to visible" in shown and "candidate" in shown and "v3" in shown
     assert "the pair of cameras that lost most, of 2" in shown
-    assert ("keep: the newcomer" in shown) != ("promote: the newcomer" in shown)
+    assert ("reject: the candidate" in shown) != ("promote: the candidate" in shown)
 
 
 def test_what_is_missing_of_the_champion_is_named(project, fault):
@@ -296,16 +298,16 @@ def test_what_is_missing_of_the_champion_is_named(project, fault):
     fault("weights and checkpoints", "csdn gate without the champion's files", error.value)
 
 
-def test_weights_of_another_champion_are_refused(project, fault):
-    project.newcomer(seed=5)
+def test_weights_of_another_champion_are_an_error(project, fault):
+    project.candidate(seed=5)
     shutil.copy(project.root / "models/embedding/model.safetensors", project.root / "champion/embedding")
     with pytest.raises(UserError, match="not the weights of v3") as error:
         gate(project)
     fault("weights and checkpoints", "csdn gate with weights that champion.json does not name", error.value)
 
 
-def test_a_model_that_does_not_say_whom_it_knows_is_refused(project, fault):
-    project.newcomer(seed=1, people=None)
+def test_a_model_that_does_not_name_its_training_people_is_an_error(project, fault):
+    project.candidate(seed=1, people=None)
     with pytest.raises(UserError, match="does not name the people") as error:
         gate(project)
     fault("weights and checkpoints", "csdn gate with a model that names no people", error.value)
@@ -323,16 +325,16 @@ def test_a_shard_of_the_champions_data_that_is_gone_is_named(project, fault):
     fault("shards and index", "csdn gate without a shard that the champion was chosen on", error.value)
 
 
-def test_without_anybody_to_ask_nothing_is_decided(project, fault):
+def test_without_test_people_nothing_is_decided(project, fault):
     everybody = [one["person"] for one in load_dataset(project.root / "data").people.to_pylist()]
-    project.newcomer(seed=1, people=everybody)
+    project.candidate(seed=1, people=everybody)
     with pytest.raises(UserError, match="nothing to test with") as error:
         gate(project)
     assert not (project.root / "metrics/gate.json").exists()
     fault("training", "csdn gate where both models know every test person", error.value)
 
 
-def test_test_people_who_find_nobody_decide_nothing(project, fault):
+def test_without_any_match_nothing_is_decided(project, fault):
     """Each of them is seen by one camera of one modality."""
     for name in ("data", "champion/data"):
         path = project.root / name / "samples.parquet"
@@ -340,12 +342,12 @@ def test_test_people_who_find_nobody_decide_nothing(project, fault):
         odd = pc.not_equal(pc.bit_wise_and(samples["person_row"], 1), 0)
         visible = pc.equal(samples["modality"], "visible")
         write_table(path, samples.filter(pc.or_(pc.equal(samples["side"], "train"), pc.xor(odd, visible))))
-    with pytest.raises(UserError, match="no test image has a right image") as error:
+    with pytest.raises(UserError, match="no test image has a match") as error:
         gate(project)
     fault("training", "csdn gate where no test image has another to find", error.value)
 
 
-def test_what_was_embedded_for_other_people_is_not_taken_up(project):
+def test_features_of_other_images_are_not_resumed(project):
     """Stopped, then a drop is rejected: the images are others, and so is the state."""
 
     def stopping(walk, make_embeds, scaling, device, start):
@@ -368,7 +370,7 @@ def more_people(project):
     """A second drop with people of its own, ingested."""
     drop = project.ingested.add(make_drop(project.root / "more", people_named(20, "newly seen")))
     project.ingest()
-    project.newcomer(seed=1)
+    project.candidate(seed=1)
     return drop
 
 

@@ -1,4 +1,4 @@
-"""The rule: what makes a newcomer the champion, and in which words it is told."""
+"""The gate's rule: when a candidate becomes the champion, and the reasons that are given."""
 
 import pytest
 
@@ -49,13 +49,16 @@ PAIR = ("cam5", "cam1")
     [
         ([comparison(0)], "promote"),
         ([comparison(-3.0)], "promote"),  # low is -5: at the margin
-        ([comparison(-3.01)], "keep"),
-        ([comparison(+9.0, half=15.0)], "keep"),  # better, but nobody can be sure: 150 people say too little
+        ([comparison(-3.01)], "reject"),
+        (
+            [comparison(+9.0, half=15.0)],
+            "reject",
+        ),  # better, but the interval is too wide
         ([comparison(0), comparison(-1, metric="mAP")], "promote"),
-        ([comparison(0), comparison(-1.01, metric="mAP")], "keep"),  # mAP has a margin of its own
-        ([comparison(0), comparison(-4, data=CHAMPION)], "keep"),
-        ([comparison(0, people=19)], "keep"),
-        ([comparison(0), comparison(-15, half=14, cameras=PAIR)], "keep"),
+        ([comparison(0), comparison(-1.01, metric="mAP")], "reject"),  # mAP has a margin of its own
+        ([comparison(0), comparison(-4, data=CHAMPION)], "reject"),
+        ([comparison(0, people=19)], "reject"),
+        ([comparison(0), comparison(-15, half=14, cameras=PAIR)], "reject"),
         ([comparison(0), comparison(-15, half=16, cameras=PAIR)], "promote"),  # may be chance
         ([comparison(0), comparison(-14, half=2, cameras=PAIR)], "promote"),  # worse, no collapse
         ([comparison(0), comparison(-40, half=2, cameras=PAIR, people=19)], "promote"),
@@ -65,7 +68,7 @@ def test_the_rule(comparisons, decision):
     assert decide(comparisons, RULE).decision == decision
 
 
-def test_every_reason_against_is_told_with_its_numbers():
+def test_a_rejection_names_every_reason_with_its_numbers():
     found = decide(
         [
             comparison(-4.0),
@@ -102,15 +105,15 @@ def test_the_first_model_is_champion_unless_it_is_no_better_than_none():
     better, worse, guess = comparison(+8), comparison(-3), comparison(0, metric="mAP", half=1)
     above_chance = comparison(+10, metric="mAP")
     assert decide_first([better], [above_chance]) == Decision("promote", ["there is no champion yet"])
-    # Worse than CLIP by less than can be told is nothing to speak of.
+    # Worse than CLIP, but not significantly: not mentioned.
     assert decide_first([comparison(-1)], [above_chance]).reasons == ["there is no champion yet"]
     mixed = decide_first([better, worse], [above_chance])
     assert mixed.decision == "promote"
     assert mixed.reasons[1].startswith("surely worse than CLIP as it is: rank-1")
-    assert decide_first([worse, worse], [above_chance]).decision == "keep"
-    refused = decide_first([better], [guess])
-    assert refused.decision == "keep"
-    assert refused.reasons[1].startswith("cannot be told from chance: mAP")
+    assert decide_first([worse, worse], [above_chance]).decision == "reject"
+    rejected = decide_first([better], [guess])
+    assert rejected.decision == "reject"
+    assert rejected.reasons[1].startswith("cannot be told from chance: mAP")
 
 
 def test_the_table_fits_a_terminal_and_steers_none():
@@ -118,7 +121,7 @@ def test_the_table_fits_a_terminal_and_steers_none():
     decision = decide([comparison(-9.9, half=11.1, champion=100.0), pair], RULE)
     result = as_json(decision, "v1000", [comparison(-9.9, half=11.1, champion=100.0), pair], ["a note"])
     lines = table_lines(result)
-    assert lines[0].split() == ["infrared", "to", "visible", "v1000", "newcomer", "points", "interval"]
+    assert lines[0].split() == ["infrared", "to", "visible", "v1000", "candidate", "points", "interval"]
     assert lines[1].split()[-5:] == ["90.1", "-9.9", "-21.0", "to", "+1.2"]
     assert "\x1b" not in "\n".join(lines)
     assert lines[-1] == "- a note"

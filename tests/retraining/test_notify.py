@@ -1,4 +1,4 @@
-"""The webhook is told what happened, its address stays secret, and no run fails for want of it."""
+"""Webhook notifications: their content, the secret address, and failures that fail no run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from webhook import Webhook
 from csdn.retraining import notify as module
 from csdn.retraining.notify import Notification, notify
 
-NEWS = Notification("refused", "retrain: 12 new people, 480 images", reasons=("rank-1 fell by 3.1 points",))
+NEWS = Notification("rejected", "retrain: 12 new people, 480 images", reasons=("rank-1 fell by 3.1 points",))
 
 
 @pytest.fixture
@@ -22,17 +22,17 @@ def hook(monkeypatch, request):
     hook.close()
 
 
-def test_it_gets_json_with_a_text_for_people(hook):
+def test_a_notification_is_json_with_a_text_for_people(hook):
     assert notify(NEWS) is None
     ((kind, body),) = hook.got
     assert kind == "application/json"
     assert body == {
-        "event": "refused",
+        "event": "rejected",
         "run": "retrain: 12 new people, 480 images",
         "version": None,
         "reasons": ["rank-1 fell by 3.1 points"],
         "link": None,
-        "text": "csdn: retrain: 12 new people, 480 images: refused\nrank-1 fell by 3.1 points",
+        "text": "csdn: retrain: 12 new people, 480 images: rejected\nrank-1 fell by 3.1 points",
     }
 
 
@@ -40,28 +40,28 @@ def test_a_promotion_names_the_version():
     assert Notification("promoted", "run", version="v3").text == "csdn: run: promoted, v3 is champion"
 
 
-def test_a_camera_s_name_calls_nobody_and_is_no_link():
+def test_a_camera_s_name_is_no_slack_command_and_no_link():
     """Slack takes <!channel> for a call, and <http://a|b> for a link with a text of its own."""
     text = Notification(
-        "refused", "run", reasons=("a pair collapsed: <!channel> to <http://a|b>\u202e",)
+        "rejected", "run", reasons=("a pair collapsed: <!channel> to <http://a|b>\u202e",)
     ).text
     assert "<" not in text and "!channel" in text and "\u202e" not in text
 
 
-def test_what_is_given_counts_before_the_environment(hook, monkeypatch):
+def test_an_address_that_is_passed_precedes_the_environment(hook, monkeypatch):
     monkeypatch.setenv("CSDN_WEBHOOK", "http://127.0.0.1:9/other")
     assert notify(NEWS, hook.address) is None and len(hook.got) == 1
 
 
 @pytest.mark.parametrize("hook", [(503, 500, 200)], indirect=True)
-def test_it_is_tried_again(hook):
+def test_a_failed_notification_is_retried(hook):
     assert notify(NEWS) is None and len(hook.got) == 3
 
 
 @pytest.mark.parametrize("hook", [(404, 404, 404)], indirect=True)
-def test_a_webhook_that_refuses_is_told_of_without_its_address(hook):
+def test_an_http_error_is_reported_without_the_address(hook):
     said = notify(NEWS)
-    assert said == "nobody was told: the webhook gave HTTP status 404, 3 times"
+    assert said == "no notification was sent: 3 tries ended with HTTP status 404"
 
 
 @pytest.mark.parametrize(
@@ -70,10 +70,10 @@ def test_a_webhook_that_refuses_is_told_of_without_its_address(hook):
 def test_no_address_is_bad_enough_to_raise_or_to_be_shown(address, monkeypatch):
     monkeypatch.setattr(module, "WAIT_SECONDS", 0.01)
     said = notify(NEWS, address)
-    assert said.startswith("nobody was told: ") and "s3cret" not in said
+    assert said.startswith("no notification was sent: ") and "s3cret" not in said
 
 
-def test_a_silent_webhook_costs_seconds(monkeypatch):
+def test_a_webhook_that_does_not_respond_costs_seconds(monkeypatch):
     monkeypatch.setattr(module, "WAIT_SECONDS", 0.01)
     monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.05)
     silent = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)  # it listens, and never answers
@@ -81,10 +81,10 @@ def test_a_silent_webhook_costs_seconds(monkeypatch):
         said = notify(NEWS, f"http://127.0.0.1:{silent.server_port}/")
     finally:
         silent.server_close()
-    assert said == "nobody was told: the webhook gave TimeoutError, 3 times"
+    assert said == "no notification was sent: 3 tries ended with TimeoutError"
 
 
-def test_without_an_address_nobody_is_told(monkeypatch):
+def test_without_an_address_nothing_is_sent(monkeypatch):
     monkeypatch.delenv("CSDN_WEBHOOK", raising=False)
     assert notify(NEWS) is None
 
@@ -107,12 +107,12 @@ class Block:
 
 @pytest.mark.parametrize("in_block", [True, False])
 def test_a_flow_takes_the_address_from_the_block_before_the_environment(hook, monkeypatch, in_block):
-    from flows import notify as flow
+    from flows import observability as flow
 
     if in_block:
         monkeypatch.setenv("CSDN_WEBHOOK", "http://127.0.0.1:9/other")
     monkeypatch.setattr(flow, "Secret", Block(hook.address if in_block else None))
     monkeypatch.setattr(flow, "url_for", lambda kind, obj_id: f"http://server/runs/{kind}/{obj_id}")
-    flow.tell(NEWS, "1234")
+    flow.send(NEWS, "1234")
     ((_, body),) = hook.got
     assert body["link"] == "http://server/runs/flow-run/1234" and body["text"].endswith(body["link"])

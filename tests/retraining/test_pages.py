@@ -45,7 +45,7 @@ def test_without_a_champion_there_is_nothing_to_compare_with():
 
 
 GATE = {
-    "decision": "keep",
+    "decision": "reject",
     "champion": "v3",
     "reasons": ["worse: rank-1", "collapsed: cam5 to cam1"],
     "comparisons": [
@@ -70,7 +70,7 @@ GATE = {
 def test_the_gate_s_page_has_its_reasons_and_the_comparisons_over_all_cameras():
     pair = GATE["comparisons"][0] | {"query_camera": "cam5", "gallery_camera": "cam1", "champion": 77.7}
     page = gate_page(GATE | {"comparisons": [*GATE["comparisons"], pair]})
-    assert page.startswith("### Keep the champion\n\n* worse: rank-1\n* collapsed: cam5 to cam1\n")
+    assert page.startswith("### Reject the candidate\n\n* worse: rank-1\n* collapsed: cam5 to cam1\n")
     row = "| today | infrared to visible | rank-1 | 20.00 | 14.00 | -6.00 | -8.12 to -4.00 |"
     assert row in page and "77.7" not in page
 

@@ -1,4 +1,4 @@
-"""Promotion, refusal and rollback: what they do to main, to the tags and to the Git remote."""
+"""Promotion, rejection and rollback: what they do to main, to the tags and to the Git remote."""
 
 import json
 import re
@@ -27,8 +27,8 @@ from csdn.retraining import mainline, registry
 from csdn.retraining.branches import history
 from csdn.retraining.git import RemoteUnavailable
 from csdn.retraining.lock import workspace_lock
-from csdn.retraining.mainline import up_to_date
-from csdn.retraining.registry import promote, promote_ready, refuse
+from csdn.retraining.mainline import update_main
+from csdn.retraining.registry import promote, promote_ready, reject
 from csdn.retraining.workspace import begin, open_run
 from csdn.runtime.errors import UserError
 from csdn.training.champion import read_champion
@@ -47,7 +47,7 @@ def origin(project, tmp_path):
 
 
 def finished(project, *drops, **overrides):
-    """A run that has come to its gate."""
+    """A run that has reached its gate."""
     run = begin(project, arrive(*drops), overrides)
     work(run)
     return run
@@ -83,7 +83,7 @@ def test_a_promotion_reaches_origin_in_one_push(project, origin):
     assert champion(origin, "main") == "v1" and whole(project)
 
 
-def test_files_that_became_dirty_are_left_alone_and_the_run_waits(project, fault):
+def test_changed_files_are_not_touched_and_the_run_becomes_ready(project, fault):
     run = finished(project, DROPS[1])
     (project / "stage.py").write_text("# my work\n")
     before = git(project, "for-each-ref", "refs/heads/main", "refs/tags")
@@ -96,7 +96,7 @@ def test_files_that_became_dirty_are_left_alone_and_the_run_waits(project, fault
     assert promote_ready(project, run.id).version == "v1" and whole(project)
 
 
-def test_csdn_promote_is_that_by_hand(project, monkeypatch):
+def test_csdn_promote_does_the_same(project, monkeypatch):
     run = finished(project, DROPS[1])
     (project / "stage.py").write_text("# my work\n")
     promote(run)
@@ -119,7 +119,7 @@ def test_main_that_moved_meanwhile_is_merged_by_a_person(project):
     assert champion(project) == "v1" and (project / "notes.md").exists() and whole(project)
 
 
-def test_what_both_changed_is_a_persons_work(project, fault):
+def test_a_merge_conflict_is_left_to_a_person(project, fault):
     run = finished(project, DROPS[1], seed=3)
     text = (project / "params.yaml").read_text()
     commit_file(project, "params.yaml", text.replace("seed: 0 ", "seed: 4 "))
@@ -139,13 +139,13 @@ def test_a_run_that_was_compared_with_another_champion_is_not_promoted(project, 
     fault("registry", "another run was promoted since", str(error.value).replace(slow.id, "RUN"))
 
 
-def test_only_a_run_that_is_ready_is_promoted_by_hand(project, fault):
-    refused, unfinished = finished(project, DROPS[1]), begin(project, arrive(DROPS[2]))
-    refuse(refused, ["worse"])
-    with pytest.raises(UserError, match="was refused by the gate") as error:
-        promote_ready(project, refused.id)
-    fault("registry", "csdn promote of a refused run", str(error.value).replace(refused.id, "RUN"))
-    with pytest.raises(UserError, match="has not come to the gate's decision"):
+def test_csdn_promote_accepts_only_a_run_that_is_ready(project, fault):
+    rejected, unfinished = finished(project, DROPS[1]), begin(project, arrive(DROPS[2]))
+    reject(rejected, ["worse"])
+    with pytest.raises(UserError, match="was rejected by the gate") as error:
+        promote_ready(project, rejected.id)
+    fault("registry", "csdn promote of a rejected run", str(error.value).replace(rejected.id, "RUN"))
+    with pytest.raises(UserError, match="has no decision of the gate"):
         promote_ready(project, unfinished.id)
     with pytest.raises(UserError, match=r"metrics/ingest.json"):
         promote(unfinished)
@@ -170,21 +170,21 @@ def test_results_that_git_does_not_know_are_put_aside(project):
     assert aside.read_text() == "of a demo run" and whole(project)
 
 
-def test_a_push_that_origin_refuses_leaves_no_tag_and_main_where_it_was(project, origin, fault):
+def test_a_push_that_origin_rejects_leaves_no_tag_and_main_where_it_was(project, origin, fault):
     run = finished(project, DROPS[1])
     hook = origin / "hooks/update"
     hook.write_text('#!/bin/sh\ncase $1 in refs/heads/main) echo "main is protected" >&2; exit 1;; esac\n')
     hook.chmod(0o755)
     before = git(project, "rev-parse", "main")
     done = promote(run)
-    assert done.decision == "ready" and "refused" in done.reason and "main is protected" in done.reason
+    assert done.decision == "ready" and "main is protected" in done.reason
     assert tags(project) == tags(origin) == [] and git(project, "rev-parse", "main") == before
-    fault("registry", "the Git remote refuses a promotion", done.reason.replace(run.id, "RUN"))
+    fault("registry", "the Git remote rejects a promotion", done.reason.replace(run.id, "RUN"))
     hook.unlink()
     assert promote_ready(project, run.id).version == "v1" and tags(origin) == FIRST
 
 
-def test_origin_away_at_the_promotion_is_tried_again_by_the_same_call(project, origin):
+def test_a_promotion_without_origin_is_repeated_by_the_same_call(project, origin):
     run = finished(project, DROPS[1])
     away = origin.rename(f"{origin}.away")
     with pytest.raises(RemoteUnavailable):
@@ -208,7 +208,7 @@ def test_two_clones_that_promote_at_once_make_one_champion(project, origin, tmp_
     done = promote(here)
     assert done.decision == "ready" and champion(origin, "main") == "v1"
     assert git(origin, "rev-parse", "csdn@v1.0.0^{}").strip() == there.tip
-    assert up_to_date(project, "main") == there.tip and tags(project) == FIRST
+    assert update_main(project, "main") == there.tip and tags(project) == FIRST
 
 
 KILLED = [
@@ -217,7 +217,7 @@ KILLED = [
     (False, mainline, "checkout"),
     (True, git_module, "push"),
     (True, registry, "sync_local"),
-    (True, mainline, "advance_branch"),
+    (True, mainline, "fast_forward_branch"),
 ]
 
 
@@ -240,16 +240,16 @@ def test_a_promotion_that_is_killed_is_ended_by_the_next_call(
     assert tags(project) == FIRST and champion(project) == "v1" and whole(project)
 
 
-def test_history_tells_what_became_of_each_run(project, monkeypatch):
-    first, refused = finished(project, DROPS[1]), finished(project, DROPS[1], seed=1)
+def test_history_has_the_outcome_of_each_run(project, monkeypatch):
+    first, rejected = finished(project, DROPS[1]), finished(project, DROPS[1], seed=1)
     waiting, begun = finished(project, DROPS[1], seed=2), begin(project, arrive())
-    refuse(refused, ["cam1 to cam5 collapsed"])
+    reject(rejected, ["cam1 to cam5 collapsed"])
     promote(first)
     promote(waiting)
-    told = {event.run: (event.outcome, event.version) for event in history(project)}
-    assert told == {
+    outcomes = {event.run: (event.outcome, event.version) for event in history(project)}
+    assert outcomes == {
         first.id: ("promoted", "v1"),
-        refused.id: ("refused", None),
+        rejected.id: ("rejected", None),
         waiting.id: ("ready", None),
         begun.id: ("unfinished", None),
     }
@@ -257,7 +257,7 @@ def test_history_tells_what_became_of_each_run(project, monkeypatch):
     lines = CliRunner().invoke(app, ["history"]).stdout.splitlines()
     line = rf"20\S+ \S+  promoted     v1    {first.id}  test_people=2 vis_to_ir.rank1=52"
     assert re.fullmatch(line, next(line for line in lines if first.id in line))
-    assert next(line for line in lines if refused.id in line).endswith("cam1 to cam5 collapsed")
+    assert next(line for line in lines if rejected.id in line).endswith("cam1 to cam5 collapsed")
 
 
 def test_the_program_itself_reads_the_history(project):

@@ -91,21 +91,21 @@ def test_gto_reads_the_registry_as_its_own_and_origin_has_the_older_tags_too(sto
 
 def test_a_clone_and_one_command_give_the_champion(places, monkeypatch):
     monkeypatch.chdir(places.clone)
-    assert CliRunner().invoke(app, ["champion"]).stdout == "champion/: version v2\n"
+    assert CliRunner().invoke(app, ["fetch-champion"]).stdout == "champion/: version v2\n"
     assert files(places.clone / "champion") == ALL
     assert git(places.clone, "status", "--porcelain") == ""
     shutil.rmtree(places.weights)
-    assert CliRunner().invoke(app, ["champion"]).exit_code == 0  # it is there: nobody is asked
+    assert CliRunner().invoke(app, ["fetch-champion"]).exit_code == 0  # it exists: no remote is used
 
 
-def test_an_older_version_takes_the_champions_place(places):
+def test_fetching_an_older_version_replaces_the_champions_files(places):
     fetch_champion(places.clone, "v2", places.clone / "champion")
     fetch_champion(places.clone, "v1", places.clone / "champion")
     older = git(places.clone, "show", "csdn@v1.0.0:champion.json")
     assert sha256(places.clone / "champion/embedding/model.safetensors") in older
 
 
-def test_weights_that_are_nowhere(places, fault):
+def test_weights_that_neither_cache_nor_remote_has(places, fault):
     shutil.rmtree(places.weights)
     places.weights.mkdir()
     with pytest.raises(
@@ -118,14 +118,14 @@ def test_weights_that_are_nowhere(places, fault):
         begin(places.clone, arrive())
 
 
-def test_weights_that_are_not_here_and_no_remote(places, fault):
+def test_weights_that_the_cache_lacks_without_a_remote(places, fault):
     run(places.clone, "dvc", "remote", "remove", "weights")
     with pytest.raises(ArtifactNotFound, match="no DVC remote is set") as error:
         fetch_champion(places.clone, "v2", places.clone / "champion")
     fault("registry", "the champion's weights are not here, and no DVC remote is set", error.value)
 
 
-def test_a_remote_that_does_not_answer_is_not_one_without_the_weights(places, monkeypatch, fault):
+def test_a_remote_that_does_not_respond_is_not_one_without_the_weights(places, monkeypatch, fault):
     for name, value in {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret", "MAX_ATTEMPTS": "1"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     address = ("remote", "add", "--quiet", "--force", "--default", "weights", "s3://bucket/weights")
@@ -149,7 +149,7 @@ def test_weights_that_are_not_those_of_champion_json(places, fault):
     fault("registry", "the champion's weights have another SHA-256 than champion.json says", error.value)
 
 
-def test_a_version_that_there_is_not(places, fault):
+def test_an_unknown_version(places, fault):
     with pytest.raises(UserError, match=r"no tag csdn@v9\.0\.0") as error:
         fetch_champion(places.clone, "v9", places.clone / "champion")
     fault("registry", "csdn fetch-champion of a version that there is not", error.value)
@@ -184,12 +184,12 @@ def test_back_to_an_older_version_under_a_hostile_configuration(places, tmp_path
     assert (last.outcome, last.version, last.reason) == ("rolled back", "v1", "camera 3")
 
 
-def test_a_rollback_that_origin_refuses_changes_nothing(places, fault):
+def test_a_rollback_that_origin_rejects_changes_nothing(places, fault):
     hook = places.clone.parent / "origin.git/hooks/update"
     hook.write_text("#!/bin/sh\nexit 1\n")
     hook.chmod(0o755)
     before = git(places.clone, "for-each-ref")
-    with pytest.raises(UserError, match="refused"):
+    with pytest.raises(UserError, match="rejected the push"):
         rollback(places.clone)
     assert git(places.clone, "for-each-ref") == before and champion(places.clone) == "v2"
     assert not (places.clone / "champion").exists()

@@ -1,4 +1,4 @@
-"""A look at the camera data: when a run begins, what it begins with, and what is carried out at its end."""
+"""A retraining: when a scan begins a run, what the run begins with, and how its decision is applied."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from csdn.ingest.ledger import Status, decide, read_ledger, write_ledger
 from csdn.params import load_params
 from csdn.retraining import run as retrain
 from csdn.retraining import steps
-from csdn.retraining.branches import history, refused_ledgers
+from csdn.retraining.branches import history, rejected_ledgers
 from csdn.retraining.local import retrain_local
-from csdn.retraining.lock import asked, workspace_lock
+from csdn.retraining.lock import scan_requested, workspace_lock
 from csdn.retraining.run import apply_decision, nothing_usable, scan
 from csdn.retraining.trigger import Arrivals
 from csdn.runtime.errors import UserError
@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def project(tmp_path):
-    """A project without a drop or a champion, which looks at the folder `in` beside it."""
+    """A project without a drop or a champion, which watches the folder `in` beside it."""
     folder = registry_project.make_project(tmp_path / "project", drops=())
     (tmp_path / "in").mkdir()
     (folder / "data/aliases.json").write_text("{}")
@@ -71,7 +71,7 @@ def with_champion(project, monkeypatch):
 
 
 def test_without_a_champion_the_first_drop_begins_a_run(project):
-    assert scan(project).why == "nothing is new"
+    assert scan(project).reason == "nothing is new"
     arrive(project, "monday", people_named(2))
     found = scan(project)
     assert (found.new, found.title) == (Arrivals(12, 2), "retrain: 2 new people, 12 images")
@@ -80,21 +80,21 @@ def test_without_a_champion_the_first_drop_begins_a_run(project):
     assert ledger(project) == [] and git(project, "status", "--porcelain") == ""
 
 
-def test_what_is_not_enough_yet_is_seen_again_and_counted_together(with_champion):
+def test_new_drops_are_counted_together_until_they_are_enough(with_champion):
     arrive(with_champion, "tuesday", people_named(3, "new"))
     found = scan(with_champion)
     assert found.run is None and found.new == Arrivals(18, 3)
-    assert found.why.startswith("not enough yet: 18 new images (retrain.images: 100), 3 new people")
+    assert found.reason.startswith("not enough yet: 18 new images (retrain.images: 100), 3 new people")
     arrive(with_champion, "wednesday", [*people_named(10), *people_named(2, "newer")])
     found = scan(with_champion)
-    assert found.new == Arrivals(90, 5) and found.why == "5 new people (retrain.people: 5)"
+    assert found.new == Arrivals(90, 5) and found.reason == "5 new people (retrain.people: 5)"
     assert len(found.run.new_drops) == 2
 
 
-def test_a_person_may_want_it_regardless(with_champion):
+def test_a_person_may_force_a_run(with_champion):
     arrive(with_champion, "tuesday", people_named(1, "new"))
     assert scan(with_champion).run is None
-    assert scan(with_champion, regardless=True).run is not None
+    assert scan(with_champion, force=True).run is not None
 
 
 def test_days_count_from_the_champion(with_champion, monkeypatch):
@@ -105,10 +105,10 @@ def test_days_count_from_the_champion(with_champion, monkeypatch):
 
     arrive(with_champion, "tuesday", people_named(1, "new"))
     monkeypatch.setattr(retrain, "datetime", Later)
-    assert scan(with_champion).why == "30 days since the champion was chosen (retrain.days: 30)"
+    assert scan(with_champion).reason == "30 days since the champion was chosen (retrain.days: 30)"
 
 
-def test_a_look_that_is_repeated_goes_on_with_its_run(with_champion):
+def test_a_repeated_scan_continues_its_run(with_champion):
     arrive(with_champion, "tuesday", people_named(5, "new"))
     assert scan(with_champion).run.id == scan(with_champion).run.id
 
@@ -120,23 +120,23 @@ def test_overrides_are_the_run_s_alone(with_champion):
     assert load_params(with_champion / "params.yaml").embedding.epochs != 3
 
 
-def test_a_refusal_holds_the_drops_and_the_next_look_finds_nothing_new(with_champion):
+def test_a_rejection_holds_the_drops_and_the_next_scan_finds_nothing_new(with_champion):
     before = git(with_champion, "rev-parse", "main")
     arrive(with_champion, "tuesday", people_named(5, "new"))
     run = scan(with_champion).run
     registry_project.work(run)
-    write_gate(run, "keep", "rank-1 fell by 7 points")
+    write_gate(run, "reject", "rank-1 fell by 7 points")
     outcome = apply_decision(run)
-    assert outcome.event == "refused" and outcome.version is None
+    assert outcome.event == "rejected" and outcome.version is None
     assert outcome.reasons[0] == "rank-1 fell by 7 points" and "in/tuesday" in outcome.reasons[1]
     assert git(with_champion, "rev-parse", "main") == before
-    assert apply_decision(run).event == "refused"  # after a kill, say
-    assert scan(with_champion).why == "nothing is new"
+    assert apply_decision(run).event == "rejected"  # after a kill, say
+    assert scan(with_champion).reason == "nothing is new"
 
 
 @pytest.fixture(params=["csdn retrain", "Prefect"])
 def retrained(request, monkeypatch):
-    """retrained(project): a retraining whose stage 2 diverges; by hand, and by the flow's own functions."""
+    """retrained(project): a retraining whose stage 2 diverges, by `csdn retrain` or the flow."""
     said = "embedding: training diverged: epoch 1, step 7"
 
     def repro(stage, folder, *_):
@@ -148,11 +148,11 @@ def retrained(request, monkeypatch):
 
     monkeypatch.setattr(steps, "repro", repro)
     if request.param == "csdn retrain":
-        return lambda project: retrain_local(project, {}, regardless=False)
+        return lambda project: retrain_local(project, {}, force=False)
     monkeypatch.setattr(flow, "run_ingest", lambda folder, _: repro("ingest", folder))
-    monkeypatch.setattr(flow, "run_others", lambda folder, _: repro("embedding", folder))
+    monkeypatch.setattr(flow, "run_remaining_stages", lambda folder, _: repro("embedding", folder))
     monkeypatch.setattr(flow, "show_gate", lambda _: None)
-    monkeypatch.setattr(flow, "conclude", apply_decision)
+    monkeypatch.setattr(flow, "apply_decision", apply_decision)
 
     def by_flow(project):
         found = scan(project)
@@ -161,17 +161,17 @@ def retrained(request, monkeypatch):
     return by_flow
 
 
-def test_a_training_that_diverged_is_refused_and_not_repeated(with_champion, retrained):
+def test_a_training_that_diverged_is_rejected_and_not_repeated(with_champion, retrained):
     before = git(with_champion, "rev-parse", "main")
     arrive(with_champion, "tuesday", people_named(5, "new"))
     retrained(with_champion)
     event = history(with_champion)[-1]
-    assert event.outcome == "refused" and "diverged: epoch 1, step 7" in event.reason
+    assert event.outcome == "rejected" and "diverged: epoch 1, step 7" in event.reason
     assert event.figures == {}, "this run has no model; those that it began with are the champion's"
     assert git(with_champion, "rev-parse", "main") == before
-    (held,) = [drop for drop in refused_ledgers(with_champion)[-1] if drop.status is Status.HELD]
+    (held,) = [drop for drop in rejected_ledgers(with_champion)[-1] if drop.status is Status.HELD]
     assert held.address.endswith("in/tuesday") and "step 7" in held.reason
-    assert scan(with_champion).why == "nothing is new"
+    assert scan(with_champion).reason == "nothing is new"
     retrained(with_champion)
     assert len(history(with_champion)) == 2, "the next night begins no run"
 
@@ -180,7 +180,7 @@ def test_a_drop_that_a_person_accepts_after_all_is_new(with_champion):
     arrive(with_champion, "tuesday", people_named(5, "new"))
     run = scan(with_champion).run
     registry_project.work(run)
-    write_gate(run, "keep", "worse")
+    write_gate(run, "reject", "worse")
     apply_decision(run)
     held = read_ledger(run.folder / "data/drops.json")
     drops = decide(held, str(with_champion.parent / "in/tuesday"), Status.ACCEPTED, "looked at it")
@@ -196,7 +196,7 @@ def test_a_place_that_is_relative_is_an_error(project):
         scan(project)
 
 
-def test_a_run_without_the_gate_s_answer_cannot_be_concluded(project):
+def test_a_run_without_the_gate_s_decision_is_an_error(project):
     arrive(project, "monday", people_named(2))
     run = scan(project).run
     registry_project.work(run)
@@ -206,7 +206,7 @@ def test_a_run_without_the_gate_s_answer_cannot_be_concluded(project):
 
 
 @pytest.mark.parametrize("bad", [1, 2])
-def test_where_ingest_holds_all_that_came_nothing_is_trained(with_champion, bad):
+def test_if_ingest_holds_all_new_drops_nothing_is_trained(with_champion, bad):
     """A run on the champion's data alone would promote what nothing new has taught."""
     for name in ("tuesday", "wednesday"):
         arrive(with_champion, name, people_named(5, name))
@@ -232,26 +232,26 @@ def test_only_the_newest_working_trees_stay(project, monkeypatch):
     assert scan(project, {"seed": 1}).run.id == runs[0].id and runs[0].folder.exists()
 
 
-def test_a_failure_is_told_to_the_webhook(project, monkeypatch):
+def test_a_failure_is_sent_to_the_webhook(project, monkeypatch):
     webhook = Webhook()
     monkeypatch.setenv("CSDN_WEBHOOK", webhook.address)
     try:
         set_params(project, {"ingest.watch": ["/no/such/folder"]})
         git(project, "commit", "--quiet", "--all", "--message", "wrong")
         with pytest.raises(UserError, match="no such folder"):
-            retrain_local(project, {}, regardless=False)
+            retrain_local(project, {}, force=False)
     finally:
         webhook.close()
-    ((_, told),) = webhook.got
-    assert told["event"] == "failed" and "/no/such/folder: no such folder" in told["text"]
+    ((_, sent),) = webhook.got
+    assert sent["event"] == "failed" and "/no/such/folder: no such folder" in sent["text"]
 
 
-def test_a_second_call_asks_the_first_one_to_look_again_and_succeeds(project):
+def test_a_second_call_requests_another_scan_and_succeeds(project):
     with workspace_lock(project, "a test"):
         done = subprocess.run(
             ["csdn", "retrain"], cwd=project, env=environment(), capture_output=True, text=True, check=False
         )
-    assert done.returncode == 0 and "busy: a test" in done.stdout and asked(project)
+    assert done.returncode == 0 and "busy: a test" in done.stdout and scan_requested(project)
 
 
 def test_a_setting_needs_a_value(project):
@@ -266,7 +266,7 @@ def test_a_setting_needs_a_value(project):
     assert done.returncode == 1 and "--set seed: expected KEY=VALUE" in done.stderr
 
 
-def test_the_flows_know_no_tensors():
+def test_the_flows_import_neither_torch_nor_ray():
     """Workers that wait for hours, and start a process for each run, need not load torch or Ray."""
     code = (
         "import flows.pipeline, flows.retrain, sys; print({'torch', 'ray', 'open_clip'} & set(sys.modules))"

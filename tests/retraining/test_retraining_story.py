@@ -45,8 +45,8 @@ def world(s3_server, tmp_path_factory):
 
 
 def test_a_model_keeps_up_with_its_cameras(world, tmp_path):
-    # Each night the server plans a look at the landing place, whether or not anybody announces anything.
-    wait_until(world.planned, "looks that the server plans")
+    # Each night the server plans a scan of the watched place, with or without an event.
+    wait_until(world.planned, "scans that the server plans")
 
     # The first drop comes, and an event says so. There is no champion yet: what is trained from nothing
     # becomes the first one, as it is better than chance and no worse than CLIP as it is.
@@ -54,7 +54,7 @@ def test_a_model_keeps_up_with_its_cameras(world, tmp_path):
     first = world.next_run(world.announce)
     assert first.name == "retrain: 240 new people, 1920 images"
     assert (first.state, first.message) == ("Promoted", "v1 is champion")
-    assert first.tasks == ["look for camera data", *STAGES, "gate", "carry out the decision"]
+    assert first.tasks == ["scan for camera data", *STAGES, "gate", "apply the decision"]
     assert world.champion().version == "v1" and world.champion().people == 90
     assert world.news()["event"] == "promoted" and world.news()["version"] == "v1"
 
@@ -74,35 +74,35 @@ def test_a_model_keeps_up_with_its_cameras(world, tmp_path):
     assert second.shown["gate"].startswith("### Promote")
     assert pushed < set(world.store.names("dvc/"))
 
-    # A third drop is garbage: every image has the name of somebody drawn at random. The run is refused. Its
-    # drop is held on the run's branch, main and the champion stay, and somebody is told why.
+    # A third drop is garbage: every image has the name of somebody drawn at random. The run is rejected. Its
+    # drop is held on the run's branch, main and the champion stay, and a notification says why.
     before = world.main()
     world.upload("wednesday", lambda folder: write_shuffled(folder, GARBAGE), tmp_path)
     third = world.next_run(world.announce)
-    assert third.state == "Refused" and third.shown["gate"].startswith("### Keep the champion")
+    assert third.state == "Rejected" and third.shown["gate"].startswith("### Reject the candidate")
     assert world.main() == before and world.champion().version == "v2"
-    assert world.news()["event"] == "refused" and world.news()["reasons"]
+    assert world.news()["event"] == "rejected" and world.news()["reasons"]
     (branch,) = git(world.origin, "branch", "--list", "run/*", "--no-merged", "main").split()
     held = [drop for drop in world.ledger_of(branch) if drop.status == Status.HELD]
     assert [drop.address.rpartition("/")[2] for drop in held] == ["wednesday"]
     assert held[0].reason.startswith("gate of run ")
 
-    # The next look is the clock's. The garbage is known, and nothing is new.
-    with world.a_look_every(20):
-        by_clock = world.next_run()
-    assert (by_clock.state, by_clock.message) == ("Nothing to do", "nothing is new")
+    # The next scan is the schedule's. The garbage is known, and nothing is new.
+    with world.scan_every(20):
+        by_schedule = world.next_run()
+    assert (by_schedule.state, by_schedule.message) == ("Nothing to do", "nothing is new")
 
     # Who clones the project has all of this: its history, and with one command the champion.
     git(tmp_path, "clone", "--quiet", str(world.origin), "clone")
     clone = tmp_path / "clone"
     outcomes = [line.split()[2] for line in run(clone, "csdn", "history").stdout.splitlines()]
-    assert outcomes == ["promoted", "promoted", "refused"]
+    assert outcomes == ["promoted", "promoted", "rejected"]
     assert "version v2" in run(clone, "csdn", "fetch-champion").stdout
     assert csdn.load(clone / "champion/embedding")
 
 
-def test_a_look_while_the_store_is_away_is_made_when_it_is_back(world):
-    """The event does not need the store; what looks then waits, or is tried again."""
+def test_a_scan_while_the_store_is_unavailable_succeeds_later(world):
+    """The event does not need the store; the scan waits, or is retried."""
     with world.store.away(25):
         found = world.next_run(world.announce)
     assert (found.state, found.message) == ("Nothing to do", "nothing is new")

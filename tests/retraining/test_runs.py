@@ -1,4 +1,4 @@
-"""A run has a working tree and a branch of its own; nobody's files are touched."""
+"""A run has a working tree and a branch of its own, and touches no other files."""
 
 import json
 import shutil
@@ -12,9 +12,9 @@ from csdn.ingest.ledger import Status
 from csdn.params import load_params
 from csdn.retraining import dvc
 from csdn.retraining import workspace as runs_module
-from csdn.retraining.branches import adopted
+from csdn.retraining.branches import with_held_drops
 from csdn.retraining.git import RemoteUnavailable
-from csdn.retraining.registry import refuse
+from csdn.retraining.registry import reject
 from csdn.retraining.workspace import AlreadyDecided, begin, open_run
 from csdn.runtime.errors import UserError
 
@@ -29,7 +29,7 @@ def same(drops):
 
 
 def everything(folder):
-    """Names and contents of all files, and what Git says of them."""
+    """Names and contents of all files, and their state in Git."""
     files = {
         path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and ".git/" not in str(path)
     }
@@ -44,7 +44,7 @@ def test_a_run_has_what_decides_it_in_its_first_commit_and_main_has_nothing(proj
     params = load_params(run.folder / "params.yaml")
     assert (params.embedding.epochs, params.embedding.schedule.gamma) == (3, 0.5)
     assert (
-        "  epochs: 3\n  people: 8                 # P: people of a batch"
+        "  epochs: 3\n  identities_per_batch: 8   # P: people of a batch"
         in (run.folder / "params.yaml").read_text()
     )
     assert len(ledger(run.folder)) == 2
@@ -52,7 +52,7 @@ def test_a_run_has_what_decides_it_in_its_first_commit_and_main_has_nothing(proj
     assert git(project, "rev-parse", "main") == before and git(project, "status", "--porcelain") == ""
 
 
-def test_a_run_that_was_killed_goes_on_where_it_was(project):
+def test_a_run_that_was_killed_is_continued(project):
     first = begin(project, arrive(DROPS[1]))
     (first.folder / "models").mkdir()
     (first.folder / "models/half").write_text("of a stage")
@@ -90,7 +90,7 @@ def test_a_kill_while_a_run_is_made_leaves_nothing_that_stops_the_next(project, 
 
 def test_a_working_tree_that_is_gone_is_made_again(project):
     run = begin(project, same)
-    run.forget()
+    run.remove_worktree()
     assert not run.folder.exists() and run.branch in git(project, "branch")
     shutil.rmtree(project / ".runs")
     assert begin(project, same) == run and (run.folder / "params.yaml").exists()
@@ -107,7 +107,7 @@ def test_changed_files_of_main_stop_a_run_before_anything_is_made(project, fault
     fault("registry", "a run begins while files of main are changed", error.value)
 
 
-def test_on_another_branch_changed_files_are_nobodys_business(project):
+def test_changed_files_of_another_branch_do_not_matter(project):
     git(project, "checkout", "--quiet", "-b", "mine")
     (project / "stage.py").write_text("# my work\n")
     run = begin(project, same)
@@ -169,7 +169,7 @@ def test_a_run_begins_on_what_origin_has_and_main_follows(project, tmp_path):
     assert git(project, "rev-parse", "main").strip() == newest and git(project, "status", "--porcelain") == ""
 
 
-def test_main_follows_origin_unseen_while_another_branch_is_checked_out(project, tmp_path):
+def test_main_follows_origin_while_another_branch_is_checked_out(project, tmp_path):
     bare = add_origin(project, tmp_path / "origin.git")
     newest = commit_file(clone(bare, tmp_path / "colleague"), "notes.md", "hello")
     git(tmp_path / "colleague", "push", "--quiet")
@@ -197,12 +197,12 @@ def test_commits_of_ones_own_on_main_are_named(project, tmp_path, fault):
     fault("registry", "main has a commit that origin has not", error.value)
     commit_file(clone(bare, tmp_path / "colleague"), "notes.md", "hello")
     git(tmp_path / "colleague", "push", "--quiet")
-    with pytest.raises(UserError, match="have parted") as error:
+    with pytest.raises(UserError, match="have diverged") as error:
         begin(project, same)
     fault("registry", "main and origin's main have parted", error.value)
 
 
-def test_an_origin_that_does_not_answer_is_an_error_that_may_be_tried_again(project, tmp_path, fault):
+def test_an_origin_that_does_not_respond_is_an_error_that_may_be_retried(project, tmp_path, fault):
     bare = add_origin(project, tmp_path / "origin.git")
     bare.rename(tmp_path / "away")
     with pytest.raises(RemoteUnavailable, match=r"the remote origin failed:\nfatal: ") as error:
@@ -219,13 +219,13 @@ def test_a_folder_without_git_is_no_place_for_runs(tmp_path, fault):
     fault("registry", "a run in a folder that is no Git repository", error.value)
 
 
-def test_what_a_refused_run_brought_is_held_in_the_next(project):
+def test_the_drops_of_a_rejected_run_are_held_in_the_next(project):
     run = begin(project, arrive(DROPS[1]))
     work(run)
-    assert refuse(run, ["cam3 to cam5 collapsed", "rank-1 is 4 points lower"]) == [
+    assert reject(run, ["cam3 to cam5 collapsed", "rank-1 is 4 points lower"]) == [
         held(DROPS[1], f"gate of run {run.id}: cam3 to cam5 collapsed; rank-1 is 4 points lower")
     ]
-    assert refuse(run, ["asked twice"])[0].id == DROPS[1].id
+    assert reject(run, ["asked twice"])[0].id == DROPS[1].id
     assert len(ledger(project)) == 1
     following = begin(project, arrive(DROPS[1], DROPS[2]))
     assert [drop.status for drop in ledger(following.folder)] == ["accepted", "held", "accepted"]
@@ -233,11 +233,11 @@ def test_what_a_refused_run_brought_is_held_in_the_next(project):
     assert following.new_drops == (DROPS[2],)
 
 
-def test_another_clone_hears_of_the_refusal_from_origin(project, tmp_path):
+def test_another_clone_gets_the_rejection_from_origin(project, tmp_path):
     bare = add_origin(project, tmp_path / "origin.git")
     run = begin(project, arrive(DROPS[1]))
     work(run)
-    refuse(run, ["worse"])
+    reject(run, ["worse"])
     fresh = clone(bare, tmp_path / "fresh")
     following = begin(fresh, arrive(DROPS[1]))
     assert [drop.status for drop in ledger(following.folder)] == ["accepted", "held"]
@@ -247,30 +247,30 @@ def test_another_clone_hears_of_the_refusal_from_origin(project, tmp_path):
 def test_the_same_data_and_parameters_are_not_run_twice(project, fault):
     run = begin(project, same, {"seed": 5})
     work(run)
-    refuse(run, ["worse"])
-    with pytest.raises(AlreadyDecided, match="the gate refused it") as error:
+    reject(run, ["worse"])
+    with pytest.raises(AlreadyDecided, match="the gate rejected it") as error:
         begin(project, same, {"seed": 5})
     fault(
         "registry",
-        "a run whose data and parameters the gate has refused",
+        "a run whose data and parameters the gate has rejected",
         str(error.value).replace(run.id, "RUN"),
     )
     assert begin(project, same, {"seed": 6})
 
 
-def test_adopted_takes_what_is_held_beyond_main_and_leaves_main_as_it_is():
+def test_held_drops_are_added_to_mains_ledger_which_stays_as_it_is():
     main = [DROPS[0], DROPS[1]]
-    refused = [
+    of_runs = [
         [DROPS[0], held(DROPS[1], "gate"), held(DROPS[2], "first")],
         [held(DROPS[2], "second"), DROPS[3]],
     ]
-    assert adopted(main, refused) == [DROPS[0], DROPS[1], held(DROPS[2], "first")]
-    assert adopted(main, []) == main
+    assert with_held_drops(main, of_runs) == [DROPS[0], DROPS[1], held(DROPS[2], "first")]
+    assert with_held_drops(main, []) == main
     rejected = replace(DROPS[2], status=Status.REJECTED)
-    assert adopted([rejected], refused) == [rejected, held(DROPS[1], "gate")]
+    assert with_held_drops([rejected], of_runs) == [rejected, held(DROPS[1], "gate")]
 
 
-def test_git_needs_no_name_of_a_user(project, monkeypatch, tmp_path):
+def test_commits_need_no_configured_user(project, monkeypatch, tmp_path):
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
     monkeypatch.setenv("HOME", str(tmp_path))
     run = begin(project, same)
@@ -299,7 +299,7 @@ def test_a_remote_with_a_relative_address_is_the_same_from_the_runs_folder(proje
         "['remote \"far\"']\n    url = s3://bucket/weights\n    secret_access_key = hush\n"
     )
     run = begin(project, same)
-    assert dvc.remote(run.folder) == ("near", str(tmp_path / "weights"))
+    assert dvc.default_remote(run.folder) == f"near ({tmp_path / 'weights'})"
     local = run.folder / ".dvc/config.local"
     assert local.stat().st_mode & 0o077 == 0 and "hush" in local.read_text()
     assert "hush" not in git(run.folder, "log", "-p")

@@ -1,4 +1,4 @@
-"""What is said of a step that failed, and whether it is worth another attempt."""
+"""The error of a step that failed, and whether it is retried."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from csdn.retraining.steps import CommandFailed, failed, missing_outs
 from csdn.runtime.errors import Diverged, ServiceUnavailable, is_unavailable
 from csdn.runtime.process import run_stage
-from flows.stages import nobody_answered
+from flows.tasks import service_was_unavailable
 
 REPRODUCED = "ERROR: failed to reproduce 'ingest': failed to run: exec python -m stages.ingest, exited with "
 
@@ -36,18 +36,18 @@ class State:
         ),
     ],
 )
-def test_the_step_s_own_words_are_the_error(lines, says, away):
+def test_the_error_is_the_step_s_own_message(lines, says, away):
     error = failed("ingest", CommandFailed(["dvc"], 255, lines))
     assert str(error).startswith(says) and "failed to reproduce" not in str(error)
-    assert is_unavailable(error) == nobody_answered(None, None, State(error)) == away
+    assert is_unavailable(error) == service_was_unavailable(None, None, State(error)) == away
 
 
-def test_csdn_gate_says_it_by_its_exit_code():
+def test_csdn_gate_reports_unavailability_by_its_exit_code():
     assert isinstance(failed("gate", CommandFailed(["csdn"], 75, ["error: no answer"])), ServiceUnavailable)
 
 
-def test_a_stage_says_by_its_exit_code_that_training_diverged(monkeypatch):
-    """The retraining, which started it through DVC, then refuses the run."""
+def test_a_stage_reports_divergence_by_its_exit_code(monkeypatch):
+    """The retraining, which started it through DVC, then rejects the run."""
 
     def stage():
         raise Diverged("step 7")
@@ -66,8 +66,8 @@ def test_a_stage_says_by_its_exit_code_that_training_diverged(monkeypatch):
 
 
 @pytest.mark.parametrize("data", [None, KeyError("a defect"), {"a": "value"}])
-def test_whatever_else_ends_a_task_is_not_tried_again(data):
-    assert not nobody_answered(None, None, State(data))
+def test_other_failures_of_a_task_are_not_retried(data):
+    assert not service_was_unavailable(None, None, State(data))
 
 
 def test_only_outs_that_are_not_there_are_missing(tmp_path):

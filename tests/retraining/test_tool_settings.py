@@ -1,4 +1,4 @@
-"""Git and DVC do the same under every user's configuration, and say themselves why they do not work."""
+"""Git and DVC behave alike under every user's configuration, and their own messages reach the user."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from csdn.cli import doctor
 from csdn.retraining import git as git_module
 from csdn.retraining.branches import history
 from csdn.retraining.git import file_at
-from csdn.retraining.registry import promote, promote_ready, refuse, rollback
+from csdn.retraining.registry import promote, promote_ready, reject, rollback
 from csdn.retraining.workspace import begin, open_run
 from csdn.runtime.errors import UserError
 
@@ -55,7 +55,7 @@ def another_s_origin(project, folder):
     return bare
 
 
-def told(project):
+def outcomes(project):
     return [(event.outcome, event.version) for event in history(project)]
 
 
@@ -66,7 +66,7 @@ def test_the_registry_under_a_hostile_configuration(project, hostile, tmp_path):
     git(project, "branch", "mine")
     commit_file(other, "notes.md", "hello")
     hostile()
-    first, refused = finished(project, DROPS[1]), finished(project, DROPS[2])
+    first, rejected = finished(project, DROPS[1]), finished(project, DROPS[2])
     git(
         other,
         "-c",
@@ -82,21 +82,21 @@ def test_the_registry_under_a_hostile_configuration(project, hostile, tmp_path):
     assert promote(first).decision == "ready"
     assert promote_ready(project, first.id).version == "v1"
     reasons = ["Camera 3 im Hof: schlechter für Füße", "Csdn: not a trailer"]
-    refuse(refused, reasons)
+    reject(rejected, reasons)
     assert git(bare, "for-each-ref", "--format=%(refname)").split() == [
         "refs/heads/main",
-        *sorted(f"refs/heads/{one.branch}" for one in (first, refused)),
+        *sorted(f"refs/heads/{one.branch}" for one in (first, rejected)),
         "refs/tags/csdn#champion#1",
         "refs/tags/csdn@v1.0.0",
     ]
-    assert told(project) == [("promoted", "v1"), ("refused", None)]
+    assert outcomes(project) == [("promoted", "v1"), ("rejected", None)]
     assert history(project)[-1].reason == "; ".join(reasons)
     assert champion(bare, "main") == champion(project, "main") == "v1"
     assert git(project, "rev-parse", "main") == git(bare, "rev-parse", "main")
     assert git(project, "diff-index", "HEAD") == "" and (project / "notes.md").read_text() == "hello"
 
 
-def test_what_origin_has_not_stays_here(project, hostile, tmp_path):
+def test_local_tags_that_origin_lacks_stay(project, hostile, tmp_path):
     """fetch.prune deleted the versions that were made before there was an origin."""
     assert promote(finished(project, DROPS[1])).version == "v1"
     bare = add_origin(project, tmp_path / "origin.git")
@@ -110,14 +110,14 @@ def test_what_origin_has_not_stays_here(project, hostile, tmp_path):
     assert tags(project) == FIRST and tags(bare) == []
 
 
-def test_a_user_s_words_on_a_remote_do_not_make_one(project, hostile):
+def test_a_remote_without_an_address_is_none(project, hostile):
     hostile()  # it has settings of remote.origin, and no address
     assert "origin" in git(project, "remote").split()
     assert promote(finished(project, DROPS[1])).version == "v1"
 
 
 @pytest.mark.slow
-def test_a_stage_under_a_hostile_configuration_asks_nothing_and_stages_nothing(project, hostile):
+def test_a_stage_under_a_hostile_configuration_neither_asks_nor_stages(project, hostile):
     hostile()
     run_ = begin(project, arrive(DROPS[1]))
     work(run_, by_dvc=True)
@@ -180,7 +180,7 @@ def tomorrow(monkeypatch):
 
 
 @pytest.mark.parametrize("question", [begin, history, rollback])
-def test_a_clone_of_another_owner_gets_git_s_own_words(project, monkeypatch, fault, question):
+def test_a_clone_of_another_owner_gets_git_s_message(project, monkeypatch, fault, question):
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # Git's own tests set it
     arguments = (arrive(),) if question is begin else ()
     with pytest.raises(UserError, match="dubious ownership") as error:
@@ -189,7 +189,7 @@ def test_a_clone_of_another_owner_gets_git_s_own_words(project, monkeypatch, fau
     fault("registry", "the clone belongs to another user", error.value)
 
 
-def test_the_doctor_shows_git_s_own_words(project, monkeypatch, tmp_path):
+def test_the_doctor_shows_git_s_message(project, monkeypatch, tmp_path):
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
     check = next(one for one in doctor.report(project) if one.name == "git")
     assert check.state == "problem"

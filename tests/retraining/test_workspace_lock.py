@@ -1,4 +1,4 @@
-"""One thing at a time works in a workspace, and nobody's call for a look at the data is lost."""
+"""One thing at a time works in a workspace, and no requested scan of the data is lost."""
 
 import multiprocessing
 import os
@@ -6,10 +6,10 @@ import signal
 
 import pytest
 
-from csdn.retraining.lock import WorkspaceLocked, asked, when_asked, workspace_lock
+from csdn.retraining.lock import WorkspaceLocked, scan_on_request, scan_requested, workspace_lock
 
 
-def test_the_second_is_told_who_is_first(tmp_path, fault):
+def test_the_error_names_the_holder_of_the_lock(tmp_path, fault):
     with workspace_lock(tmp_path, "retraining run 20261121-0a1b2c3d"):
         busy = rf"retraining run 2026.*process {os.getpid()}, since 20"
         with pytest.raises(WorkspaceLocked, match=busy) as error, workspace_lock(tmp_path, "csdn promote"):
@@ -26,7 +26,7 @@ def hold(folder, held):
         signal.pause()
 
 
-def test_a_killed_holder_holds_no_longer(tmp_path):
+def test_the_lock_of_a_killed_holder_is_released(tmp_path):
     held = multiprocessing.get_context("spawn").Event()
     process = multiprocessing.get_context("spawn").Process(target=hold, args=(tmp_path, held))
     process.start()
@@ -39,46 +39,46 @@ def test_a_killed_holder_holds_no_longer(tmp_path):
         pass
 
 
-def test_a_look_that_is_asked_for_meanwhile_is_had(tmp_path):
-    looks = []
+def test_a_scan_that_is_requested_meanwhile_is_run(tmp_path):
+    scans = []
 
-    def look():
-        looks.append("look")
-        if len(looks) == 1:
+    def scan():
+        scans.append("scan")
+        if len(scans) == 1:
             with pytest.raises(WorkspaceLocked):
-                when_asked(tmp_path, "a trigger", lambda: looks.append("never"))
+                scan_on_request(tmp_path, "csdn retrain", lambda: scans.append("never"))
 
-    when_asked(tmp_path, "a trigger", look)
-    assert looks == ["look", "look"] and not asked(tmp_path)
+    scan_on_request(tmp_path, "csdn retrain", scan)
+    assert scans == ["scan", "scan"] and not scan_requested(tmp_path)
 
 
-def test_a_trigger_that_comes_while_the_lock_is_let_go_is_heard(tmp_path, monkeypatch):
-    """The holder asks once more when it has let go: a mark that came after its last look is there."""
+def test_a_request_that_comes_while_the_lock_is_released_is_served(tmp_path, monkeypatch):
+    """The holder checks once more after the release: a request may have come after its last scan."""
     from csdn.retraining import lock
 
-    looks, take = [], lock._take
+    scans, remove = [], lock._remove
 
-    def taken_and_asked_at_the_last_moment(mark):
-        found = take(mark)
-        if not found and len(looks) == 1:
-            mark.touch()
+    def removed_and_requested_at_the_last_moment(request):
+        found = remove(request)
+        if not found and len(scans) == 1:
+            request.touch()
         return found
 
-    monkeypatch.setattr(lock, "_take", taken_and_asked_at_the_last_moment)
-    when_asked(tmp_path, "a trigger", lambda: looks.append("look"))
-    assert looks == ["look", "look"]
+    monkeypatch.setattr(lock, "_remove", removed_and_requested_at_the_last_moment)
+    scan_on_request(tmp_path, "csdn retrain", lambda: scans.append("scan"))
+    assert scans == ["scan", "scan"]
 
 
-def test_a_busy_workspace_keeps_the_mark_for_who_comes_next(tmp_path):
+def test_a_locked_workspace_keeps_the_request_for_the_next_scan(tmp_path):
     with workspace_lock(tmp_path, "csdn promote"), pytest.raises(WorkspaceLocked):
-        when_asked(tmp_path, "a trigger", lambda: None)
-    assert asked(tmp_path)
+        scan_on_request(tmp_path, "csdn retrain", lambda: None)
+    assert scan_requested(tmp_path)
 
 
-def test_a_look_that_fails_is_no_reason_to_look_for_ever(tmp_path):
+def test_a_scan_that_fails_is_not_repeated_for_ever(tmp_path):
     def fails():
         raise ValueError("no")
 
     with pytest.raises(ValueError):
-        when_asked(tmp_path, "a trigger", fails)
-    assert not asked(tmp_path)
+        scan_on_request(tmp_path, "csdn retrain", fails)
+    assert not scan_requested(tmp_path)

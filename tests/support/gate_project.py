@@ -21,16 +21,16 @@ ROOT = Path(__file__).parents[2]
 
 
 class GateProject:
-    """Some of the people are test people; newcomer and champion are networks drawn from two seeds."""
+    """Some of the people are test people; candidate and champion are networks drawn from two seeds."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.ingested, self.test_percent = root, Project(root), 60
 
     def make(self, people: int = 20) -> GateProject:
-        """A newcomer, and no champion."""
+        """A candidate, and no champion."""
         self.ingested.add(make_drop(self.root / "drop", people_named(people)))
         self.ingest()
-        self.newcomer(seed=1)
+        self.candidate(seed=1)
         write_champion(ChampionFile(champion=None, start=None), self.root)
         return self
 
@@ -42,7 +42,7 @@ class GateProject:
         self.test_percent = test_percent
         self.ingested.ingest(test_percent=test_percent, **settings)
 
-    def newcomer(self, seed: int, **config) -> None:
+    def candidate(self, seed: int, **config) -> None:
         self._save(self.root / "models/embedding", seed, **config)
 
     def champion(self, seed: int, **config) -> None:

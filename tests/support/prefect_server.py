@@ -1,4 +1,4 @@
-"""A Prefect server with a work pool and a worker on loopback, as tests ask and watch it."""
+"""A Prefect server with a work pool and a worker on loopback, as tests use it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flows.local_server import ENDED, LocalServer
+from flows.demo import ENDED, LocalServer
 
-# Between two questions: answering them takes the cores of what is waited for.
+# Between two polls, whose responses take cores from what is waited for.
 PATIENCE_SECONDS = 600.0  # a machine that runs tests has much else to do
 POLL_SECONDS, LONGEST_POLL_SECONDS = 0.2, 2.0
-# How soon a run asks again for the place of the one before it; by default after 30 s.
+# How soon a queued run checks whether the one before it has ended; by default 30 s.
 SLOT_WAIT = "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS"
 
 
@@ -28,7 +28,7 @@ class Prefect(LocalServer):
 
     def api(self, path: str, **body: Any) -> Any:
         """POST to the API (GET without a body); returns its answer."""
-        return self.ask(path, body or None)
+        return self.request(path, body or None)
 
     def flow_run(self, identifier: str) -> dict[str, Any]:
         return self.api(f"flow_runs/{identifier}")
@@ -74,7 +74,7 @@ class Prefect(LocalServer):
 
 
 def wait_until(condition: Any, what: str, seconds: float = PATIENCE_SECONDS) -> None:
-    """Ask until it holds; fails after so many seconds."""
+    """Poll until the condition holds; fails after `seconds`."""
     began = time.monotonic()
     while not condition():
         waited = time.monotonic() - began

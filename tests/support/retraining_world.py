@@ -16,7 +16,7 @@ from workspace import run
 
 from csdn.ingest.ledger import Drop, read_ledger, write_ledger
 from csdn.training.champion import Champion, read_champion
-from flows.looks import RETRAIN
+from flows.pipeline import RETRAIN
 
 LANDING, REMOTE = f"s3://{BUCKET}/landing", f"s3://{BUCKET}/dvc"
 EVENT = "csdn.camera-data"
@@ -60,7 +60,7 @@ class World:
         return [one for one in self.prefect.runs_of("retrain") if one["auto_scheduled"]]
 
     @contextmanager
-    def a_look_every(self, seconds: int) -> Iterator[None]:
+    def scan_every(self, seconds: int) -> Iterator[None]:
         """The clock starts retrainings in the block, and none after it."""
         schedule = ("deployment", "schedule")
         self.prefect.run(self.project, *schedule, "create", RETRAIN, "--interval", str(seconds))
@@ -94,7 +94,7 @@ class World:
         return git(self.origin, "rev-parse", "main").strip()
 
     def news(self) -> dict[str, Any]:
-        """What the webhook was told last."""
+        """The webhook's last notification."""
         return self.webhook.got[-1][1]
 
     def ledger_of(self, branch: str) -> list[Drop]:

@@ -1,10 +1,16 @@
-"""Who may be asked: nobody whom a model has seen, by name or by an image."""
+"""Identities that a model has seen, by name or by an image, are excluded from the comparison."""
 
 import pyarrow as pa
 import pytest
 
 from csdn.data.catalog import PEOPLE_SCHEMA, SAMPLES_SCHEMA, Dataset
-from csdn.retraining.gate_run import SeenData, all_images, exclude_seen_identities, trained_on, without_drops
+from csdn.retraining.gate_run import (
+    SeenData,
+    exclude_seen_identities,
+    seen_in_training,
+    unique_images,
+    without_drops,
+)
 
 
 def dataset(*images):
@@ -42,11 +48,11 @@ def dataset(*images):
     return Dataset(pa.Table.from_pylist(samples, SAMPLES_SCHEMA), pa.Table.from_pylist(people, PEOPLE_SCHEMA))
 
 
-def asked(data, trained, person=lambda name: name):
-    return exclude_seen_identities(data, trained, person).samples["path"].to_pylist()
+def unseen(data, seen, person=lambda name: name):
+    return exclude_seen_identities(data, seen, person).samples["path"].to_pylist()
 
 
-NOBODY = SeenData(frozenset(), pa.chunked_array([], pa.string()))
+NOTHING = SeenData(frozenset(), pa.chunked_array([], pa.string()))
 DATA = dataset(
     ("ana", "test", "v1", "d"),
     ("ana", "test", "i1", "d"),
@@ -56,20 +62,20 @@ DATA = dataset(
 
 
 @pytest.mark.parametrize(
-    "trained, alias, left",
+    "seen, alias, left",
     [
-        (NOBODY, {}, ["v1", "i1", "v2"]),
-        (trained_on(["ana"], dataset()), {}, ["v2"]),
-        (trained_on(["anna"], dataset()), {}, ["v1", "i1", "v2"]),
-        (trained_on(["anna"], dataset()), {"anna": "ana"}, ["v2"]),  # the alias came after the training
-        (trained_on(["ana"], dataset()), {"ana": "anna"}, ["v2"]),  # then's data, today's name
-        (trained_on([], dataset(("x", "train", "i1", "d"))), {}, ["v2"]),  # all images of her, by one
-        (trained_on([], dataset(("x", "test", "i1", "d"))), {}, ["v1", "i1", "v2"]),
-        (trained_on(["ana"], dataset()) | trained_on(["bo"], dataset()), {}, []),
+        (NOTHING, {}, ["v1", "i1", "v2"]),
+        (seen_in_training(["ana"], dataset()), {}, ["v2"]),
+        (seen_in_training(["anna"], dataset()), {}, ["v1", "i1", "v2"]),
+        (seen_in_training(["anna"], dataset()), {"anna": "ana"}, ["v2"]),  # the alias came after the training
+        (seen_in_training(["ana"], dataset()), {"ana": "anna"}, ["v2"]),  # then's data, today's name
+        (seen_in_training([], dataset(("x", "train", "i1", "d"))), {}, ["v2"]),  # all images of her, by one
+        (seen_in_training([], dataset(("x", "test", "i1", "d"))), {}, ["v1", "i1", "v2"]),
+        (seen_in_training(["ana"], dataset()) | seen_in_training(["bo"], dataset()), {}, []),
     ],
 )
-def test_nobody_whom_a_model_has_seen_is_asked(trained, alias, left):
-    assert asked(DATA, trained, lambda name: alias.get(name, name)) == left
+def test_people_whom_a_model_has_seen_are_excluded(seen, alias, left):
+    assert unseen(DATA, seen, lambda name: alias.get(name, name)) == left
 
 
 def test_drops_are_left_out_by_id():
@@ -77,9 +83,9 @@ def test_drops_are_left_out_by_id():
     assert without_drops(DATA, []).samples == DATA.samples
 
 
-def test_all_images_are_those_of_both_each_once_where_the_first_has_it():
+def test_unique_images_have_each_image_once():
     other = dataset(("bo", "test", "v2", "e"), ("new", "test", "i9", "f"), ("ana", "test", "v1", "d"))
-    table, (first, second) = all_images([DATA, other])
+    table, (first, second) = unique_images([DATA, other])
     assert table.path.tolist() == ["v1", "i1", "v2", "i9"]
     assert table.offset.tolist() == [0, 1, 2, 1]
     assert (first.tolist(), second.tolist()) == ([0, 1, 2], [2, 3, 0])
@@ -93,10 +99,10 @@ def test_the_same_bytes_in_the_other_modality_are_another_image():
         ),
         images.people,
     )
-    assert len(all_images([images, other])[0]) == 2
+    assert len(unique_images([images, other])[0]) == 2
 
 
 def test_images_that_a_benchmark_has_twice_are_embedded_once():
     twice = dataset(("ana", "test", "v1", "d"), ("ana", "test", "v1", "d"))
-    table, (rows,) = all_images([twice])
+    table, (rows,) = unique_images([twice])
     assert (len(table), rows.tolist()) == (1, [0, 0])

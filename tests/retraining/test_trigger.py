@@ -11,7 +11,7 @@ from csdn.ingest.identities import SplitRule
 from csdn.ingest.ledger import Drop
 from csdn.ingest.sync import open_drop
 from csdn.params import RetrainParams
-from csdn.retraining.trigger import Arrivals, arrivals, decide
+from csdn.retraining.trigger import Arrivals, count_arrivals, should_retrain
 from csdn.runtime.errors import UserError
 
 THRESHOLDS = RetrainParams(images=100, people=5, days=30)
@@ -46,13 +46,13 @@ IDENTITY = SplitRule("csdn", 40, {"bobby": "bo"})
 )
 def test_one_threshold_is_enough(images, people, days, retrain, why):
     today = CHOSEN + datetime.timedelta(days=days)
-    decision = decide(Arrivals(images, people), CHOSEN, today, THRESHOLDS)
-    assert (decision.retrain, decision.why) == (retrain, why)
+    decision = should_retrain(Arrivals(images, people), CHOSEN, today, THRESHOLDS)
+    assert decision == (retrain, why)
 
 
 def test_without_a_champion_any_image_is_enough():
-    decision = decide(Arrivals(1, 1), None, NEXT_DAY, THRESHOLDS)
-    assert decision.retrain and decision.why == "1 new person, 1 image; there is no champion yet"
+    decision = should_retrain(Arrivals(1, 1), None, NEXT_DAY, THRESHOLDS)
+    assert decision == (True, "1 new person, 1 image; there is no champion yet")
 
 
 def drop_at(folder, *people) -> Drop:
@@ -61,19 +61,19 @@ def drop_at(folder, *people) -> Drop:
 
 def test_people_are_counted_once_by_whatever_name_and_known_ones_not_at_all(tmp_path):
     first, second = drop_at(tmp_path / "a", "Ana", "Bo"), drop_at(tmp_path / "b", "BO", "Bobby", "Cy")
-    new = arrivals([first, second], people={"ana"}, identity=IDENTITY)
+    new = count_arrivals([first, second], people={"ana"}, rule=IDENTITY)
     assert new == Arrivals(30, 2) and str(new) == "2 new people, 30 images"
-    assert arrivals([second], people={"ana", "bo"}, identity=IDENTITY) == Arrivals(18, 1)
-    assert arrivals([], (), IDENTITY) == Arrivals(0, 0)
+    assert count_arrivals([second], people={"ana", "bo"}, rule=IDENTITY) == Arrivals(18, 1)
+    assert count_arrivals([], (), IDENTITY) == Arrivals(0, 0)
 
 
-def test_a_person_without_a_label_is_an_image_and_nobody(tmp_path):
+def test_an_image_without_a_label_counts_as_an_image_alone(tmp_path):
     write(tmp_path / "a/visible/north/stranger.jpg", b"x")
     write(tmp_path / "a/_SUCCESS", b"")
     drop = open_drop(str(tmp_path / "a"), "cameras")[0]
-    assert arrivals([drop], (), IDENTITY) == Arrivals(1, 0)
+    assert count_arrivals([drop], (), IDENTITY) == Arrivals(1, 0)
 
 
 def test_a_new_drop_that_is_gone_is_an_error(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
-        arrivals([Drop("a" * 64, str(tmp_path / "gone"), "cameras")], (), IDENTITY)
+        count_arrivals([Drop("a" * 64, str(tmp_path / "gone"), "cameras")], (), IDENTITY)

@@ -1,0 +1,133 @@
+"""What a person sees of a run: progress bars and artifacts on its page in Prefect, and webhook notifications.
+
+No run fails because something could not be shown or sent.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from logging import Logger, LoggerAdapter
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect import Flow, State, get_run_logger
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
+from prefect.blocks.system import Secret
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.logging import get_logger
+from prefect.utilities.urls import url_for
+
+from csdn.params import load_params
+from csdn.report.page import published_at
+from csdn.retraining.notify import Notification, cmc_picture, data_page, gate_page, headline_page, notify
+from csdn.training.champion import Champion
+
+WEBHOOK_BLOCK = "csdn-webhook"  # the Secret block with the webhook's address
+# As in "embedding: 120/1000 steps, 845 images/s, 50 s left  loss 7.042" (csdn.runtime.console).
+_PROGRESS = re.compile(r"(?P<phase>\S.*?): (?P<done>\d+)/(?P<total>\d+) (?P<rest>.*)")
+
+
+class LogWithProgress:
+    """Called with each line of a stage: logs it, and shows the stage's progress as a bar.
+
+    The bar is created at the first line with progress, so stages that end at once have none.
+    """
+
+    def __init__(self, stage: str, logger: Logger | LoggerAdapter) -> None:
+        self.stage, self.logger = stage, logger
+        self.bar = None
+
+    def __call__(self, line: str) -> None:
+        self.logger.info(line)
+        found = _PROGRESS.fullmatch(line)
+        if found and int(found["total"]):
+            self._show(100 * int(found["done"]) / int(found["total"]), line)
+
+    def end(self) -> None:
+        """Fill the bar: the stage has succeeded."""
+        if self.bar is not None:
+            self._show(100.0, f"{self.stage}: done")
+
+    def _show(self, percent: float, line: str) -> None:
+        with _warn_on_failure("progress"):
+            if self.bar is None:
+                self.bar = create_progress_artifact(percent, key=f"progress-{self.stage}", description=line)
+            else:
+                update_progress_artifact(self.bar, percent, description=line)
+
+
+def show_data(folder: Path) -> None:
+    """The summary of ingest, shown as soon as ingest has ended."""
+    with _warn_on_failure("the data"):
+        text = data_page(_read(folder / "metrics/ingest.json"))
+        create_markdown_artifact(text, key="data", description="What was ingested")
+
+
+def show_figures(folder: Path, champion: Champion | None) -> None:
+    """The figures with their differences to the champion's, the CMC curves, and a link to the report."""
+    with _warn_on_failure("the figures"):
+        figures = headline_page(_read(folder / "metrics/headline.json"), champion)
+        # The curves are embedded here: below an image artifact Prefect prints its address, which is a data:
+        # URI.
+        picture = f"![CMC]({cmc_picture(folder / 'evaluation/cmc.csv')})"
+        create_markdown_artifact(f"{figures}\n\n{picture}", key="figures", description="On the test people")
+    with _warn_on_failure("the report"):
+        page = (folder / "report/index.html").absolute()
+        store = load_params(folder / "params.yaml").report.store
+        address = published_at(page, store) if store else page.as_uri()
+        create_link_artifact(address, key="report", link_text=address, description="The whole report")
+
+
+def show_gate(folder: Path) -> None:
+    """The gate's decision and its reasons."""
+    with _warn_on_failure("the gate's decision"):
+        text = gate_page(_read(folder / "metrics/gate.json"))
+        create_markdown_artifact(text, key="gate", description="The gate's decision")
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def _warn_on_failure(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        get_run_logger().warning("%s could not be shown: %s", what, error)
+
+
+def send(notification: Notification, flow_run: UUID | str) -> None:
+    """Send a notification with a link to the flow run's page; a failure is logged as a warning.
+
+    The webhook's address comes from the Secret block csdn-webhook, or else from CSDN_WEBHOOK.
+    """
+    link = url_for("flow-run", obj_id=flow_run)
+    problem = notify(replace(notification, link=link), _webhook_address())
+    if problem:
+        get_logger("flows.observability").warning(problem)
+
+
+def send_failure(flow: Flow, flow_run: FlowRun, state: State) -> None:
+    """Prefect's hook for a flow that failed or crashed: send a notification with the reason."""
+    with get_client(sync_client=True) as client:
+        name = client.read_flow_run(flow_run.id).name  # it may have been renamed since the run began
+    send(Notification("failed", name, reasons=(state.message or state.name,)), flow_run.id)
+
+
+def _webhook_address() -> str | None:
+    try:
+        return Secret.load(WEBHOOK_BLOCK, _sync=True).get()
+    except Exception:  # the block does not exist, or the server does not respond
+        return None

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from csdn.cli.ending import show, show_unless_asked_later
 from csdn.cli.main import app
 from csdn.evaluation.headline import headline, one_line
-from csdn.runtime.console import note_time
+from csdn.runtime.console import record_time
 from csdn.runtime.errors import UserError
 
 DIRECTIONS = ("infrared_to_visible", "visible_to_infrared")
@@ -37,8 +37,8 @@ def project(tmp_path, monkeypatch):
 
 
 def test_it_shows_figures_against_clip_and_chance_the_times_and_the_report(project, capsys):
-    note_time("embedding", 73.4)
-    note_time("ingest", 1.23)
+    record_time("embedding", 73.4)
+    record_time("ingest", 1.23)
     show()
     text = capsys.readouterr().out
     assert text.count("23.09 ± 1.25") == 2 * 3 * 4

@@ -13,8 +13,6 @@ import pytest
 from rich.console import Console
 
 from csdn.runtime import console
-from csdn.runtime import console as lines
-from csdn.runtime import console as terminal
 from csdn.runtime.console import TIMES, Phase, read_times
 
 
@@ -27,9 +25,9 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that goes on by a second whenever somebody looks at it."""
+    """A clock that advances by a second at each reading."""
     seconds = iter(range(100_000))
-    monkeypatch.setattr(lines.time, "monotonic", lambda: float(next(seconds)))
+    monkeypatch.setattr(console.time, "monotonic", lambda: float(next(seconds)))
 
 
 def test_quick_work_shows_its_result(capsys):
@@ -65,12 +63,12 @@ def test_a_stopped_phase_says_how_far_it_came(capsys):
 
 
 def test_rate_and_time_left_do_not_count_what_a_resumed_run_found_done(monkeypatch):
-    work = Phase("embedding", "embedding", "steps", images=48, began=0)
+    work = Phase("embedding", "embedding", "steps", images=48, started=0)
     for now, done in ((10, 500), (12, 504)):
-        monkeypatch.setattr(lines.time, "monotonic", lambda now=now: now)
+        monkeypatch.setattr(console.time, "monotonic", lambda now=now: now)
         work.update(done, 1000)
     assert (work.rate, work.images_per_second, work.seconds_left) == (2, 96, 248)
-    assert (work.speed(), work.left()) == ("96 images/s", "4:08 left")
+    assert (work.speed_text(), work.left_text()) == ("96 images/s", "4:08 left")
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
@@ -95,7 +93,7 @@ def test_a_note_is_shown_at_once_even_before_anything_is_done(capsys, monkeypatc
 
 def test_a_note_in_a_terminal_stays_above_the_live_line():
     shown = io.StringIO()
-    view = terminal.Terminal()
+    view = console.Terminal()
     view.console = Console(file=shown, force_terminal=True, width=60, highlight=False)
     work = Phase("embedding", "training", "steps", done=3, total=10)
     view.start(work)
@@ -159,7 +157,7 @@ def test_no_line_is_wider_than_the_terminal(width):
     screen = Console(width=width, force_terminal=True, color_system=None)
     with screen.capture() as capture:
         for work in (LONG, Phase("s", "embedding", "steps")):
-            screen.print(terminal.LiveLine(work))
+            screen.print(console.LiveLine(work))
     shown = capture.get().splitlines()
     assert len(shown) == 2
     assert all(len(line) < width for line in shown)
@@ -167,7 +165,7 @@ def test_no_line_is_wider_than_the_terminal(width):
 
 
 PHASES = """
-from csdn.console import stage
+from csdn.runtime.console import stage
 with stage("prompts") as progress:
     for phase, unit in (("embed", "images"), ("prompts", "steps")):
         with progress(phase, unit, images=1) as report:

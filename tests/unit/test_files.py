@@ -69,7 +69,7 @@ def test_no_stage_s_time_is_lost_where_several_end_at_once(tmp_path, monkeypatch
 
     monkeypatch.setattr(times, "read_times", slowly)
     with ThreadPoolExecutor(6) as threads:
-        list(threads.map(lambda n: times.note_time(f"stage {n}", n), range(6)))
+        list(threads.map(lambda n: times.record_time(f"stage {n}", n), range(6)))
     assert before() == {f"stage {n}": n for n in range(6)}
 
 

@@ -37,4 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, "ingest", lower="ingest.max_pixels")
+    run_stage(main, "ingest", reduce="ingest.max_pixels")

@@ -26,4 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, "report", lower="report.queries")
+    run_stage(main, "report", reduce="report.queries")

@@ -11,7 +11,7 @@ def main() -> None:
         with gc_paused():
             from csdn.ingest.ledger import read_ledger
             from csdn.ingest.run import ingest
-            from csdn.ingest.summary import summary_lines
+            from csdn.ingest.counts import summary_lines
             from csdn.params import load_params
             from csdn.runtime.sanitize import escape_control_chars
 

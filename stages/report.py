@@ -7,7 +7,7 @@ from csdn.runtime.process import gc_paused, run_stage
 
 def main() -> None:
     # Imported here, once a killed DVC would take this process along: they take seconds.
-    from csdn.cli.ending import show_unless_asked_later
+    from csdn.cli.summary import show_unless_deferred
     from csdn.runtime.console import stage
 
     with stage("report"):
@@ -22,7 +22,7 @@ def main() -> None:
             from csdn.report.page import publish  # it brings a client, which few need
 
             print(f"report: a copy is at {publish(page, params.report.store)}")
-    show_unless_asked_later()
+    show_unless_deferred()
 
 
 if __name__ == "__main__":

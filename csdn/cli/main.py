@@ -92,7 +92,7 @@ def report() -> None:
 @app.command(rich_help_panel=PIPELINE)
 def summary() -> None:
     """Show again how the last run ended: its figures, how long it took, where the report is."""
-    from csdn.cli.ending import show
+    from csdn.cli.summary import show
 
     show()
 

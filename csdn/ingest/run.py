@@ -34,7 +34,7 @@ from csdn.ingest.listing import (
 )
 from csdn.ingest.merge import HeldDrop, IndexedDrop, bad_files, merge
 from csdn.ingest.pack import PackedShard, Packer, packed_shards
-from csdn.ingest.summary import summary
+from csdn.ingest.counts import summary
 from csdn.runtime.errors import UserError
 from csdn.runtime.files import remove_temp, write_json
 from csdn.runtime.process import available_cores

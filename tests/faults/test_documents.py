@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csdn.cli import ending
+from csdn.cli import summary
 from csdn.cli import main as cli
 from csdn.cli.benchmarks import show_average
 from csdn.cli.data import drops as list_drops
@@ -107,7 +107,7 @@ DOORS = {
     "what the report reads": read_for_report,
     "the facts of a table": facts_door,
     "csdn average": lambda path: show_average([path]),
-    "csdn summary": in_place("metrics/evaluation.json", lambda folder: ending.show()),
+    "csdn summary": in_place("metrics/evaluation.json", lambda folder: summary.show()),
     "csdn drops": in_place("metrics/ingest.json", lambda folder: list_drops()),
     "what the gate decided": in_place(
         "metrics/gate.json",
@@ -253,10 +253,10 @@ def test_texts_are_yaml_or_a_mistake(content):
     [
         (["drops"], "data/drops.json", HOSTILE_JSON["lists a hundred thousand deep"][0]),
         (["sync"], "params.yaml", HOSTILE_YAML["no UTF-8"][0]),
-        (["use", "demo"], "params.yaml", HOSTILE_YAML["a key twice"][0]),
-        (["figures"], "metrics/evaluation.json", HOSTILE_JSON["mappings a hundred thousand deep"][0]),
+        (["preset", "demo"], "params.yaml", HOSTILE_YAML["a key twice"][0]),
+        (["summary"], "metrics/evaluation.json", HOSTILE_JSON["mappings a hundred thousand deep"][0]),
         (["average", "--out", "x", "params.yaml"], "params.yaml", HOSTILE_YAML["a bomb of aliases"][0]),
-        (["champion"], "champion.json", HOSTILE_JSON["an integer of 5000 digits"][0]),
+        (["fetch-champion"], "champion.json", HOSTILE_JSON["an integer of 5000 digits"][0]),
         (["fetch-clip"], "params.yaml", HOSTILE_YAML["mappings a hundred thousand deep"][0]),
         (["gate"], "params.yaml", HOSTILE_YAML["two documents"][0]),
         (["retrain", "--set", "embedding.epochs=" + "{a: " * 5000], "params.yaml", b""),
@@ -352,7 +352,7 @@ for _ in range(2000):
         ({"embedding": DEEP}, "nested"),
         ({"model.clip": "a\0b"}, "model.clip"),
         ({"model.clip": {1, 2}}, "set"),
-        ({"embedding.peple": 8}, "the nearest is people;"),
+        ({"embedding.identities_per_bach": 8}, "the nearest is identities_per_batch;"),
         ({"embedding.epochs": "x" * 10_000}, "embedding.epochs = 'xxx"),
     ],
 )

@@ -24,7 +24,7 @@ from csdn.ingest.pack import NO_LABEL
 from csdn.ingest.sources import open_source
 from csdn.ingest.sources.cameras import CameraSource, read_manifest
 from csdn.ingest.sources.tree import open_tree
-from csdn.ingest.summary import summary_lines
+from csdn.ingest.counts import summary_lines
 from csdn.ingest.sync import open_drop
 from csdn.runtime.documents import read_text
 from csdn.runtime.errors import UserError

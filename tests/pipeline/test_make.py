@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SET_BY_MAKE = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHON", "CSDN_ENDING")
+SET_BY_MAKE = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHON", "CSDN_SUMMARY")
 INPUTS = ("pyproject.toml", "constraints.txt")
 
 
@@ -72,21 +72,21 @@ def installed(project):
     for name, then in (("dvc", "test ! -e broken"), ("csdn", "true")):
         program = project / ".venv/bin" / name
         program.parent.mkdir(exist_ok=True)
-        program.write_text(f"#!/bin/sh\necho {name} $1 ending=$CSDN_ENDING\n{then}\n")
+        program.write_text(f"#!/bin/sh\necho {name} $1 summary=$CSDN_SUMMARY\n{then}\n")
         program.chmod(0o755)
     return project
 
 
 def test_demo_runs_what_is_out_of_date_and_shows_one_ending(installed):
     done = make(installed, "demo")
-    assert done.stdout.splitlines() == ["dvc repro ending=later", "csdn summary ending="]
+    assert done.stdout.splitlines() == ["dvc repro summary=later", "csdn summary summary="]
     assert done.returncode == 0
 
 
 def test_a_demo_that_fails_shows_no_figures_and_fails(installed):
     (installed / "broken").touch()
     done = make(installed, "demo")
-    assert done.stdout.splitlines() == ["dvc repro ending=later"]
+    assert done.stdout.splitlines() == ["dvc repro summary=later"]
     assert done.returncode != 0
 
 

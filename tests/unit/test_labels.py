@@ -25,7 +25,7 @@ from csdn.evaluation.protocols import excluded_pairs
 from csdn.evaluation.run import prepare
 from csdn.ingest.identities import SplitRule, read_aliases
 from csdn.ingest.sources import open_source
-from csdn.ingest.summary import summary_lines
+from csdn.ingest.counts import summary_lines
 from csdn.runtime.errors import UserError
 
 TWELVE = [

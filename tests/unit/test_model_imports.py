@@ -88,7 +88,7 @@ def test_training_from_shipped_weights_waits_neither_for_open_clip_nor_for_torch
 @pytest.mark.parametrize(
     "modules",
     [
-        "csdn.cli.ending, csdn.report.page",
+        "csdn.cli.summary, csdn.report.page",
         "csdn.cluster.ray_data, csdn.cluster.ray_data, csdn.cluster.ingest",
     ],
     ids=["report", "tasks of Ray Data"],

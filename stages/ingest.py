@@ -9,9 +9,9 @@ def main() -> None:
 
     with stage("ingest") as progress:
         with gc_paused():
+            from csdn.ingest.counts import summary_lines
             from csdn.ingest.ledger import read_ledger
             from csdn.ingest.run import ingest
-            from csdn.ingest.counts import summary_lines
             from csdn.params import load_params
             from csdn.runtime.sanitize import escape_control_chars
 

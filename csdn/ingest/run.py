@@ -18,6 +18,7 @@ import pyarrow as pa
 from csdn.data.catalog import INDEX_SCHEMA, REFUSED_SCHEMA, read_facts, read_table, table_of, write_table
 from csdn.data.shards import Verified
 from csdn.data.state import open_state
+from csdn.ingest.counts import summary
 from csdn.ingest.grey16 import facts_of_cameras
 from csdn.ingest.identities import SplitRule, read_aliases
 from csdn.ingest.ledger import SHORT, Drop, Status
@@ -34,7 +35,6 @@ from csdn.ingest.listing import (
 )
 from csdn.ingest.merge import HeldDrop, IndexedDrop, bad_files, merge
 from csdn.ingest.pack import PackedShard, Packer, packed_shards
-from csdn.ingest.counts import summary
 from csdn.runtime.errors import UserError
 from csdn.runtime.files import remove_temp, write_json
 from csdn.runtime.process import available_cores

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csdn.cli import summary
 from csdn.cli import main as cli
+from csdn.cli import summary
 from csdn.cli.benchmarks import show_average
 from csdn.cli.data import drops as list_drops
 from csdn.cli.presets import set_value

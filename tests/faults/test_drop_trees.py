@@ -19,12 +19,12 @@ from make_images import Project, encoded, jpeg, make_drop, people_named, pixels,
 from memory_store import memory_tree
 from test_drops import csdn
 
+from csdn.ingest.counts import summary_lines
 from csdn.ingest.ledger import Drop, change_ledger, read_ledger, write_ledger
 from csdn.ingest.pack import NO_LABEL
 from csdn.ingest.sources import open_source
 from csdn.ingest.sources.cameras import CameraSource, read_manifest
 from csdn.ingest.sources.tree import open_tree
-from csdn.ingest.counts import summary_lines
 from csdn.ingest.sync import open_drop
 from csdn.runtime.documents import read_text
 from csdn.runtime.errors import UserError

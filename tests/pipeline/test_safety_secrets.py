@@ -117,7 +117,7 @@ def test_no_parameter_is_an_address_with_a_key(key, what, address, project, faul
     section, _, name = key.partition(".")
     params[section][name] = [address] if name == "landing" else address
     (project / "params.yaml").write_text(yaml.safe_dump(params))
-    with pytest.raises(UserError, match="a key or password is in it") as error:
+    with pytest.raises(UserError, match="a key or password in it") as error:
         load_params()
     assert "hush" not in str(error.value).lower()
     if address == WITH_A_KEY[0]:

@@ -80,10 +80,8 @@ def test_a_small_benchmark_is_the_demo_under_another_protocol(params_path):
     assert params.evaluation.protocol == "sysu"
 
 
-def test_comments_order_and_a_persons_own_values_stay(params_path):
-    mine = (
-        params_path.read_text().replace("seed: 0 ", "seed: 7 ").replace("landing: []", 'landing: ["s3://in"]')
-    )
+def test_comments_order_and_the_user_s_own_values_stay(params_path):
+    mine = params_path.read_text().replace("seed: 0 ", "seed: 7 ").replace("watch: []", 'watch: ["s3://in"]')
     params_path.write_text(mine)
     presets.apply_preset("cameras", params_path)
     after = params_path.read_text()

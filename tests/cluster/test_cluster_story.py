@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from ray_work import ON_RAY, ask_for_token, nodes_that_train
+from ray_work import ON_RAY, nodes_that_train, require_token
 from repository import make_repository
 from workspace import environment, run
 
@@ -79,7 +79,7 @@ class Repro:
 def cluster(s3_server):
     """It asks for a token; its nodes have the environment of this process, and so the store's keys."""
     with pytest.MonkeyPatch.context() as surroundings:
-        token = ask_for_token()
+        token = require_token()
         from ray.cluster_utils import Cluster
 
         made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})

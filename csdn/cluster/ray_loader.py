@@ -2,8 +2,8 @@
 
 Plan, reading and augmentation are those of csdn.data, so the tensors equal the DataLoader's bit for bit.
 Tasks send uint8 pixels, a sixth of the bytes of the views that the worker makes of them. Each Ray data set is
-a chunk of the plan that begins where the training loop stands: one data set for the whole training would begin
-again at step 0 after a failure.
+a chunk of the plan that begins where the training loop stands: one data set for the whole training would
+begin again at step 0 after a failure.
 """
 
 from __future__ import annotations

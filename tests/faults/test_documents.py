@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from csdn.cli import main as cli
 from csdn.cli import summary
-from csdn.cli.benchmarks import show_average
+from csdn.cli.benchmarks import average_command
 from csdn.cli.data import drops as list_drops
 from csdn.cli.presets import set_value
 from csdn.cli.retraining import retrain
@@ -106,7 +106,7 @@ DOORS = {
     "the ablation's table": ablation.read_table,
     "what the report reads": read_for_report,
     "the facts of a table": facts_door,
-    "csdn average": lambda path: show_average([path]),
+    "csdn average": lambda path: average_command([path]),
     "csdn summary": in_place("metrics/evaluation.json", lambda folder: summary.show()),
     "csdn drops": in_place("metrics/ingest.json", lambda folder: list_drops()),
     "what the gate decided": in_place(

@@ -34,7 +34,7 @@ VARIANTS: Mapping[str, Mapping[str, object]] = {
     "infrared": {"model.integration": "infrared"},
     "sum": {"model.integration": "sum"},
     "concat": {"model.integration": "concat"},
-    "attention": {"model.integration": "attention"},
+    "sii": {"model.integration": "sii"},
     "no-msel": {"embedding.losses.msel": 0.0},
     "no-triplet": {"embedding.losses.triplet": 0.0},
     "hse-visible": {"embedding.losses.hse_infrared": 0.0},
@@ -284,7 +284,7 @@ class _File(_Part):
 # The ablation's table, where one was measured, and what it was measured on.
 
 
-METHOD = "attention"  # the variant that is CSDN
+METHOD = "sii"  # the variant that is CSDN
 DIFFERENCES = {
     "baseline": "no text in stage 2",
     "shared": "one prompt for both modalities",

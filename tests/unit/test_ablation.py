@@ -1,4 +1,4 @@
-"""The ablation: variants are parameters that exist, and the table holds what was measured."""
+"""The ablation: variants change existing parameters, and the table has the measured figures."""
 
 import json
 import shutil
@@ -46,8 +46,8 @@ def test_an_experiment_has_its_seed_and_its_parameters():
     ]
 
 
-def test_an_experiment_takes_along_the_weights_that_git_does_not_have(tmp_path, monkeypatch):
-    """DVC runs what is queued in a copy of what Git has."""
+def test_an_experiment_copies_weights_that_are_not_in_git(tmp_path, monkeypatch):
+    """DVC runs queued experiments in a copy of the files in Git."""
     monkeypatch.chdir(tmp_path)
     subprocess.run(["git", "init", "--quiet"], check=True)
     for name in ("weights/clip.safetensors", "models/known", "models/ignored"):
@@ -74,10 +74,10 @@ def ran(variant, seed, *values, data="0a1b", **changes):
 
 
 def test_the_table_has_mean_and_sample_deviation_over_the_seeds():
-    experiments = [ran("sum", 0, 10, 20, 30, 40), ran("attention", 1, 24, 2, 3, 4)]
-    assert table(lines([*experiments, ran("attention", 0, 20, 2, 3, 4)]))[2:] == [
+    experiments = [ran("sum", 0, 10, 20, 30, 40), ran("sii", 1, 24, 2, 3, 4)]
+    assert table(lines([*experiments, ran("sii", 0, 20, 2, 3, 4)]))[2:] == [
         "| sum | 1 | 10.0 | 20.0 | 30.0 | 40.0 |",
-        "| attention | 2 | 22.0 ± 2.8 | 2.0 ± 0.0 | 3.0 ± 0.0 | 4.0 ± 0.0 |",
+        "| sii | 2 | 22.0 ± 2.8 | 2.0 ± 0.0 | 3.0 ± 0.0 | 4.0 ± 0.0 |",
     ]
 
 
@@ -125,17 +125,17 @@ def test_only_experiments_that_finished_with_figures_are_read_the_newest_of_a_na
     assert read({"experiments": None}) == []
 
 
-def test_a_table_is_read_as_it_was_written(tmp_path):
+def test_a_written_table_is_read_back(tmp_path):
     path = tmp_path / "metrics" / "ablation.json"
     experiments = [ran("sum", 0, 10, 20), ran("sum", 1, 10.3, 20), ran("baseline", 0, 1, 2)]
     written = measured_table("c0ffee", experiments)
     write_table(path, written)
     assert read_table(path) == written
-    assert written.parameters["model.integration"] == "attention"  # the baseline's
+    assert written.parameters["model.integration"] == "sii"  # the baseline's
     assert "scaling.threads" not in written.parameters
 
 
-def test_what_the_project_ships_is_no_table(tmp_path):
+def test_the_shipped_file_is_no_table(tmp_path):
     assert read_table(ROOT / "metrics/ablation.json") is None
     assert read_table(tmp_path / "metrics/ablation.json") is None
 
@@ -153,7 +153,7 @@ def test_experiments_on_other_data_or_parameters_have_no_common_table(other, sai
         measured_table("c0ffee", [ran("sum", 0, 1), other])
 
 
-def test_the_seed_and_what_only_makes_a_run_faster_may_differ():
+def test_the_seed_and_parameters_that_decide_no_result_may_differ():
     changed = {"scaling.threads": 7, "report.queries": 3, "ingest.watch": ["/elsewhere"]}
     table = measured_table("c0ffee", [ran("sum", 0, 1), ran("sum", 1, 3, **changed)])
     assert table.lines[0].figures["ir_to_vis.rank1"][0] == 2.0

@@ -35,7 +35,7 @@ def page_with(project, shown):
 
 def test_a_measured_table_is_shown_with_what_it_was_measured_on(project):
     data = data_hash(project / "data" / "samples.parquet")
-    lines = [Line("baseline", (0, 1, 2), BOTH), Line("attention", (0, 1, 2), BOTH)]
+    lines = [Line("baseline", (0, 1, 2), BOTH), Line("sii", (0, 1, 2), BOTH)]
     page = page_with(project, table(*lines, data=data))
     text = Elements(page).text
     assert "What each part of the method brings" in text

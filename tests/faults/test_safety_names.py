@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from command_line import csdn
 from hostile import CAMERAS
 from hypothesis import given
 from hypothesis import strategies as st
-from make_images import make_drop, people_named, write
-from test_drops import csdn
-from test_ingest_resume import stage_project
+from make_images import make_drop, people_named, stage_project, write
 from workspace import run
 
 import stages.ingest
@@ -136,7 +135,7 @@ def test_the_ledger_is_listed_a_line_a_drop(project, capsys):
 
 def test_sync_and_add_show_an_address_as_it_is_written(project):
     write_ledger([])
-    params = (project.root / "params.yaml").read_text().replace("landing: []", "landing: ['.']")
+    params = (project.root / "params.yaml").read_text().replace("watch: []", "watch: ['.']")
     (project.root / "params.yaml").write_text(params)
     for output in (csdn("sync"), csdn("sync")):
         assert ACTS.findall(output) == []

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from command_line import csdn
 from make_images import Project, jpeg, make_drop, people_named, write
 from safetensors.numpy import save
-from test_drops import csdn
 from workspace import ROOT
 
 from csdn.data.batch import ImageReader
@@ -120,17 +120,17 @@ def test_a_state_takes_its_tensors_from_its_own_folder(tmp_path):
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A project whose landing place is `in`, as the current folder."""
+    """A project whose watched place is `in`, as the current folder."""
     folder = tmp_path / "project"
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["ingest"]["landing"] = ["in"]
+    params["ingest"]["watch"] = ["in"]
     write(folder / "params.yaml", yaml.safe_dump(params).encode())
     monkeypatch.chdir(folder)
     write_ledger([])
     return folder
 
 
-def test_sync_follows_no_link_that_somebody_put_into_the_landing_place(project, fault):
+def test_sync_follows_no_link_that_somebody_put_into_the_watched_place(project, fault):
     private = make_drop(project.parent / "private", ["Ana"])
     make_drop(project / "in/monday", ["Bo"])
     (project / "in/tuesday").symlink_to(private)

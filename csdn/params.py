@@ -280,9 +280,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
 
 def parse_params(raw: Any, source: str = "parameters") -> Params:
     """Validate a mapping as Params; `source` names it in the error."""
-    check_values(
-        raw, source
-    )  # `raw` may not come from csdn.runtime.documents, such as overrides from Prefect
+    check_values(raw, source)  # for values that were not read by csdn.runtime.documents, such as overrides
     try:
         return Params.model_validate(raw)
     except ValidationError as error:

@@ -1,7 +1,7 @@
 """Every reader rejects a pickle without running it, and no code of the project can load one.
 
-Processes of one run (of the loader, of ingest, of Ray) exchange objects as pickles over their own pipes, which
-no other user can write to; that is out of scope here.
+Processes of one run (of the loader, of ingest, of Ray) exchange objects as pickles over their own pipes, to
+which no other user can write; that is out of scope here.
 """
 
 from __future__ import annotations

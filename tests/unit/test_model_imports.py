@@ -89,9 +89,9 @@ def test_training_from_shipped_weights_waits_neither_for_open_clip_nor_for_torch
     "modules",
     [
         "csdn.cli.summary, csdn.report.page",
-        "csdn.cluster.ray_data, csdn.cluster.ray_data, csdn.cluster.ingest",
+        "csdn.cluster.ray_data, csdn.cluster.ingest, csdn.cluster.progress",
     ],
-    ids=["report", "tasks of Ray Data"],
+    ids=["report", "tasks and actors of Ray"],
 )
 def test_who_computes_nothing_with_torch_does_not_load_it(modules):
     program = f"import {modules}, sys; assert 'torch' not in sys.modules"

@@ -20,7 +20,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s%s\n", $$1, $$2}' Makefile
 
 demo: $(INSTALLED) ## Run the pipeline (only what is out of date), then show the figures
-	@CSDN_ENDING=later $(BIN)/dvc repro
+	@CSDN_SUMMARY=later $(BIN)/dvc repro
 	@$(BIN)/csdn summary
 
 prefect-demo: $(INSTALLED) ## Run the pipeline in Prefect, on a server of its own, and show its page

@@ -1,4 +1,9 @@
-"""What pydantic finds wrong with a file, as lines for its author: the key, its value, and what is allowed."""
+"""params.yaml as validated values: read once, then handed down typed.
+
+One section for each stage or concern; dvc.yaml tracks the same sections. A mistake is reported before
+anything runs, with the key, the value and what is allowed. No default and no conversion here changes a
+result: DVC tracks the values in the file.
+"""
 
 from __future__ import annotations
 
@@ -15,75 +20,37 @@ from csdn.runtime.documents import check_values, read_yaml
 from csdn.runtime.errors import UserError
 from csdn.runtime.sanitize import has_credentials
 
-SHOWN = 200  # characters of a wrong value
-
-
-def mistakes(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """A line for each mistake in what was to be a `model`."""
-    return [f"  {_mistake(one, model)}" for one in error.errors()]
-
-
-def _mistake(error: Any, model: type[BaseModel]) -> str:
-    location, kind = error["loc"], error["type"]
-    key = ".".join(map(str, location))
-    if kind == "extra_forbidden":
-        allowed = _model_at(location[:-1], model).model_fields
-        near = "".join(f"the nearest is {one}; " for one in get_close_matches(str(location[-1]), allowed, 1))
-        return f"{key}: unknown key; {near}allowed here: {', '.join(allowed)}"
-    if kind == "missing":
-        return f"{key}: missing"
-    if kind == "model_type" and not location:
-        return "the file is no mapping; expected the keys " + ", ".join(model.model_fields)
-    message = error["msg"].removeprefix("Value error, ")
-    if not location:
-        return message
-    # A credential is what must not be shown; what is wrong with a whole section names its values itself.
-    if kind == "credentials" or isinstance(error["input"], dict):
-        return f"{key}: {message}"
-    given = repr(error["input"])
-    return f"{key} = {given if len(given) <= SHOWN else given[:SHOWN] + '...'}: {message}"
-
-
-def _model_at(location: tuple[Any, ...], model: type[BaseModel]) -> type[BaseModel]:
-    """The model of the section at a place below `model`; it may be one that can be None."""
-    for name in location:
-        annotation = model.model_fields[name].annotation
-        (model,) = (one for one in get_args(annotation) or [annotation] if one is not type(None))
-    return model
-
-
-# `params.yaml` as validated values: read once, handed down typed.
-#
-# Every section is one stage's or one concern's; DVC tracks the same sections (see dvc.yaml). A mistake stops
-# before anything runs, with the key, the value and what is allowed.
+SHOWN_CHARACTERS = 200  # of a wrong value in an error
+MAX_PIXELS = 178_956_970  # Pillow opens no larger image
 
 
 def _no_credentials(address: str) -> str:
     if has_credentials(address):
-        raise PydanticCustomError("credentials", "a key or password is in it; keys belong in the environment")
+        raise PydanticCustomError(
+            "credentials", "it has a key or password in it; keys belong in the environment"
+        )
     return address
 
 
-def _in_a_store(address: str) -> str:
+def _s3_address(address: str) -> str:
     if not re.fullmatch(r"s3://[^/]+(/.*)?", address):
-        raise ValueError("not an address of an object store; it is s3://bucket/prefix")
+        raise ValueError("not an address of an object store; expected s3://bucket/prefix")
     return address
 
 
-def _rising(ends: list[int]) -> list[int]:
+def _black_below_white(ends: list[int]) -> list[int]:
     if ends[0] >= ends[1]:
         raise ValueError("the first value (black) must be below the second (white)")
     return ends
 
 
 Address = Annotated[str, AfterValidator(_no_credentials)]
-StoreAddress = Annotated[str, AfterValidator(_no_credentials), AfterValidator(_in_a_store)]
+StoreAddress = Annotated[str, AfterValidator(_no_credentials), AfterValidator(_s3_address)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Grey16 = Annotated[int, Field(ge=0, le=65535)]
-Grey16Range = Annotated[list[Grey16], Field(min_length=2, max_length=2), AfterValidator(_rising)]
-MOST_PIXELS = 178_956_970  # Pillow opens nothing larger
+Grey16Range = Annotated[list[Grey16], Field(min_length=2, max_length=2), AfterValidator(_black_below_white)]
 
 
 class Section(BaseModel):
@@ -91,21 +58,21 @@ class Section(BaseModel):
 
 
 class DataParams(Section):
-    """Who is a test person, and by which name people are known (csdn.ingest.identities)."""
+    """The split into training and test people, and aliases of labels (csdn.ingest.identities)."""
 
     split_salt: str
     test_percent: Annotated[int, Field(ge=1, le=99)]
     aliases: str
-    trial: Annotated[int, Field(ge=1, le=10)] = 1  # which of RegDB's ten splits
+    trial: Annotated[int, Field(ge=1, le=10)]  # which of RegDB's ten splits
 
 
 class IngestParams(Section):
     watch: list[Address] = []
     store: StoreAddress | None = None
     max_bad_fraction: Fraction
-    max_pixels: Annotated[int, Field(ge=1, le=MOST_PIXELS)]
+    max_pixels: Annotated[int, Field(ge=1, le=MAX_PIXELS)]
     shard_megabytes: Count
-    grey16_range: dict[str, Grey16Range] = {}  # by camera; "*": every other (csdn.ingest.grey16)
+    grey16_range: dict[str, Grey16Range] = {}  # by camera; "*": all others (csdn.ingest.grey16)
 
 
 class ModelParams(Section):
@@ -119,7 +86,7 @@ class ModelParams(Section):
 
 
 class PhaseParams(Section):
-    """One phase of stage 1; the learning rate is `csdn.training.schedules.warmup_cosine`."""
+    """One phase of stage 1; its learning rate follows `csdn.training.schedules.warmup_cosine`."""
 
     epochs: Count
     batch_size: Count
@@ -131,7 +98,7 @@ class PhaseParams(Section):
     lr_update: Literal["epoch", "step"]
 
     @model_validator(mode="after")
-    def _warm_up_ends(self) -> PhaseParams:
+    def _warmup_fits(self) -> PhaseParams:
         if self.warmup_epochs > self.epochs:
             raise ValueError(f"warmup_epochs {self.warmup_epochs} is longer than epochs {self.epochs}")
         return self
@@ -143,19 +110,19 @@ class PromptsParams(Section):
 
 
 class ScheduleParams(Section):
-    """Factor on the learning rates of stage 2 (csdn.training.schedules.lr_multiplier)."""
+    """The multiplier of stage 2's learning rates (csdn.training.schedules.lr_multiplier)."""
 
     kind: Literal["steps", "cosine"]
     lr_update: Literal["epoch", "step"]
     warmup_epochs: Annotated[float, Field(ge=0)]
     warmup_factor: Fraction
     milestones: list[Annotated[float, Field(gt=0)]] = []
-    gamma: Fraction = 0.1
+    gamma: Fraction
 
     @model_validator(mode="after")
     def _milestones_rise(self) -> ScheduleParams:
         if self.milestones != sorted(set(self.milestones)):
-            raise ValueError(f"milestones {self.milestones} must rise, each once")
+            raise ValueError(f"milestones {self.milestones} must increase")
         return self
 
 
@@ -180,7 +147,7 @@ class EmbeddingParams(Section):
 
 
 class WarmParams(Section):
-    """Training from a champion: these replace the section embedding's (csdn.training.warm_start)."""
+    """Training from the champion: these replace values of `embedding` (csdn.training.warm_start)."""
 
     prompts: Literal["new", "all"]
     epochs: Count
@@ -189,7 +156,7 @@ class WarmParams(Section):
 
 
 class TrainingParams(Section):
-    """How stage 2 computes, on any machine."""
+    """The precision of stage 2's matrix products."""
 
     precision: Literal["float32", "tf32", "bf16"]
 
@@ -203,25 +170,25 @@ class EvaluationParams(Section):
     batch_size: Count
 
     @model_validator(mode="after")
-    def _options_are_the_protocols(self) -> EvaluationParams:
+    def _options_fit_the_protocol(self) -> EvaluationParams:
         for name in ("mode", "shots"):
             if getattr(self, name) is not None and not self.protocol.startswith("sysu"):
                 raise ValueError(f"{name} is for sysu and sysu_official; leave it empty for {self.protocol}")
         if self.protocol == "regdb" and self.trials != 1:
             raise ValueError(
-                "trials must be 1: regdb draws nothing; its ten trials are ten models (data.trial)"
+                "trials must be 1: regdb draws no galleries; its ten trials are ten models (data.trial)"
             )
         if self.protocol == "sysu_official" and self.trials > 10:
             raise ValueError(f"trials {self.trials}: the authors of SYSU-MM01 drew 10 galleries")
         return self
 
     def described(self) -> str:
-        """The protocol with what makes it another experiment, as in "sysu, indoor, 10-shot"."""
+        """The protocol with its mode and shots, as in "sysu, indoor, 10-shot"."""
         shots = self.shots and f"{self.shots}-shot"
         return ", ".join(filter(None, (self.protocol, self.mode, shots)))
 
     def options(self) -> dict[str, Any]:
-        """What `csdn.evaluation.protocol` takes besides name and index."""
+        """The arguments of `csdn.evaluation.protocol` besides name and index."""
         given = {"trials": self.trials, "mode": self.mode, "shots": self.shots}
         if self.protocol == "regdb":
             del given["trials"]
@@ -242,7 +209,7 @@ class RetrainParams(Section):
 
 
 class GateParams(Section):
-    """The rule by which a candidate becomes the champion (csdn.retraining.gate)."""
+    """When a candidate replaces the champion (csdn.retraining.gate)."""
 
     rank1_margin: Annotated[float, Field(ge=0, le=100)]
     map_margin: Annotated[float, Field(ge=0, le=100)]
@@ -252,12 +219,12 @@ class GateParams(Section):
     bootstrap_samples: Annotated[int, Field(ge=100)]
 
     def margin_of(self, metric: str) -> float:
-        """Of "rank1" or "mAP", in points."""
+        """The margin of "rank1" or "mAP", in percentage points."""
         return self.map_margin if metric == "mAP" else self.rank1_margin
 
 
 class ScalingParams(Section):
-    """How fast, never what: none of these is part of a state key, but threads change the last digits."""
+    """Speed and resources. No state key and no stage depends on them; threads change the last digits only."""
 
     workers: Annotated[int, Field(ge=0)]
     threads: Annotated[int, Field(ge=0)]
@@ -272,7 +239,7 @@ class ScalingParams(Section):
 
 
 class RegistryParams(Section):
-    """Where promoted models are (csdn.retraining)."""
+    """The branch that promotions move (csdn.retraining)."""
 
     branch: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$")]
 
@@ -295,17 +262,17 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _batches_can_be_split(self) -> Params:
-        people, workers = self.embedding.identities_per_batch, self.scaling.workers
-        if workers and people % workers:
+        identities, workers = self.embedding.identities_per_batch, self.scaling.workers
+        if workers and identities % workers:
             raise ValueError(
-                f"embedding.identities_per_batch = {people} cannot be split over scaling.workers = {workers}: "
-                "choose a number of workers that divides it"
+                f"embedding.identities_per_batch = {identities} cannot be split over scaling.workers = "
+                f"{workers}: choose a number of workers that divides it"
             )
         return self
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:
-    """Read and validate a file; raises UserError naming each wrong key, its value and what is allowed."""
+    """Read and validate a file; the UserError names each wrong key, its value and what is allowed."""
     if not Path(path).exists():
         raise UserError(f"{path}: no such file; run the command in the project's root folder")
     return parse_params(read_yaml(path), source=str(path))
@@ -313,17 +280,53 @@ def load_params(path: str | Path = "params.yaml") -> Params:
 
 def parse_params(raw: Any, source: str = "parameters") -> Params:
     """Validate a mapping as Params; `source` names it in the error."""
-    check_values(
-        raw, source
-    )  # it may come from elsewhere than a file that was read by csdn.runtime.documents
+    check_values(raw, source)  # for values that were not read by csdn.runtime.documents, such as overrides
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
         raise UserError("\n".join([f"{source}: not usable", *mistakes(error, Params)])) from None
 
 
+# ---- errors
+
+
+def mistakes(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """One line for each problem that pydantic found when it validated a `model`."""
+    return [f"  {_mistake(problem, model)}" for problem in error.errors()]
+
+
+def _mistake(error: Any, model: type[BaseModel]) -> str:
+    location, kind = error["loc"], error["type"]
+    key = ".".join(map(str, location))
+    if kind == "extra_forbidden":
+        allowed = _model_at(location[:-1], model).model_fields
+        nearest = get_close_matches(str(location[-1]), allowed, 1)
+        hint = f"the nearest is {nearest[0]}; " if nearest else ""
+        return f"{key}: unknown key; {hint}allowed here: {', '.join(allowed)}"
+    if kind == "missing":
+        return f"{key}: missing"
+    if kind == "model_type" and not location:
+        return "not a mapping; expected the keys " + ", ".join(model.model_fields)
+    message = error["msg"].removeprefix("Value error, ")
+    if not location:
+        return message
+    # Never show a credential. The message about a whole section contains the values already.
+    if kind == "credentials" or isinstance(error["input"], dict):
+        return f"{key}: {message}"
+    value = repr(error["input"])
+    return f"{key} = {value[:SHOWN_CHARACTERS]}{'...' * (len(value) > SHOWN_CHARACTERS)}: {message}"
+
+
+def _model_at(location: tuple[Any, ...], model: type[BaseModel]) -> type[BaseModel]:
+    """The model of the section at `location` below `model`, which may be optional."""
+    for name in location:
+        annotation = model.model_fields[name].annotation
+        (model,) = (kind for kind in get_args(annotation) or [annotation] if kind is not type(None))
+    return model
+
+
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of what nested mappings hold in the end."""
+    """(dotted key, value) of every value in nested mappings."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from leaves(value, f"{prefix}{key}.")

@@ -36,4 +36,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, "embedding", lower="embedding.identities_per_batch or embedding.images_per_identity")
+    run_stage(main, "embedding", reduce="embedding.identities_per_batch or embedding.images_per_identity")

@@ -33,4 +33,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, "evaluate", lower="evaluation.batch_size")
+    run_stage(main, "evaluate", reduce="evaluation.batch_size")

@@ -9,9 +9,9 @@ def main() -> None:
 
     with stage("ingest") as progress:
         with gc_paused():
+            from csdn.ingest.counts import summary_lines
             from csdn.ingest.ledger import read_ledger
             from csdn.ingest.run import ingest
-            from csdn.ingest.summary import summary_lines
             from csdn.params import load_params
             from csdn.runtime.sanitize import escape_control_chars
 
@@ -37,4 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, "ingest", lower="ingest.max_pixels")
+    run_stage(main, "ingest", reduce="ingest.max_pixels")

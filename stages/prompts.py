@@ -45,4 +45,4 @@ def summary(figures: Mapping[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    run_stage(main, "prompts", lower="prompts.tokens.batch_size or prompts.integration.batch_size")
+    run_stage(main, "prompts", reduce="prompts.tokens.batch_size or prompts.integration.batch_size")

@@ -7,7 +7,7 @@ from csdn.runtime.process import gc_paused, run_stage
 
 def main() -> None:
     # Imported here, as the imports take seconds: `run_stage` first makes this process end with DVC's.
-    from csdn.cli.ending import show_unless_asked_later
+    from csdn.cli.summary import show_unless_deferred
     from csdn.runtime.console import stage
 
     with stage("report"):
@@ -22,8 +22,8 @@ def main() -> None:
             from csdn.report.page import publish  # it imports a client of the object store, which few need
 
             print(f"report: a copy is at {publish(page, params.report.store)}")
-    show_unless_asked_later()
+    show_unless_deferred()
 
 
 if __name__ == "__main__":
-    run_stage(main, "report", lower="report.queries")
+    run_stage(main, "report", reduce="report.queries")

@@ -1,4 +1,4 @@
-"""The ablation's experiments in DVC: queued here, and read again when they are done."""
+"""`csdn ablation` queues the variants of the method as DVC experiments; `csdn table` shows their figures."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from csdn.retraining.dvc import dvc
 from csdn.retraining.git import error_text, git
 from csdn.runtime.errors import UserError
 
-# What DVC shows as the figures of these is the commit's.
+# For these states DVC shows the figures of the commit.
 UNFINISHED = ("queued", "running", "failed")
 
 
 def command(variant: str, seed: int, copied: Sequence[str] = ()) -> list[str]:
-    """The arguments of dvc that queue one experiment; `dvc exp run --run-all` runs what is queued.
+    """The arguments of dvc that queue one experiment; `dvc exp run --run-all` runs the queue.
 
-    copied: files and folders outside Git that DVC takes into its copy of the project.
+    copied: files and folders outside Git that DVC copies into the experiment's folder.
     """
     changes = {"seed": seed, **VARIANTS[variant]}
     settings = [part for key, value in changes.items() for part in ("-S", f"{key}={value}")]
@@ -56,9 +56,9 @@ def queue(variants: Sequence[str], seeds: Iterable[int]) -> int:
 
 
 def outside_git(weights: str) -> list[str]:
-    """What of the weights a clone of the project lacks: nothing, their folder, or the file alone.
+    """The part of the weights that a clone lacks: nothing, their folder, or only the file.
 
-    DVC copies a file only into a folder that is there, so a folder that Git does not have is copied whole.
+    DVC copies a file only into an existing folder; so a folder that is not in Git is copied as a whole.
     """
     if _in_git(weights):
         return []
@@ -71,9 +71,9 @@ def _in_git(path: str) -> bool:
 
 
 def finished() -> tuple[str, list[Experiment]]:
-    """This commit, and what ran on it: an experiment for each variant and seed, DVC's newest.
+    """The current commit, and DVC's newest experiment on it for each variant and seed.
 
-    Experiments on other commits are left out: their code was another. Raises UserError.
+    Experiments on other commits are excluded: their code differs. Raises UserError.
     """
     done = dvc(Path(), "exp", "show", "--json")
     if done.returncode:
@@ -110,12 +110,9 @@ def _experiment(variant: str, seed: int, data: Mapping[str, Any]) -> Experiment:
 
 
 def _figures(data: Mapping[str, Any]) -> dict[str, float]:
-    """Those of FIGURES that the experiment has; none where it failed."""
+    """The FIGURES that the experiment has; empty if it failed."""
     shown = data.get("metrics", {}).get("metrics/headline.json", {}).get("data") or {}
     return {name: value for name, value in leaves(shown) if name in FIGURES and value is not None}
-
-
-# `csdn ablation` queues the table of method variants over seeds, `csdn table` prints what was measured.
 
 
 def ablation(
@@ -130,10 +127,10 @@ def ablation(
 def table_command(
     out: Annotated[
         Path | None,
-        typer.Option(help="A file for the table too; metrics/ablation.json is what the report shows."),
+        typer.Option(help="Also write the table to this file; the report shows metrics/ablation.json."),
     ] = None,
 ) -> None:
-    """The ablation's experiments as a table: mean and deviation over the seeds, in percent."""
+    """Show the ablation's experiments as a table: mean and deviation over the seeds, in percent."""
     commit, experiments = finished()
     if not experiments:
         raise UserError("no experiment of the ablation has figures yet: csdn ablation, dvc exp run --run-all")

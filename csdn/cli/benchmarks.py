@@ -1,4 +1,7 @@
-"""One command from a benchmark's folder to its figures: preset and ledger are set, then `dvc repro` runs."""
+"""Commands on public benchmarks: csdn benchmark, mini-dataset, evaluate-features, average, import-published.
+
+`csdn benchmark` sets params.yaml and the ledger, and runs `dvc repro`.
+"""
 
 from __future__ import annotations
 
@@ -33,36 +36,48 @@ NAMES = ("sysu", "regdb", "llcm")
 PARAMS = Path("params.yaml")
 FIGURES = Path("metrics/evaluation.json")
 TRIALS = 10
+Name = Annotated[str, typer.Argument(help="sysu, regdb or llcm.")]
 
 
-def run_benchmark(name: str, address: str, small: bool, trials: str) -> None:
-    """Set params.yaml and the ledger, run the pipeline; raises UserError, also where the run fails."""
+def benchmark(
+    name: Name,
+    folder: Annotated[str, typer.Argument(help="Where it is: a folder or an s3:// prefix.")],
+    small: Annotated[
+        bool, typer.Option(help="The small CLIP and a short training, for a miniature.")
+    ] = False,
+    trials: Annotated[str, typer.Option(help="RegDB: which of its splits, such as 1-10 or 3.")] = "1-10",
+) -> None:
+    """From a benchmark's folder to its figures and the report: preset, ledger, dvc repro.
+
+    Other drops of the ledger are rejected, and params.yaml gets the preset's values. RegDB trains a model for
+    each trial and averages their figures. To continue a stopped run, repeat the command.
+    """
     if name not in NAMES:
         raise UserError(f"no benchmark is called {name!r}; there are: {', '.join(NAMES)}")
-    wanted = parse_trials(trials)
+    numbers = parse_trials(trials)
     notes: list[str] = []
-    drop, images = open_drop(address, name, notes.append)
+    drop, images = open_drop(folder, name, notes.append)
     trial = load_params(PARAMS).data.trial
     print(*apply_preset(name, PARAMS, small), sep="\n")
     if name == "regdb":
-        set_value(PARAMS, "data.trial", trial)  # the one whose outputs stand here, until another is trained
+        set_value(PARAMS, "data.trial", trial)  # the outputs that are here belong to this trial
     weights = load_params(PARAMS).model.weights
     if not Path(weights).is_file():
-        raise UserError(f"{weights} is not there: run `csdn fetch-clip`, then the same command again")
-    write_champion(read_champion().model_copy(update={"start": None}))  # its people are others
+        raise UserError(f"{weights} is missing: run `csdn fetch-clip`, then the same command again")
+    write_champion(read_champion().model_copy(update={"start": None}))  # a champion of other people
     before = read_ledger()
-    change_ledger(lambda drops: alone(drops, drop))
+    change_ledger(lambda drops: accept_only(drops, drop))
     print(f"{LEDGER}: drop {drop.id[:SHORT]} alone, {drop.address}, {images} images")
-    for line in [*map(escape_control_chars, notes), *left_out(before, read_ledger())]:
+    for line in [*map(escape_control_chars, notes), *rejection_lines(before, read_ledger())]:
         print(line)
     if name == "regdb":
-        _each_trial(wanted, drop)
+        _run_trials(numbers, drop)
     else:
         _repro()
 
 
 def parse_trials(text: str) -> list[int]:
-    """The trials that "1-10", "3" or "1,4-6" names, rising; raises UserError outside 1..10."""
+    """The trials in "1-10", "3" or "1,4-6", ascending; UserError outside 1..10."""
     numbers: set[int] = set()
     for part in text.split(","):
         ends = re.fullmatch(r"\s*(\d{1,4})\s*(?:-\s*(\d{1,4})\s*)?", part, re.ASCII)
@@ -75,13 +90,13 @@ def parse_trials(text: str) -> list[int]:
     return sorted(numbers)
 
 
-def alone(drops: Sequence[Drop], drop: Drop) -> list[Drop]:
-    """The ledger with this drop accepted and every other one rejected; places stay.
+def accept_only(drops: Sequence[Drop], drop: Drop) -> list[Drop]:
+    """The ledger with this drop accepted and every other one rejected, in the same order.
 
-    The reason of a drop that this rejects says what it was before, and why.
+    The reason of a drop that this rejects has its former status.
     """
 
-    def decided(other: Drop) -> Drop:
+    def decide(other: Drop) -> Drop:
         if other.id == drop.id:
             return replace(other, address=drop.address) if other.status == Status.ACCEPTED else drop
         if other.status == Status.REJECTED:
@@ -92,11 +107,11 @@ def alone(drops: Sequence[Drop], drop: Drop) -> list[Drop]:
         )
 
     known = any(other.id == drop.id for other in drops)
-    return [*map(decided, drops), *([] if known else [drop])]
+    return [*map(decide, drops), *([] if known else [drop])]
 
 
-def left_out(before: Sequence[Drop], after: Sequence[Drop]) -> list[str]:
-    """What to tell of the drops that are rejected now, and how to take them back; nothing where none are."""
+def rejection_lines(before: Sequence[Drop], after: Sequence[Drop]) -> list[str]:
+    """The drops that were rejected, and how to accept them again; empty if there are none."""
     rejected = [
         new.id[:SHORT]
         for old, new in zip(before, after, strict=False)
@@ -105,37 +120,36 @@ def left_out(before: Sequence[Drop], after: Sequence[Drop]) -> list[str]:
     if not rejected:
         return []
     return [
-        f"Rejected for it: {', '.join(rejected)}. `csdn drops` says what each was; to undo, for each: "
+        f"Rejected for it: {', '.join(rejected)}. `csdn drops` shows what each was; to undo, for each: "
         "csdn accept DROP --reason WHY"
     ]
 
 
-def _each_trial(trials: Sequence[int], drop: Drop) -> None:
-    """A model for each trial; their figures side by side in metrics/regdb/, and their mean.
+def _run_trials(trials: Sequence[int], drop: Drop) -> None:
+    """Train and evaluate a model for each trial; figures of each, and their mean, in metrics/regdb/.
 
-    A trial that this data, these parameters and weights were evaluated on before is not run again.
+    A trial that was already evaluated with this data, these parameters and weights is not run again.
     """
     folder = FIGURES.parent / "regdb"
     folder.mkdir(exist_ok=True, parents=True)
-    kept = []
-    for trial in trials:
-        kept.append(folder / f"trial-{trial:02d}.json")
-        key, key_file = trial_key(trial, drop), kept[-1].with_suffix(".key")
-        if kept[-1].exists() and key_file.exists() and key_file.read_text() == key:
-            print(f"RegDB, trial {trial}: {kept[-1]} is there already")
+    files = [folder / f"trial-{trial:02d}.json" for trial in trials]
+    for trial, file in zip(trials, files, strict=True):
+        key, key_file = trial_key(trial, drop), file.with_suffix(".key")
+        if file.exists() and key_file.exists() and key_file.read_text() == key:
+            print(f"RegDB, trial {trial}: {file} is there already")
             continue
         print(f"RegDB, trial {trial}", flush=True)
         set_value(PARAMS, "data.trial", trial)
         _repro()
         key_file.unlink(missing_ok=True)
-        shutil.copy(FIGURES, kept[-1])
+        shutil.copy(FIGURES, file)
         key_file.write_text(key)
     print()
-    show_average(kept, folder / "average.json")
+    average_command(files, folder / "average.json")
 
 
 def trial_key(trial: int, drop: Drop) -> str:
-    """SHA-256 of what decides a trial's figures."""
+    """SHA-256 of everything that decides a trial's figures."""
     params = load_params(PARAMS)
     settings = params.model_dump(exclude={"scaling", "report"})
     settings["data"]["trial"] = trial
@@ -148,16 +162,22 @@ def _repro() -> None:
     sys.stdout.flush()
     done = subprocess.run([*DVC, "repro"], env=environment(), check=False)
     if done.returncode:
-        raise UserError(f"dvc repro failed ({done.returncode}); the same command goes on where it stopped")
+        raise UserError(
+            f"dvc repro failed ({done.returncode}); run the same command again to continue where it stopped"
+        )
 
 
-def show_average(files: Sequence[Path], out: Path | None = None) -> None:
-    """Print the mean of several models' figures, and write it to `out`. Raises UserError naming a file."""
+def average_command(
+    files: Annotated[list[Path], typer.Argument(help="Copies of metrics/evaluation.json, one a model.")],
+    out: Annotated[Path | None, typer.Option(help="Also write the mean figures to this file.")] = None,
+) -> None:
+    """Average the figures of several models: RegDB's ten trials are ten models."""
     models = [_read_figures(path) for path in files]
     for path, model in zip(files, models, strict=True):
         if shape(model) != shape(models[0]):
             raise UserError(
-                f"{path}: of another protocol, method or size than {files[0]}; they have no common mean"
+                f"{path}: another protocol, other methods or other sizes than {files[0]}; "
+                "such figures cannot be averaged"
             )
     figures = average(models)
     if out is not None:
@@ -174,12 +194,6 @@ def _read_figures(path: Path) -> dict[str, Any]:
     return figures
 
 
-# `csdn benchmark | mini-dataset | evaluate-features | average`: the public benchmarks by hand.
-
-
-Name = Annotated[str, typer.Argument(help="sysu, regdb or llcm.")]
-
-
 def mini_dataset(
     name: Name, out: Annotated[Path, typer.Option(help="Folder to make; it must be empty or missing.")]
 ) -> None:
@@ -190,44 +204,18 @@ def mini_dataset(
     print(f"{out}: {files} files. Try it: csdn benchmark {name} {out} --small")
 
 
-def benchmark(
-    name: Name,
-    folder: Annotated[str, typer.Argument(help="Where it lies: a folder or an s3:// prefix.")],
-    small: Annotated[bool, typer.Option(help="The small CLIP and little training, for a miniature.")] = False,
-    trials: Annotated[str, typer.Option(help="RegDB: which of its splits, such as 1-10 or 3.")] = "1-10",
-) -> None:
-    """From a benchmark's folder to its figures and the report: preset, ledger, dvc repro.
-
-    Other drops of the ledger are left out, and params.yaml gets the preset's values. RegDB trains a model for
-    each trial and averages them. Repeat the command to continue what was stopped.
-    """
-    pass
-
-    run_benchmark(name, folder, small, trials)
-
-
-def average_command(
-    files: Annotated[list[Path], typer.Argument(help="Copies of metrics/evaluation.json, one a model.")],
-    out: Annotated[Path | None, typer.Option(help="Also write the mean figures to this file.")] = None,
-) -> None:
-    """Average the figures of several models: RegDB's ten trials are ten models."""
-    pass
-
-    show_average(files, out)
-
-
 def evaluate_features(
     features: Annotated[Path, typer.Argument(help="NumPy file (.npy), floats [images, numbers].")],
     protocol: Annotated[str, typer.Option(help="cameras, sysu, sysu_official, regdb, llcm, llcm_swapped.")],
     index: Annotated[
-        Path, typer.Option(help="Which image each row is: `data` of this project, or a CSV file.")
+        Path, typer.Option(help="The image of each row: `data` of this project, or a CSV file.")
     ] = Path("data"),
     mode: Annotated[str | None, typer.Option(help="SYSU-MM01: all or indoor.")] = None,
     shots: Annotated[int | None, typer.Option(help="SYSU-MM01: 1 or 10.")] = None,
     trials: Annotated[int | None, typer.Option(help="Galleries drawn; 10 if not given.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the figures to this JSON file.")] = None,
 ) -> None:
-    """Figures of features from a model of your own, by any protocol.
+    """Evaluate features of a model of your own by any protocol.
 
     Row n of the features is row n of the index: of the test images of data/samples.parquet in their order, or
     of a CSV file with the columns person, modality, camera and path. Features are compared by dot product.
@@ -235,12 +223,10 @@ def evaluate_features(
     from csdn.evaluation.external import evaluate_features as evaluate
     from csdn.evaluation.external import label_notes, read_features, read_index
     from csdn.evaluation.headline import notes, table_lines
-    from csdn.runtime.files import write_json
-    from csdn.runtime.sanitize import escape_control_chars
 
     columns = read_index(index)
-    given = (("mode", mode), ("shots", shots), ("trials", trials))
-    options = {name: value for name, value in given if value is not None}
+    options = {"mode": mode, "shots": shots, "trials": trials}
+    options = {name: value for name, value in options.items() if value is not None}
     try:
         figures = evaluate(read_features(features), columns, protocol, **options)
     except ValueError as error:
@@ -251,24 +237,21 @@ def evaluate_features(
     print(*table_lines(figures, {"features": "features"}), *notes(figures["counts"]), *warnings, sep="\n")
 
 
-# `csdn import-published`: a checkpoint of the published implementation becomes a model folder of ours.
-
-
 def import_published(
-    checkpoint: Annotated[Path, typer.Argument(help="File of a state dict (.pth); nothing in it is run.")],
+    checkpoint: Annotated[Path, typer.Argument(help="File of a state dict (.pth); no code in it is run.")],
     out: Annotated[Path, typer.Option(help="Folder to make, for csdn.load.")],
     image_size: Annotated[
-        str, typer.Option(help="Height x width in pixels that it was trained at.")
+        str, typer.Option(help="Height x width in pixels of its training images.")
     ] = "288x144",
 ) -> None:
-    """Read a published CSDN checkpoint, say what was taken and what dropped, and write it as ours."""
+    """Convert a published CSDN checkpoint to a folder for csdn.load; print what was used and what dropped."""
     # Imported here: torch takes seconds.
     from csdn.model import import_published as read
     from csdn.model import save
 
     size = _size(image_size)
     if out.exists():
-        raise UserError(f"{out}: there is something already; name a folder that does not exist yet")
+        raise UserError(f"{out}: exists already; name a folder that does not exist yet")
     model, report = read(checkpoint, size)
     save(model, out, normalize="imagenet")
     print(report)

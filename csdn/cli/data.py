@@ -1,4 +1,4 @@
-"""`csdn add | sync | drops | accept | reject`: the ledger by hand, and from cron."""
+"""Commands on the ledger of drops: csdn add, sync, drops, accept, reject; and csdn demo-images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def add(
     layout: Annotated[str, typer.Option(help=f"How the drop is laid out: {', '.join(LAYOUTS)}.")] = "cameras",
 ) -> None:
     """Append a drop of images to the ledger."""
-    read_ledger()  # what is wrong with it is said before images are read
+    read_ledger()  # reports an invalid ledger before images are read
     notes: list[str] = []
     drop, images = open_drop(address, layout, notes.append)
 
@@ -36,70 +36,68 @@ def add(
         return [*drops, drop]
 
     change_ledger(append)
-    print(
-        f"added drop {drop.id[:SHORT]}: {escape_control_chars(drop.address)}, {images} images. Next: dvc repro"
-    )
-    for line in notes:
-        print(f"  {escape_control_chars(line)}")
+    added = f"added drop {drop.id[:SHORT]}: {drop.address}, {images} images. Next: dvc repro"
+    print(*map(escape_control_chars, [added, *(f"  {note}" for note in notes)]), sep="\n")
 
 
 def sync(
     thorough: Annotated[
-        bool, typer.Option(help="Read known drops of folders again, where names and sizes would do.")
+        bool, typer.Option(help="Read the files of known drops in folders again, not only names and sizes.")
     ] = False,
 ) -> None:
-    """Append the drops that are new and complete at the places of `ingest.watch` in params.yaml.
+    """Append the new, complete drops that are in the folders of `ingest.watch` in params.yaml.
 
-    A known drop that changed, vanished, or comes again under another name is reported, and stays as it is.
+    A known drop that changed, vanished, or has another name now is reported, and stays as it is.
     """
-    places = load_params().ingest.watch
-    if not places:
+    watched = load_params().ingest.watch
+    if not watched:
         raise UserError("ingest.watch in params.yaml is empty; name the folders or s3:// prefixes to watch")
     before = read_ledger()
-    drops, notes = sync_ledger(before, places, thorough=thorough)
-    new = drops[len(before) :]
-    if new:
-        change_ledger(lambda now: [*now, *(drop for drop in new if drop.id not in {one.id for one in now})])
+    drops, notes = sync_ledger(before, watched, thorough=thorough)
+    if new := drops[len(before) :]:
+
+        def append(now: list[Drop]) -> list[Drop]:
+            known = {drop.id for drop in now}
+            return [*now, *(drop for drop in new if drop.id not in known)]
+
+        change_ledger(append)
     for note in notes:
         print(note)
     print(f"{len(new)} new, {len(read_ledger())} in the ledger")
 
 
 def drops() -> None:
-    """List the ledger: id, status, layout, address, reason; below each drop, which of its files are bad."""
+    """List the ledger: id, status, layout, address, reason; below each drop its bad files."""
     held = _held_by_ingest()
     for drop in read_ledger():
-        waiting = held.get(drop.id) if not drop.reason else None
-        status = "held" if waiting else str(drop.status)
-        why = f"{waiting[0]}: csdn accept or reject it" if waiting else drop.reason
-        print(
-            escape_control_chars(
-                f"{drop.id[:SHORT]}  {status:8}  {drop.layout:8}  {drop.address}  {why}".rstrip()
-            )
-        )
-        bad = waiting[1] if waiting else _refused(drop)
+        undecided = held.get(drop.id) if not drop.reason else None
+        status = "held" if undecided else str(drop.status)
+        reason = f"{undecided[0]}: csdn accept or reject it" if undecided else drop.reason
+        line = f"{drop.id[:SHORT]}  {status:8}  {drop.layout:8}  {drop.address}  {reason}"
+        print(escape_control_chars(line.rstrip()))
+        bad = undecided[1] if undecided else _rejected_files(drop)
         if bad and drop.status != Status.REJECTED:
             print(escape_control_chars(f"{'':14}bad: {bad}"))
 
 
 def _held_by_ingest() -> dict[str, tuple[str, str]]:
-    """Drop id -> (how many images are bad, which and why) of what the last ingest held; empty before it."""
+    """Drop id -> (count of bad images, reasons and examples) of the drops that the last ingest held."""
     path, advice = Path("metrics/ingest.json"), "`dvc repro ingest` makes it"
     if not path.exists():
         return {}
     with expected_in(path, advice):
         held = read_json(path, advice)["drops"]["held"]
         return {
-            one["id"]: (
-                f"{one['bad']} of {one['images']} images are bad",
-                in_words(one["reasons"], one["examples"]),
+            drop["id"]: (
+                f"{drop['bad']} of {drop['images']} images are bad",
+                in_words(drop["reasons"], drop["examples"]),
             )
-            for one in held
+            for drop in held
         }
 
 
-def _refused(drop: Drop) -> str:
-    """What ingest refused when it read the drop, though it may have stopped later; empty before."""
+def _rejected_files(drop: Drop) -> str:
+    """The bad files that ingest found when it read the drop, even if ingest stopped later."""
     path = DATA / "index" / f"{drop.id}.quarantine.parquet"
     if not path.exists():
         return ""
@@ -108,15 +106,26 @@ def _refused(drop: Drop) -> str:
 
 
 def accept(drop: DropId, reason: Reason) -> None:
-    """Take a drop however many bad images it has (those stay out)."""
+    """Accept a drop in spite of its bad images, which stay excluded."""
     _decide(drop, Status.ACCEPTED, reason)
 
 
 def reject(drop: DropId, reason: Reason) -> None:
-    """Leave a drop out; its place in the ledger, and its people's rows, stay."""
+    """Exclude a drop; it keeps its place in the ledger, and its people keep their rows."""
     _decide(drop, Status.REJECTED, reason)
 
 
 def _decide(name: str, status: Status, reason: str) -> None:
     change_ledger(lambda drops: decide(drops, name, status, reason))
     print(f"{escape_control_chars(name)}: {status}. Next: dvc repro")
+
+
+def demo_images(
+    out: Annotated[Path, typer.Option(help="Folder to make; it must be empty or missing.")],
+    name: Annotated[str, typer.Option(help="Which of the built-in sets.")] = "demo",
+) -> None:
+    """Write the built-in people as a drop of images: the layout that your own cameras should have."""
+    from csdn.synthetic.sets import write_images
+
+    write_images(name, out)
+    print(f"{out}: written. Try it as a drop of your own: csdn add {out}")

@@ -1,4 +1,4 @@
-"""`csdn doctor`: what is installed and found here, and what to do about what is not."""
+"""`csdn doctor`: checks of the installation, the machine and the project, each with advice."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ EXTRAS = ("", "pipeline")
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
 STORE_SETTINGS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION")
 OLDEST_GIT = (2, 33)  # rev-list --no-commit-header
-ENOUGH_DISK = 5 * 2**30  # bytes: a demo run with its cache takes a tenth of that, real cameras far more
+ENOUGH_DISK = 5 * 2**30  # bytes; a demo run with its cache needs a tenth of that, real cameras far more
 
 
 class Check(NamedTuple):
-    """One finding and what to do about it; with a `problem` the pipeline will not run as it is set up."""
+    """The result of a check; `problem` means that the pipeline cannot run with the current settings."""
 
     state: Literal["ok", "note", "problem"]
     name: str
@@ -36,7 +36,7 @@ class Check(NamedTuple):
 
 
 def show() -> bool:
-    """Print the report; true when nothing stands in the way of the pipeline."""
+    """Print the report; returns whether there is no problem."""
     checks = report()
     for check in checks:
         print(f"{check.state:8} {check.name:14} {check.found}")
@@ -46,7 +46,7 @@ def show() -> bool:
 
 
 def report(root: Path = Path()) -> list[Check]:
-    """Every check of this machine and of the project in `root`; changes and downloads nothing."""
+    """All checks of this machine and of the project in `root`. Changes and downloads nothing."""
     params_check, params = _params(root)
     checks = [_python(), _packages(), _interpreter_on_path(), _git(root), _dvc(root), params_check]
     if params is not None:
@@ -60,59 +60,57 @@ def _python() -> Check:
 
 
 def _packages() -> Check:
-    wrong = list(_unmet())
-    if wrong:
-        install = "pip install -e '.[pipeline]' -c constraints.txt"
-        return Check("problem", "packages", "; ".join(wrong), install)
-    shown = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "ray", "prefect", "dvc"))
-    return Check("ok", "packages", f"all that are needed; {shown}")
+    if unmet := list(_unmet_requirements()):
+        advice = "pip install -e '.[pipeline]' -c constraints.txt"
+        return Check("problem", "packages", "; ".join(unmet), advice)
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "ray", "prefect", "dvc"))
+    return Check("ok", "packages", f"all requirements are installed; {versions}")
 
 
-def _unmet() -> Iterator[str]:
-    """What csdn's own metadata asks for and this environment does not have."""
+def _unmet_requirements() -> Iterator[str]:
+    """Requirements in csdn's metadata that this environment does not meet."""
     for text in metadata.requires("csdn") or []:
-        needed = Requirement(text)
-        if needed.marker and not any(needed.marker.evaluate({"extra": extra}) for extra in EXTRAS):
+        required = Requirement(text)
+        if required.marker and not any(required.marker.evaluate({"extra": extra}) for extra in EXTRAS):
             continue
         try:
-            version = metadata.version(needed.name)
+            version = metadata.version(required.name)
         except metadata.PackageNotFoundError:
-            yield f"{needed.name} is missing"
+            yield f"{required.name} is missing"
             continue
-        if not needed.specifier.contains(version, prereleases=True):
-            yield f"{needed.name} {version} is not {needed.specifier}"
+        if not required.specifier.contains(version, prereleases=True):
+            yield f"{required.name} {version} is not {required.specifier}"
 
 
 def _interpreter_on_path() -> Check:
-    """dvc.yaml says `python`: it has to be this one."""
+    """The commands in dvc.yaml start `python`: it must be this interpreter."""
     found = shutil.which("python")
     if found and Path(found).parent == Path(sys.executable).parent:
-        return Check("ok", "path", "`python` is this environment's")
-    activate = "source .venv/bin/activate, before `dvc repro`"
-    return Check("note", "path", f"`python` is {found or 'not found'}, another environment's", activate)
+        return Check("ok", "path", "`python` is the interpreter of this environment")
+    advice = "source .venv/bin/activate, before `dvc repro`"
+    if found is None:
+        return Check("note", "path", "`python` is not found", advice)
+    return Check("note", "path", f"`python` is {found}, of another environment", advice)
 
 
 def _git(root: Path) -> Check:
     try:
         version = git.git(root, "--version").removeprefix("git version ")
-        if _number(version) < OLDEST_GIT:
+        if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST_GIT:  # as in "2.39.5 (Apple Git-154)"
             return Check("problem", "git", version, "install {}.{} or newer".format(*OLDEST_GIT))
         return Check("ok", "git", f"{version}, {git.top_level(root)}")
     except UserError as error:
-        return Check("problem", "git", _one_line(error), "install git, clone the project, or do as Git says")
-
-
-def _number(version: str) -> tuple[int, ...]:
-    """The first two numbers, as Apple's "2.39.5 (Apple Git-154)" has more words."""
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+        return Check(
+            "problem", "git", _one_line(error), "install git, clone the project, or follow Git's advice"
+        )
 
 
 def _dvc(root: Path) -> Check:
     if not (root / ".dvc" / "config").is_file():
-        return Check("problem", "dvc", "no .dvc/config here", "run it in the project's root folder")
+        return Check("problem", "dvc", "no .dvc/config here", "run the command in the project's root folder")
     if not (root / "dvc.lock").is_file():
         return Check("ok", "dvc", "no stage has run yet")
-    return Check("ok", "dvc", "has run; `dvc status` says what is out of date")
+    return Check("ok", "dvc", "stages have run; `dvc status` shows which are out of date")
 
 
 def _params(root: Path) -> tuple[Check, Params | None]:
@@ -130,23 +128,23 @@ def _one_line(error: UserError) -> str:
 def _device(params: Params) -> Check:
     import torch
 
-    asked, there = params.scaling.device, torch.cuda.is_available()
-    if asked == "cuda" and not there:
-        return Check("problem", "device", "scaling.device: cuda, but no GPU is seen", "set auto or cpu")
-    used = torch.cuda.get_device_name() if there and asked != "cpu" else "CPU"
-    return Check("ok", "device", f"{used} (scaling.device: {asked})")
+    setting, gpu = params.scaling.device, torch.cuda.is_available()
+    if setting == "cuda" and not gpu:
+        return Check("problem", "device", "scaling.device is cuda, but torch finds no GPU", "set auto or cpu")
+    device = torch.cuda.get_device_name() if gpu and setting != "cpu" else "CPU"
+    return Check("ok", "device", f"{device} (scaling.device: {setting})")
 
 
 def _threads(params: Params) -> Check:
     cores = available_cores()
-    return Check("ok", "threads", f"{params.scaling.threads or cores} of torch, {cores} cores")
+    return Check("ok", "threads", f"{params.scaling.threads or cores} threads of torch, {cores} cores")
 
 
 def _clip_weights(root: Path, params: Params) -> Check:
     model = params.model
     if (root / model.weights).is_file():
         return Check("ok", "CLIP weights", f"{model.clip}: {model.weights}")
-    return Check("problem", "CLIP weights", f"{model.clip}: {model.weights} is not there", "csdn fetch-clip")
+    return Check("problem", "CLIP weights", f"{model.clip}: {model.weights} is missing", "csdn fetch-clip")
 
 
 def _ledger(root: Path) -> Check:
@@ -155,10 +153,10 @@ def _ledger(root: Path) -> Check:
     except UserError as error:
         return Check("problem", "ledger", _one_line(error))
     if not drops:
-        return Check("problem", "ledger", "no drop of images", "csdn add builtin:demo --layout builtin")
+        return Check("problem", "ledger", "no drops", "csdn add builtin:demo --layout builtin")
     statuses = [str(drop.status) for drop in drops]
     counts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
-    return Check("ok", "ledger", f"drops of images: {counts}")
+    return Check("ok", "ledger", f"drops: {counts}")
 
 
 def _store(address: str) -> Check:
@@ -168,21 +166,21 @@ def _store(address: str) -> Check:
         Store(address).check()
     except UserError as error:
         return Check("problem", "object store", _one_line(error))
-    return Check("ok", "object store", f"{address} answers")
+    return Check("ok", "object store", f"{address} responds")
 
 
 def _disk(root: Path) -> Check:
     free = shutil.disk_usage(root).free
     found = f"{free / 2**30:.0f} GiB free"
     if free < ENOUGH_DISK:
-        return Check("note", "disk", found, "the shards and DVC's cache each take the size of the images")
+        return Check("note", "disk", found, "the shards and DVC's cache each need the size of the images")
     return Check("ok", "disk", found)
 
 
 def _credentials(environment: Callable[[str], str | None] = os.environ.get) -> Check:
-    """Names only: a value never leaves the environment."""
+    """Only the names of the variables are shown, never their values."""
     present = [name for name in (*CREDENTIALS, *STORE_SETTINGS) if environment(name)]
     file = Path(environment("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials").expanduser()
     if file.is_file():
         present.append(str(file))
-    return Check("ok", "credentials", ", ".join(present) or "no credentials (only s3:// needs them)")
+    return Check("ok", "credentials", ", ".join(present) or "none (only s3:// needs them)")

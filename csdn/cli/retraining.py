@@ -1,4 +1,4 @@
-"""`csdn history | fetch-champion | promote | rollback | gate | retrain`: the registry and retraining."""
+"""Commands of retraining: csdn retrain, gate, history, promote, rollback, fetch-champion."""
 
 from __future__ import annotations
 
@@ -16,82 +16,42 @@ from csdn.runtime.sanitize import escape_control_chars
 from csdn.training.champion import read_champion
 
 Version = Annotated[str | None, typer.Argument(metavar="[VERSION]", help="Such as v3.")]
-
-
-def history() -> None:
-    """List what the runs came to: promoted, rolled back, rejected, ready, measured or unfinished."""
-    from csdn.retraining.branches import history as events
-
-    for event in events(Path()):
-        figures = " ".join(f"{name}={value}" for name, value in leaves(event.figures))
-        parts = [
-            f"{event.time:%Y-%m-%d %H:%M}",
-            f"{event.outcome:11}",
-            f"{event.version or '-':4}",
-            event.run,
-        ]
-        print(escape_control_chars("  ".join([*parts, *filter(None, (figures, event.reason))])))
-
-
-def fetch_champion_command(version: Version = None) -> None:
-    """Fetch the champion's files to champion/, or those of another version."""
-    from csdn.retraining.champions import fetch_champion
-
-    present = read_champion().champion
-    if version is None and present is None:
-        raise UserError(
-            "champion.json names no champion yet; a retraining run that the gate lets pass makes one"
-        )
-    version = version or present.version
-    fetch_champion(Path(), version, Path("champion"))
-    print(f"champion/: version {version}")
-
-
-def promote(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run that `csdn history` calls ready.")],
-) -> None:
-    """Make the model of a run the champion that could not be it at its end."""
-    from csdn.retraining.lock import workspace_lock
-    from csdn.retraining.registry import promote_ready
-
-    with workspace_lock(Path(), f"csdn promote {run}"):
-        done = promote_ready(Path(), run)
-    if done.decision != "promoted":
-        raise UserError(done.reason)
-    print(f"run {run} is version {done.version}, and the champion")
-    _print(done.notes)
-
-
-def rollback(
-    version: Version = None,
-    reason: Annotated[str, typer.Option(help="Why; others read it in the history.")] = "",
-) -> None:
-    """Make an older version the champion again, by default the one before."""
-    from csdn.retraining.lock import workspace_lock
-    from csdn.retraining.registry import rollback as back
-
-    with workspace_lock(Path(), "csdn rollback"):
-        version, notes = back(Path(), version, reason)
-    print(f"version {version} is the champion; its files are in champion/")
-    _print(notes)
-
-
-def _print(notes: Iterable[str]) -> None:
-    for note in notes:
-        print(f"note: {note}")
-
-
-# `csdn retrain`, and `csdn gate`, its last step before the decision.
-
-
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="A value of params.yaml for this run alone."),
+    typer.Option("--set", metavar="KEY=VALUE", help="A value of params.yaml for this run only."),
 ]
 
 
+def retrain(
+    set_: Settings = None,
+    now: Annotated[
+        bool,
+        typer.Option("--now", help="Even if there is less new data than params.yaml (retrain) asks for."),
+    ] = False,
+) -> None:
+    """Scan for new camera data; if there is enough, train on it, and promote the model if it passes the gate.
+
+    For cron: a second call while the first one works requests another scan, and ends.
+    """
+    from csdn.retraining.local import retrain_local
+    from csdn.retraining.lock import WorkspaceLocked, scan_on_request
+
+    overrides = dict(_setting(text) for text in set_ or ())
+    try:
+        scan_on_request(Path(), "csdn retrain", lambda: retrain_local(Path(), overrides, now))
+    except WorkspaceLocked as locked:
+        print(f"{locked}\nThe retraining that holds the workspace scans again before it ends.")
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise UserError(f"--set {text}: expected KEY=VALUE, such as --set embedding.epochs=6")
+    return key, parse_yaml(value, f"--set {text}")
+
+
 def gate() -> None:
-    """Compare models/embedding with the champion: may it replace it? Writes metrics/gate.json."""
+    """Decide whether models/embedding may replace the champion. Writes metrics/gate.json."""
     # Imported here: torch takes seconds.
     from csdn.retraining.gate import table_lines
     from csdn.runtime.console import stage
@@ -109,26 +69,64 @@ def gate() -> None:
     print(*table_lines(result), sep="\n")
 
 
-def retrain(
-    set_: Settings = None,
-    now: Annotated[bool, typer.Option("--now", help="Also where params.yaml (retrain) would wait.")] = False,
+def history() -> None:
+    """List what the runs came to: promoted, rolled back, rejected, ready, measured or unfinished."""
+    from csdn.retraining.branches import history as events
+
+    for event in events(Path()):
+        figures = " ".join(f"{name}={value}" for name, value in leaves(event.figures))
+        parts = [
+            f"{event.time:%Y-%m-%d %H:%M}",
+            f"{event.outcome:11}",
+            f"{event.version or '-':4}",
+            event.run,
+        ]
+        print(escape_control_chars("  ".join([*parts, *filter(None, (figures, event.reason))])))
+
+
+def promote(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run that is ready in `csdn history`.")],
 ) -> None:
-    """Scan for new camera data; if there is enough, train on it, and promote the model if the gate allows.
+    """Promote the model of a run that passed the gate and could not be promoted at its end."""
+    from csdn.retraining.lock import workspace_lock
+    from csdn.retraining.registry import promote_ready
 
-    A second call while the first one works requests another scan, and ends.
-    """
-    from csdn.retraining.local import retrain_local
-    from csdn.retraining.lock import WorkspaceLocked, scan_on_request
-
-    overrides = dict(_setting(text) for text in set_ or ())
-    try:
-        scan_on_request(Path(), "csdn retrain", lambda: retrain_local(Path(), overrides, now))
-    except WorkspaceLocked as busy:
-        print(f"{busy}\nA retraining that works there scans again before it ends.")
+    with workspace_lock(Path(), f"csdn promote {run}"):
+        done = promote_ready(Path(), run)
+    if done.decision != "promoted":
+        raise UserError(done.reason)
+    print(f"run {run} is version {done.version}, and the champion now")
+    _print(done.notes)
 
 
-def _setting(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not (key and equals):
-        raise UserError(f"--set {text}: expected KEY=VALUE, such as --set embedding.epochs=6")
-    return key, parse_yaml(value, f"--set {text}")
+def rollback(
+    version: Version = None,
+    reason: Annotated[str, typer.Option(help="Why; shown in the history.")] = "",
+) -> None:
+    """Make an older version the champion again, by default the previous one."""
+    from csdn.retraining.lock import workspace_lock
+    from csdn.retraining.registry import rollback as back
+
+    with workspace_lock(Path(), "csdn rollback"):
+        version, notes = back(Path(), version, reason)
+    print(f"version {version} is the champion now; its files are in champion/")
+    _print(notes)
+
+
+def _print(notes: Iterable[str]) -> None:
+    for note in notes:
+        print(f"note: {note}")
+
+
+def fetch_champion_command(version: Version = None) -> None:
+    """Fetch the champion's files to champion/, or those of another version."""
+    from csdn.retraining.champions import fetch_champion
+
+    champion = read_champion().champion
+    if version is None and champion is None:
+        raise UserError(
+            "champion.json names no champion yet; the first retraining that passes the gate makes one"
+        )
+    version = version or champion.version
+    fetch_champion(Path(), version, Path("champion"))
+    print(f"champion/: version {version}")

@@ -1,4 +1,4 @@
-"""Feature extraction spread over a cluster: Ray Data reads and decodes, a pool of actors embeds."""
+"""Feature extraction on Ray: tasks of Ray Data read and decode, a pool of actors runs the networks."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ if TYPE_CHECKING:
 
 
 def extract_on_ray(
-    walk: ImageBatches, make_embeds: MakeEmbeds, scaling: ScalingParams, _device: torch.device, start: int
+    batches: ImageBatches, make_embeds: MakeEmbeds, scaling: ScalingParams, _device: torch.device, start: int
 ) -> Iterator[Embedded]:
-    """Embedded by `scaling.workers` actors; each has a GPU where scaling.use_gpu says so."""
-    steps = list(walk.steps(start))
+    """Extract with `scaling.workers` actors, each with a GPU if `scaling.use_gpu` is set."""
+    steps = list(batches.steps(start))
     cores = scaling.workers * scaling.cpus_per_worker + max(1, scaling.loader_workers)
     with ray_session(scaling.address, cores):
         from csdn.cluster.ray_data import checked
 
-        blocks = _dataset(walk.rows(), steps, make_embeds, scaling).iter_batches(
+        blocks = _dataset(batches.rows(), steps, make_embeds, scaling).iter_batches(
             batch_size=None, batch_format="numpy", prefetch_batches=BATCHES_AHEAD
         )
-        for (ordinals, _), block in zip(steps, blocks, strict=True):
-            found = checked(block).items()
-            yield ordinals, {name: torch.tensor(features[0]) for name, features in found}
+        for (indices, _), block in zip(steps, blocks, strict=True):
+            features = checked(block).items()
+            yield indices, {name: torch.tensor(rows[0]) for name, rows in features}
 
 
 def _dataset(
-    rows: TestBatchReader,
+    reader: TestBatchReader,
     steps: list[tuple[np.ndarray, str]],
     make_embeds: MakeEmbeds,
     scaling: ScalingParams,
 ) -> ray.data.Dataset:
-    """A block for each batch, in order: a column [1, B, D] for each embed."""
+    """One block for each batch, in order, with a column [1, B, D] for each feature."""
     import ray
 
     from csdn.cluster.ray_data import ReadImages, in_order
 
-    return in_order(len(steps), ReadImages(rows, steps)).map_batches(
-        _Embed,
+    return in_order(len(steps), ReadImages(reader, steps)).map_batches(
+        _Extractor,
         fn_constructor_args=(ray.put(make_embeds), scaling),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=scaling.workers),
@@ -57,8 +57,8 @@ def _dataset(
     )
 
 
-class _Embed:
-    """An actor with the networks."""
+class _Extractor:
+    """An actor that holds the networks."""
 
     def __init__(self, make_embeds: Any, scaling: ScalingParams) -> None:
         import ray
@@ -74,5 +74,5 @@ class _Embed:
         if failed(block):
             return block
         images = torch.tensor(block["images"][0]).to(self.device)
-        found = embed_batch(self.embeds, images, str(block["modality"][0]))
-        return {name: features.cpu().numpy()[None] for name, features in found.items()}
+        features = embed_batch(self.embeds, images, str(block["modality"][0]))
+        return {name: rows.cpu().numpy()[None] for name, rows in features.items()}

@@ -1,9 +1,8 @@
-"""Ends this machine's own Ray instance together with the run that started it, however that ended.
+"""A process that ends the local Ray instance of a run when the run ends, even by SIGKILL.
 
-Ray's servers notice such a death themselves, but some of them only after a minute. What a run started knows
-its mark: an entry of the environment that every process of the instance inherits. The run itself, which
-started without it, has none. A temporary folder that was made for the instance is removed at the end, too.
-Linux, as all of csdn.cluster.
+Some of Ray's servers detect the death of the run only after a minute. Every process of the instance inherits
+a mark in its environment; the run itself started without it. The guard kills the marked processes and removes
+the temporary folder that was made for the instance. Linux only, as all of csdn.cluster.
 """
 
 from __future__ import annotations
@@ -23,29 +22,29 @@ MARK = "CSDN_RAY_RUN"
 
 
 def marks(value: str) -> dict[str, str]:
-    """What the environment of a run's processes has.
+    """The entries in the environment of a run's processes.
 
-    The second entry keeps the first: Ray's agents write their names over the memory of their environment.
+    SPT_NOENV keeps Ray's agents from overwriting their environment with their process title.
     """
     return {MARK: value, "SPT_NOENV": "1"}
 
 
 @contextmanager
 def guarded(folder: str | None = None) -> Iterator[None]:
-    """While the block runs, a process that bears this run's mark ends, at the latest, with this process.
+    """Processes that the block starts end with the block, or at the latest with this process.
 
-    folder: removed then; Ray has it for its temporary one.
+    folder: Ray's temporary folder, removed at the end.
     """
-    of_this_run = marks(str(uuid.uuid4())) | ({"RAY_TMPDIR": folder} if folder else {})
-    before = {name: os.environ.get(name) for name in of_this_run}
-    command = [sys.executable, "-I", __file__, of_this_run[MARK], *([folder] if folder else [])]
-    # A group of its own: whoever kills this run's whole group leaves the guard to do its work.
+    entries = marks(str(uuid.uuid4())) | ({"RAY_TMPDIR": folder} if folder else {})
+    before = {name: os.environ.get(name) for name in entries}
+    command = [sys.executable, "-I", __file__, entries[MARK], *([folder] if folder else [])]
+    # In its own session, so that killing the process group of this run does not kill the guard.
     guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-    os.environ |= of_this_run  # not before: the guard is none of those that it ends
+    os.environ |= entries  # after the guard has started, so that it does not carry the mark itself
     try:
         yield
     finally:
-        guard.communicate()  # it hears the end of its input, and ends what is left
+        guard.communicate()  # closes its standard input; it then ends the remaining processes
         for name, value in before.items():
             del os.environ[name]
             if value is not None:
@@ -53,7 +52,7 @@ def guarded(folder: str | None = None) -> Iterator[None]:
 
 
 def end_marked(value: str) -> None:
-    """Kill every process with this mark, those too that they start meanwhile."""
+    """Kill every process with this mark, and those that they start meanwhile."""
     while handles := marked(value):
         for handle in handles:
             with suppress(ProcessLookupError):
@@ -63,7 +62,7 @@ def end_marked(value: str) -> None:
 
 
 def marked(value: str, name: str = MARK) -> list[int]:
-    """Handles (pidfd) of the living processes in whose environment `name` has this value."""
+    """Handles (pidfd) of the running processes whose environment has `name` with this value."""
     entry = f"{name}={value}".encode()
     handles = []
     for folder in Path("/proc").glob("[0-9]*"):
@@ -74,7 +73,7 @@ def marked(value: str, name: str = MARK) -> list[int]:
 
 
 if __name__ == "__main__":
-    sys.stdin.read()  # ends when the run does
+    sys.stdin.read()  # returns when the run ends
     end_marked(sys.argv[1])
     for folder in sys.argv[2:]:
         shutil.rmtree(folder, ignore_errors=True)

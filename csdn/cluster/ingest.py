@@ -1,6 +1,6 @@
-"""Ingest spread over a cluster: a task of Ray Data makes a shard, as csdn.ingest.pack's processes do.
+"""Ingest on Ray: each task of Ray Data packs one shard, as a process of csdn.ingest.pack does.
 
-The nodes need the drops and the place of the shards: folders that all of them share, or an object store.
+All nodes must reach the drops and the shards: in shared folders or in an object store.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from csdn.params import ScalingParams
 
 
 def packed_on_ray(scaling: ScalingParams) -> Packer:
-    """A packer whose tasks run on the cluster, or on as many cores of this machine."""
+    """A packer whose tasks run on the Ray cluster, or else on the cores of this machine."""
 
     def packer(tasks: Sequence[ShardTask], processes: int) -> Iterator[PackedShard]:
         if not tasks:
@@ -35,7 +35,7 @@ def packed_on_ray(scaling: ScalingParams) -> Packer:
 
 
 class _Pack:
-    """What a task does: its shard, made as a process of this machine makes it."""
+    """Task n packs shard n."""
 
     def __init__(self, tasks: Sequence[ShardTask]) -> None:
         self.tasks, self.folder = tasks, Path.cwd()
@@ -46,7 +46,7 @@ class _Pack:
         return {"packed": column}
 
     def _pack(self, task: ShardTask) -> PackedShard:
-        if self.folder.is_dir():  # addresses may be relative to the project, where the nodes have it
+        if self.folder.is_dir():  # addresses may be relative to the project folder, if the node has it
             os.chdir(self.folder)
         if not task.store:
             return pack(replace(task, folder=self.folder / task.folder))

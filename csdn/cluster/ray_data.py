@@ -1,4 +1,7 @@
-"""Tasks of Ray Data whose results come in order, and what a mistake of the user in one of them becomes."""
+"""Ray Data sets: ordered tasks, tasks that read images for a network, and the training plan in chunks.
+
+The tasks do not import torch, so that a new task process is ready within a second.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +24,11 @@ if TYPE_CHECKING:
 
 Block = dict[str, np.ndarray]
 
-
-@lru_cache(maxsize=1)
-def own_memory(shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    """An array for a task's output, one and the same for all tasks of a process.
-
-    Fresh pages cost more than filling them; Ray has copied a task's block before the next task begins.
-    """
-    return np.empty(shape, dtype)
+# ---- tasks whose results arrive in order
 
 
 def in_order(count: int, task: Callable[[int], Block]) -> ray.data.Dataset:
-    """A block for each number below `count`, in order: what `task` makes of it, or a failure (`checked`)."""
+    """One block for each number below `count`, in order: `task(number)`, or its error (see `checked`)."""
     numbers = ray.data.range(count, override_num_blocks=max(1, count))
     dataset = numbers.map_batches(_Task(task), batch_size=1)
     dataset.context.execution_options.preserve_order = True
@@ -47,7 +43,7 @@ class _Task:
     def __call__(self, block: Block) -> Block:
         try:
             return self.task(int(block["id"][0]))
-        except UserError as error:  # as text: Ray would wrap the error in a traceback, and try again
+        except UserError as error:  # returned as text: Ray would add a traceback, and retry the task
             return {"failure": np.array([str(error)])}
 
 
@@ -56,112 +52,119 @@ def failed(block: Block) -> bool:
 
 
 def checked(block: Block) -> Any:
-    """The block; raises the UserError that its task met."""
+    """The block; raises the UserError of its task, if there was one."""
     if failed(block):
         raise UserError(str(block["failure"][0]))
     return block
 
 
-# What a task of Ray Data does that makes a batch of images for a network. It need not load torch.
+@lru_cache(maxsize=1)
+def reused_array(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """An array for the output of a task, the same one for all tasks of a process.
+
+    Allocating new pages takes longer than filling them. Ray copies a block before the next task begins.
+    """
+    return np.empty(shape, dtype)
+
+
+# ---- images for feature extraction
 
 
 class ReadImages:
-    """Task n makes the images of step n: `images` float32 [1, B, 3, H, W] and `modality` [1].
+    """Task n reads the images of batch n: `images` float32 [1, B, 3, H, W] and `modality` [1].
 
-    steps: (ordinals [B], modality) of each batch.
+    batches: (indices [B], modality) of each batch.
     """
 
-    def __init__(self, rows: TestBatchReader, steps: list[tuple[np.ndarray, str]]) -> None:
-        self.rows, self.steps = rows, steps
+    def __init__(self, reader: TestBatchReader, batches: list[tuple[np.ndarray, str]]) -> None:
+        self.reader, self.batches = reader, batches
 
     def __call__(self, number: int) -> Block:
-        ordinals, modality = self.steps[number]
-        images = own_memory(self.rows.shape, np.float32)[: len(ordinals)]
-        self.rows.fill(ordinals, images)
+        indices, modality = self.batches[number]
+        images = reused_array(self.reader.shape, np.float32)[: len(indices)]
+        self.reader.fill(indices, images)
         return {"images": images[None], "modality": np.array([modality])}
 
 
-# A stretch of the plan as a data set of Ray: what the tasks that read its images know.
-#
-# They need not load torch: a task's process is ready in a second.
-
+# ---- a chunk of the training plan
 
 COLUMNS = ("step", "rank", "pixels")
-# Starting a data set costs a second, a task some 30 ms, whose shares these make small.
-TASKS_OF_STRETCH = 2_000
-ROWS_OF_TASK = 16
-# Of pixels: Ray Data cuts a task's output of 192 MiB (1.5 times its target) and deals the parts to different
-# workers. A single row is never cut, however large.
-BYTES_OF_TASK = 128 * 2**20
-# Blocks, a task's output, of each worker that may lie in the object store: the feed's memory. Ray counts also
-# those that running tasks will make: with half as many only one task runs at a time.
+# A data set takes a second to start and a task some 30 ms: these numbers keep both shares small.
+TASKS_PER_CHUNK = 2_000
+STEPS_PER_TASK = 16
+# Pixels in a task's output. Ray Data splits an output of 192 MiB (1.5 times its target) and sends the parts
+# to different workers; a single row is never split, however large.
+BYTES_PER_TASK = 128 * 2**20
+# Blocks (a block is a task's output) in the object store for each worker: the memory of the loader. Ray also
+# counts the blocks that running tasks will make: with half as many only one task runs at a time.
 BLOCKS_STORED = 8
 
 
-def rows_of_task(rows: TrainBatchReader, size: int) -> int:
-    """Rows of the plan that a task reads for one worker of `size`: what BYTES_OF_TASK hold, one at least."""
-    return min(ROWS_OF_TASK, max(1, BYTES_OF_TASK // row_bytes(rows, size)))
+def steps_per_task(reader: TrainBatchReader, size: int) -> int:
+    """Steps of the plan that a task reads for one worker of `size`: BYTES_PER_TASK of them, at least one."""
+    return min(STEPS_PER_TASK, max(1, BYTES_PER_TASK // _step_bytes(reader, size)))
 
 
-def row_bytes(rows: TrainBatchReader, size: int) -> int:
-    """Pixels of a row of the plan, for one worker of `size`."""
-    _, count, channels, height, width = rows.shape
+def _step_bytes(reader: TrainBatchReader, size: int) -> int:
+    """Pixels of a step of the plan, for one worker of `size`."""
+    _, count, channels, height, width = reader.shape
     return 2 * (count // size) * channels * height * width
 
 
-def block_bytes(rows: TrainBatchReader, size: int) -> int:
-    """Pixels of a block, a task's output, for one worker of `size`."""
-    return rows_of_task(rows, size) * row_bytes(rows, size)
+def block_bytes(reader: TrainBatchReader, size: int) -> int:
+    """Pixels of a block, for one worker of `size`."""
+    return steps_per_task(reader, size) * _step_bytes(reader, size)
 
 
-def chunk_length(rows: TrainBatchReader, size: int) -> int:
-    """Rows of the plan that a stretch for `size` workers has."""
-    return max(1, TASKS_OF_STRETCH // size) * rows_of_task(rows, size)
+def chunk_length(reader: TrainBatchReader, size: int) -> int:
+    """Steps of the plan in a chunk for `size` workers."""
+    return max(1, TASKS_PER_CHUNK // size) * steps_per_task(reader, size)
 
 
 class PlanChunk:
-    """Rows `first` to `last` of the plans of all epochs laid end to end, each split over `size` workers."""
+    """Steps `first` to `last` of the plan, counted over all epochs, each split over `size` workers."""
 
     def __init__(self, source: TrainSource, first: int, last: int, size: int) -> None:
         self.first, self.last, self.size = first, last, size
-        self.rows_of_task = rows_of_task(source.rows, size)
+        self.steps_per_task = steps_per_task(source.rows, size)
         self.steps_per_epoch = source.steps_per_epoch
         epochs = range(first // self.steps_per_epoch, (last - 1) // self.steps_per_epoch + 1)
         self._plans: dict[int, EpochPlan] = {epoch: source.plan(epoch) for epoch in epochs}
 
-    def row(self, step: int, rank: int) -> BatchPlan:
-        epoch, at = divmod(step, self.steps_per_epoch)
-        return self._plans[epoch].slice(rank, self.size)[at]
+    def batch(self, step: int, rank: int) -> BatchPlan:
+        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
+        return self._plans[epoch].slice(rank, self.size)[step_of_epoch]
 
 
-def chunk_dataset(stretch: PlanChunk, rows: TrainBatchReader) -> ray.data.Dataset:
-    """Blocks of up to `rows_of_task` rows of the plan, each of one worker, the workers in turn.
+def chunk_dataset(chunk: PlanChunk, reader: TrainBatchReader) -> ray.data.Dataset:
+    """Blocks of up to `steps_per_task` steps for one worker each; the workers take turns.
 
     Columns `step`, `rank`, `pixels` uint8 [2 modalities, n, H, W, 3].
     """
-    tasks = -(-(stretch.last - stretch.first) // stretch.rows_of_task) * stretch.size
-    dataset = in_order(tasks, _Read(stretch, rows))
+    tasks = -(-(chunk.last - chunk.first) // chunk.steps_per_task) * chunk.size
+    dataset = in_order(tasks, _ReadSteps(chunk, reader))
     options = dataset.context.execution_options
     options.resource_limits = options.resource_limits.copy(
-        object_store_memory=BLOCKS_STORED * stretch.size * block_bytes(rows, stretch.size)
+        object_store_memory=BLOCKS_STORED * chunk.size * block_bytes(reader, chunk.size)
     )
     return dataset
 
 
-class _Read:
-    """What a task does: its block."""
+class _ReadSteps:
+    """Task n reads the pixels of its steps for one worker."""
 
-    def __init__(self, stretch: PlanChunk, rows: TrainBatchReader) -> None:
-        self.stretch, self.rows = stretch, rows
+    def __init__(self, chunk: PlanChunk, reader: TrainBatchReader) -> None:
+        self.chunk, self.reader = chunk, reader
 
     def __call__(self, number: int) -> Block:
-        part, rank = divmod(number, self.stretch.size)
-        first = self.stretch.first + part * self.stretch.rows_of_task
-        steps = range(first, min(first + self.stretch.rows_of_task, self.stretch.last))
-        _, count, channels, *image = self.rows.shape
-        shape = (self.stretch.rows_of_task, 2, count // self.stretch.size, *image, channels)
-        pixels = own_memory(shape, np.uint8)[: len(steps)]
-        for step, images in zip(steps, pixels, strict=True):
-            for read, out in zip(self.rows.read(self.stretch.row(step, rank)), images, strict=True):
-                np.stack(read, out=out)
+        chunk = self.chunk
+        part, rank = divmod(number, chunk.size)
+        first = chunk.first + part * chunk.steps_per_task
+        steps = range(first, min(first + chunk.steps_per_task, chunk.last))
+        _, count, channels, *image = self.reader.shape
+        shape = (chunk.steps_per_task, 2, count // chunk.size, *image, channels)
+        pixels = reused_array(shape, np.uint8)[: len(steps)]
+        for step, out in zip(steps, pixels, strict=True):
+            for images, out_of_modality in zip(self.reader.read(chunk.batch(step, rank)), out, strict=True):
+                np.stack(images, out=out_of_modality)
         return dict(zip(COLUMNS, (np.array(steps), np.full(len(steps), rank), pixels), strict=True))

@@ -4,7 +4,7 @@ Each new drop is read alone, so nothing of other drops changes its bytes: csdn.i
 worker processes of csdn.ingest.pack make its shards under temporary names, and the state of the stage records
 each finished shard, so that a killed run resumes. The shards get their final names after the drop has proved
 to be the one in the ledger; the index is written last. Then csdn.ingest.merge merges the indexes of all
-drops, and csdn.ingest.summary counts what was found.
+drops, and csdn.ingest.counts counts what was found.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import pyarrow as pa
 from csdn.data.catalog import INDEX_SCHEMA, REFUSED_SCHEMA, read_facts, read_table, table_of, write_table
 from csdn.data.shards import VerifiedShards
 from csdn.data.state import open_state
+from csdn.ingest.counts import summary
 from csdn.ingest.grey16 import facts_of_cameras
 from csdn.ingest.identities import SplitRule, read_aliases
 from csdn.ingest.ledger import SHORT, Drop, Status
@@ -36,7 +37,6 @@ from csdn.ingest.listing import (
 )
 from csdn.ingest.merge import HeldDrop, IndexedDrop, bad_files, merge
 from csdn.ingest.pack import PackedShard, Packer, packed_shards, sizes
-from csdn.ingest.summary import summary
 from csdn.runtime.errors import UserError
 from csdn.runtime.files import remove_temp, write_json
 from csdn.runtime.process import available_cores

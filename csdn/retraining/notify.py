@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from csdn.ingest.summary import summary_lines
+from csdn.ingest.counts import summary_lines
 from csdn.retraining.gate import METRICS
 from csdn.runtime.files import read_csv
 from csdn.runtime.sanitize import as_markdown, escape_control_chars, escape_tags

@@ -1,4 +1,17 @@
-"""How far a phase is, in numbers; how it is shown is for a View."""
+"""Progress of a stage on standard error: a live line in a terminal, else plain lines, or JSON for machines.
+
+    embedding: 120/1000 steps, 845 images/s, 50 s left  loss 7.042
+
+With CSDN_LOG=json each line is an object:
+
+    {"event": "progress", "time": "2026-11-21T10:21:03.512Z", "stage": "embedding", "phase": "embedding",
+     "unit": "steps", "done": 120, "total": 1000, "rate": 17.604, "images_per_second": 845.01,
+     "seconds": 6.8, "seconds_left": 50.0, "values": {"loss": 7.042}}
+
+`event` is start, progress (at the first unit, then every ten seconds), note (with a `text`) or end (with
+`error`: null, or the class name of the exception that ended it). `phase` is null in the start and end of a
+whole stage. `rate` is in units a second. Values that are not known yet are null.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +37,92 @@ from csdn.runtime.documents import read_json
 from csdn.runtime.errors import UserError
 from csdn.runtime.files import locked, write_json
 
+TIMES = Path(".state/times.json")  # how long each stage took; no result depends on it
+LOG_SECONDS = 10.0  # between two progress lines of a log
+TITLE_WIDTH, BAR_WIDTH = 12, 24  # columns in a terminal; the bar may be narrower
+
+# Called as report(units done, units in total, values to show); cheap enough to call at every step.
+# With a fourth argument, a text, only that text is shown, at once; the total may then be None.
+Report = Callable[..., None]
+
+
+@contextmanager
+def stage(name: str) -> Iterator[Callable]:
+    """Yield `progress` for the phases of a stage; record how long a successful stage took."""
+    started = time.monotonic()
+    _stage_event("start", name)
+    try:
+        yield partial(progress, name)
+    except BaseException as error:
+        _stage_event("end", name, seconds=time.monotonic() - started, error=type(error).__name__)
+        raise
+    _stage_event("end", name, seconds=time.monotonic() - started, error=None)
+    with suppress(OSError, UserError):  # a stage that succeeded must not fail here
+        record_time(name, time.monotonic() - started)
+
+
+def record_time(stage: str, seconds: float) -> None:
+    with locked(TIMES):
+        write_json(TIMES, read_times() | {stage: round(seconds, 1)})
+
+
+def read_times() -> dict[str, float]:
+    """Stage -> seconds of its last successful run here; empty if the file is missing or invalid."""
+    try:
+        times = read_json(TIMES)
+    except UserError:
+        return {}
+    valid = isinstance(times, dict) and all(isinstance(value, int | float) for value in times.values())
+    return times if valid else {}
+
+
+@contextmanager
+def progress(stage: str, phase: str, unit: str, images: float = 1) -> Iterator[Report]:
+    """Yield `report(done, total, values, note)` for one phase.
+
+    `unit` names what is counted ("images", "steps"); one unit is `images` images.
+    """
+    state, view = Phase(stage, phase, unit, images), _view()
+
+    def report(
+        done: int, total: int | None, values: Mapping[str, float] | None = None, note: str | None = None
+    ) -> None:
+        if note:
+            view.note(state, note)
+        else:
+            state.update(done, total, values)
+            view.update(state)
+
+    view.start(state)
+    try:
+        yield report
+    except BaseException as error:
+        view.end(state, type(error).__name__)
+        raise
+    view.end(state, None)
+
+
+def _view() -> View:
+    if _wants_json():
+        return JsonLines()
+    return Terminal() if sys.stderr.isatty() else TextLines()
+
+
+def _wants_json() -> bool:
+    return os.environ.get("CSDN_LOG") == "json"
+
+
+def _stage_event(event: str, name: str, **fields: float | str | None) -> None:
+    if _wants_json():
+        json_line(event, stage=name, phase=None, **fields)
+
+
+# ---- the state of a phase
+
 
 @dataclass
 class Phase:
-    """A phase of a stage: `done` of `total` units (None: not known yet), of `images` images each."""
+    """Progress of one phase: `done` of `total` units (None: not known yet), each of `images` images."""
 
     stage: str
     phase: str
@@ -36,12 +131,12 @@ class Phase:
     done: int = 0
     total: int | None = None
     values: dict[str, float] = field(default_factory=dict)  # such as the loss
-    rate: float | None = None  # units a second; None where one report cannot tell
-    began: float = field(default_factory=time.monotonic)
+    rate: float | None = None  # units a second; None before the second report
+    started: float = field(default_factory=time.monotonic)
     first: tuple[float, int] | None = None  # time and units of the first report
 
-    def update(self, done: int, total: int, values: Mapping[str, float] | None = None) -> None:
-        """Take a report. The rate counts from the first one: not what a resumed run found done."""
+    def update(self, done: int, total: int | None, values: Mapping[str, float] | None = None) -> None:
+        """Record a report. The rate excludes units that were done before the first report (a resumed run)."""
         now = time.monotonic()
         self.first = self.first or (now, done)
         seconds, units = now - self.first[0], done - self.first[1]
@@ -50,7 +145,7 @@ class Phase:
 
     @property
     def seconds(self) -> float:
-        return time.monotonic() - self.began
+        return time.monotonic() - self.started
 
     @property
     def seconds_left(self) -> float | None:
@@ -60,38 +155,32 @@ class Phase:
     def images_per_second(self) -> float | None:
         return self.rate * self.images if self.rate else None
 
-    def count(self) -> str:
+    def count_text(self) -> str:
         """As in "120/1000 steps"."""
         return f"{self.done}/{self.total} {self.unit}"
 
-    def speed(self) -> str:
-        """As in "845 images/s"; empty where nobody knows."""
-        found = self.images_per_second
-        return "" if found is None else f"{found:.0f} images/s" if found >= 100 else f"{found:.3g} images/s"
+    def speed_text(self) -> str:
+        """As in "845 images/s"; empty if unknown."""
+        speed = self.images_per_second
+        return "" if speed is None else f"{speed:.0f} images/s" if speed >= 100 else f"{speed:.3g} images/s"
 
-    def left(self) -> str:
-        """As in "50 s left"; whole seconds, since nobody knows better; empty where nobody knows at all."""
-        found = self.seconds_left
-        if found is None:
+    def left_text(self) -> str:
+        """As in "50 s left", in whole seconds, since it is an estimate; empty if unknown."""
+        left = self.seconds_left
+        if left is None:
             return ""
-        return f"{duration(found) if found >= 9.5 else f'{found:.0f} s'} left"
+        return f"{duration(left) if left >= 9.5 else f'{left:.0f} s'} left"
 
-    def figures(self) -> str:
+    def values_text(self) -> str:
         """As in "loss 7.042"."""
         return "  ".join(f"{name} {value:.4g}" for name, value in self.values.items())
 
-
-class View(Protocol):
-    """Somebody who watches one phase; `failure` is the name of the error that ended it early."""
-
-    def start(self, work: Phase) -> None: ...
-    def update(self, work: Phase) -> None: ...
-    def note(self, work: Phase, text: str) -> None: ...
-    def end(self, work: Phase, failure: str | None) -> None: ...
+    def stopped_text(self) -> str:
+        return f"stopped at {self.count_text()}" if self.total else "stopped"
 
 
 def duration(seconds: float) -> str:
-    """For people: 4.2 s, 58 s, 1:12, 2:03:04.
+    """A duration for people: 4.2 s, 58 s, 1:12, 2:03:04.
 
     >>> duration(4.21), duration(58.3), duration(72), duration(7384)
     ('4.2 s', '58 s', '1:12', '2:03:04')
@@ -103,25 +192,20 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-# Progress as lines: for people who read a log, and for machines (CSDN_LOG=json).
-#
-#     embedding: 120/1000 steps, 845 images/s, 50 s left  loss 7.042
-#
-#     {"event": "progress", "time": "2026-11-21T10:21:03.512Z", "stage": "embedding", "phase": "embedding",
-#      "unit": "steps", "done": 120, "total": 1000, "rate": 17.604, "images_per_second": 845.01,
-#      "seconds": 6.8, "seconds_left": 50.0, "values": {"loss": 7.042}}
-#
-# `event` is start, progress (at the first unit, then every ten seconds), note, which has a `text`, or end,
-# which has `error`: null, or the name of what ended it early. `phase` is null in the start and end of a whole
-# stage. `rate` is in units a second; what nobody knows yet is null. The lines go to standard error, where the
-# text of an error goes too.
+class View(Protocol):
+    """Shows one phase; `failure` is the class name of the exception that ended it early."""
+
+    def start(self, state: Phase) -> None: ...
+    def update(self, state: Phase) -> None: ...
+    def note(self, state: Phase, text: str) -> None: ...
+    def end(self, state: Phase, failure: str | None) -> None: ...
 
 
-LOG_SECONDS = 10.0
+# ---- lines of a log
 
 
-class _Now:
-    """True at the first question, then every LOG_SECONDS."""
+class _Throttle:
+    """Returns true at the first call, then once every LOG_SECONDS."""
 
     def __init__(self) -> None:
         self.next = -math.inf
@@ -135,92 +219,87 @@ class _Now:
 
 
 class TextLines:
-    """Plain lines; the last state is always among them, so that quick work shows its result too."""
+    """Plain lines. The last state is always shown, so that a short phase shows its result too."""
 
     def __init__(self) -> None:
-        self.now = _Now()
+        self.due = _Throttle()
 
-    def start(self, work: Phase) -> None:
-        """Nothing is known of it yet."""
+    def start(self, state: Phase) -> None:
+        """Nothing is known yet."""
 
-    def update(self, work: Phase) -> None:
-        if work.done != work.total and self.now():
-            _print(work, work.count(), work.speed(), work.left())
+    def update(self, state: Phase) -> None:
+        if state.done != state.total and self.due():
+            self._print(state, state.count_text(), state.speed_text(), state.left_text())
 
-    def note(self, work: Phase, text: str) -> None:
-        print(f"{work.phase}: {text}", file=sys.stderr, flush=True)
-        self.now = _Now()  # what comes next is shown too
+    def note(self, state: Phase, text: str) -> None:
+        print(f"{state.phase}: {text}", file=sys.stderr, flush=True)
+        self.due = _Throttle()  # show the next state as well
 
-    def end(self, work: Phase, failure: str | None) -> None:
+    def end(self, state: Phase, failure: str | None) -> None:
         if failure:
-            _print(work, f"stopped at {work.count()}" if work.total else "stopped")
-        elif work.total is not None:
-            _print(work, f"{work.count()} in {duration(work.seconds)}", work.speed())
+            self._print(state, state.stopped_text())
+        elif state.total is not None:
+            self._print(state, f"{state.count_text()} in {duration(state.seconds)}", state.speed_text())
 
-
-def _print(work: Phase, *parts: str) -> None:
-    line = f"{work.phase}: {', '.join(filter(None, parts))}  {work.figures()}"
-    print(line.rstrip(), file=sys.stderr, flush=True)
+    def _print(self, state: Phase, *parts: str) -> None:
+        line = f"{state.phase}: {', '.join(filter(None, parts))}  {state.values_text()}"
+        print(line.rstrip(), file=sys.stderr, flush=True)
 
 
 class JsonLines:
     """One JSON object a line."""
 
     def __init__(self) -> None:
-        self.now = _Now()
+        self.due = _Throttle()
 
-    def start(self, work: Phase) -> None:
-        json_line("start", stage=work.stage, phase=work.phase, unit=work.unit)
+    def start(self, state: Phase) -> None:
+        json_line("start", stage=state.stage, phase=state.phase, unit=state.unit)
 
-    def update(self, work: Phase) -> None:
-        if self.now():
-            json_line("progress", **_state(work))
+    def update(self, state: Phase) -> None:
+        if self.due():
+            json_line("progress", **_fields(state))
 
-    def note(self, work: Phase, text: str) -> None:
-        json_line("note", stage=work.stage, phase=work.phase, text=text)
-        self.now = _Now()
+    def note(self, state: Phase, text: str) -> None:
+        json_line("note", stage=state.stage, phase=state.phase, text=text)
+        self.due = _Throttle()
 
-    def end(self, work: Phase, failure: str | None) -> None:
-        json_line("end", **_state(work), error=failure)
+    def end(self, state: Phase, failure: str | None) -> None:
+        json_line("end", **_fields(state), error=failure)
 
 
-def _state(work: Phase) -> dict[str, Any]:
-    place = ("stage", "phase", "unit", "done", "total", "values")
+def _fields(state: Phase) -> dict[str, Any]:
+    position = ("stage", "phase", "unit", "done", "total", "values")
     speed = ("rate", "images_per_second", "seconds", "seconds_left")
-    return {name: getattr(work, name) for name in (*place, *speed)}
+    return {name: getattr(state, name) for name in (*position, *speed)}
 
 
 def json_line(event: str, **fields: Any) -> None:
-    """Print an event with the time, in UTC; numbers with six digits, NaN and infinity as null."""
+    """Print an event with the time in UTC; floats have six digits, NaN and infinity become null."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    print(json.dumps({"event": event, "time": now, **_plain(fields)}), file=sys.stderr, flush=True)
+    print(json.dumps({"event": event, "time": now, **_json_value(fields)}), file=sys.stderr, flush=True)
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _plain(inner) for name, inner in value.items()}
+        return {name: _json_value(inner) for name, inner in value.items()}
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     return value
 
 
-# Progress in a terminal: one live line for a phase, which leaves a line behind when the phase ends.
-
-
-TITLE = 12  # columns of a phase's name
-BAR = 24  # columns of the bar, at most
+# ---- a terminal: one live line for a phase, and one line that stays when the phase ends
 
 
 class Terminal:
-    """The live line is redrawn by a thread, so it moves while a long step computes."""
+    """A thread redraws the live line, so it moves during a long step too."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False)
 
-    def start(self, work: Phase) -> None:
-        # Nothing is redirected: processes of the feed are forked while the thread may hold rich's locks.
+    def start(self, state: Phase) -> None:
+        # No redirection: loader processes are forked while this thread may hold rich's locks.
         self.live = Live(
-            LiveLine(work),
+            LiveLine(state),
             console=self.console,
             transient=True,
             refresh_per_second=8,
@@ -228,143 +307,50 @@ class Terminal:
             redirect_stderr=False,
         )
         self.live.start()
-        self.console.show_cursor(True)  # which a killed stage would leave hidden
+        self.console.show_cursor(True)  # a killed stage would leave it hidden
 
-    def update(self, work: Phase) -> None:
-        """Nothing to do: the line looks at `work` when it is drawn."""
+    def update(self, state: Phase) -> None:
+        """Nothing to do: the live line reads `state` whenever it is drawn."""
 
-    def note(self, work: Phase, text: str) -> None:
-        self.console.print(Text(f"  {work.phase:{TITLE}} {text}"))
+    def note(self, state: Phase, text: str) -> None:
+        self.console.print(Text(f"  {state.phase:{TITLE_WIDTH}} {text}"))
 
-    def end(self, work: Phase, failure: str | None) -> None:
+    def end(self, state: Phase, failure: str | None) -> None:
         self.live.stop()
         line = Text("✗ " if failure else "✓ ", style="red" if failure else "green")
-        line.append(ended(work, failure), style="default")
+        line.append(f"{state.phase:{TITLE_WIDTH}} {_final_text(state, failure)}".rstrip(), style="default")
         self.console.print(line, no_wrap=True, overflow="ellipsis", crop=True)
 
 
 class LiveLine:
-    """The line as it is at the moment of drawing; the bar takes the room that is left."""
+    """The line at the moment of drawing; the bar takes the columns that are left."""
 
-    def __init__(self, work: Phase) -> None:
-        self.work = work
+    def __init__(self, state: Phase) -> None:
+        self.state = state
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        work, width = self.work, options.max_width - 1
-        title, about = f"  {work.phase:{TITLE}} ", f" {underway(work)}"
-        bar = min(BAR, width - len(title) - len(about))
+        state, width = self.state, options.max_width - 1
+        title, details = f"  {state.phase:{TITLE_WIDTH}} ", f" {_live_text(state)}"
+        bar = min(BAR_WIDTH, width - len(title) - len(details))
         yield Text(title[:width], end="")
         if bar >= 4:
-            yield ProgressBar(total=work.total, completed=work.done, width=bar, pulse=work.total is None)
-        yield Text(about[: max(0, width - len(title))], no_wrap=True)
+            yield ProgressBar(total=state.total, completed=state.done, width=bar, pulse=state.total is None)
+        yield Text(details[: max(0, width - len(title))], no_wrap=True)
 
 
-def underway(work: Phase) -> str:
-    """What stands behind the bar: count, speed, figures, time left."""
-    if work.total is None:
-        return duration(work.seconds)
-    return "  ".join(filter(None, (work.count(), work.speed(), work.figures(), work.left())))
+def _live_text(state: Phase) -> str:
+    """The text behind the bar."""
+    if state.total is None:
+        return duration(state.seconds)
+    parts = (state.count_text(), state.speed_text(), state.values_text(), state.left_text())
+    return "  ".join(filter(None, parts))
 
 
-def ended(work: Phase, failure: str | None) -> str:
-    """The line that stays: what, how many, how long, how fast, with which figures."""
+def _final_text(state: Phase, failure: str | None) -> str:
+    """The line that stays, after the phase's name."""
     if failure:
-        count = f"stopped at {work.count()}" if work.total else "stopped"
-        return f"{work.phase:{TITLE}} {count} after {duration(work.seconds)}"
-    if work.total is None:
-        return f"{work.phase:{TITLE}} nothing left to do"
-    count = f"{work.done} {work.unit}"
-    columns = f"{count:>14}  {duration(work.seconds):>8}  {work.speed():>14}  {work.figures()}"
-    return f"{work.phase:{TITLE}} {columns}".rstrip()
-
-
-# How long each stage took when it last ran here: beside the state, as no result must depend on it.
-
-
-TIMES = Path(".state/times.json")
-
-
-def note_time(stage: str, seconds: float) -> None:
-    with locked(TIMES):
-        write_json(TIMES, read_times() | {stage: round(seconds, 1)})
-
-
-def read_times() -> dict[str, float]:
-    """Stage -> seconds; empty where nothing has run, or the file is not ours."""
-    try:
-        found = read_json(TIMES)
-    except UserError:
-        return {}
-    ours = isinstance(found, dict) and all(isinstance(value, int | float) for value in found.values())
-    return found if ours else {}
-
-
-# What is seen of a stage at work, on standard error: outputs stay clean.
-#
-# In a terminal a phase is a live line, and leaves one line behind (csdn.runtime.console). Elsewhere a plain
-# line comes every ten seconds, or, with CSDN_LOG=json, a JSON object (csdn.runtime.console).
-
-
-# Called as report(units done, units in all, figures to show); safe to call very often. With a note as well,
-# a sentence, that alone is shown, at once, and stays: units in all may then be None.
-Report = Callable[..., None]
-
-
-@contextmanager
-def stage(name: str) -> Iterator[Callable]:
-    """Yields `progress` for the phases of a stage; notes how long a stage took that succeeded."""
-    began = time.monotonic()
-    _stage_event("start", name)
-    try:
-        yield partial(progress, name)
-    except BaseException as error:
-        _stage_event("end", name, seconds=time.monotonic() - began, error=type(error).__name__)
-        raise
-    _stage_event("end", name, seconds=time.monotonic() - began, error=None)
-    with suppress(OSError, UserError):  # the stage has succeeded: its time is no reason to fail it
-        note_time(name, time.monotonic() - began)
-
-
-@contextmanager
-def progress(stage: str, phase: str, unit: str, images: float = 1) -> Iterator[Report]:
-    """Yields `report(done, total, values)`; shows images a second, time left, values (such as the loss).
-
-    `unit` names what is counted ("images", "steps"); one unit is `images` images.
-    """
-    work, view = Phase(stage, phase, unit, images), _view()
-
-    def report(
-        done: int, total: int | None, values: Mapping[str, float] | None = None, note: str | None = None
-    ) -> None:
-        if note:
-            view.note(work, note)
-        else:
-            work.update(done, total, values)
-            view.update(work)
-
-    view.start(work)
-    try:
-        yield report
-    except BaseException as error:
-        view.end(work, type(error).__name__)
-        raise
-    view.end(work, None)
-
-
-def _view() -> View:
-    if _wants_json():
-        return JsonLines()
-    if not sys.stderr.isatty():
-        return TextLines()
-    pass
-
-    return Terminal()
-
-
-def _wants_json() -> bool:
-    return os.environ.get("CSDN_LOG") == "json"
-
-
-def _stage_event(event: str, name: str, **fields: float | str | None) -> None:
-    if _wants_json():
-        json_line(event, stage=name, phase=None, **fields)
+        return f"{state.stopped_text()} after {duration(state.seconds)}"
+    if state.total is None:
+        return "nothing left to do"
+    count = f"{state.done} {state.unit}"
+    return f"{count:>14}  {duration(state.seconds):>8}  {state.speed_text():>14}  {state.values_text()}"

@@ -1,4 +1,4 @@
-"""JSON and YAML that people write or may damage: whatever is wrong with a text is a UserError that names it.
+"""Strict reading of JSON, YAML and text files; anything wrong with one is a UserError that names the file.
 
 YAML is version 1.2, as DVC reads and writes it: `1e-5` is a number; `no`, `on` and `yes` are texts.
 """
@@ -17,25 +17,25 @@ from typing import Any, NoReturn
 
 from csdn.runtime.errors import UserError, explain_os_error
 
-MAX_DEPTH = 50  # of lists and mappings in each other
-MAX_YAML_BYTES = 2**20  # of YAML, which is read at about 300 kB a second
+MAX_DEPTH = 50  # of nested lists and mappings
+MAX_YAML_BYTES = 2**20  # YAML is parsed at about 300 kB a second
 _LEAVES = (str, bool, int, float, datetime.date, type(None))
 
 
 def read_json(path: str | Path, advice: str = "") -> Any:
-    """The value in a JSON file, checked as by `parse_json`; advice: what to do where it is missing or bad."""
+    """The value in a JSON file, checked by `parse_json`; advice: what to do if it is missing or invalid."""
     return parse_json(_bytes(path, advice), path, advice)
 
 
 def read_yaml(path: str | Path, advice: str = "") -> Any:
-    """The value in a YAML file, checked as by `parse_yaml`; advice: what to do where it is missing or bad."""
+    """The value in a YAML file, checked by `parse_yaml`; advice: what to do if it is missing or invalid."""
     return parse_yaml(_bytes(path, advice), path, advice)
 
 
 def parse_json(text: str | bytes, source: str | Path, advice: str = "") -> Any:
-    """The value of a JSON text that is called `source` in the UserError.
+    """The value of a JSON text; `source` names it in the UserError.
 
-    Refused, too: doubled keys, NaN and infinity, and what `check_values` refuses.
+    Duplicate keys, NaN, infinity, and whatever `check_values` rejects are errors.
     """
     try:
         value = json.loads(
@@ -50,12 +50,12 @@ def parse_json(text: str | bytes, source: str | Path, advice: str = "") -> Any:
 
 
 def parse_yaml(text: str | bytes, source: str | Path, advice: str = "") -> Any:
-    """The value of a YAML 1.2 text that is called `source` in the UserError.
+    """The value of a YAML 1.2 text; `source` names it in the UserError.
 
-    Refused, too: doubled keys, aliases, tags of objects, directives, several documents, more than
-    MAX_YAML_BYTES, and what `check_values` refuses.
+    Duplicate keys, aliases, object tags, directives, several documents, more than MAX_YAML_BYTES, and
+    whatever `check_values` rejects are errors.
     """
-    # Imported here: csdn.model, which reads JSON, works without the pipeline's packages.
+    # Imported here: csdn.model reads JSON and works without the packages of the pipeline.
     from ruamel.yaml import YAML, YAMLError
     from ruamel.yaml.events import AliasEvent
 
@@ -64,48 +64,48 @@ def parse_yaml(text: str | bytes, source: str | Path, advice: str = "") -> Any:
         if len(decoded) > MAX_YAML_BYTES:
             raise ValueError(f"more than {MAX_YAML_BYTES} characters")
         if re.search("^%", decoded, re.MULTILINE):
-            raise ValueError("a line begins with %; directives are not taken")
-        # Before anything is built: aliases of aliases make a few lines of text a value of gigabytes.
+            raise ValueError("a line begins with %; directives are not allowed")
+        # Checked before anything is built: nested aliases expand a few lines to gigabytes.
         if "*" in decoded and any(isinstance(event, AliasEvent) for event in _yaml(YAML).parse(decoded)):
-            raise ValueError("aliases (*name) are not taken; write the value where it is needed")
+            raise ValueError("aliases (*name) are not allowed; write the value where it is needed")
         value = _yaml(YAML).load(decoded)
     except RecursionError:
         raise UserError(_with(f"{source}: nested more than {MAX_DEPTH} deep", advice)) from None
     except YAMLError as error:
         raise UserError(_with(f"{source} is not valid YAML: {_yaml_problem(error)}", advice)) from None
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
-        # ruamel.yaml's, of a date or a number that cannot be, and of a tag that does not fit its value
+        # raised by ruamel.yaml for impossible dates and numbers, and for a tag that does not fit its value
         raise UserError(_with(f"{source} is not valid YAML: {error}", advice)) from None
     check_values(value, source, advice)
     return value
 
 
 def check_values(value: Any, source: str | Path, advice: str = "") -> None:
-    """Raise UserError at what no file of ours holds, and what would fail or do harm far from here.
+    """Raise UserError for values that no valid file has and that would fail later, elsewhere.
 
-    That is: depth beyond MAX_DEPTH, integers beyond 64 bits, numbers that are not finite, NUL and lone
-    surrogates in texts, and in YAML keys that are no texts and values of other types.
+    These are: nesting beyond MAX_DEPTH, integers beyond 64 bits, NaN and infinity, NUL and lone surrogates in
+    texts, keys that are not texts, and values of types that JSON does not have (but dates are allowed).
     """
     waiting: list[tuple[tuple[Any, ...], Any]] = [((), value)]
     while waiting:
-        place, value = waiting.pop()
-        if problem := _problem(value, len(place)):
-            where = f"{source}: {'.'.join(map(str, place))[:200]}" if place else str(source)
+        keys, value = waiting.pop()
+        if problem := _problem(value, len(keys)):
+            where = f"{source}: {'.'.join(map(str, keys))[:200]}" if keys else str(source)
             raise UserError(_with(f"{where}: {problem}", advice))
         if isinstance(value, dict):
-            waiting += [((*place, key), inner) for key, inner in value.items()]
+            waiting += [((*keys, key), inner) for key, inner in value.items()]
         elif isinstance(value, list | tuple):
-            waiting += [((*place, number), inner) for number, inner in enumerate(value)]
+            waiting += [((*keys, number), inner) for number, inner in enumerate(value)]
 
 
 @contextmanager
 def expected_in(source: str | Path, advice: str) -> Iterator[None]:
-    """Makes a UserError of what the block raises where a file has other keys or types than it looks for."""
+    """Raise a UserError if the block fails because the file lacks a key or has a value of another type."""
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{source}: does not hold what it should ({reason}); {advice}") from None
+        raise UserError(f"{source}: does not have the expected content ({reason}); {advice}") from None
 
 
 def _bytes(path: str | Path, advice: str) -> bytes:
@@ -146,7 +146,7 @@ def _integer(digits: str) -> int:
 
 
 def _yaml(kind: Any) -> Any:
-    return kind(typ="safe", pure=True)  # not the C parser: its errors and limits are others
+    return kind(typ="safe", pure=True)  # the C parser has other errors and limits
 
 
 def _yaml_problem(error: Any) -> str:
@@ -157,20 +157,20 @@ def _yaml_problem(error: Any) -> str:
 
 
 def _problem(value: Any, depth: int) -> str | None:
-    """What is wrong with one value, without a look into what it holds."""
+    """What is wrong with one value, apart from the values inside it."""
     if isinstance(value, dict | list | tuple):
         if depth >= MAX_DEPTH:
             return f"nested more than {MAX_DEPTH} deep"
         texts = value if isinstance(value, dict) else ()
         if other := [key for key in texts if not isinstance(key, str)]:
-            return f"the key {other[0]!r} is no text; write it in quotes"
+            return f"the key {other[0]!r} is not a text; write it in quotes"
     elif not isinstance(value, _LEAVES):
-        return f"a value of type {type(value).__name__} is not taken"
+        return f"a value of type {type(value).__name__} is not allowed"
     else:
         texts = (value,) if isinstance(value, str) else ()
     for text in texts:
         if re.search("[\0\ud800-\udfff]", text):
-            return f"{ascii(text)[:100]} has a character that no text may have (NUL or half of a pair)"
+            return f"{ascii(text)[:100]} has a character that is not allowed (NUL or a lone surrogate)"
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
         return "an integer beyond 64 bits"
     if isinstance(value, float) and not math.isfinite(value):
@@ -178,14 +178,14 @@ def _problem(value: Any, depth: int) -> str | None:
     return None
 
 
-# Lists and tables that people write: the one door through which their text comes in.
+# ---- lists and tables that people write
 
 
 def read_text(data: bytes, where: str) -> str:
-    """The text of a list or a table, with line ends as "\\n".
+    """The text of a list or a table, with "\\n" as line end.
 
-    UTF-8, with or without a byte-order mark, or UTF-16 with one, as editors on Windows save it. `where` names
-    the file in the UserError.
+    Accepts UTF-8, with or without a byte-order mark, and UTF-16 with one, as editors on Windows write it.
+    `where` names the file in the UserError.
     """
     encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
@@ -200,7 +200,7 @@ def read_text(data: bytes, where: str) -> str:
 
 
 def delimiter_of(text: str) -> str:
-    """What separates the columns of a table: a comma, or what spreadsheets of some countries put instead.
+    """The separator of a table's columns: a comma, or the semicolon or tab of some spreadsheets.
 
     >>> delimiter_of("path;person"), delimiter_of("path,a;b"), delimiter_of("path")
     (';', ',', ',')

@@ -1,6 +1,7 @@
-"""Outputs that are whole or not there: written under a temporary name, flushed, then renamed.
+"""Atomic writes, locks, and the JSON and CSV formats of the outputs.
 
-A killed run leaves at most `.<name>.partial` beside the output; `sweep` removes such leftovers.
+A file or folder is written under a temporary name, flushed to disk, then renamed. A killed run leaves at most
+`.<name>.partial` beside the output; `remove_temp` removes such leftovers.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from typing import Any
 from csdn.runtime.errors import UserError
 from csdn.runtime.sanitize import as_cell, from_cell
 
-LOCK_SECONDS = 60  # a lock is held while a small file is read and written, never while data is read
+LOCK_SECONDS = 60  # to wait for a lock, which is held only while a small file is read and written
 
 
 def temp_path(path: Path) -> Path:
-    """The temporary name of an output, beside it (a rename must not cross file systems)."""
+    """The temporary name of an output, in the same folder (a rename must not cross file systems)."""
     return path.with_name(f".{path.name}.partial")
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path to write; it becomes `path` when the block ends, and vanishes when it fails."""
+    """Yield a temporary path to write; it becomes `path` when the block ends, and is removed if it fails."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temp_path(path)
@@ -41,7 +42,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yields an empty temporary folder to fill; it becomes `path` when the block ends without an error."""
+    """Yield an empty temporary folder to fill; it becomes `path` when the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temp_path(path)
@@ -62,24 +63,24 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def with_filename(path: Path) -> Iterator[None]:
-    """Makes an OSError of the block name `path`: one of a full disk names no file."""
+    """Add `path` to an OSError of the block that names no file, such as that of a full disk."""
     try:
         yield
     except OSError as error:
-        if error.errno is not None:  # else Python would show the name in place of the text
+        if error.errno is not None:  # otherwise Python would show the name in place of the message
             error.filename = error.filename or str(path)
         raise
 
 
 def rename_flushed(temporary: Path, path: Path) -> None:
-    """Rename once the bytes are on disk, so that a power cut cannot leave an empty file under the name."""
+    """Rename after the bytes are on disk, so that a power cut cannot leave an empty file under the name."""
     fsync(temporary)
     temporary.replace(path)
     fsync(path.parent)
 
 
 def fsync(path: Path) -> None:
-    """Have what was written to a file, or the names of a folder, on disk."""
+    """Flush the bytes of a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -88,33 +89,35 @@ def fsync(path: Path) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Replace a file with `value` as `as_json` has it."""
+    """Replace a file with `as_json(value)`."""
     with atomic_write(path) as temporary:
         temporary.write_bytes(as_json(value))
 
 
 def as_json(value: Any) -> bytes:
-    """`value` as JSON, keys sorted and one entry a line: the same value gives the same bytes.
+    """`value` as JSON with sorted keys and one entry a line: the same value gives the same bytes.
 
-    What does not print is escaped, as JSON has it: people read these files in terminals, and with `git diff`.
+    Characters that do not print are escaped: people read these files in terminals and with `git diff`.
     Raises ValueError for NaN and infinity, which JSON does not have.
     """
     text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
     lines = text.split("\n")
-    return "".join(f"{line if line.isprintable() else _escaped(line)}\n" for line in lines).encode()
+    return "".join(f"{_escaped(line)}\n" for line in lines).encode()
 
 
 def _escaped(line: str) -> str:
+    if line.isprintable():
+        return line
     return "".join(letter if letter.isprintable() else json.dumps(letter)[1:-1] for letter in line)
 
 
 @contextmanager
 def locked(path: str | Path) -> Iterator[None]:
-    """Nobody else who locks `path` reads, changes and writes it during the block.
+    """Hold the lock of `path` during the block, so that only one process at a time reads and replaces it.
 
-    The lock is the file `.<name>.lock` beside it, which stays. Raises UserError where it cannot be had.
+    The lock file `.<name>.lock` beside it stays. Raises UserError after LOCK_SECONDS of waiting.
     """
-    from filelock import FileLock, Timeout  # imported here: worker processes lock nothing
+    from filelock import FileLock, Timeout  # imported here: worker processes need no lock
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,17 +127,17 @@ def locked(path: str | Path) -> Iterator[None]:
             yield
     except Timeout:
         raise UserError(
-            f"{path}: another process has held {lock.name} beside it for {LOCK_SECONDS} s; wait for that "
-            "process to end, or stop it, then run the command again"
+            f"{path}: another process has held {lock.name} beside it for {LOCK_SECONDS} s; wait until that "
+            "process ends, or stop it, then run the command again"
         ) from None
 
 
 def write_csv(
     path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = (), digits: int | None = None
 ) -> None:
-    """Rows as CSV, for people and their spreadsheets: texts as `as_cell` has them, numbers as they are.
+    """Write rows as CSV for spreadsheets; texts are escaped by `as_cell`, numbers are unchanged.
 
-    columns: of a table without rows; digits: significant ones of floats, by default all.
+    columns: the header of a table without rows; digits: significant digits of floats, by default all.
     """
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -150,15 +153,15 @@ def _cell(value: Any, digits: int | None) -> Any:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a file of `write_csv`, texts as they were, numbers as texts."""
+    """The rows that `write_csv` wrote: texts without the escapes, numbers as texts."""
     with path.open(newline="", encoding="utf-8") as file:
         return [{name: from_cell(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
 
 
 def remove_temp(folder: str | Path, keep: Container[str] = ()) -> None:
-    """Remove what a killed run left under temporary names in `folder` (not in its sub-folders).
+    """Remove the temporary files that a killed run left in `folder` (not in its sub-folders).
 
-    keep: names of files that are still wanted.
+    keep: names of files to keep.
     """
     for leftover in Path(folder).glob(".*.partial"):
         if leftover.name in keep:

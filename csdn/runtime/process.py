@@ -1,4 +1,4 @@
-"""How a stage runs as a process: it dies with DVC, and shows a user's mistake as text."""
+"""A stage as a process: exit codes, errors as text, the end of its parent, proxies, cores."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from csdn.runtime.errors import Diverged, UserError, explain_os_error, is_unavai
 
 _PR_SET_PDEATHSIG = 1
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-EX_TEMPFAIL = 75  # of sysexits.h: the same command may succeed later on
-EX_DATAERR = 65  # of sysexits.h: training diverged, and would again
+# Exit codes of sysexits.h; a retraining that started the stage reads them.
+EX_TEMPFAIL = 75  # a service did not respond: the same command may succeed later
+EX_DATAERR = 65  # training diverged: the same command would diverge again
 
 
-def run_stage(main: Callable[[], None], stage: str, lower: str = "") -> None:
-    """Run a stage's `main`; exits with the text of what is wrong, by `_code`; 130 on Ctrl-C.
+def run_stage(main: Callable[[], None], stage: str, reduce: str = "") -> None:
+    """Run a stage's `main`; on an error print it and exit with `_code`, on Ctrl-C with 130.
 
-    Only a defect of the program shows a traceback. lower: the parameters to lower where memory runs out.
+    Only a defect of the program shows a traceback. reduce: the parameters to reduce if memory runs out.
     """
     reach_loopback_directly()
     try:
@@ -34,14 +35,13 @@ def run_stage(main: Callable[[], None], stage: str, lower: str = "") -> None:
     except KeyboardInterrupt:
         _exit(130, f"\nstopped. Finished stages are kept; {_kept(stage)}")
     except Exception as error:
-        fault = explain_os_error(error, lower)
+        fault = explain_os_error(error, reduce)
         if fault is None:
             raise
         _exit(1, f"error: {fault}\nFinished stages are kept; {_kept(stage)}")
 
 
 def _code(error: UserError) -> int:
-    """How a retraining that started the stage tells what ended it."""
     if is_unavailable(error):
         return EX_TEMPFAIL
     return EX_DATAERR if isinstance(error, Diverged) else 1
@@ -53,9 +53,9 @@ def _exit(code: int, text: str) -> NoReturn:
 
 
 def _kept(stage: str) -> str:
-    """What a stage that ended early goes on from."""
+    """The sentence that says from where a stage that ended early continues."""
     if stage == "ingest":
-        return "so are the drops and shards that ingest has finished: run the same command again to go on."
+        return "so are the drops and shards that ingest has finished: run the same command again to continue."
     saved = seconds_since_save()
     if saved is None:
         return f"{stage} had saved nothing in this run: run the same command again."
@@ -64,10 +64,10 @@ def _kept(stage: str) -> str:
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """Import what a process works with, out of the collector's sight.
+    """Import modules without garbage collection, and exclude them from later collections.
 
-    Modules stay until the end. It would look for garbage hundreds of times while torch's are loaded,
-    and once more when the process ends.
+    Modules live until the process ends. Without this, Python collects hundreds of times while torch is
+    imported, and once more at the end of the process.
     """
     gc.disable()
     try:
@@ -78,43 +78,43 @@ def gc_paused() -> Iterator[None]:
 
 
 def set_parent_death_signal(parent: int | None = None) -> None:
-    """Ask Linux to end this process when its parent dies, so that an orphan never writes beside a new run.
+    """Have Linux kill this process when its parent dies, so that an orphan never writes beside a new run.
 
-    parent: its id, where the caller knows it, so that a death before this call is noticed too.
+    parent: its process id, if the caller knows it; then a death before this call is detected too.
     """
     if sys.platform != "linux":
         return
     parent = parent or os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent or _left_by_dvc():  # it died before the request was heard
+    if os.getppid() != parent or _left_by_dvc():  # it died before prctl took effect
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _left_by_dvc() -> bool:
-    """Whether this is a stage whose DVC died while it was starting: both are of one process group."""
+    """Whether DVC died while this stage was starting; a stage and its DVC share a process group."""
     try:
         return "DVC_STAGE" in os.environ and os.getpgid(os.getppid()) != os.getpgrp()
-    except ProcessLookupError:  # the parent ended between the two questions
+    except ProcessLookupError:  # the parent ended between the two calls
         return True
 
 
 def reach_loopback_directly() -> None:
-    """Have every client here, and in processes started from here, ask no proxy for servers of this machine.
+    """Exclude the loopback addresses from http_proxy, in this process and in those it starts.
 
-    A proxy that the environment names (http_proxy) would look for them on its own machine.
+    A proxy would look for these servers on its own machine.
     """
-    for name in ("no_proxy", "NO_PROXY"):  # programs read the one or the other
-        named = [part.strip() for part in os.environ.get(name, "").split(",") if part.strip()]
-        if "*" not in named:
-            os.environ[name] = ",".join(dict.fromkeys([*named, *LOOPBACK]))
+    for name in ("no_proxy", "NO_PROXY"):  # some programs read one, some the other
+        hosts = [part.strip() for part in os.environ.get(name, "").split(",") if part.strip()]
+        if "*" not in hosts:
+            os.environ[name] = ",".join(dict.fromkeys([*hosts, *LOOPBACK]))
 
 
 @contextmanager
 def quiet_tracker() -> Iterator[None]:
-    """Around a pool of spawned processes: nothing is printed of its semaphores where this process is killed.
+    """Around a pool of spawned processes: suppress the resource tracker's warning if this process is killed.
 
-    Python's resource tracker, a process of its own, removes them then, and warns of a leak that there is not.
-    It takes its filter of warnings from the environment in which it is started.
+    Python's resource tracker, a separate process, then removes the pool's semaphores and warns of a leak,
+    though nothing leaks. It reads its warning filter from the environment in which it is started.
     """
     name, before = "PYTHONWARNINGS", os.environ.get("PYTHONWARNINGS")
     os.environ[name] = ",".join(filter(None, (before, "ignore:resource_tracker:UserWarning")))
@@ -128,5 +128,5 @@ def quiet_tracker() -> Iterator[None]:
 
 
 def available_cores() -> int:
-    """Cores that this process may use; a container often has fewer than the machine."""
+    """Cores that this process may use; in a container often fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

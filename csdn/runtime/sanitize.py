@@ -1,4 +1,4 @@
-"""What may be shown and kept: names that cannot steer what shows them, addresses without a password."""
+"""Escaping of names from drops (for terminals, CSV, Markdown, pages), and removal of credentials."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-# A colon before an @, as in s3://key:secret@bucket, or a query, as in a signed link.
+# User information before an @, as in s3://key:secret@bucket, or a query, as in a signed link.
 _CREDENTIALS = re.compile(r"[a-z0-9+.-]+://([^@]*:[^@]*@|[^/]*@|.*\?)", re.IGNORECASE)
-# What begins a formula in a spreadsheet, and the apostrophe that says that the cell is a text.
+# Characters that begin a formula in a spreadsheet, and the apostrophe that marks a cell as text.
 _FORMULA = frozenset("=+-@'")
-# In many countries a semicolon ends a cell; and DVC writes cells into a page as they are.
-_MARKS_OF_CELLS = ";<>"
+# In many countries a semicolon ends a cell; DVC writes cells into an HTML page without escaping them.
+_CELL_SYNTAX = ";<>"
 _ESCAPE = re.compile(r"\\(?:\\|[nrt]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
-# Markdown's marks, HTML's, and what makes an address a link.
-_MARKS = re.compile(r"[\\`*_\[\]<>|&~$@]|(?<=:)/|(?<=www)\.")
+# Syntax of Markdown and HTML, and the characters by which an address becomes a link.
+_MARKDOWN_SYNTAX = re.compile(r"[\\`*_\[\]<>|&~$@]|(?<=:)/|(?<=www)\.")
 
-# The same inside a text. Names of S3's objects may have a question mark; elsewhere a secret may follow it.
+# Credentials inside a text. S3 object names may contain a question mark; elsewhere a secret may follow it.
 _USER_IN_TEXT = re.compile(r"(?<=://)[^/?#\s]*@")
 _QUERY_IN_TEXT = re.compile(r"\b((?!s3:)[a-z][a-z0-9+.-]*://[^\s?#]*[?#])[^\s`'\")>]+", re.IGNORECASE)
 
 
 def escape_control_chars(text: str, keep: str = "") -> str:
-    r"""`text` with escapes for what does not print: control characters, and those that hide or turn text.
+    r"""`text` with escapes for characters that do not print: control characters, and invisible or bidi ones.
 
-    >>> printable("gate\x1b[2J\n")
+    >>> escape_control_chars("gate\x1b[2J\n")
     'gate\\x1b[2J\\n'
     """
     if text.isprintable():
@@ -37,21 +37,21 @@ def escape_control_chars(text: str, keep: str = "") -> str:
 
 
 def as_cell(text: str) -> str:
-    r"""A text as a cell of a CSV file: no formula, no tag, on one line. `from_cell` gives the text back.
+    r"""A text as a CSV cell: not a formula, without tags, on one line. `from_cell` reverses it.
 
     >>> as_cell("=1+1"), as_cell("gate\x1b[2J"), as_cell("north; south")
     ("'=1+1", 'gate\\x1b[2J', 'north\\x3b south')
     """
     cell = escape_control_chars(text.replace("\\", "\\\\"))
-    for letter in _MARKS_OF_CELLS:
+    for letter in _CELL_SYNTAX:
         cell = cell.replace(letter, f"\\x{ord(letter):02x}")
-    # A spreadsheet skips spaces, and in some languages takes full-width signs as well.
+    # Spreadsheets skip leading spaces; some accept full-width signs too.
     first = unicodedata.normalize("NFKC", cell.lstrip()[:1])[:1]
     return f"'{cell}" if first in _FORMULA else cell
 
 
 def from_cell(cell: str) -> str:
-    r"""The text that `as_cell` made a cell of.
+    r"""The text from which `as_cell` made a cell.
 
     >>> from_cell("'=1+1"), from_cell("gate\\x1b[2J")
     ('=1+1', 'gate\x1b[2J')
@@ -60,16 +60,16 @@ def from_cell(cell: str) -> str:
 
 
 def as_markdown(text: str) -> str:
-    r"""A text within a line of Markdown: no mark, no tag and no link comes of it.
+    r"""A text within a line of Markdown, where it gives no markup, no tag and no link.
 
     >>> as_markdown("north|gate <b>")
     'north\\|gate \\<b\\>'
     """
-    return _MARKS.sub(lambda found: f"\\{found[0]}", escape_control_chars(text))
+    return _MARKDOWN_SYNTAX.sub(lambda found: f"\\{found[0]}", escape_control_chars(text))
 
 
 def has_credentials(address: str) -> bool:
-    """Whether an address carries a name, a password or a signature: it would end in Git, logs and reports.
+    """Whether an address has a user name, a password or a signature, which must not get into Git or logs.
 
     >>> has_credentials("s3://key:secret@bucket/in"), has_credentials("s3://bucket/in")
     (True, False)
@@ -78,9 +78,9 @@ def has_credentials(address: str) -> bool:
 
 
 def redact(address: str) -> str:
-    """The address as it may be shown; one that carries nothing secret is itself.
+    """The address without its credentials; an address that has none is unchanged.
 
-    >>> without_credentials("s3://key:secret@bucket/in")
+    >>> redact("s3://key:secret@bucket/in")
     's3://***@bucket/in'
     """
     if not has_credentials(address):
@@ -91,32 +91,32 @@ def redact(address: str) -> str:
 
 
 def redact_text(text: str) -> str:
-    """A text, such as another program's words, whose addresses may be shown.
+    """A text, such as another program's output, without the credentials of the addresses in it.
 
-    >>> redacted("no answer from https://ana:secret@host/in?token=secret")
+    >>> redact_text("no answer from https://ana:secret@host/in?token=secret")
     'no answer from https://***@host/in?***'
     """
     return _QUERY_IN_TEXT.sub(r"\1***", _USER_IN_TEXT.sub("***@", text))
 
 
 def escape_tags(text: str, keep: str = "") -> str:
-    """`printable` for a page that somebody else writes without care: no tag begins or ends in the text.
+    """`escape_control_chars` for pages whose writer does not escape HTML: the text has no < and no >.
 
-    >>> unmarked("</script>")
+    >>> escape_tags("</script>")
     '‹/script›'
     """
     return escape_control_chars(text, keep).replace("<", "‹").replace(">", "›")
 
 
-# What was refused of a drop, in words: the reasons, how often each occurred, and the first files of each.
+# ---- rejected files of a drop, as text: the reasons, how often each occurred, and its first files
 
 
-EXAMPLES = 3  # files that are named for each reason
-_REASONS = 8  # that are shown
+EXAMPLES = 3  # files named for each reason
+_REASONS = 8  # reasons shown
 
 
 def examples(refused: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Reason -> the first paths, of pairs (path, reason); both sorted."""
+    """Reason -> its first EXAMPLES paths, from pairs (path, reason); both sorted."""
     found: dict[str, list[str]] = {}
     for path, reason in sorted(refused, key=lambda pair: pair[::-1]):
         paths = found.setdefault(reason, [])
@@ -126,7 +126,7 @@ def examples(refused: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 
 def in_words(counts: Mapping[str, int], named: Mapping[str, Sequence[str]]) -> str:
-    """Reasons by how often each occurred (`counts`), with the paths that `named` has of each.
+    """Reasons by frequency (`counts`), each with its example paths (`named`).
 
     >>> in_words({"empty file": 1, "no such file": 7}, {"no such file": ["a.jpg", "b.jpg"]})
     '7 x no such file (a.jpg, b.jpg, ...), 1 x empty file'
@@ -144,7 +144,7 @@ def _paths(count: int, named: Sequence[str]) -> str:
 
 
 def refused_in_words(refused: Sequence[tuple[str, str]]) -> str:
-    """Pairs (path, reason) as `in_words` has them.
+    """`in_words` of pairs (path, reason).
 
     >>> refused_in_words([("b.jpg", "no such file"), ("a.jpg", "no such file")])
     '2 x no such file (a.jpg, b.jpg)'

@@ -1,4 +1,4 @@
-"""Ray Data executes the same plan: the DataLoader's tensors, whole epochs, each part, bounded memory."""
+"""Ray Data executes the same plan: the DataLoader's tensors, the workers' parts, bounded memory; sessions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import torch
 from feed_data import write_data
 
 from csdn.cluster.guard import MARK
-from csdn.cluster.session import _own_folder, ray_session
+from csdn.cluster.session import _short_temp_folder, ray_session
 from csdn.data.catalog import load_dataset
 from csdn.data.loader import TrainLoader, TrainSource, train_batch
 from csdn.runtime.errors import UserError
@@ -59,17 +59,17 @@ def test_ray_data_gives_the_tensors_of_the_dataloader_bit_for_bit(ray_instance, 
     from csdn.cluster import ray_data
     from csdn.cluster.ray_loader import RayTrainLoader
 
-    monkeypatch.setattr(ray_data, "TASKS_OF_STRETCH", 3)  # a data set ends in the middle of an epoch
-    monkeypatch.setattr(ray_data, "ROWS_OF_TASK", 3)
+    monkeypatch.setattr(ray_data, "TASKS_PER_CHUNK", 3)  # a chunk ends in the middle of an epoch
+    monkeypatch.setattr(ray_data, "STEPS_PER_TASK", 3)
     plain, over_ray = TrainLoader(source(data), 0), RayTrainLoader(source(data), EPOCHS)
     assert over_ray.steps_per_epoch == plain.steps_per_epoch == 7
-    first, row = start
+    first, step = start
     for epoch in range(first, EPOCHS):
-        batches = list(over_ray.epoch(epoch, row))
-        assert len(batches) == plain.steps_per_epoch - row
-        for one, other in zip(plain.epoch(epoch, row), batches, strict=True):
+        batches = list(over_ray.epoch(epoch, step))
+        assert len(batches) == plain.steps_per_epoch - step
+        for one, other in zip(plain.epoch(epoch, step), batches, strict=True):
             assert_same(one, other)
-        row = 0
+        step = 0
 
 
 @pytest.mark.slow
@@ -78,17 +78,17 @@ def test_the_parts_of_the_workers_make_up_each_batch(ray_instance, data, size):
     from csdn.cluster.ray_data import PlanChunk, chunk_dataset
 
     made = source(data, people=6)
-    ray_data = PlanChunk(made, 0, 2 * made.steps_per_epoch, size)
-    found = iterate_together(chunk_dataset(ray_data, made.rows).streaming_split(size))
+    chunk = PlanChunk(made, 0, 2 * made.steps_per_epoch, size)
+    found = iterate_together(chunk_dataset(chunk, made.rows).streaming_split(size))
     for rank, rows in enumerate(found):
-        assert [row["step"].item() for row in rows] == list(range(ray_data.first, ray_data.last))
+        assert [row["step"].item() for row in rows] == list(range(chunk.first, chunk.last))
         assert {row["rank"].item() for row in rows} == {rank}
     plain = TrainLoader(made, 0)
     whole = [batch for epoch in (0, 1) for batch in plain.epoch(epoch)]
     for step, batch in enumerate(whole):
         parts = []
         for rank in range(size):
-            row = ray_data.row(step, rank)
+            row = chunk.batch(step, rank)
             filled = np.empty((3, len(row.positions), 3, *SIZE), np.float32)
             made.rows.augment(row, *found[rank][step]["pixels"][0], filled)
             parts.append(train_batch(row, filled))
@@ -112,11 +112,11 @@ def iterate_together(parts):
 
 
 @pytest.mark.slow
-def test_the_object_store_holds_a_few_blocks_of_a_feed_many_times_larger(ray_instance, data, monkeypatch):
+def test_the_object_store_holds_a_few_blocks_however_long_the_training(ray_instance, data, monkeypatch):
     from csdn.cluster import ray_data
     from csdn.cluster.ray_loader import RayTrainLoader
 
-    monkeypatch.setattr(ray_data, "ROWS_OF_TASK", 4)
+    monkeypatch.setattr(ray_data, "STEPS_PER_TASK", 4)
     epochs = 200
     made = source(data, people=6, size=(288, 144))
     ray_loader = RayTrainLoader(made, epochs)
@@ -125,7 +125,7 @@ def test_the_object_store_holds_a_few_blocks_of_a_feed_many_times_larger(ray_ins
     # What tasks are writing and the consumer reads ahead comes on top of Ray's limit.
     block = ray_data.block_bytes(made.rows, 1)
     bound = 4 * ray_data.BLOCKS_STORED * block
-    assert count / ray_data.ROWS_OF_TASK * block > 4 * bound
+    assert count / ray_data.STEPS_PER_TASK * block > 4 * bound
     assert 0 < most_stored() < bound
 
 
@@ -135,11 +135,11 @@ def test_the_object_store_holds_a_few_blocks_of_a_feed_many_times_larger(ray_ins
     [(1, 16), (33, 16), (34, 15), (64, 8), (134, 4), (135, 3), (256, 2), (269, 2), (270, 1), (10_000, 1)],
 )
 @pytest.mark.parametrize("size", [1, 2, 8])
-def test_a_task_reads_as_many_rows_as_ray_data_does_not_cut(images, rows, size):
-    from csdn.cluster.ray_data import block_bytes, chunk_length, rows_of_task
+def test_a_task_reads_as_many_steps_as_ray_data_does_not_split(images, rows, size):
+    from csdn.cluster.ray_data import block_bytes, chunk_length, steps_per_task
 
     made = SimpleNamespace(shape=(3, size * images, 3, 288, 144))
-    assert rows_of_task(made, size) == rows
+    assert steps_per_task(made, size) == rows
     assert block_bytes(made, size) == rows * 2 * images * 288 * 144 * 3
     assert block_bytes(made, size) <= 128 * 2**20 or rows == 1
     assert chunk_length(made, size) == 2000 // size * rows
@@ -147,8 +147,8 @@ def test_a_task_reads_as_many_rows_as_ray_data_does_not_cut(images, rows, size):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("images", "steps"), [(64, 14), (256, 4)])
-def test_each_worker_gets_its_rows_of_large_batches(ray_instance, tmp_path, images, steps, monkeypatch):
-    """At 288x144, `images` of a modality for each worker: 14 rows of the plan have 213 MiB, 4 have 243."""
+def test_each_worker_gets_its_part_of_large_batches(ray_instance, tmp_path, images, steps, monkeypatch):
+    """At 288x144, `images` of a modality for each worker: 14 steps of the plan have 213 MiB, 4 have 243."""
     from csdn.cluster import ray_loader
     from csdn.cluster.ray_loader import RayTrainLoader
 
@@ -212,28 +212,28 @@ def test_a_shard_damaged_after_ingest_is_named_by_ray_data_too(ray_instance, tmp
 
 @pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
 @pytest.mark.parametrize(("length", "own"), [(39, False), (40, True), (300, True)])
-def test_ray_gets_a_folder_of_its_own_where_a_socket_s_path_would_be_too_long(
+def test_ray_gets_a_short_temporary_folder_if_the_path_of_a_socket_would_be_too_long(
     monkeypatch, variable, length, own
 ):
     """A socket's path has 107 bytes at most, of which Ray's own part may take 68."""
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv(variable, "/" + "é" * ((length - 1) // 2) + "x" * ((length - 1) % 2))
-    folder = _own_folder()
+    folder = _short_temp_folder()
     assert (folder is not None) == own
     if own:
         Path(folder).rmdir()
 
 
 @pytest.mark.parametrize("path", ["tmp", "./tmp", ""])
-def test_a_relative_temporary_folder_is_none_for_ray(monkeypatch, path):
+def test_ray_gets_an_absolute_temporary_folder(monkeypatch, path):
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", path)
-    folder = _own_folder()
+    folder = _short_temp_folder()
     assert Path(folder).is_absolute()
     Path(folder).rmdir()
 
 
-def test_ray_that_does_not_start_here_is_not_blamed_on_an_address(monkeypatch, tmp_path):
+def test_the_error_of_a_local_instance_names_its_logs_and_no_address(monkeypatch, tmp_path):
     from csdn.cluster.session import _unusable
 
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
@@ -242,7 +242,7 @@ def test_ray_that_does_not_start_here_is_not_blamed_on_an_address(monkeypatch, t
     assert "RAY_ADDRESS" not in said
 
 
-def test_where_ray_can_have_no_short_folder_the_variable_to_set_is_named(monkeypatch, fault):
+def test_without_a_short_folder_the_error_names_the_variable_to_set(monkeypatch, fault):
     def refuse(**_):
         raise PermissionError(13, "Permission denied")
 
@@ -255,11 +255,11 @@ def test_where_ray_can_have_no_short_folder_the_variable_to_set_is_named(monkeyp
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [False, True])
-def test_ray_runs_where_the_path_of_tmpdir_is_long_and_leaves_nothing(tmp_path, killed):
+def test_ray_runs_with_a_long_tmpdir_and_leaves_nothing(tmp_path, killed):
     """Whether the run comes to its end or is killed."""
     code = f"""
 import os, time
-from csdn.cluster.session import _own_folder, ray_session
+from csdn.cluster.session import _short_temp_folder, ray_session
 with ray_session(None, cpus=1):
     import ray
     print(ray.get(ray.remote(lambda: "works").remote()), os.environ["RAY_TMPDIR"], flush=True)
@@ -282,20 +282,20 @@ with ray_session(None, cpus=1):
     assert list(long.iterdir()) == []
 
 
-def test_a_cluster_that_does_not_answer_is_a_clear_error(fault):
+def test_a_cluster_that_does_not_respond_is_a_clear_error(fault):
     with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))  # bound and not listening: nobody answers there
+        unused.bind(("127.0.0.1", 0))  # bound and not listening
         address = f"127.0.0.1:{unused.getsockname()[1]}"
         with (
-            pytest.raises(UserError, match=f"{address} does not answer.*\n.*scaling.workers") as error,
+            pytest.raises(UserError, match=f"{address} does not respond.*\n.*scaling.workers") as error,
             ray_session(address, cpus=1),
         ):
             raise AssertionError
-    fault("processes", "a Ray cluster that does not answer", str(error.value).replace(address, "HOST:PORT"))
+    fault("processes", "a Ray cluster that does not respond", str(error.value).replace(address, "HOST:PORT"))
 
 
-def test_a_loss_is_told_with_each_worker_and_its_error():
-    from csdn.cluster.train import sentence
+def test_lost_workers_are_reported_with_rank_and_error():
+    from csdn.cluster.train import failure_note
 
-    note = sentence({2: RuntimeError("x"), 0: OSError()})
+    note = failure_note({2: RuntimeError("x"), 0: OSError()})
     assert note == "lost worker 0 (OSError), 2 (RuntimeError): back to the last checkpoint"

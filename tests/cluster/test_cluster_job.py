@@ -1,4 +1,4 @@
-"""deploy/bin/csdn-job: from Git and DVC's remote to results in both, and on where an earlier run ended."""
+"""deploy/bin/csdn-job: from Git and DVC's remote to results in both; it continues an interrupted run."""
 
 import os
 import shutil
@@ -95,7 +95,7 @@ def test_results_are_in_git_and_in_the_remote_and_no_pod_computes_them_again(wor
 
 
 @pytest.mark.slow
-def test_a_run_that_failed_leaves_its_folder_to_the_next_one(world):
+def test_the_next_run_continues_in_the_folder_of_a_failed_one(world):
     (world / "fail").touch()
     failed = run(world, "volume")
     assert failed.returncode != 0
@@ -120,7 +120,7 @@ def test_another_commit_is_checked_out_over_the_results_of_the_last(world):
     assert "seed: 1" in (world / "volume/csdn/models").read_text()
 
 
-def test_without_a_repository_it_says_so(world):
+def test_without_a_repository_the_error_names_the_setting(world):
     done = run(world, "volume", CSDN_REPOSITORY="")
     assert done.returncode != 0
     assert "name the Git repository of the project" in done.stderr

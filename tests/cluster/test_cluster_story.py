@@ -14,14 +14,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from ray_work import ON_RAY, ask_for_token, nodes_that_train
+from ray_work import ON_RAY, nodes_that_train, require_token
 from repository import make_repository
 from workspace import environment, run
 
 pytestmark = ON_RAY
 LIMIT = 1200  # seconds for anything that is waited for
 NODES = 3
-# A node has room for one training worker and the feed: the death of one node takes one worker of two.
+# A node has room for one training worker and the loader: the death of one node takes one worker of two.
 NODE_CORES, WORKER_CORES = 3, 2
 CHECKPOINTS, SHARDS = "project/checkpoints/", "project/shards/"
 STEPS, KILL_AT = 20, 4
@@ -79,7 +79,7 @@ class Repro:
 def cluster(s3_server):
     """It asks for a token; its nodes have the environment of this process, and so the store's keys."""
     with pytest.MonkeyPatch.context() as surroundings:
-        token = ask_for_token()
+        token = require_token()
         from ray.cluster_utils import Cluster
 
         made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -134,7 +134,7 @@ def metrics(folder, name):
     return json.loads((folder / f"metrics/{name}.json").read_text())
 
 
-def test_the_run_goes_on_from_the_checkpoint_to_a_report(story):
+def test_the_run_continues_from_the_checkpoint_to_a_report(story):
     folder, printed, saved = story
     assert (folder / "report/index.html").stat().st_size
     _, lost, after = printed.partition("embedding: lost worker")
@@ -154,7 +154,7 @@ def test_the_terminal_shows_the_stages_and_not_ray(story):
         assert noise not in story[1], story[1]
 
 
-def test_what_comes_before_training_is_the_same_to_the_byte(story, plain):
+def test_outputs_before_training_are_the_same_bytes(story, plain):
     for name in ("metrics/ingest.json", "metrics/prompts.json", "data/samples.parquet"):
         assert (story[0] / name).read_bytes() == (plain / name).read_bytes(), name
 
@@ -172,7 +172,7 @@ def test_the_figures_are_those_of_a_plain_local_run(story, plain):
     assert found == here, "the baselines are not trained"
 
 
-def test_shards_are_in_the_store_alone_and_no_checkpoint_is_left(story, plain, s3_server):
+def test_shards_are_only_in_the_store_and_no_checkpoint_is_left(story, plain, s3_server):
     shards = sorted(path.name for path in (plain / "data/shards").iterdir())
     assert s3_server.names(SHARDS) == [f"{SHARDS}{name}" for name in shards]
     assert list((story[0] / "data/shards").iterdir()) == []

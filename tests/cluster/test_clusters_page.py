@@ -157,7 +157,7 @@ def with_image(value, image):
     return [with_image(entry, image) for entry in value] if isinstance(value, list) else value
 
 
-def test_the_page_s_secrets_are_those_of_the_manifests():
+def test_the_secrets_of_the_page_are_those_of_the_manifests():
     made = set(re.findall(r"create (?:secret generic|configmap) ([\w-]+)", PAGE))
     named = set(re.findall(r"csdn-(?:ray-auth|store|git|run)\b", CLUSTER))
     assert made == named == {"csdn-ray-auth", "csdn-store", "csdn-git", "csdn-run"}
@@ -175,7 +175,7 @@ def test_ray_status_shows_both_nodes_and_no_cores_of_the_head(cluster):
 @LINUX
 @pytest.mark.slow
 @pytest.mark.parametrize("token", ["", "wrong" * 8])
-def test_nobody_is_let_in_without_the_token(cluster, token, tmp_path):
+def test_without_the_token_access_is_denied(cluster, token, tmp_path):
     refused = cluster.status(RAY_AUTH_TOKEN=token, HOME=str(tmp_path))
     assert refused.returncode != 0
     assert "Node status" not in refused.stdout
@@ -210,7 +210,7 @@ def test_several_workers_of_this_machine_bring_a_report(project):
 
 @LINUX
 @pytest.mark.slow
-def test_a_cluster_trains_the_weights_of_this_machine_s_workers(cluster, project):
+def test_a_cluster_trains_the_weights_of_local_workers(cluster, project):
     weights = project / "models/embedding/model.safetensors"
     before = load_file(weights)
     done = cluster.run(f"{REPRO_ON_CLUSTER.strip()} --force --single-item embedding", project)
@@ -223,7 +223,7 @@ def test_a_cluster_trains_the_weights_of_this_machine_s_workers(cluster, project
 
 @LINUX
 @pytest.mark.slow
-def test_a_node_that_is_told_to_stop_drains_and_leaves(cluster):
+def test_a_node_that_gets_sigterm_drains_and_ends(cluster):
     """The page's pre-emption: SIGTERM to `ray start --block`, which is a pod's first process."""
     before = cluster.nodes()
     blocked = cluster.start(f"{START_WORKER.strip()} --block")  # as KubeRay does; bash becomes the command

@@ -1,4 +1,4 @@
-"""A cluster of several nodes on this machine (Ray's own test cluster), one of which is announced to go."""
+"""A cluster of several nodes on this machine (Ray's own test cluster), one of which is pre-empted."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ import subprocess
 import pytest
 from ray_work import (
     ON_RAY,
-    ask_for_token,
     difference,
     make_params,
     make_state,
     make_work,
     nodes_that_train,
+    require_token,
     train_plainly,
     write_images,
 )
 
 pytestmark = ON_RAY
-EPOCHS, TOLD_AT = 25, 10
+EPOCHS, PREEMPTED_AT = 25, 10
 SECONDS = 2  # from the announcement to the node's end; training lasts longer
 
 
 @pytest.fixture
 def cluster(monkeypatch):
-    """A head that computes nothing, and two nodes, of which one has room for the workers and the feed."""
-    ask_for_token()
+    """A head that computes nothing, and two nodes, one of which has room for the workers and the loader."""
+    require_token()
     monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
     from ray.cluster_utils import Cluster
 
@@ -38,36 +38,36 @@ def cluster(monkeypatch):
         made.shutdown()
 
 
-def test_a_node_that_is_announced_to_go_is_left_with_a_checkpoint(cluster, tmp_path, fault):
-    from csdn.cluster.train import ANNOUNCED, train_on_ray
+def test_workers_save_a_checkpoint_before_their_node_is_pre_empted(cluster, tmp_path, fault):
+    from csdn.cluster.train import PREEMPTION_NOTE, train_on_ray
 
     images = write_images(tmp_path / "images")
-    seen, told = [], []
+    seen, notes = [], []
 
-    def announce(done, total, values, *notes):
-        told.extend(notes)
-        if done >= TOLD_AT and max(seen, default=0) < TOLD_AT:
+    def preempt(done, total, values, *new_notes):
+        notes.extend(new_notes)
+        if done >= PREEMPTED_AT and max(seen, default=0) < PREEMPTED_AT:
             drain(cluster, nodes_that_train(cluster)[0])
             seen.clear()
         seen.append(done)
 
     work = make_work(images, EPOCHS)
-    # So seldom that without the announcement the workers would begin again almost from the start.
+    # So rarely that, without the announcement, the workers would restart almost from the beginning.
     storage = tmp_path / "storage"
     params = make_params(2, address=cluster.address, checkpoint_seconds=3600)
-    attempts = make_state(tmp_path / "state", str(storage))
-    rows = train_on_ray(params, work, attempts, announce)
+    checkpoints = make_state(tmp_path / "state", str(storage))
+    rows = train_on_ray(params, work, checkpoints, preempt)
     assert len(rows) == 5 * EPOCHS
-    assert seen != sorted(seen), "the node went while they trained: they began again"
-    assert min(seen) >= TOLD_AT, "the workers saved when they heard of it"
-    assert told[0] == ANNOUNCED
+    assert seen != sorted(seen), "the workers were restarted when the node ended"
+    assert min(seen) >= PREEMPTED_AT, "the workers saved when Ray announced the pre-emption"
+    assert notes[0] == PREEMPTION_NOTE
     plain = make_work(images, EPOCHS)
     train_plainly(plain, make_state(tmp_path / "plain"))
-    assert difference(work.model, plain.model) < 1e-3  # 125 steps multiply what 50 do to 1e-4
+    assert difference(work.model, plain.model) < 1e-3  # after 125 steps; after 50 it is below 1e-4
     fault(
         "processes",
-        "a node of the Ray cluster was announced to go (pre-emption, SIGTERM to `ray start --block`)",
-        "The workers save at once, and start again on other nodes when it goes.",
+        "a node of the Ray cluster is pre-empted (also: SIGTERM to `ray start --block`)",
+        "The workers save at once, and restart on other nodes when the node ends.",
     )
 
 

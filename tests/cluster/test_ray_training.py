@@ -1,4 +1,4 @@
-"""Stage 2 in workers of Ray Train: the plain process's model, whatever happens to the workers."""
+"""Stage 2 in workers of Ray Train: the model of a single process, even if workers are killed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plain(images, tmp_path_factory):
-    """The plain process's (model, log)."""
+    """(model, log) of a single process."""
     work = make_work(images)
     return work.model, train_plainly(work, make_state(tmp_path_factory.mktemp("plain") / "state"))
 
@@ -61,7 +61,7 @@ def train(images, state, workers, report=lambda *_: None, **scaling):
     return work.model, train_on_ray(make_params(workers, **scaling), work, state, report)
 
 
-def test_one_worker_trains_the_plain_process_s_bytes(ray_instance, images, plain, tmp_path):
+def test_one_worker_trains_the_bytes_of_a_single_process(ray_instance, images, plain, tmp_path):
     model, rows = train(images, make_state(tmp_path / "state"), 1)
     assert same_bytes(model, plain[0])
     assert rows == plain[1]
@@ -69,7 +69,7 @@ def test_one_worker_trains_the_plain_process_s_bytes(ray_instance, images, plain
 
 @pytest.fixture(scope="module")
 def two_workers(ray_instance, images, tmp_path_factory):
-    """(model, log, reports) of two workers that nothing happens to."""
+    """(model, log, reports) of two undisturbed workers."""
     reports = []
     state = make_state(tmp_path_factory.mktemp("two") / "state")
     return *train(images, state, 2, lambda *report: reports.append(report)), reports
@@ -89,7 +89,7 @@ def assert_same_losses(rows, expected):
         assert one == pytest.approx(other, rel=10 * TOLERANCE)
 
 
-def test_a_killed_worker_is_replaced_and_the_bytes_are_those_of_an_untouched_run(
+def test_a_killed_worker_is_replaced_and_the_bytes_are_those_of_an_undisturbed_run(
     two_workers, images, tmp_path, fault
 ):
     killed = []
@@ -106,13 +106,13 @@ def test_a_killed_worker_is_replaced_and_the_bytes_are_those_of_an_untouched_run
     fault(
         "processes",
         "a training worker on Ray was killed (SIGKILL) in the middle of an epoch",
-        "Ray starts the workers again, from the last checkpoint; same bytes. scaling.max_failures times.",
+        "Ray restarts the workers from the last checkpoint, up to scaling.max_failures times; same bytes.",
     )
 
 
 @pytest.fixture(scope="module")
 def stopped(ray_instance, images, tmp_path_factory):
-    """(state of a plain process that was stopped, of two workers that went on from it, what they said)."""
+    """(state of a stopped process, state of two workers that continued from it, the error of these)."""
     plain, two = (make_state(tmp_path_factory.mktemp("stopped") / "state") for _ in range(2))
     with pytest.raises(Killed):
         stop_at(6, images, plain, 0)
@@ -123,18 +123,16 @@ def stopped(ray_instance, images, tmp_path_factory):
 
 
 @pytest.mark.parametrize("workers", [3, 0])
-def test_another_number_of_workers_goes_on_where_the_run_was_stopped(
-    stopped, images, plain, tmp_path, workers, fault
-):
-    """And stopped again: one process, two workers, then this."""
+def test_another_number_of_workers_continues_a_stopped_run(stopped, images, plain, tmp_path, workers, fault):
+    """The run was stopped twice before: with one process, then with two workers."""
     shutil.copytree(stopped[1].state.folder, tmp_path / "state")
     state = CheckpointStore(StageState(tmp_path / "state"), None)
     first, second = stopped[0].load()[0]["log"], state.load()[0]["log"]
     assert 0 < len(first) < len(second) < 15
     assert second[: len(first)] == first
-    begun = []
-    model, rows = go_on(images, state, workers, lambda done, *_: begun.append(done))
-    assert begun[0] > len(second)
+    reported = []
+    model, rows = resume(images, state, workers, lambda done, *_: reported.append(done))
+    assert reported[0] > len(second)
     assert rows[: len(second)] == second
     assert_same_losses(rows, plain[1])
     assert difference(model, plain[0]) < TOLERANCE
@@ -150,17 +148,17 @@ def stop_at(step, images, state, workers):
             for pid in worker_pids()[:1]:
                 os.kill(pid, signal.SIGKILL)
 
-    go_on(images, state, workers, stop, max_failures=0)
+    resume(images, state, workers, stop, max_failures=0)
 
 
-def go_on(images, state, workers, report, **scaling):
+def resume(images, state, workers, report, **scaling):
     if workers:
         return train(images, state, workers, report, **scaling)
     work = make_work(images)
     return work.model, train_local(make_params(0, loader_workers=0), work, state, report)
 
 
-def test_a_user_s_mistake_is_not_tried_again(ray_instance, tmp_path):
+def test_a_user_error_is_not_retried(ray_instance, tmp_path):
     root = write_images(tmp_path / "images")
     for shard in (root / "shards").iterdir():
         shard.write_bytes(shard.read_bytes()[:2000])
@@ -168,11 +166,11 @@ def test_a_user_s_mistake_is_not_tried_again(ray_instance, tmp_path):
         train(root, make_state(tmp_path / "state"), 1)
 
 
-def test_a_training_that_diverges_ends_all_workers_and_is_not_tried_again(ray_instance, images, tmp_path):
-    """A pixel of the second worker's part of step 3 is no number."""
+def test_a_diverged_training_ends_all_workers_and_is_not_retried(ray_instance, images, tmp_path):
+    """A pixel in the second worker's part of step 3 is NaN."""
     from csdn.cluster.train import train_on_ray
 
-    class Spoilt(TrainBatchReader):  # here, so that it travels to the workers by value
+    class Spoilt(TrainBatchReader):  # a local class, so that it is pickled by value
         def augment(self, row, visible, infrared, out):
             super().augment(row, visible, infrared, out)
             if row.step == 2 and row.positions[0] > 0:
@@ -189,10 +187,10 @@ def test_a_training_that_diverges_ends_all_workers_and_is_not_tried_again(ray_in
     assert all(tensor.isfinite().all() for tensor in tensors.values())
 
 
-def test_a_cluster_without_a_core_for_the_feed_is_named(capsys):
-    from csdn.cluster.train import _note_missing_cores
+def test_a_cluster_without_a_core_for_the_loader_is_reported(capsys):
+    from csdn.cluster.train import _warn_of_missing_cores
 
-    _note_missing_cores(3, make_params(2).scaling)
+    _warn_of_missing_cores(3, make_params(2).scaling)
     assert not capsys.readouterr().err
-    _note_missing_cores(2, make_params(2).scaling)
-    assert "has 2 cores; 2 are for the workers" in capsys.readouterr().err
+    _warn_of_missing_cores(2, make_params(2).scaling)
+    assert "has 2 cores; the workers need 2" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Hostile and damaged JSON and YAML is refused as text at every door; YAML says what DVC reads in it."""
+"""Hostile and damaged JSON and YAML is an error at every reader; YAML is read as DVC reads it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csdn.cli import ending
 from csdn.cli import main as cli
-from csdn.cli.benchmarks import show_average
+from csdn.cli import summary
+from csdn.cli.benchmarks import average_command
 from csdn.cli.data import drops as list_drops
 from csdn.cli.presets import set_value
 from csdn.cli.retraining import retrain
@@ -30,7 +30,7 @@ from csdn.report.page import _json as read_for_report
 from csdn.retraining.run import _metrics
 from csdn.retraining.steps import missing_outs
 from csdn.retraining.workspace import Run, overridden
-from csdn.runtime import console as times
+from csdn.runtime import console
 from csdn.runtime.documents import check_values, parse_json, parse_yaml, read_json
 from csdn.runtime.errors import UserError
 from csdn.training.champion import parse_champion, read_champion
@@ -38,7 +38,7 @@ from csdn.training.warm_start import _read_json as read_for_warm_start
 
 ROOT = Path(__file__).parents[2]
 
-# Of what kind -> (the text, what an error of it must name).
+# Kind -> (the text, what its error must name).
 HOSTILE_JSON = {
     "lists a hundred thousand deep": (b"[" * 100_000, "nested"),
     "mappings a hundred thousand deep": (b'{"a":' * 100_000, "nested"),
@@ -61,7 +61,7 @@ HOSTILE_JSON = {
     "a page": (b"<!DOCTYPE html>", "line 1"),
     "a merge": (b"<<<<<<< HEAD\n{}\n=======\n", "line 1"),
 }
-# Good JSON, which no file of ours is.
+# Valid JSON that no file of the project has.
 OTHER_JSON = (
     b"[]",
     b"null",
@@ -84,7 +84,7 @@ def facts_door(path):
 
 
 def in_place(name, call):
-    """A door that looks for its file by name in the folder where the command runs."""
+    """A reader that looks for its file by name in the current folder."""
 
     def door(path):
         place = path.parent / name
@@ -105,8 +105,8 @@ DOORS = {
     "the ablation's table": ablation.read_table,
     "what the report reads": read_for_report,
     "the facts of a table": facts_door,
-    "csdn average": lambda path: show_average([path]),
-    "csdn summary": in_place("metrics/evaluation.json", lambda folder: ending.show()),
+    "csdn average": lambda path: average_command([path]),
+    "csdn summary": in_place("metrics/evaluation.json", lambda folder: summary.show()),
     "csdn drops": in_place("metrics/ingest.json", lambda folder: list_drops()),
     "what the gate decided": in_place(
         "metrics/gate.json",
@@ -117,7 +117,7 @@ DOORS = {
 
 @pytest.fixture
 def text(tmp_path, monkeypatch):
-    """Where a test puts the text; commands run in its folder."""
+    """The path for a text; commands run in its folder."""
     monkeypatch.setattr(Run, "folder", tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "text"
@@ -125,7 +125,7 @@ def text(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize("kind", HOSTILE_JSON)
-def test_a_hostile_json_text_is_refused_and_named(door, kind, text):
+def test_a_hostile_json_text_is_an_error_that_names_it(door, kind, text):
     content, named = HOSTILE_JSON[kind]
     text.write_bytes(content)
     with pytest.raises(UserError) as error:
@@ -135,7 +135,7 @@ def test_a_hostile_json_text_is_refused_and_named(door, kind, text):
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_json_of_something_else_ends_in_a_text_or_a_value(door, text):
+def test_other_valid_json_gives_a_user_error_or_a_value(door, text):
     for content in OTHER_JSON:
         text.write_bytes(content)
         with suppress(UserError):
@@ -143,22 +143,22 @@ def test_json_of_something_else_ends_in_a_text_or_a_value(door, text):
 
 
 @pytest.mark.parametrize("kind", HOSTILE_JSON)
-def test_notes_of_the_program_itself_are_forgotten_where_they_are_damaged(kind, text, monkeypatch):
+def test_damaged_caches_of_the_program_are_ignored(kind, text, monkeypatch):
     content = HOSTILE_JSON[kind][0]
     text.write_bytes(content)
-    monkeypatch.setattr(times, "TIMES", text)
-    assert times.read_times() == {}
+    monkeypatch.setattr(console, "TIMES", text)
+    assert console.read_times() == {}
     assert VerifiedShards(text, 1).known == {}
     assert saved_position(lambda name: content) is None
     assert facts_in({"csdn.clip": content.decode(errors="replace")}, "RN50", {}) is None
 
 
-def test_a_byte_order_mark_before_json_and_yaml_is_no_mistake():
+def test_a_byte_order_mark_is_accepted():
     assert parse_json(b'\xef\xbb\xbf{"a": 1}', "x") == parse_yaml(b"\xef\xbb\xbfa: 1", "x") == {"a": 1}
 
 
 @given(st.binary(max_size=60))
-def test_bytes_are_json_or_a_mistake(content):
+def test_any_bytes_are_json_or_a_user_error(content):
     try:
         parse_json(content, "x")
     except UserError as error:
@@ -216,7 +216,7 @@ YAML_DOORS = {
 
 @pytest.mark.parametrize("door", YAML_DOORS)
 @pytest.mark.parametrize("kind", HOSTILE_YAML)
-def test_a_hostile_yaml_text_is_refused_and_named(door, kind, text):
+def test_a_hostile_yaml_text_is_an_error_that_names_it(door, kind, text):
     content, named = HOSTILE_YAML[kind]
     text.write_bytes(content)
     with pytest.raises(UserError) as error:
@@ -227,7 +227,7 @@ def test_a_hostile_yaml_text_is_refused_and_named(door, kind, text):
 
 @pytest.mark.parametrize("door", YAML_DOORS)
 @pytest.mark.parametrize("content", ["", "[]", "3", "just text", "a: 1", "stages: 3", "stages: {a: 1}"])
-def test_yaml_of_something_else_is_refused(door, content, text):
+def test_other_valid_yaml_is_an_error(door, content, text):
     text.write_text(content)
     with pytest.raises(UserError):
         YAML_DOORS[door](text)
@@ -240,7 +240,7 @@ PIECES = st.sampled_from(
 
 @settings(deadline=None)
 @given(st.lists(PIECES, max_size=12).map("".join))
-def test_texts_are_yaml_or_a_mistake(content):
+def test_any_text_is_yaml_or_a_user_error(content):
     try:
         parse_yaml(content, "x")
     except UserError as error:
@@ -252,10 +252,10 @@ def test_texts_are_yaml_or_a_mistake(content):
     [
         (["drops"], "data/drops.json", HOSTILE_JSON["lists a hundred thousand deep"][0]),
         (["sync"], "params.yaml", HOSTILE_YAML["no UTF-8"][0]),
-        (["use", "demo"], "params.yaml", HOSTILE_YAML["a key twice"][0]),
-        (["figures"], "metrics/evaluation.json", HOSTILE_JSON["mappings a hundred thousand deep"][0]),
+        (["preset", "demo"], "params.yaml", HOSTILE_YAML["a key twice"][0]),
+        (["summary"], "metrics/evaluation.json", HOSTILE_JSON["mappings a hundred thousand deep"][0]),
         (["average", "--out", "x", "params.yaml"], "params.yaml", HOSTILE_YAML["a bomb of aliases"][0]),
-        (["champion"], "champion.json", HOSTILE_JSON["an integer of 5000 digits"][0]),
+        (["fetch-champion"], "champion.json", HOSTILE_JSON["an integer of 5000 digits"][0]),
         (["fetch-clip"], "params.yaml", HOSTILE_YAML["mappings a hundred thousand deep"][0]),
         (["gate"], "params.yaml", HOSTILE_YAML["two documents"][0]),
         (["retrain", "--set", "embedding.epochs=" + "{a: " * 5000], "params.yaml", b""),
@@ -276,7 +276,7 @@ def test_a_command_ends_with_one_error_and_no_traceback(
     assert said.count("error: ") == 1 and said.startswith("error: ") and "Traceback" not in said
 
 
-# A scalar -> what YAML 1.2 says, with ruamel.yaml's underscores in numbers, which DVC has as well.
+# Scalar -> its value in YAML 1.2, with underscores in numbers, as ruamel.yaml and DVC accept them.
 SCALARS = {
     **{"1e-5": 1e-5, "3e-4": 3e-4, "1.0e-05": 1e-5, "0.00001": 1e-5, "1E5": 1e5, "-1e-06": -1e-6},
     **{"no": "no", "on": "on", "yes": "yes", "Off": "Off", "y": "y", "true": True, "True": True},
@@ -286,7 +286,7 @@ SCALARS = {
 
 
 @pytest.mark.parametrize("scalar", SCALARS)
-def test_a_scalar_is_that_of_yaml_1_2_and_dvc_reads_the_same(scalar):
+def test_a_scalar_follows_yaml_1_2_and_dvc_reads_the_same(scalar):
     from dvc.utils.serialize import parse_yaml as dvc_reads
 
     value = parse_yaml(f"a: {scalar}", "x")["a"]
@@ -303,7 +303,7 @@ def params(tmp_path):
 
 
 @pytest.mark.parametrize("value", ["1e-5", "3e-4", "0.00001", "2.5e-07"])
-def test_a_rate_set_by_dvc_exp_run_by_csdn_and_by_hand_is_the_same_number(params, value):
+def test_dvc_exp_run_csdn_and_an_editor_set_the_same_number(params, value):
     from dvc.utils.hydra import apply_overrides
     from dvc.utils.serialize import load_yaml
 
@@ -322,12 +322,12 @@ def test_a_rate_set_by_dvc_exp_run_by_csdn_and_by_hand_is_the_same_number(params
 
 
 @pytest.mark.parametrize("name", ["no", "on", "1e5x", "null ", "007", "a: b", "# x", "é"])
-def test_a_text_that_csdn_writes_is_read_as_that_text(params, name):
+def test_a_text_is_read_back_as_it_was_set(params, name):
     set_value(params, "data.split_salt", name)
     assert load_params(params).data.split_salt == name
 
 
-def test_what_is_set_for_one_run_is_read_as_in_the_file(monkeypatch):
+def test_a_value_of_set_is_parsed_as_in_the_file(monkeypatch):
     given_to = []
     monkeypatch.setattr(
         "csdn.retraining.local.retrain_local", lambda root, values, now: given_to.append(values)
@@ -355,13 +355,13 @@ for _ in range(2000):
         ({"embedding.epochs": "x" * 10_000}, "embedding.epochs = 'xxx"),
     ],
 )
-def test_overrides_that_prefect_hands_on_are_checked_like_a_file(overrides, named):
+def test_overrides_from_prefect_are_checked_like_a_file(overrides, named):
     with pytest.raises(UserError) as error:
         overridden(overrides, (ROOT / "params.yaml").read_bytes())
     assert named in str(error.value) and len(str(error.value)) < 1000
 
 
-def test_json_that_we_write_has_no_nan(tmp_path):
+def test_nan_cannot_be_written_as_json(tmp_path):
     from csdn.runtime.files import write_json
 
     with pytest.raises(ValueError, match="float"):
@@ -369,6 +369,6 @@ def test_json_that_we_write_has_no_nan(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_checked_may_be_large():
+def test_large_values_can_be_checked():
     check_values([{"id": "a" * 64, "n": [n, 0.5, None, True]} for n in range(1000)], "x")
     assert parse_json(json.dumps({"inode": 2**64 - 1}), "x") == {"inode": 2**64 - 1}

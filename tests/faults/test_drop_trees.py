@@ -13,18 +13,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from benchmark_folders import MAKERS, make_llcm, make_regdb, make_sysu
+from command_line import csdn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_images import Project, encoded, jpeg, make_drop, people_named, pixels, write
 from memory_store import memory_tree
-from test_drops import csdn
 
+from csdn.ingest.counts import summary_lines
 from csdn.ingest.ledger import Drop, change_ledger, read_ledger, write_ledger
 from csdn.ingest.pack import NO_LABEL
 from csdn.ingest.sources import open_source
 from csdn.ingest.sources.cameras import CameraSource, read_manifest
 from csdn.ingest.sources.tree import open_tree
-from csdn.ingest.summary import summary_lines
 from csdn.ingest.sync import open_drop
 from csdn.runtime.documents import read_text
 from csdn.runtime.errors import UserError

@@ -1,4 +1,4 @@
-"""What the machine lacks is understood from every library's own words."""
+"""Faults of the machine are recognised in the messages of every library."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from csdn.runtime.errors import explain_os_error
         "DefaultCPUAllocator: not enough memory: you tried to allocate 4294967296 bytes.",
     ],
 )
-def test_what_torch_says_of_memory_is_understood(message):
-    assert explain_os_error(RuntimeError(message), lower="embedding.identities_per_batch") == (
-        "memory ran out: lower embedding.identities_per_batch in params.yaml, or free some"
+def test_out_of_memory_is_recognised_in_torch_s_messages(message):
+    assert explain_os_error(RuntimeError(message), reduce="embedding.identities_per_batch") == (
+        "memory ran out: reduce embedding.identities_per_batch in params.yaml, or free some"
     )
 
 
-def test_a_full_disk_is_understood_from_other_languages_too():
+def test_a_full_disk_is_recognised_in_messages_of_other_languages():
     error = Exception("Error while serializing: I/O error: No space left on device (os error 28)")
     assert explain_os_error(error).startswith("the disk is full")
 
 
-def test_a_defect_is_nobody_else_s_fault():
+def test_a_defect_of_the_program_is_no_fault_of_the_machine():
     assert explain_os_error(ZeroDivisionError("division by zero")) is None
     assert explain_os_error(FileNotFoundError(2, "No such file or directory", "x")) is None

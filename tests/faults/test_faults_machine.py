@@ -18,7 +18,7 @@ from make_images import Project, huge_png, make_drop, people_named, write
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-LOWER = {
+REDUCE = {
     "ingest": "ingest.max_pixels",
     "embedding": "embedding.identities_per_batch or embedding.images_per_identity",
 }
@@ -29,13 +29,13 @@ no_mounts = pytest.mark.skipif(
     reason="this machine lets no process mount a file system of its own",
 )
 
-CLI = "from csdn import cli"
+CLI = "from csdn.cli import main as cli"
 BEGIN = """
 import errno, os, resource, sys
 from pathlib import Path
-from csdn.files import replace_folder, write_json
-from csdn.process import run_stage
-from csdn.state import open_state
+from csdn.runtime.files import atomic_folder, write_json
+from csdn.runtime.process import run_stage
+from csdn.data.state import open_state
 
 def as_nobody():
     if os.geteuid() == 0:
@@ -58,7 +58,7 @@ def run_main(
 ) -> subprocess.CompletedProcess[str]:
     """Run a stage whose `main` is `body`, in `folder`; `mount`: a command of a mount namespace."""
     script = BEGIN.replace("def main", before + "\ndef main") + "".join(f"    {line}\n" for line in body)
-    script += f'if __name__ == "__main__":\n    run_stage(main, "{stage}", lower="{LOWER[stage]}")\n'
+    script += f'if __name__ == "__main__":\n    run_stage(main, "{stage}", reduce="{REDUCE[stage]}")\n'
     write(folder.parent / "script.py", script.encode())
     command = [sys.executable, "../script.py"]
     if mount:
@@ -204,7 +204,7 @@ def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(folder, fault):
 def test_an_output_that_finds_no_room_leaves_the_one_before(folder, fault):
     body = (
         "def write(text):",
-        "    with replace_folder('models/embedding') as part:",
+        "    with atomic_folder('models/embedding') as part:",
         "        (part / 'config.json').write_text('{}')",
         "        (part / 'model.safetensors').write_text(text)",
         "write('old')",

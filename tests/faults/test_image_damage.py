@@ -11,9 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import simplejpeg
-from make_images import encoded
+from make_images import UPRIGHT, encoded
 from PIL import Image
-from test_image_kinds import UPRIGHT
 
 from csdn.data.images import BadImage, decode, probe
 

@@ -10,10 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from make_images import Project, encoded, make_drop, people_named, pixels, write
+from make_images import (
+    Project,
+    encoded,
+    make_drop,
+    people_named,
+    pixels,
+    stage_command,
+    stage_project,
+    write,
+)
 from pyarrow.fs import FileType
 from s3_server import S3Server, s3_environment
-from test_ingest_resume import stage_command, stage_project
 from workspace import set_params
 
 from csdn.data.catalog import load_dataset

@@ -1,4 +1,4 @@
-"""Names of people, cameras, files and drops are anybody's: in no output do they do more than stand there."""
+"""Names of people, cameras, files and drops are untrusted: in every output they are only text."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from command_line import csdn
 from hostile import CAMERAS
 from hypothesis import given
 from hypothesis import strategies as st
-from make_images import make_drop, people_named, write
-from test_drops import csdn
-from test_ingest_resume import stage_project
+from make_images import make_drop, people_named, stage_project, write
 from workspace import run
 
 import stages.ingest
@@ -27,11 +26,11 @@ from csdn.runtime.files import as_json, read_csv, write_csv
 from csdn.runtime.sanitize import as_cell, as_markdown, escape_control_chars, escape_tags, from_cell
 
 EVIL = "\x1b[2J\x1b]0;title\x07in\rx\u202egpj [bold red]y[/] [link=evil]z[/link] %s {0}"
-# What a terminal acts on, and what turns or hides text; a line's end is none of it.
+# Control characters, and characters that reverse or hide text, except the end of a line.
 ACTS = re.compile(r"[^\n\x20-\x7e\u00a1-\u1fff\u2010-\u2027\u2030-\u205e\u2190-\uffff]")
 
 
-def test_what_does_not_print_is_shown_as_an_escape():
+def test_characters_that_do_not_print_are_escaped():
     assert escape_control_chars("a\x1b[31mb\n\u202e\u200b\x9b") == "a\\x1b[31mb\\n\\u202e\\u200b\\x9b"
     assert escape_control_chars("Ünal 日本 é [bold]") == "Ünal 日本 é [bold]"
     assert escape_control_chars("two\nlines", keep="\n") == "two\nlines"
@@ -69,28 +68,28 @@ def test_what_does_not_print_is_shown_as_an_escape():
         *("", " ", "Ünal 日本", "אב", "🎥"),
     ],
 )
-def test_a_text_in_a_csv_file_is_no_formula_and_comes_back_as_it_was(tmp_path, name):
+def test_a_text_in_a_csv_file_is_no_formula_and_is_read_back(tmp_path, name):
     cell = as_cell(name)
     assert from_cell(cell) == name
     assert cell.isprintable() and not set(";<>") & set(cell)
     assert not cell.strip().startswith(tuple("=+-@＝＋－＠"))
     write_csv(tmp_path / "t.csv", [{"name": name, "n": -1, "x": -0.5, "none": None}])
-    assert (tmp_path / "t.csv").read_bytes().count(b"\n") == 2  # a row is a line
+    assert (tmp_path / "t.csv").read_bytes().count(b"\n") == 2  # one line a row
     assert read_csv(tmp_path / "t.csv") == [{"name": name, "n": "-1", "x": "-0.5", "none": ""}]
 
 
-def test_the_faults_table_says_how_a_formula_is_written(fault):
+def test_the_faults_table_shows_how_a_formula_is_written(fault):
     fault("report", "a camera called =cmd|'/c calc'!A1, in the CSV files", as_cell("=cmd|'/c calc'!A1"))
 
 
 @given(st.text())
-def test_every_text_comes_back_from_a_csv_file(text):
+def test_every_text_is_read_back_from_a_csv_file(text):
     assert from_cell(as_cell(text)) == text
     assert as_cell(text).isprintable() and as_cell(text).lstrip()[:1] not in tuple("=+-@")
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_every_text_comes_back_from_a_json_file_that_a_terminal_shows(text):
+def test_every_text_is_read_back_from_a_json_file_that_prints_safely(text):
     written = as_json({text: text})
     assert json.loads(written) == {text: text}
     assert all(line.isprintable() for line in written.decode().split("\n"))
@@ -103,12 +102,12 @@ def test_csv_files_are_written_in_one_place():
     assert [path.name for path in files if calls.search(path.read_text(encoding="utf-8"))] == ["files.py"]
 
 
-def test_markdown_takes_a_name_for_text_alone():
+def test_a_name_in_markdown_is_only_text():
     figures = "rank-1, -3.3 points (-4.0 to -2.0), cam5 to cam1"
     assert as_markdown(figures) == figures
     name = "a|b `c` [d](http://e) <img> ![f](g) **h** www.i.j k@l \u202e $m$ \\"
     found = as_markdown(name)
-    assert re.sub(r"\\(\W)", r"\1", found) == escape_control_chars(name)  # what Markdown shows of it
+    assert re.sub(r"\\(\W)", r"\1", found) == escape_control_chars(name)  # as Markdown shows it
     assert not re.search(r"(?<!\\)[`\[\]<>|*@$]|://|www\.", found)
 
 
@@ -122,19 +121,19 @@ def project(tmp_path, monkeypatch):
     return project
 
 
-def test_the_ledger_is_listed_a_line_a_drop(project, capsys):
+def test_the_ledger_is_listed_with_one_line_for_each_drop(project, capsys):
     drop = read_ledger()[0]
     files = {"reasons": {"truncated": 3}, "examples": {"truncated": [f"north/{EVIL}"]}}
     held = {"drops": {"held": [{"id": drop.id, "bad": 3, "images": 6, **files}]}}
     write(project.metrics, json.dumps(held).encode())
     outputs = (csdn("drops"), csdn("reject", EVIL, "--reason", EVIL + "\nforged line"), csdn("drops"))
-    for output, lines in zip(outputs, (2, 1, 1), strict=True):  # a held drop has one more: what is bad in it
+    for output, lines in zip(outputs, (2, 1, 1), strict=True):  # a held drop has a second line: its bad files
         assert ACTS.findall(output) == []
         assert output.count("\n") == lines
         assert "[bold red]y[/] [link=evil]z[/link] %s {0}" in output
 
 
-def test_sync_and_add_show_an_address_as_it_is_written(project):
+def test_sync_and_add_show_an_address_with_escapes(project):
     write_ledger([])
     params = (project.root / "params.yaml").read_text().replace("watch: []", "watch: ['.']")
     (project.root / "params.yaml").write_text(params)
@@ -144,15 +143,15 @@ def test_sync_and_add_show_an_address_as_it_is_written(project):
     assert ACTS.findall(csdn("add", EVIL)) == []
 
 
-def test_an_error_quotes_a_name_and_is_not_steered_by_it():
+def test_an_error_escapes_the_names_in_it():
     drop = Drop("a" * 64, EVIL, "cameras")
     with pytest.raises(UserError) as error:
         find_drop([drop], "zz")
     assert ACTS.findall(str(error.value)) == [] and "\\x1b[2J" in str(error.value)
-    assert str(error.value).count("\n") == 1  # the list of drops is a line each
+    assert str(error.value).count("\n") == 1  # one line for each drop
 
 
-def test_ingest_says_of_a_held_drop_what_a_terminal_can_show(project, capsys):
+def test_ingest_escapes_the_names_of_a_held_drop(project, capsys):
     for n in range(3):
         write(project.root / EVIL / f"visible/north/{EVIL}/broken{n}.jpg", b"x")
     make_drop(project.root / "good", people_named(20, "other"))
@@ -169,7 +168,7 @@ def test_ingest_says_of_a_held_drop_what_a_terminal_can_show(project, capsys):
     assert "left out: drop" in shown.out and ACTS.findall(shown.out + shown.err) == []
 
 
-def test_a_log_line_for_machines_stays_one_object(capsys, monkeypatch, tmp_path):
+def test_a_json_log_line_stays_one_object(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CSDN_LOG", "json")
     with console.progress(EVIL, f'"}}\n{EVIL}', "images") as report:
@@ -178,15 +177,15 @@ def test_a_log_line_for_machines_stays_one_object(capsys, monkeypatch, tmp_path)
     assert {line["phase"] for line in lines} == {f'"}}\n{EVIL}'}
 
 
-def test_a_flow_logs_what_a_stage_prints_word_for_word():
-    """Prefect's logger gets the text as a message without arguments, so nothing in it is a format."""
+def test_a_flow_logs_the_output_of_a_stage_verbatim():
+    """Prefect's logger gets the text as a message without arguments, so a % in it is no format."""
     found = []
     run_in_flow([sys.executable, "-c", "print('100 %s %d {0} [bold]x[/bold]')"], ".", found.append)
     assert found == ["100 %s %d {0} [bold]x[/bold]"]
 
 
 @pytest.mark.slow
-def test_a_finished_run_holds_hostile_names_as_they_are_and_shows_none_of_them_raw(finished_repository):
+def test_a_finished_run_stores_hostile_names_unchanged_and_shows_them_escaped(finished_repository):
     folder, output = finished_repository
     assert ACTS.findall(output.replace("\t", " ")) == []
     with (folder / "evaluation/camera_pairs.csv").open(newline="", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""What a drop, an index or a state names never reaches outside its own folder."""
+"""No path in a drop, an index or a state leads outside its own folder."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from command_line import csdn
 from make_images import Project, jpeg, make_drop, people_named, write
 from safetensors.numpy import save
-from test_drops import csdn
 from workspace import ROOT
 
 from csdn.data.batch import ImageReader
@@ -78,8 +78,8 @@ def ingested(tmp_path_factory):
 @pytest.mark.parametrize(
     "shard", ["../drops.json", "{root}/data/drops.json", "../shards/{name}", "./{name}", ""]
 )
-def test_no_row_of_the_index_leads_out_of_the_shards(shard, ingested, tmp_path, fault):
-    """The shard would be there and readable: it is the name that is refused."""
+def test_no_row_of_the_index_leads_outside_the_shards(shard, ingested, tmp_path, fault):
+    """The shard exists and is readable: its name is rejected."""
     (name,) = (path.name for path in (ingested.data / "shards").iterdir())
     shutil.copytree(ingested.data, tmp_path / "data")
     samples = pq.read_table(tmp_path / "data/samples.parquet")
@@ -94,7 +94,7 @@ def test_no_row_of_the_index_leads_out_of_the_shards(shard, ingested, tmp_path, 
 
 
 def test_no_tar_is_ever_unpacked(ingested, tmp_path):
-    """A member's name is nobody's path: images are read by range, whatever else the tar holds."""
+    """The name of a member is never used as a path: images are read by range."""
     (shard,) = (ingested.data / "shards").iterdir()
     samples = load_dataset(ingested.data).train_table()
     data = shard.read_bytes()
@@ -107,7 +107,7 @@ def test_no_tar_is_ever_unpacked(ingested, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_state_takes_its_tensors_from_its_own_folder(tmp_path):
+def test_a_state_reads_tensors_only_from_its_own_folder(tmp_path):
     data = save({"x": np.zeros(1, np.float32)})
     write(tmp_path / "other.safetensors", data)
     with open_state("prompts", "0" * 64, tmp_path / "state") as state:
@@ -130,7 +130,7 @@ def project(tmp_path, monkeypatch):
     return folder
 
 
-def test_sync_follows_no_link_that_somebody_put_into_the_watched_place(project, fault):
+def test_sync_follows_no_symbolic_link_in_the_watched_place(project, fault):
     private = make_drop(project.parent / "private", ["Ana"])
     make_drop(project / "in/monday", ["Bo"])
     (project / "in/tuesday").symlink_to(private)
@@ -140,8 +140,8 @@ def test_sync_follows_no_link_that_somebody_put_into_the_watched_place(project, 
     fault("drops and images", "csdn sync finds a link to a folder elsewhere", skipped)
 
 
-def test_a_link_that_replaces_an_image_after_the_listing_gives_nothing_away(tmp_path):
-    """The ledger's hash is of what was there: the drop is refused, and nothing of it is kept."""
+def test_a_link_that_replaces_an_image_after_the_listing_is_not_followed(tmp_path):
+    """The hash in the ledger is that of the original: the drop is rejected, and nothing of it is kept."""
     project = Project(tmp_path / "project")
     drop = make_drop(tmp_path / "drop", people_named(10))
     project.add(drop)

@@ -1,7 +1,7 @@
-"""Wherever a file is loaded, a pickle is refused and nothing in it runs; no code could load one.
+"""Every reader rejects a pickle without running it, and no code of the project can load one.
 
-Processes of one run (the feed's, the ingest's, Ray's tasks) hand objects to each other as pickles over pipes
-of their own: that is no loading, nobody else can write there.
+Processes of one run (of the loader, of ingest, of Ray) exchange objects as pickles over their own pipes, to
+which no other user can write; that is out of scope here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from csdn.params import load_params
 from csdn.report.page import read_inputs
 from csdn.runtime.errors import UserError
 
-# What torch says of files that are older than it, before it refuses them.
+# Torch's warning about files in older formats, before it rejects them.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 ROOT = Path(__file__).parents[2]
 CODE = [path for name in ("csdn", "stages", "flows", "benchmarks") for path in (ROOT / name).rglob("*.py")]
@@ -42,13 +42,13 @@ KINDS = ("a plain pickle", "a file of torch.save", "a file of torch.save of old"
 
 @pytest.fixture(params=KINDS)
 def hostile(request, tmp_path):
-    """(its kind, its bytes); loading it would make a file that this fixture looks for afterwards."""
+    """(kind, bytes) of a pickle that would make a file; afterwards the fixture checks that it made none."""
     marker = tmp_path / "run"
     yield request.param, pickles(marker)[request.param]
     assert not marker.exists()
 
 
-def test_a_trap_works(tmp_path):
+def test_unpickling_the_file_would_run_code(tmp_path):
     pickle.loads(pickles(tmp_path / "run")["a plain pickle"])
     assert (tmp_path / "run").exists()
 
@@ -84,7 +84,7 @@ WEIGHTS = {
 
 
 @pytest.mark.parametrize("place", WEIGHTS)
-def test_as_weights(place, hostile, tmp_path, fault):
+def test_a_pickle_as_weights(place, hostile, tmp_path, fault):
     kind, data = hostile
     path = write(tmp_path / "in" / "weights.pt", data)
     with pytest.raises(UserError, match=r"not a safetensors file|as safetensors|refused") as error:
@@ -93,7 +93,7 @@ def test_as_weights(place, hostile, tmp_path, fault):
         fault("weights and checkpoints", place, error.value)
 
 
-def test_as_weights_to_convert(hostile, tmp_path, monkeypatch, fault):
+def test_a_pickle_as_weights_to_convert(hostile, tmp_path, monkeypatch, fault):
     kind, data = hostile
     write(tmp_path / "weights.pt", data)
     params = tmp_path / "params.yaml"
@@ -107,14 +107,14 @@ def test_as_weights_to_convert(hostile, tmp_path, monkeypatch, fault):
         fault("weights and checkpoints", "csdn fetch-clip --from a TorchScript archive", result.exception)
 
 
-def test_not_even_where_torch_is_told_to_trust_every_file(hostile, tmp_path, monkeypatch):
+def test_a_pickle_even_if_torch_is_set_to_trust_every_file(hostile, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     with pytest.raises(UserError):
         load_published(write(tmp_path / "in" / "weights.pt", hostile[1]))
 
 
-def test_as_the_state_of_a_stage(hostile, tmp_path):
-    """Its hash may be right: whoever can write the tensors can write the hash beside them."""
+def test_a_pickle_as_the_state_of_a_stage(hostile, tmp_path):
+    """The hash may be correct: an attacker who can write the tensors can write the hash too."""
     data = hostile[1]
     with open_state("prompts", "0" * 64, tmp_path / "state") as state:
         about = {"tensors": "x.safetensors", "sha256": hashlib.sha256(data).hexdigest(), "position": {}}
@@ -133,7 +133,7 @@ def ingested(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["people.parquet", "samples.parquet"])
-def test_as_a_table(name, hostile, ingested):
+def test_a_pickle_as_a_table(name, hostile, ingested):
     path = ingested.data / name
     intact = path.read_bytes()
     path.write_bytes(hostile[1])
@@ -144,7 +144,7 @@ def test_as_a_table(name, hostile, ingested):
         path.write_bytes(intact)
 
 
-def test_as_a_type_inside_a_table(tmp_path):
+def test_a_pickle_as_a_type_inside_a_table(tmp_path):
     """Arrow once unpickled the types that a file declares (CVE-2023-47248)."""
     extension = {
         b"ARROW:extension:name": b"arrow.py_extension_type",
@@ -161,14 +161,14 @@ def test_as_a_type_inside_a_table(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["manifest.csv", "manifest.parquet"])
-def test_as_a_manifest(name, hostile, tmp_path):
+def test_a_pickle_as_a_manifest(name, hostile, tmp_path):
     write(tmp_path / "drop" / name, hostile[1])
     with pytest.raises(UserError, match=r"not readable as a table|is missing|not UTF-8 text"):
         open_drop(str(tmp_path / "drop"), "cameras")
 
 
-def test_as_an_image(hostile, tmp_path):
-    """In a drop it is quarantined; behind the index, in a shard, it is no image."""
+def test_a_pickle_as_an_image(hostile, tmp_path):
+    """In a drop it is quarantined; in a shard it is an invalid image."""
     data = hostile[1]
     project = Project(tmp_path / "project")
     drop = make_drop(tmp_path / "drop", people_named(10))
@@ -183,7 +183,7 @@ def test_as_an_image(hostile, tmp_path):
 
 
 @pytest.mark.parametrize("read", [read_ledger, read_aliases])
-def test_as_json(read, hostile, tmp_path):
+def test_a_pickle_as_json(read, hostile, tmp_path):
     with pytest.raises(UserError, match="is not valid JSON"):
         read(write(tmp_path / "in.json", hostile[1]))
 
@@ -210,7 +210,7 @@ def test_yaml_makes_no_python_object(tag, tmp_path, fault):
         fault("parameters", "params.yaml holds a YAML tag that would run Python", first)
 
 
-def test_as_what_the_report_reads(hostile, ingested):
+def test_a_pickle_as_an_input_of_the_report(hostile, ingested):
     for name in ("metrics/prompts.json", "metrics/evaluation.json"):
         write(ingested.root / name, b"{}")
     for name in ("cmc.csv", "camera_pairs.csv"):
@@ -224,7 +224,7 @@ def test_as_what_the_report_reads(hostile, ingested):
         read_inputs(ingested.root, ingested.data / "shards")
 
 
-# What loads a pickle, runs a text as code, or unpacks an archive.
+# Functions that load a pickle, run a text as code, or unpack an archive.
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 FORBIDDEN_CALLS = {
     *("eval", "exec", "compile", "os.system", "os.popen"),
@@ -234,7 +234,7 @@ FORBIDDEN_CALLS = {
 
 
 def complaints(source: str) -> list[str]:
-    """What a program has that loads a file which may run code, or runs a text."""
+    """Calls in a source file that may load a pickle, run a text as code, or unpack an archive."""
     found, tree = [], ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -263,7 +263,7 @@ def test_no_code_can_load_a_pickle_or_run_a_text(path):
     assert complaints(path.read_text(encoding="utf-8")) == []
 
 
-def test_the_reader_of_code_sees_what_it_looks_for():
+def test_the_search_finds_such_calls():
     bad = [
         *("import pickle", "from pickle import loads", "torch.load(f)", "torch.load(f, weights_only=False)"),
         *("eval('1')", "os.system('x')", "np.load(f, allow_pickle=True)", "subprocess.run('x', shell=True)"),

@@ -1,4 +1,4 @@
-"""One command each takes a benchmark from its folder to figures and report; here on miniatures."""
+"""`csdn benchmark` takes a benchmark from its folder to figures and report; here on miniatures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from benchmark_folders import make_regdb
 from repository import make_repository
 from workspace import ROOT, run, set_params
 
-from csdn.cli.benchmarks import alone, left_out, run_benchmark, show_average, trial_key
+from csdn.cli.benchmarks import accept_only, average_command, rejection_lines, trial_key
+from csdn.cli.benchmarks import benchmark as benchmark_command
 from csdn.evaluation.headline import SHOWN, SHOWN_METHODS
 from csdn.evaluation.scores import average
 from csdn.ingest.ledger import Drop, Status, read_ledger
@@ -24,7 +25,7 @@ COMMAND = ("python", "-c", "from csdn.cli.main import main; main()")  # the work
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
-    """A clone whose small size is smaller still; benchmarks follow each other in it."""
+    """A clone with one epoch each; the benchmarks run in it one after another."""
     folder = make_repository(tmp_path_factory.mktemp("benchmarks") / "project", **{"scaling.threads": 1})
     little = {"prompts.tokens.epochs": 1, "prompts.integration.epochs": 1, "embedding.epochs": 1}
     set_params(folder, little, "csdn/cli/presets/small.yaml")
@@ -44,7 +45,7 @@ def benchmark(repository, tmp_path, name, *options):
 
 
 def again(repository, tmp_path, name, *options):
-    """The command alone; returns what it printed."""
+    """Run the command; returns its output."""
     return run(repository, *COMMAND, "benchmark", name, str(tmp_path / name), "--small", *options).stdout
 
 
@@ -99,7 +100,7 @@ def test_models_of_different_experiments_have_no_mean():
         average([model(10.0), model(20.0, queries=11)])
 
 
-def test_a_file_whose_figures_differ_from_the_first_ones_is_named(tmp_path):
+def test_a_file_of_another_experiment_is_named(tmp_path):
     every_figure = {"a_to_b": {name: {"mean": 10.0, "std": None} for name in SHOWN}}
     whole = model(10.0) | dict.fromkeys(SHOWN_METHODS, every_figure)
     other_size = model(20.0, queries=11) | dict.fromkeys(SHOWN_METHODS, every_figure)
@@ -110,11 +111,11 @@ def test_a_file_whose_figures_differ_from_the_first_ones_is_named(tmp_path):
         for path, figures in zip(paths, (whole, other), strict=True):
             path.write_text(json.dumps(figures))
         with pytest.raises(UserError, match=rf"{number}-second\.json"):
-            show_average(paths)
+            average_command(paths)
 
 
 def test_a_trial_is_trained_again_when_the_aliases_change(tmp_path, monkeypatch):
-    """They decide who is whom, from a file that keeps its name."""
+    """Aliases decide identities, and the name of their file stays the same."""
     for name in ("params.yaml", "data/aliases.json", load_params(ROOT / "params.yaml").model.weights):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
@@ -126,7 +127,7 @@ def test_a_trial_is_trained_again_when_the_aliases_change(tmp_path, monkeypatch)
     assert trial_key(1, drop) != before
 
 
-def test_the_ledger_holds_a_benchmark_alone_and_keeps_what_people_decided():
+def test_the_ledger_accepts_only_the_benchmark_and_keeps_earlier_decisions():
     def drop(letter, status, reason=""):
         return Drop(letter * 64, f"/data/{letter}", "sysu", Status(status), reason)
 
@@ -135,23 +136,26 @@ def test_the_ledger_holds_a_benchmark_alone_and_keeps_what_people_decided():
         drop("b", "rejected", "blurred"),
         drop("c", "held", "half of it is dark"),
     ]
-    added = alone(ledger, drop("d", "accepted"))
+    added = accept_only(ledger, drop("d", "accepted"))
     assert [(one.id[0], one.status, one.reason) for one in added] == [
         ("a", "rejected", "sysu is evaluated alone; it was accepted"),
         ("b", "rejected", "blurred"),
         ("c", "rejected", "sysu is evaluated alone; it was held: half of it is dark"),
         ("d", "accepted", ""),
     ]
-    (told,) = left_out(ledger, added)
-    assert f"Rejected for it: {'a' * 12}, {'c' * 12}." in told and "csdn accept" in told
-    assert left_out(added, added) == []
-    assert [one.status for one in alone(added, drop("a", "accepted"))] == ["accepted", *["rejected"] * 3]
+    (line,) = rejection_lines(ledger, added)
+    assert f"Rejected for it: {'a' * 12}, {'c' * 12}." in line and "csdn accept" in line
+    assert rejection_lines(added, added) == []
+    assert [one.status for one in accept_only(added, drop("a", "accepted"))] == [
+        "accepted",
+        *["rejected"] * 3,
+    ]
     judged = [drop("a", "accepted", "bad ones are known")]
-    assert alone(judged, drop("a", "accepted")) == judged
+    assert accept_only(judged, drop("a", "accepted")) == judged
 
 
-def test_published_sizes_need_clips_weights(tmp_path, monkeypatch):
+def test_without_clips_weights_the_error_names_the_command(tmp_path, monkeypatch):
     shutil.copy(Path(__file__).parents[2] / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"RN50-openai\.safetensors is not there: run `csdn fetch-clip`"):
-        run_benchmark("regdb", str(make_regdb(tmp_path / "regdb")), small=False, trials="1-10")
+    with pytest.raises(UserError, match=r"RN50-openai\.safetensors is missing: run `csdn fetch-clip`"):
+        benchmark_command("regdb", str(make_regdb(tmp_path / "regdb")), small=False, trials="1-10")

@@ -16,9 +16,9 @@ from csdn.data.catalog import (
 )
 from csdn.data.images import EXTENSIONS
 from csdn.ingest import pack
+from csdn.ingest.counts import summary_lines
 from csdn.ingest.identities import SplitRule
 from csdn.ingest.ledger import Status, decide, read_ledger, write_ledger
-from csdn.ingest.summary import summary_lines
 
 PEOPLE = people_named(10)
 SPLITS = {person: SplitRule("csdn", 40).split(SplitRule("csdn", 40).bucket(person)) for person in PEOPLE}

@@ -6,12 +6,20 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import yaml
-from make_images import Project, encoded, jpeg, make_drop, people_named, pixels, write
+from make_images import (
+    Project,
+    encoded,
+    jpeg,
+    make_drop,
+    people_named,
+    pixels,
+    stage_command,
+    stage_project,
+    write,
+)
 
 from csdn.data.state import open_state
 from csdn.ingest import pack as packing
@@ -198,19 +206,3 @@ def test_an_ended_stage_leaves_no_process_and_the_next_run_goes_on(tmp_path, how
         "the ingest stage was killed (SIGKILL) while its worker processes wrote",
         "They end with it. The next run goes on behind the finished shards; same bytes.",
     )
-
-
-def stage_project(root: Path) -> Project:
-    """A project in which the stage itself runs, with small shards."""
-    project = Project(root)
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["ingest"]["shard_megabytes"] = 1
-    params["data"]["aliases"] = str(project.aliases)
-    write(root / "params.yaml", yaml.safe_dump(params).encode())
-    return project
-
-
-def stage_command(project: Project) -> dict:
-    """The stage as DVC starts it."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return {"args": [sys.executable, "-m", "stages.ingest"], "cwd": project.root, "env": environment}

@@ -1,4 +1,4 @@
-"""`make` installs once, says which Python it needs, and runs what CI runs."""
+"""`make` installs once, requires a recent Python, and runs the same tests as CI."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SET_BY_MAKE = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHON", "CSDN_ENDING")
+SET_BY_MAKE = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHON", "CSDN_SUMMARY")
 INPUTS = ("pyproject.toml", "constraints.txt")
 
 
@@ -44,7 +44,7 @@ def test_help_names_every_target(project):
 
 
 @pytest.mark.parametrize("target", ["demo", "prefect-demo", "test", "test-fast", "lint", "bench"])
-def test_every_target_installs_once(project, target):
+def test_every_target_installs_only_once(project, target):
     assert "pip install" in make(project, "--dry-run", target).stdout
     install(project, second=1001)
     assert "pip install" not in make(project, "--dry-run", target).stdout
@@ -57,7 +57,7 @@ def test_a_change_of_the_requirements_installs_again(project, name):
     assert "-c constraints.txt" in make(project, "--dry-run", "lint").stdout
 
 
-def test_an_old_or_missing_python_is_refused_with_what_is_needed(project):
+def test_an_old_or_missing_python_is_an_error_that_names_the_required_version(project):
     for python in ("false", "no-such-python"):
         refused = make(project, f"PYTHON={python}", "demo")
         assert refused.returncode != 0
@@ -67,31 +67,31 @@ def test_an_old_or_missing_python_is_refused_with_what_is_needed(project):
 
 @pytest.fixture
 def installed(project):
-    """The project with programs that say how they were called; `dvc` fails where a file `broken` is."""
+    """The project with programs that print their arguments; `dvc` fails if there is a file `broken`."""
     install(project, second=1001)
     for name, then in (("dvc", "test ! -e broken"), ("csdn", "true")):
         program = project / ".venv/bin" / name
         program.parent.mkdir(exist_ok=True)
-        program.write_text(f"#!/bin/sh\necho {name} $1 ending=$CSDN_ENDING\n{then}\n")
+        program.write_text(f"#!/bin/sh\necho {name} $1 summary=$CSDN_SUMMARY\n{then}\n")
         program.chmod(0o755)
     return project
 
 
-def test_demo_runs_what_is_out_of_date_and_shows_one_ending(installed):
+def test_demo_runs_dvc_repro_and_shows_one_summary(installed):
     done = make(installed, "demo")
-    assert done.stdout.splitlines() == ["dvc repro ending=later", "csdn summary ending="]
+    assert done.stdout.splitlines() == ["dvc repro summary=later", "csdn summary summary="]
     assert done.returncode == 0
 
 
-def test_a_demo_that_fails_shows_no_figures_and_fails(installed):
+def test_a_failed_demo_shows_no_summary(installed):
     (installed / "broken").touch()
     done = make(installed, "demo")
-    assert done.stdout.splitlines() == ["dvc repro ending=later"]
+    assert done.stdout.splitlines() == ["dvc repro summary=later"]
     assert done.returncode != 0
 
 
-def test_clean_keeps_the_figures_that_no_stage_brings_back(project):
-    """Each of RegDB's is a model trained for hours, and the ablation's table is dozens of them."""
+def test_clean_keeps_figures_that_no_stage_can_restore(project):
+    """Each of RegDB's takes hours of training; the ablation's table takes dozens of trainings."""
     names = ("regdb/trial-01.json", "ablation.json", "evaluation.json")
     paths = [project / "metrics" / name for name in names]
     for path in paths:

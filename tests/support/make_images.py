@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import struct
+import sys
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+import yaml
 from PIL import Image
 
 from csdn.ingest.ledger import Drop, read_ledger, write_ledger
@@ -19,6 +22,7 @@ from csdn.ingest.run import ingest
 from csdn.ingest.sync import open_drop
 from csdn.params import DataParams, IngestParams
 
+ROOT = Path(__file__).parents[2]
 CAMERAS = {"visible": ("north", "south"), "infrared": ("north",)}
 
 
@@ -126,3 +130,32 @@ class Project:
         files = [*self.data.rglob("*"), self.metrics]
         found = [path for path in files if path.is_file() and path != self.ledger]
         return {str(path.relative_to(self.root)): path.read_bytes() for path in found}
+
+
+def stage_project(root: Path) -> Project:
+    """A project in which the stage itself runs, with small shards."""
+    project = Project(root)
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["ingest"]["shard_megabytes"] = 1
+    params["data"]["aliases"] = str(project.aliases)
+    write(root / "params.yaml", yaml.safe_dump(params).encode())
+    return project
+
+
+def stage_command(project: Project) -> dict:
+    """The stage as DVC starts it."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return {"args": [sys.executable, "-m", "stages.ingest"], "cwd": project.root, "env": environment}
+
+
+# EXIF's orientation -> how the stored rows are turned to stand upright.
+UPRIGHT = {
+    1: lambda stored: stored,
+    2: lambda stored: stored[:, ::-1],
+    3: lambda stored: stored[::-1, ::-1],
+    4: lambda stored: stored[::-1],
+    5: lambda stored: stored.transpose(1, 0, 2),
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: stored[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda stored: np.rot90(stored),
+}

@@ -1,4 +1,4 @@
-"""A small stage 2 for the tests of Ray, which the plain process trains too."""
+"""A small stage 2 for the tests of Ray, which a single process can train too."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from csdn.params import Params, load_params
 from csdn.training.checkpoint import CheckpointStore
 from csdn.training.embedding import EmbeddingWork, train_embedding
 
-# Of modules that run Ray.
+# The marks of modules that run Ray.
 ON_RAY = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="csdn.cluster is for Linux"),
@@ -62,8 +62,8 @@ def make_params(workers: int, **scaling: object) -> Params:
 
 
 def train_plainly(work: EmbeddingWork, state: CheckpointStore) -> list[dict]:
-    feed = TrainLoader(work.source, 0)
-    return train_embedding(work.model, work.text_table, feed, work.settings, state, lambda *_: None)
+    loader = TrainLoader(work.source, 0)
+    return train_embedding(work.model, work.text_table, loader, work.settings, state, lambda *_: None)
 
 
 def difference(one: CSDN, other: CSDN) -> float:
@@ -77,14 +77,14 @@ def same_bytes(one: CSDN, other: CSDN) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-def ask_for_token() -> str:
-    """Let clusters that this process starts ask for a token, for good: Ray reads it once a process."""
+def require_token() -> str:
+    """Clusters that this process starts require a token from now on: Ray reads it once in a process."""
     os.environ["RAY_AUTH_MODE"] = "token"
     return os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def nodes_that_train(cluster: Any) -> list[Any]:
-    """The nodes of Ray's test cluster on which a training worker lives."""
+    """The nodes of Ray's test cluster on which a training worker runs."""
 
     def trains(pid: int) -> bool:
         with suppress(OSError):  # it has ended
@@ -98,7 +98,7 @@ def nodes_that_train(cluster: Any) -> list[Any]:
 
 
 def worker_pids() -> list[int]:
-    """Processes of this run's own Ray instance in which a training worker lives."""
+    """Process ids of the training workers of this run's local Ray instance."""
     entry = f"{MARK}={os.environ[MARK]}".encode()
     found = []
     for folder in Path("/proc").glob("[0-9]*"):

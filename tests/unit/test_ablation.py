@@ -1,4 +1,4 @@
-"""The ablation: variants are parameters that exist, and the table holds what was measured."""
+"""The ablation: variants change existing parameters, and the table has the measured figures."""
 
 import json
 import shutil
@@ -46,8 +46,8 @@ def test_an_experiment_has_its_seed_and_its_parameters():
     ]
 
 
-def test_an_experiment_takes_along_the_weights_that_git_does_not_have(tmp_path, monkeypatch):
-    """DVC runs what is queued in a copy of what Git has."""
+def test_an_experiment_copies_weights_that_are_not_in_git(tmp_path, monkeypatch):
+    """DVC runs queued experiments in a copy of the files in Git."""
     monkeypatch.chdir(tmp_path)
     subprocess.run(["git", "init", "--quiet"], check=True)
     for name in ("weights/clip.safetensors", "models/known", "models/ignored"):
@@ -125,7 +125,7 @@ def test_only_experiments_that_finished_with_figures_are_read_the_newest_of_a_na
     assert read({"experiments": None}) == []
 
 
-def test_a_table_is_read_as_it_was_written(tmp_path):
+def test_a_written_table_is_read_back(tmp_path):
     path = tmp_path / "metrics" / "ablation.json"
     experiments = [ran("sum", 0, 10, 20), ran("sum", 1, 10.3, 20), ran("baseline", 0, 1, 2)]
     written = measured_table("c0ffee", experiments)
@@ -135,7 +135,7 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
     assert "scaling.threads" not in written.parameters
 
 
-def test_what_the_project_ships_is_no_table(tmp_path):
+def test_the_shipped_file_is_no_table(tmp_path):
     assert read_table(ROOT / "metrics/ablation.json") is None
     assert read_table(tmp_path / "metrics/ablation.json") is None
 
@@ -153,7 +153,7 @@ def test_experiments_on_other_data_or_parameters_have_no_common_table(other, sai
         measured_table("c0ffee", [ran("sum", 0, 1), other])
 
 
-def test_the_seed_and_what_only_makes_a_run_faster_may_differ():
+def test_the_seed_and_parameters_that_decide_no_result_may_differ():
     changed = {"scaling.threads": 7, "report.queries": 3, "ingest.watch": ["/elsewhere"]}
     table = measured_table("c0ffee", [ran("sum", 0, 1), ran("sum", 1, 3, **changed)])
     assert table.lines[0].figures["ir_to_vis.rank1"][0] == 2.0

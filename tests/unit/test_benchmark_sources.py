@@ -9,9 +9,9 @@ from make_images import Project, jpeg, write
 from memory_store import memory_tree
 
 from csdn.data.catalog import PEOPLE_SCHEMA, SAMPLES_SCHEMA, load_dataset, read_table, table_of
+from csdn.ingest.counts import unlike_published
 from csdn.ingest.ledger import drop_id
 from csdn.ingest.sources import open_source
-from csdn.ingest.summary import unlike_published
 from csdn.synthetic.miniatures import write_miniature
 
 

@@ -63,6 +63,6 @@ def test_a_size_that_is_none_is_explained(tmp_path, size):
 
 def test_a_folder_that_is_there_is_not_touched(checkpoint, tmp_path):
     (tmp_path / "model").mkdir()
-    with pytest.raises(UserError, match="there is something already"):
+    with pytest.raises(UserError, match="exists already"):
         import_published(checkpoint, tmp_path / "model", "64x32")
     assert not list((tmp_path / "model").iterdir())

@@ -1,4 +1,4 @@
-"""Progress: a log shows the first and the last state and few lines between; a terminal one line a phase."""
+"""Progress: a log has the first and last state and few lines between; a terminal one line for each phase."""
 
 import io
 import json
@@ -13,8 +13,6 @@ import pytest
 from rich.console import Console
 
 from csdn.runtime import console
-from csdn.runtime import console as lines
-from csdn.runtime import console as terminal
 from csdn.runtime.console import TIMES, Phase, read_times
 
 
@@ -27,12 +25,12 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that goes on by a second whenever somebody looks at it."""
+    """A clock that advances by a second at each reading."""
     seconds = iter(range(100_000))
-    monkeypatch.setattr(lines.time, "monotonic", lambda: float(next(seconds)))
+    monkeypatch.setattr(console.time, "monotonic", lambda: float(next(seconds)))
 
 
-def test_quick_work_shows_its_result(capsys):
+def test_a_short_phase_shows_its_result(capsys):
     with console.progress("ingest", "ingest", "images") as report:
         for done in range(1, 1001):
             report(done, 1000, {"loss": done / 1000})
@@ -42,7 +40,7 @@ def test_quick_work_shows_its_result(capsys):
     assert re.fullmatch(r"ingest: 1000/1000 images in 0\.\d s, \d+ images/s  loss 1", shown[1])
 
 
-def test_long_work_shows_a_line_now_and_then(capsys, clock):
+def test_a_long_phase_shows_a_line_every_ten_seconds(capsys, clock):
     with console.progress("embedding", "embedding", "steps", images=48) as report:
         for done in range(1, 101):
             report(done, 100)
@@ -51,26 +49,26 @@ def test_long_work_shows_a_line_now_and_then(capsys, clock):
     assert "images/s" in shown[1] and "3:08 left" in shown[1]
 
 
-def test_nothing_done_shows_nothing(capsys):
+def test_a_phase_without_work_shows_nothing(capsys):
     with console.progress("ingest", "ingest", "images"):
         pass
     assert capsys.readouterr().err == ""
 
 
-def test_a_stopped_phase_says_how_far_it_came(capsys):
+def test_a_stopped_phase_shows_how_far_it_got(capsys):
     with pytest.raises(KeyboardInterrupt), console.progress("s", "embedding", "steps") as report:
         report(3, 10, {"loss": 2.5})
         raise KeyboardInterrupt
     assert capsys.readouterr().err.splitlines()[-1] == "embedding: stopped at 3/10 steps  loss 2.5"
 
 
-def test_rate_and_time_left_do_not_count_what_a_resumed_run_found_done(monkeypatch):
-    work = Phase("embedding", "embedding", "steps", images=48, began=0)
+def test_rate_and_time_left_exclude_what_was_done_before_a_resume(monkeypatch):
+    work = Phase("embedding", "embedding", "steps", images=48, started=0)
     for now, done in ((10, 500), (12, 504)):
-        monkeypatch.setattr(lines.time, "monotonic", lambda now=now: now)
+        monkeypatch.setattr(console.time, "monotonic", lambda now=now: now)
         work.update(done, 1000)
     assert (work.rate, work.images_per_second, work.seconds_left) == (2, 96, 248)
-    assert (work.speed(), work.left()) == ("96 images/s", "4:08 left")
+    assert (work.speed_text(), work.left_text()) == ("96 images/s", "4:08 left")
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
@@ -95,7 +93,7 @@ def test_a_note_is_shown_at_once_even_before_anything_is_done(capsys, monkeypatc
 
 def test_a_note_in_a_terminal_stays_above_the_live_line():
     shown = io.StringIO()
-    view = terminal.Terminal()
+    view = console.Terminal()
     view.console = Console(file=shown, force_terminal=True, width=60, highlight=False)
     work = Phase("embedding", "training", "steps", done=3, total=10)
     view.start(work)
@@ -109,7 +107,7 @@ def json_lines(text):
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_a_machine_reads_every_line_of_the_json_log(capsys, monkeypatch, clock):
+def test_every_line_of_the_json_log_is_an_event(capsys, monkeypatch, clock):
     monkeypatch.setenv("CSDN_LOG", "json")
     with console.stage("embedding") as progress, progress("training", "steps", images=48) as report:
         for done in range(1, 21):
@@ -127,7 +125,7 @@ def test_a_machine_reads_every_line_of_the_json_log(capsys, monkeypatch, clock):
     assert ended["values"] == {"loss": 0.05, "nothing": None}
 
 
-def test_the_json_log_says_which_error_ended_a_stage_and_not_its_words(capsys, monkeypatch):
+def test_the_json_log_has_the_class_of_the_error_and_not_its_message(capsys, monkeypatch):
     monkeypatch.setenv("CSDN_LOG", "json")
     with (
         pytest.raises(ValueError),
@@ -141,7 +139,7 @@ def test_the_json_log_says_which_error_ended_a_stage_and_not_its_words(capsys, m
     assert "/home" not in text
 
 
-def test_a_stage_that_succeeds_notes_how_long_it_took():
+def test_only_a_successful_stage_records_its_time():
     with console.stage("prompts"):
         pass
     with pytest.raises(ValueError), console.stage("ingest"):
@@ -159,7 +157,7 @@ def test_no_line_is_wider_than_the_terminal(width):
     screen = Console(width=width, force_terminal=True, color_system=None)
     with screen.capture() as capture:
         for work in (LONG, Phase("s", "embedding", "steps")):
-            screen.print(terminal.LiveLine(work))
+            screen.print(console.LiveLine(work))
     shown = capture.get().splitlines()
     assert len(shown) == 2
     assert all(len(line) < width for line in shown)
@@ -167,7 +165,7 @@ def test_no_line_is_wider_than_the_terminal(width):
 
 
 PHASES = """
-from csdn.console import stage
+from csdn.runtime.console import stage
 with stage("prompts") as progress:
     for phase, unit in (("embed", "images"), ("prompts", "steps")):
         with progress(phase, unit, images=1) as report:
@@ -186,7 +184,7 @@ def test_in_a_terminal_each_phase_leaves_one_line():
     os.close(slave)
     text = os.read(master, 100_000).decode()
     os.close(master)
-    # What stays of a row is what was written to it after it was last erased.
+    # A row shows what was written to it after it was last erased.
     rows = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", row.rpartition("\x1b[2K")[2]) for row in text.split("\n")]
     left = [" ".join(row.split()) for row in rows if row.strip()]
     assert [row.split(" in ")[0][:20] for row in left if row[0] in "✓✗"] == [

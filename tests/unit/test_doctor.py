@@ -1,4 +1,4 @@
-"""`csdn doctor` names what is missing, says what to do, and shows no secret."""
+"""`csdn doctor` names what is missing, says how to fix it, and shows no secret."""
 
 import shutil
 from pathlib import Path
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def project(tmp_path):
-    """The project's files that the report reads, without what its stages made."""
+    """The project's files that doctor reads, without the outputs of stages."""
     for name in ("params.yaml", "data/drops.json", ".dvc/config", "csdn/model/assets"):
         source, target = ROOT / name, tmp_path / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -25,11 +25,11 @@ def found(root, name):
     return next(check for check in doctor.report(root) if check.name == name)
 
 
-def test_nothing_stands_in_the_way_of_the_demo_here():
+def test_this_project_has_no_problem():
     assert [check for check in doctor.report(ROOT) if check.state == "problem"] == []
 
 
-def test_missing_clip_weights_come_with_the_command_that_fetches_them(project):
+def test_missing_clip_weights_are_reported_with_the_command_that_fetches_them(project):
     assert found(project, "CLIP weights").state == "ok"
     apply_preset("cameras", project / "params.yaml")
     check = found(project, "CLIP weights")
@@ -37,7 +37,7 @@ def test_missing_clip_weights_come_with_the_command_that_fetches_them(project):
     assert "RN50" in check.found and "weights/RN50-openai.safetensors" in check.found
 
 
-def test_a_mistake_in_params_is_one_line_and_ends_no_other_check(project):
+def test_a_mistake_in_params_is_one_line_and_other_checks_still_run(project):
     path = project / "params.yaml"
     path.write_text(path.read_text().replace("trials: 10", "trials: ten"))
     check = found(project, "params.yaml")
@@ -46,7 +46,7 @@ def test_a_mistake_in_params_is_one_line_and_ends_no_other_check(project):
     assert found(project, "ledger").state == "ok"
 
 
-def test_a_folder_that_is_no_project_is_a_problem(tmp_path):
+def test_a_folder_that_is_not_a_project_is_a_problem(tmp_path):
     problems = {check.name for check in doctor.report(tmp_path) if check.state == "problem"}
     assert problems == {"git", "dvc", "params.yaml", "ledger"}
 

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from command_line import csdn
 from make_images import jpeg, make_drop, write
-from typer.testing import CliRunner
 
-from csdn.cli.main import app
 from csdn.ingest.ledger import LEDGER, Drop, Status, decide, find_drop, read_ledger, write_ledger
 from csdn.ingest.sync import open_drop
 from csdn.runtime.errors import UserError
@@ -26,14 +25,6 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_ledger([])
     return tmp_path
-
-
-def csdn(*arguments: str) -> str:
-    """Run the command; gives its output, raises what it raises."""
-    result = CliRunner().invoke(app, arguments)
-    if result.exception:
-        raise result.exception
-    return result.output
 
 
 def watch(project, *places) -> None:

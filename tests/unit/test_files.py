@@ -1,4 +1,4 @@
-"""Outputs are whole or not there, on disk before they have their names."""
+"""Outputs are written completely or not at all, and are on disk before they get their names."""
 
 import os
 import sys
@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from csdn.runtime import console as times
-from csdn.runtime import files
+from csdn.runtime import console, files
 from csdn.runtime.errors import UserError
 from csdn.runtime.files import atomic_folder, atomic_write, locked, write_json
 
@@ -33,7 +32,7 @@ def test_a_folder_is_on_disk_before_it_gets_its_name(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("replace", [atomic_write, atomic_folder])
-def test_an_output_that_fails_leaves_what_was_there(tmp_path, replace):
+def test_a_failed_write_leaves_the_old_output(tmp_path, replace):
     out = tmp_path / "out"
 
     def write(place, text):
@@ -49,7 +48,7 @@ def test_an_output_that_fails_leaves_what_was_there(tmp_path, replace):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_what_json_does_not_have_replaces_no_file(tmp_path, value):
+def test_a_value_that_json_cannot_hold_replaces_no_file(tmp_path, value):
     out = tmp_path / "metrics.json"
     write_json(out, {"loss": 1.5})
     with pytest.raises(ValueError, match="JSON"):
@@ -58,27 +57,27 @@ def test_what_json_does_not_have_replaces_no_file(tmp_path, value):
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_no_stage_s_time_is_lost_where_several_end_at_once(tmp_path, monkeypatch):
+def test_stages_that_end_at_the_same_time_all_record_their_time(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    before = times.read_times
+    before = console.read_times
 
     def slowly():
         found = before()
-        time.sleep(0.01)  # long enough for the others to have read what this one is about to replace
+        time.sleep(0.01)  # long enough for the others to read what this one is about to replace
         return found
 
-    monkeypatch.setattr(times, "read_times", slowly)
+    monkeypatch.setattr(console, "read_times", slowly)
     with ThreadPoolExecutor(6) as threads:
-        list(threads.map(lambda n: times.note_time(f"stage {n}", n), range(6)))
+        list(threads.map(lambda n: console.record_time(f"stage {n}", n), range(6)))
     assert before() == {f"stage {n}": n for n in range(6)}
 
 
-def test_a_lock_that_is_not_let_go_is_an_error_that_names_the_file(tmp_path, monkeypatch, fault):
+def test_a_lock_that_is_never_released_is_an_error_that_names_the_file(tmp_path, monkeypatch, fault):
     monkeypatch.setattr(files, "LOCK_SECONDS", 0.1)
     path = tmp_path / "drops.json"
     held = r"drops\.json: another process has held"
     with locked(path), pytest.raises(UserError, match=held) as error, locked(path):
         pass
-    with locked(path):  # it is free again
+    with locked(path):  # released again
         pass
     fault("ledger", "another process does not let go of the ledger", error.value)

@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from make_images import encoded, pixels
+from make_images import UPRIGHT, encoded, pixels
 from PIL import Image, ImageCms
 
 from csdn.data.images import decode, probe
@@ -181,19 +181,6 @@ def test_a_colour_profile_is_not_applied():
         decode(jpeg_of(image, icc_profile=profile), "jpg"), decode(jpeg_of(image), "jpg")
     )
     np.testing.assert_array_equal(decode(encoded(pixels("a"), icc_profile=profile), "png"), pixels("a"))
-
-
-# EXIF's orientation -> how the stored rows are turned to stand upright.
-UPRIGHT = {
-    1: lambda stored: stored,
-    2: lambda stored: stored[:, ::-1],
-    3: lambda stored: stored[::-1, ::-1],
-    4: lambda stored: stored[::-1],
-    5: lambda stored: stored.transpose(1, 0, 2),
-    6: lambda stored: np.rot90(stored, -1),
-    7: lambda stored: stored[::-1, ::-1].transpose(1, 0, 2),
-    8: lambda stored: np.rot90(stored),
-}
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)

@@ -23,9 +23,9 @@ from csdn.data.labels import BadLabel, canonical_label, label_fault, spelling_no
 from csdn.evaluation import evaluate_features, protocol, rank_metrics, rule_cameras, rule_people
 from csdn.evaluation.protocols import excluded_pairs
 from csdn.evaluation.run import prepare
+from csdn.ingest.counts import summary_lines
 from csdn.ingest.identities import SplitRule, read_aliases
 from csdn.ingest.sources import open_source
-from csdn.ingest.summary import summary_lines
 from csdn.runtime.errors import UserError
 
 TWELVE = [

@@ -87,10 +87,10 @@ def test_training_from_shipped_weights_imports_neither_open_clip_nor_torchs_comp
 @pytest.mark.parametrize(
     "modules",
     [
-        "csdn.cli.ending, csdn.report.page",
-        "csdn.cluster.ray_data, csdn.cluster.ray_data, csdn.cluster.ingest",
+        "csdn.cli.summary, csdn.report.page",
+        "csdn.cluster.ray_data, csdn.cluster.ingest, csdn.cluster.progress",
     ],
-    ids=["report", "tasks of Ray Data"],
+    ids=["report", "tasks and actors of Ray"],
 )
 def test_modules_that_do_not_compute_do_not_import_torch(modules):
     program = f"import {modules}, sys; assert 'torch' not in sys.modules"

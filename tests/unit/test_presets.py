@@ -1,4 +1,4 @@
-"""`csdn preset` rewrites what a preset says in params.yaml, and nothing else."""
+"""`csdn preset` sets the values of a preset in params.yaml, and changes nothing else."""
 
 import shutil
 from pathlib import Path
@@ -80,10 +80,8 @@ def test_a_small_benchmark_is_the_demo_under_another_protocol(params_path):
     assert params.evaluation.protocol == "sysu"
 
 
-def test_comments_order_and_a_persons_own_values_stay(params_path):
-    mine = (
-        params_path.read_text().replace("seed: 0 ", "seed: 7 ").replace("landing: []", 'landing: ["s3://in"]')
-    )
+def test_comments_order_and_the_user_s_own_values_stay(params_path):
+    mine = params_path.read_text().replace("seed: 0 ", "seed: 7 ").replace("watch: []", 'watch: ["s3://in"]')
     params_path.write_text(mine)
     presets.apply_preset("cameras", params_path)
     after = params_path.read_text()
@@ -94,13 +92,13 @@ def test_comments_order_and_a_persons_own_values_stay(params_path):
     assert list(keys(parse_yaml(after, ""))) == list(keys(parse_yaml(mine, "")))
 
 
-def test_an_unknown_preset_names_those_that_there_are(params_path, fault):
+def test_the_error_of_an_unknown_preset_lists_the_presets(params_path, fault):
     with pytest.raises(UserError, match=r"'sysuu'.*cameras, demo") as error:
         presets.apply_preset("sysuu", params_path)
-    fault("parameters", "csdn preset with a preset that there is not", error.value)
+    fault("parameters", "csdn preset with an unknown preset", error.value)
 
 
-def test_an_unusable_file_is_left_as_it_is(params_path):
+def test_an_invalid_file_stays_unchanged(params_path):
     broken = params_path.read_text().replace("trials: 10", "trails: 10")
     params_path.write_text(broken)
     with pytest.raises(UserError, match="trails: unknown key"):

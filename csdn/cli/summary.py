@@ -1,4 +1,4 @@
-"""What stands at the end of `dvc repro`, and is shown again by `csdn summary`: figures, times, the report."""
+"""The summary after `dvc repro`, which `csdn summary` shows again: figures, times, where the report is."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ COLUMNS = 80
 STAGES = ("ingest", "prompts", "embedding", "evaluate", "report")
 
 
-def show_unless_asked_later() -> None:
-    """For the last stage. `make demo` sets CSDN_ENDING=later: it shows the ending itself, run or no run."""
-    if os.environ.get("CSDN_ENDING") != "later":
+def show_unless_deferred() -> None:
+    """For the last stage; with CSDN_SUMMARY=later, `make demo` shows it, even if no stage had to run."""
+    if os.environ.get("CSDN_SUMMARY") != "later":
         show()
 
 
 def show() -> None:
-    """Print the ending; raises UserError before the first evaluation."""
+    """Print the summary; raises UserError before the first evaluation."""
     print("", *_lines(), sep="\n")
 
 
@@ -32,14 +32,13 @@ def _lines() -> Iterator[str]:
     advice = "`dvc repro` makes it"
     figures = read_json(FIGURES, advice)
     with expected_in(FIGURES, advice):
-        shown, unit, said = table_lines(figures), _unit(figures), notes(figures["counts"])
-    yield from (*shown, unit)
-    for note in said:
+        lines, remarks = [*table_lines(figures), _unit(figures)], notes(figures["counts"])
+    yield from lines
+    for note in remarks:
         yield fill(f"Note: {note}", COLUMNS, subsequent_indent="      ")
     times = read_times()
     if times:
-        took = (f"{name} {duration(times[name])}" for name in STAGES if name in times)
-        yield f"Took: {', '.join(took)}"
+        yield "Took: " + ", ".join(f"{name} {duration(times[name])}" for name in STAGES if name in times)
     if PAGE.is_file():
         yield f"The report: {PAGE}"
         yield f"            {PAGE.absolute().as_uri()}"

@@ -1,4 +1,4 @@
-"""How `dvc repro` and `csdn summary` end: one table of figures, how long it took, where the report is."""
+"""The summary after `dvc repro`, and of `csdn summary`: one table of figures, times, where the report is."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import pytest
 from make_images import write
 from typer.testing import CliRunner
 
-from csdn.cli.ending import show, show_unless_asked_later
 from csdn.cli.main import app
+from csdn.cli.summary import show, show_unless_deferred
 from csdn.evaluation.headline import headline, one_line
-from csdn.runtime.console import note_time
+from csdn.runtime.console import record_time
 from csdn.runtime.errors import UserError
 
 DIRECTIONS = ("infrared_to_visible", "visible_to_infrared")
@@ -36,9 +36,9 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_it_shows_figures_against_clip_and_chance_the_times_and_the_report(project, capsys):
-    note_time("embedding", 73.4)
-    note_time("ingest", 1.23)
+def test_it_shows_the_figures_of_model_clip_and_chance_the_times_and_the_report(project, capsys):
+    record_time("embedding", 73.4)
+    record_time("ingest", 1.23)
     show()
     text = capsys.readouterr().out
     assert text.count("23.09 ± 1.25") == 2 * 3 * 4
@@ -58,10 +58,10 @@ def test_it_shows_figures_against_clip_and_chance_the_times_and_the_report(proje
 
 def test_the_command_shows_the_same(project, capsys):
     show()
-    assert CliRunner().invoke(app, ["figures"]).output == capsys.readouterr().out
+    assert CliRunner().invoke(app, ["summary"]).output == capsys.readouterr().out
 
 
-def test_what_is_not_there_is_not_shown(project, capsys):
+def test_missing_figures_times_and_report_are_left_out(project, capsys):
     (project / "report/index.html").unlink()
     write(project / "metrics/evaluation.json", json.dumps(figures(None, None)).encode())
     show()
@@ -70,18 +70,18 @@ def test_what_is_not_there_is_not_shown(project, capsys):
     assert text.count(" -") >= 2 * 3 * 4
 
 
-def test_before_the_first_evaluation_it_says_what_to_run(project):
+def test_before_the_first_evaluation_the_error_says_what_to_run(project):
     (project / "metrics/evaluation.json").unlink()
     with pytest.raises(UserError, match=r"evaluation\.json: no such file; `dvc repro`"):
         show()
 
 
-def test_the_last_stage_leaves_it_to_make_where_make_asks_for_that(project, capsys, monkeypatch):
-    monkeypatch.setenv("CSDN_ENDING", "later")
-    show_unless_asked_later()
+def test_the_last_stage_leaves_the_summary_to_make_if_make_defers_it(project, capsys, monkeypatch):
+    monkeypatch.setenv("CSDN_SUMMARY", "later")
+    show_unless_deferred()
     assert capsys.readouterr().out == ""
-    monkeypatch.delenv("CSDN_ENDING")
-    show_unless_asked_later()
+    monkeypatch.delenv("CSDN_SUMMARY")
+    show_unless_deferred()
     assert "trained" in capsys.readouterr().out
 
 
@@ -94,6 +94,6 @@ def test_experiments_are_compared_by_five_numbers_with_short_names():
     assert headline(figures(None, None))["ir_to_vis"] == {"rank1": None, "mAP": None}
 
 
-def test_a_stage_says_its_result_on_a_line():
+def test_a_stage_shows_its_result_in_one_line():
     assert one_line(figures()) == "rank-1 23.1 % infrared to visible, 23.1 % visible to infrared"
     assert one_line(figures(None, None)) == "rank-1 - infrared to visible, - visible to infrared"

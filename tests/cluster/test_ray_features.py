@@ -1,4 +1,4 @@
-"""Features and shards that are made on Ray are those of this machine's processes."""
+"""Features and shards made on Ray equal those made by local processes."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def ray_instance():
         yield
 
 
-def walk_of(root):
+def image_batches(root):
     return ImageBatches(load_dataset(root).train_table(), root / "shards", (64, 32), "imagenet", 8)
 
 
 def features(root, state, embedder, report=lambda *_: None):
-    walk = walk_of(root)
+    batches = image_batches(root)
     make_embeds = partial(image_embeddings, make_work(root).model)
-    embedded = partial(embedder, walk, make_embeds, make_params(2).scaling, CPU)
-    return extract_features(embedded, len(walk.table), state, report)
+    embedded = partial(embedder, batches, make_embeds, make_params(2).scaling, CPU)
+    return extract_features(embedded, len(batches.table), state, report)
 
 
-def test_features_made_on_ray_are_those_of_this_process(tmp_path):
+def test_features_made_on_ray_are_those_of_a_local_process(tmp_path):
     from csdn.cluster.extract import extract_on_ray
 
     root = write_images(tmp_path / "images")
@@ -54,7 +54,7 @@ def test_features_made_on_ray_are_those_of_this_process(tmp_path):
     assert reports[-1] == (84, 84)
 
 
-def test_a_damaged_shard_is_named_by_a_walk_on_ray_too(tmp_path):
+def test_a_damaged_shard_is_named_by_feature_extraction_on_ray_too(tmp_path):
     from csdn.cluster.extract import extract_on_ray
 
     root = write_images(tmp_path / "images")
@@ -64,7 +64,7 @@ def test_a_damaged_shard_is_named_by_a_walk_on_ray_too(tmp_path):
         features(root, make_state(tmp_path / "state").state, extract_on_ray)
 
 
-def test_shards_that_tasks_on_ray_make_are_those_of_this_machine_s_processes(tmp_path, monkeypatch):
+def test_shards_packed_on_ray_are_those_of_local_processes(tmp_path, monkeypatch):
     from csdn.cluster.ingest import packed_on_ray
 
     monkeypatch.setattr(pack, "SHARD_IMAGES", 25)

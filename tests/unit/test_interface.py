@@ -1,4 +1,4 @@
-"""The Python interface (docs/python.md): called as documented, and what it says of wrong input."""
+"""The Python interface of docs/python.md: signatures, results, and errors for invalid input."""
 
 import inspect
 import re
@@ -11,7 +11,7 @@ from golden_vectors import IMAGE_SIZE, tensors
 from small_network import SMALL
 
 import csdn
-from csdn import losses, training
+from csdn import losses
 from csdn.evaluation import RankMetrics, Search, embed_with_flip_tta, protocol, rank_metrics, rule_cameras
 from csdn.model import CSDN, load_published, save
 from csdn.runtime.errors import UserError
@@ -36,7 +36,7 @@ def images():
 
 
 def batch(model, people=2, each=2):
-    """Arguments of embedding_losses behind the model: two views, infrared, labels, text table."""
+    """The arguments of embedding_losses after the model: two views, infrared, labels, text table."""
     views = [torch.randn(people * each, 3, *SMALL.image_size) for _ in range(3)]
     labels = torch.arange(people).repeat_interleave(each)
     return [*views, labels, model.fused_text_features().detach()]
@@ -48,10 +48,10 @@ SIGNATURES = {
     embed_with_flip_tta: "model, images, modality",
     CSDN.text_features: "self, modality",
     CSDN.fused_text_features: "self",
-    losses.supcon: "a, b, labels_a, labels_b",
-    losses.weighted_triplet: "features, labels",
-    losses.msel: "visible, infrared, labels, instances",
-    training.embedding_losses: "model, visible_view1, visible_view2, infrared, labels, text_table",
+    losses.supcon_loss: "a, b, labels_a, labels_b",
+    losses.wrt_loss: "features, labels",
+    losses.msel_loss: "visible, infrared, labels, instances",
+    losses.embedding_losses: "model, visible_view1, visible_view2, infrared, labels, text_table",
     rank_metrics: "distances, query_ids, gallery_ids, query_cameras, gallery_cameras, rule",
     protocol: "name, index",
     csdn.load: "folder",
@@ -59,7 +59,7 @@ SIGNATURES = {
 
 
 @pytest.mark.parametrize("function", SIGNATURES, ids=lambda function: function.__qualname__)
-def test_a_function_takes_what_it_promises_and_needs_no_more(function):
+def test_signatures_are_those_that_are_promised(function):
     names = SIGNATURES[function].split(", ")
     parameters = list(inspect.signature(function).parameters.values())
     assert [one.name for one in parameters[: len(names)]] == names
@@ -69,7 +69,7 @@ def test_a_function_takes_what_it_promises_and_needs_no_more(function):
 
 
 def test_the_examples_of_the_page_run(tmp_path, monkeypatch):
-    """In their order, each with what those before it made."""
+    """In order; each block sees the names that earlier blocks defined."""
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S)
     assert len(blocks) >= 7
@@ -98,7 +98,7 @@ def test_a_published_checkpoint_is_a_network_in_evaluation_mode():
         (tensors("state_dict"), (128, 64), r"not a checkpoint of this method at 128x64 pixels"),
     ],
 )
-def test_what_is_no_checkpoint_of_this_size_is_refused(source, size, said):
+def test_invalid_checkpoints_are_refused(source, size, said):
     with pytest.raises(UserError, match=said):
         load_published(source, size)
 
@@ -142,7 +142,7 @@ def test_images_that_do_not_fit_are_refused(model, images, embed, wrong, modalit
         embed(model, wrong(images), modality)
 
 
-def test_a_network_in_training_mode_does_not_embed(model, images):
+def test_embed_refuses_a_network_in_training_mode(model, images):
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with pytest.raises(ValueError, match=r"training mode; call model\.eval\(\)"):
         model.train().embed(images, "visible")
@@ -160,7 +160,7 @@ def test_a_network_in_training_mode_does_not_embed(model, images):
         (("visible", [0]), "people: integers"),
     ],
 )
-def test_people_and_modalities_without_text_are_refused(model, arguments, said):
+def test_people_and_modalities_without_a_text_are_refused(model, arguments, said):
     with pytest.raises(ValueError, match=said):
         model.text_features(*arguments)
 
@@ -171,10 +171,10 @@ ROWS, LABELS = torch.randn(4, 8), torch.tensor([0, 0, 1, 1])
 def test_losses_are_scalars_with_a_gradient():
     rows = ROWS.clone().requires_grad_()
     found = (
-        losses.supcon(rows, ROWS, LABELS, LABELS),
-        losses.weighted_triplet(rows, LABELS),
-        losses.msel(rows, ROWS, LABELS, 2),
-        losses.semantic(rows, torch.randn(2, 8), LABELS),
+        losses.supcon_loss(rows, ROWS, LABELS, LABELS),
+        losses.wrt_loss(rows, LABELS),
+        losses.msel_loss(rows, ROWS, LABELS, 2),
+        losses.hse_loss(rows, torch.randn(2, 8), LABELS),
     )
     for loss in found:
         assert loss.shape == () and torch.autograd.grad(loss, rows)[0].shape == rows.shape
@@ -183,29 +183,37 @@ def test_losses_are_scalars_with_a_gradient():
 @pytest.mark.parametrize(
     ("function", "arguments", "said"),
     [
-        (losses.supcon, (ROWS, ROWS, LABELS[:1], LABELS), r"labels_a is int64 \[1\]; one integer for each"),
-        (losses.supcon, (ROWS, ROWS, LABELS, LABELS[:3]), r"labels_b is int64 \[3\]"),
-        (losses.supcon, (ROWS, ROWS[:, :5], LABELS, LABELS), "rows of the same length"),
-        (losses.supcon, (ROWS[0], ROWS, LABELS, LABELS), r"a is float32 \[8\]; floats \[rows, numbers\]"),
-        (losses.supcon, (ROWS.numpy(), ROWS, LABELS, LABELS), "a is a ndarray; a tensor is needed"),
-        (losses.weighted_triplet, (ROWS, LABELS[:1]), r"labels is int64 \[1\]"),
-        (losses.weighted_triplet, (ROWS, LABELS[:, None]), r"labels is int64 \[4, 1\]"),
-        (losses.weighted_triplet, (ROWS, LABELS.double()), "labels is float64"),
-        (losses.weighted_triplet, (ROWS[None], LABELS), "features is float32"),
-        (losses.weighted_triplet, (ROWS.long(), LABELS), "features is int64"),
-        (losses.weighted_triplet, (ROWS, [0, 0, 1, 1]), "labels is a list"),
-        (losses.msel, (ROWS, ROWS[:2], LABELS, 2), r"each of the 2 rows of infrared"),
-        (losses.msel, (ROWS, ROWS[:, :5], LABELS, 2), "rows of the same length"),
-        (losses.msel, (ROWS, ROWS, LABELS[:1], 2), r"each of the 4 rows of visible"),
-        (losses.msel, (ROWS, ROWS, LABELS, 0), "instances = 0"),
-        (losses.semantic, (ROWS, torch.randn(2, 5), LABELS), "rows of the same length"),
-        (losses.semantic, (ROWS, ROWS[0], LABELS), "rows of the same length"),
         (
-            losses.semantic,
+            losses.supcon_loss,
+            (ROWS, ROWS, LABELS[:1], LABELS),
+            r"labels_a is int64 \[1\]; one integer for each",
+        ),
+        (losses.supcon_loss, (ROWS, ROWS, LABELS, LABELS[:3]), r"labels_b is int64 \[3\]"),
+        (losses.supcon_loss, (ROWS, ROWS[:, :5], LABELS, LABELS), "rows of the same length"),
+        (
+            losses.supcon_loss,
+            (ROWS[0], ROWS, LABELS, LABELS),
+            r"a is float32 \[8\]; floats \[rows, numbers\]",
+        ),
+        (losses.supcon_loss, (ROWS.numpy(), ROWS, LABELS, LABELS), "a is a ndarray; a tensor is needed"),
+        (losses.wrt_loss, (ROWS, LABELS[:1]), r"labels is int64 \[1\]"),
+        (losses.wrt_loss, (ROWS, LABELS[:, None]), r"labels is int64 \[4, 1\]"),
+        (losses.wrt_loss, (ROWS, LABELS.double()), "labels is float64"),
+        (losses.wrt_loss, (ROWS[None], LABELS), "features is float32"),
+        (losses.wrt_loss, (ROWS.long(), LABELS), "features is int64"),
+        (losses.wrt_loss, (ROWS, [0, 0, 1, 1]), "labels is a list"),
+        (losses.msel_loss, (ROWS, ROWS[:2], LABELS, 2), r"each of the 2 rows of infrared"),
+        (losses.msel_loss, (ROWS, ROWS[:, :5], LABELS, 2), "rows of the same length"),
+        (losses.msel_loss, (ROWS, ROWS, LABELS[:1], 2), r"each of the 4 rows of visible"),
+        (losses.msel_loss, (ROWS, ROWS, LABELS, 0), "instances = 0"),
+        (losses.hse_loss, (ROWS, torch.randn(2, 5), LABELS), "rows of the same length"),
+        (losses.hse_loss, (ROWS, ROWS[0], LABELS), "rows of the same length"),
+        (
+            losses.hse_loss,
             (ROWS, torch.randn(1, 8), LABELS),
             r"label 1 is no row of the text table \(0 to 0\)",
         ),
-        (losses.semantic, (ROWS, ROWS, LABELS - 100), "label -100 is no row"),
+        (losses.hse_loss, (ROWS, ROWS, LABELS - 100), "label -100 is no row"),
     ],
 )
 def test_losses_refuse_what_does_not_fit(function, arguments, said):
@@ -215,7 +223,7 @@ def test_losses_refuse_what_does_not_fit(function, arguments, said):
 
 def test_embedding_losses_are_eight_and_their_sum(model):
     arguments = batch(model)
-    found = training.embedding_losses(model.train(), *arguments)
+    found = losses.embedding_losses(model.train(), *arguments)
     assert list(found) == KEYS
     assert all(value.shape == () and value.isfinite() for value in found.values())
     found["total"].backward()
@@ -239,18 +247,18 @@ def test_a_batch_that_does_not_fit_is_refused(model, place, wrong, said):
     arguments = batch(model)
     arguments[place] = wrong(arguments[place])
     with pytest.raises(ValueError, match=said):
-        training.embedding_losses(model.train(), *arguments)
+        losses.embedding_losses(model.train(), *arguments)
 
 
 def test_embedding_losses_need_training_mode_and_all_weights(model):
     with pytest.raises(ValueError, match=r"evaluation mode; call model\.train\(\)"):
-        training.embedding_losses(model, *batch(model))
+        losses.embedding_losses(model, *batch(model))
     with pytest.raises(ValueError, match="weights identity; needed are identity, msel, triplet, hse_visible"):
-        training.embedding_losses(model.train(), *batch(model), weights={"identity": 1.0})
+        losses.embedding_losses(model.train(), *batch(model), weights={"identity": 1.0})
     with pytest.raises(ValueError, match="precision 'bfloat16'; allowed: float32, tf32, bf16"):
-        training.embedding_losses(model.train(), *batch(model), precision="bfloat16")
+        losses.embedding_losses(model.train(), *batch(model), precision="bfloat16")
     with pytest.raises(ValueError, match="instances = 0"):
-        training.embedding_losses(model.train(), *batch(model), instances=0)
+        losses.embedding_losses(model.train(), *batch(model), instances=0)
 
 
 RANKING = (np.array([[0.1, 0.3, 0.2]]), [7], [5, 7, 7], [3], [1, 1, 2])
@@ -263,17 +271,17 @@ KINDS = {
 
 @pytest.mark.parametrize("rule", ["sysu", "regdb", "llcm", "cameras"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_figures_are_fractions_whatever_holds_the_numbers(rule, kind):
+def test_metrics_are_fractions_for_arrays_tensors_and_lists(rule, kind):
     found = rank_metrics(*map(KINDS[kind], RANKING), rule)
     assert isinstance(found, RankMetrics)
     cmc, mean_ap, mean_inp, valid_queries = found
-    first = 1 if rule == "sysu" else 2  # camera 3 does not see camera 2: the right image at 0.3 is left
+    first = 1 if rule == "sysu" else 2  # camera 3 does not see camera 2: the match at 0.3 is left
     assert cmc.shape == (20,) and cmc.dtype == np.float64 and cmc[:3].tolist() == [0, 1, 1]
     assert 0 < mean_ap < 1 and 0 < mean_inp < 1 and valid_queries == 1
     assert mean_inp == pytest.approx(first / (first + 1))
 
 
-def test_distances_of_half_precision_are_taken():
+def test_distances_may_be_half_precision():
     for dtype in (torch.bfloat16, torch.float16):
         assert rank_metrics(torch.tensor(RANKING[0], dtype=dtype), *RANKING[1:], "regdb").cmc[1] == 1
 
@@ -295,14 +303,14 @@ def test_distances_of_half_precision_are_taken():
         (5, "market", "unknown rule 'market'; allowed: sysu, regdb, llcm, cameras"),
     ],
 )
-def test_what_has_no_figures_is_refused(place, wrong, said):
+def test_invalid_rankings_are_refused(place, wrong, said):
     arguments = [*RANKING, "regdb"]
     arguments[place] = wrong
     with pytest.raises(ValueError, match=said):
         rank_metrics(*arguments)
 
 
-def test_the_rule_of_sysu_needs_its_cameras_as_numbers():
+def test_the_sysu_rule_needs_camera_numbers():
     with pytest.raises(ValueError, match="rule sysu needs the cameras' numbers"):
         rank_metrics(*RANKING[:3], ["cam3"], ["cam1", "cam1", "cam2"], "sysu")
 
@@ -321,9 +329,9 @@ def test_a_protocol_gives_rows_of_the_index(name):
     for search in protocol(name, INDEX):
         assert isinstance(search, Search)
         assert {rows.dtype for rows in (search.queries, *search.galleries)} == {np.dtype(np.int64)}
-        asking, answering = search.name.split("_to_")
-        assert {INDEX["modality"][row] for row in search.queries} == {asking}
-        assert {INDEX["modality"][row] for rows in search.galleries for row in rows} == {answering}
+        query_modality, gallery_modality = search.name.split("_to_")
+        assert {INDEX["modality"][row] for row in search.queries} == {query_modality}
+        assert {INDEX["modality"][row] for rows in search.galleries for row in rows} == {gallery_modality}
         cameras = rule_cameras(name, INDEX)[np.stack([search.queries, search.galleries[0]])]
         assert rank_metrics(np.zeros((2, 2)), [1, 2], [1, 2], *cameras, search.rule).valid_queries == 2
 
@@ -333,7 +341,7 @@ def test_the_columns_of_an_index_may_be_arrays_tensors_or_series(name):
     pandas = pytest.importorskip("pandas")
     arrays = {column: np.array(values) for column, values in INDEX.items()}
     arrays["person"] = torch.tensor(INDEX["person"])
-    # Rows of a larger table keep its labels, which are no places.
+    # Rows selected from a larger table keep its index, which does not number them.
     series = pandas.DataFrame(INDEX, index=[30, 10, 20, 0])
     wanted = protocol(name, INDEX)
     for index in (arrays, series):
@@ -355,6 +363,6 @@ def test_the_columns_of_an_index_may_be_arrays_tensors_or_series(name):
         ("llcm", {"person": [1]}, {}, "the index has no column modality, camera, path"),
     ],
 )
-def test_an_experiment_that_is_none_is_refused(name, index, options, said):
+def test_invalid_protocol_arguments_are_refused(name, index, options, said):
     with pytest.raises(ValueError, match=said):
         protocol(name, index, **options)

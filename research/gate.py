@@ -1,7 +1,7 @@
 """How sure the gate can be with 150 test people, and what it refuses: the tables of docs/gate.md.
 
-    python benchmarks/gate.py train WORK          # some minutes a model
-    python benchmarks/gate.py judge WORK
+    python research/gate.py train WORK          # some minutes a model
+    python research/gate.py judge WORK
 
 `train` makes a project below WORK for each seed of each newcomer: the demo's settings on the set "gate" (90
 training people, 150 test people) and what came after it. `judge` lets the gate compare the models that were
@@ -21,13 +21,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from machine import machine
-from projects import copy_project
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("benchmarks", "tests/support")]
 from garbage import write_noise, write_shuffled
 from gate_project import name_champion
 from gate_tables import read, tables
+from machine import machine
+from projects import copy_project
 
 from csdn.ingest.ledger import write_ledger
 from csdn.ingest.sync import open_drop

@@ -1,6 +1,6 @@
 """Training from a champion against training from nothing, on the built-in cameras (docs/warm-start.md).
 
-    python benchmarks/warm.py --seeds 0 1 2 --out runs/warm
+    python research/warm.py --seeds 0 1 2 --out runs/warm
 
 The champion has learnt the people of builtin:demo; then those of builtin:later come. Every way of training
 goes on from the same data and champion, and is tested on the same people. Seconds are processor seconds of
@@ -83,9 +83,9 @@ def parameters(seed: int, way: dict[str, Any] | None = None) -> Params:
     raw["model"]["weights"] = str(ROOT / raw["model"]["weights"])
     raw["scaling"] |= {"workers": 0, "threads": 1, "loader_workers": 0, "device": "cpu"}
     if way:
-        raw["warm"] |= {"prompts": way["prompts"], "epochs": way["epochs"]}
+        raw["warm_start"] |= {"prompts": way["prompts"], "epochs": way["epochs"]}
         for rate in ("learning_rate", "head_learning_rate"):
-            raw["warm"][rate] *= way["rate"]
+            raw["warm_start"][rate] *= way["rate"]
     return parse_params(raw)
 
 

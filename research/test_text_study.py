@@ -1,13 +1,9 @@
-"""The study of the text (benchmarks/text.py): its tables in place of texts, and its statistics."""
-
-import sys
+"""The study of the text (research/text.py): its tables in place of texts, and its statistics."""
 
 import numpy as np
 import pytest
 import torch
-from workspace import ROOT
 
-sys.path.insert(0, str(ROOT / "benchmarks"))
 from text import FIGURES, INSIDE, append, finished, report
 from text_run import branches, cosines
 from text_tables import derangement, gaussian, paired, prototypes, rotated, spread

@@ -1,4 +1,4 @@
-"""What stage 2 can be given in place of a person's text, for benchmarks/text.py: tables [identities, d].
+"""What stage 2 can be given in place of a person's text, for research/text.py: tables [identities, d].
 
 HSE is a softmax over the table's rows, so it sees only how they differ. The random table and that of the
 images are scaled to the spread of the texts: their difference to the texts is not one of strength.

@@ -102,7 +102,7 @@ def integration_step(model: CSDN, device: torch.device) -> Part:
 
 
 def embedding_step(model: CSDN, device: torch.device) -> Part:
-    """Stage 2: forward, losses, backward, Adam. Plain: all cells are queries, default layout, Adam unfused."""
+    """Stage 2: forward, losses, backward, Adam. Plain: every cell a query, default layout, unfused Adam."""
     labels = torch.arange(PEOPLE, device=device).repeat_interleave(IMAGES)
     views = [torch.randn(len(labels), 3, *SIZE, device=device) for _ in range(3)]
     table = torch.randn(IDENTITIES, model.config.embed_dim, device=device) / 32

@@ -1,11 +1,11 @@
-"""How sure the gate can be with 150 test people, and what it refuses: the tables of docs/gate.md.
+"""The uncertainty of the gate with 150 test people, and what it rejects: the tables of research/gate.md.
 
-    python research/gate.py train WORK          # some minutes a model
+    python research/gate.py train WORK          # minutes per model
     python research/gate.py judge WORK
 
-`train` makes a project below WORK for each seed of each newcomer: the demo's settings on the set "gate" (90
-training people, 150 test people) and what came after it. `judge` lets the gate compare the models that were
-trained on that set alone with each other, and the other newcomers with some of these as champions.
+`train` makes a project below WORK for each seed of each candidate: the demo's settings on the set "gate" (90
+training people, 150 test people) and what came after it. `judge` runs the gate: it compares the models
+trained on that set alone with each other, and the other candidates with some of these as champions.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from csdn.runtime.files import write_json
 from csdn.synthetic.sets import SETS
 
 ROOT = Path(__file__).parents[1]
-# Each with what it has made when it is done.
+# Stage -> an output that shows that it is finished.
 STAGES = {
     "ingest": "data/samples.parquet",
     "prompts": "models/prompts",
@@ -47,21 +47,21 @@ TEST_PERCENT = 60
 KNOWN = SETS["gate"]._replace(visible=2, infrared=4, first_image=11)  # twice what the set itself has
 
 
-class Newcomer(NamedTuple):
-    """What comes after the set "gate", and the seeds of the models trained on both."""
+class Candidate(NamedTuple):
+    """The drop that follows the set "gate", and the seeds of the models trained on both."""
 
     drop: str
     seeds: range
 
 
 HEALTHY = "another seed"
-CHAMPIONS = 2  # healthy models that the other newcomers are held against
-NEWCOMERS = {
-    HEALTHY: Newcomer("", range(3)),
-    "more data": Newcomer("builtin:gate-more", range(1)),
-    "labels shuffled": Newcomer("shuffled", range(1)),
-    "strangers, labels shuffled": Newcomer("strangers", range(1)),
-    "noise": Newcomer("noise", range(1)),
+CHAMPIONS = 2  # healthy models with which the other candidates are compared
+CANDIDATES = {
+    HEALTHY: Candidate("", range(3)),
+    "more data": Candidate("builtin:gate-more", range(1)),
+    "labels shuffled": Candidate("shuffled", range(1)),
+    "new people, labels shuffled": Candidate("strangers", range(1)),
+    "noise": Candidate("noise", range(1)),
 }
 
 
@@ -77,23 +77,23 @@ def main() -> None:
 
 
 def train_all(work: Path) -> None:
-    """Train what is not trained yet."""
+    """Train the models that are missing."""
     for name, seed, project in projects(work):
         if not (project / "data/drops.json").exists():
-            make_project(project, drop_of(NEWCOMERS[name].drop, work), seed)
+            make_project(project, drop_of(CANDIDATES[name].drop, work), seed)
         for stage, made in STAGES.items():
             if not (project / made).exists():
                 subprocess.run([sys.executable, "-m", f"stages.{stage}"], cwd=project, check=True, env=here())
 
 
 def projects(work: Path) -> Iterator[tuple[str, int, Path]]:
-    for name, newcomer in NEWCOMERS.items():
-        for seed in newcomer.seeds:
-            yield name, seed, work / f"{newcomer.drop.removeprefix('builtin:') or 'nothing-new'}-{seed}"
+    for name, candidate in CANDIDATES.items():
+        for seed in candidate.seeds:
+            yield name, seed, work / f"{candidate.drop.removeprefix('builtin:') or 'nothing-new'}-{seed}"
 
 
 def drop_of(name: str, work: Path) -> str:
-    """The address of what comes with a newcomer, made if it is not there."""
+    """The address of the second drop of a candidate; it is written if missing."""
     folder = work / "drops" / name
     if name in ("shuffled", "strangers", "noise") and not folder.exists():
         if name == "noise":
@@ -104,7 +104,7 @@ def drop_of(name: str, work: Path) -> str:
 
 
 def judge_all(work: Path) -> None:
-    """Let the gate compare what is trained, then print the tables."""
+    """Run the gate on all trained models, then print the tables."""
     trained = [one for one in projects(work) if (one[2] / "models/embedding").exists()]
     params = load_params(ROOT / "params.yaml")
     here = {
@@ -113,28 +113,28 @@ def judge_all(work: Path) -> None:
     }
     judged = []
     for _, champion_seed, champion in (one for one in trained if one[0] == HEALTHY):
-        for name, seed, newcomer in trained:
-            if newcomer != champion and (name == HEALTHY or champion_seed < CHAMPIONS):
-                result = judge(newcomer, champion, params.model_copy(update=here))
+        for name, seed, candidate in trained:
+            if candidate != champion and (name == HEALTHY or champion_seed < CHAMPIONS):
+                result = judge(candidate, champion, params.model_copy(update=here))
                 print(f"{name} {seed}, champion of seed {champion_seed}: {result['decision']}", flush=True)
                 judged.append(read(name, result))
     print("", machine(), "", *tables(judged, params.gate), sep="\n")
 
 
-def judge(newcomer: Path, champion: Path, params: Params) -> dict[str, Any]:
-    """What the gate says of a newcomer; kept in its project, for the next time."""
-    kept = newcomer / "judged" / f"{champion.name}.json"
+def judge(candidate: Path, champion: Path, params: Params) -> dict[str, Any]:
+    """The decision of the gate on a candidate, stored in its project for the next call."""
+    kept = candidate / "judged" / f"{champion.name}.json"
     if not kept.exists():
-        make_champion(champion, newcomer)
-        write_json(kept, run_gate(params, newcomer, partial(progress, "gate")))
+        make_champion(champion, candidate)
+        write_json(kept, run_gate(params, candidate, partial(progress, "gate")))
     return json.loads(kept.read_text(encoding="utf-8"))
 
 
-def make_champion(champion: Path, newcomer: Path) -> None:
-    """The champion's files where `csdn fetch-champion` would fetch them to."""
-    shutil.rmtree(newcomer / "champion", ignore_errors=True)
-    shutil.copytree(champion / "models/embedding", newcomer / "champion/embedding")
-    name_champion(newcomer, champion / "data")
+def make_champion(champion: Path, candidate: Path) -> None:
+    """Copy the champion's files to where `csdn fetch-champion` would write them."""
+    shutil.rmtree(candidate / "champion", ignore_errors=True)
+    shutil.copytree(champion / "models/embedding", candidate / "champion/embedding")
+    name_champion(candidate, champion / "data")
 
 
 def make_project(project: Path, drop: str, seed: int) -> None:
@@ -146,7 +146,7 @@ def make_project(project: Path, drop: str, seed: int) -> None:
 
 
 def here() -> dict[str, str]:
-    """The environment in which a copy of the project imports its own code."""
+    """The environment without PYTHONPATH, so that a copy of the project imports its own code."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 

@@ -1,16 +1,16 @@
-# `make help` lists what there is. Everything happens in .venv, which is made when it is needed.
+# `make help` lists the targets. All of them use .venv, which is created if it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 PYTEST := $(BIN)/python -m pytest -q
 
-# The stages of dvc.yaml call `python`: it has to be this environment's.
+# The stages in dvc.yaml call `python`, which must be that of .venv.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DO_NOT_TRACK := 1
 export DVC_NO_ANALYTICS := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export RAY_USAGE_STATS_ENABLED := 0
-# Without byte code each of pytest's processes would compile every test anew.
+# With this variable set, each pytest process would compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo prefect-demo test test-fast lint bench clean
@@ -19,34 +19,34 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s%s\n", $$1, $$2}' Makefile
 
-demo: $(INSTALLED) ## Run the pipeline (only what is out of date), then show the figures
+demo: $(INSTALLED) ## Run the stages that are out of date, then show the metrics
 	@CSDN_SUMMARY=later $(BIN)/dvc repro
 	@$(BIN)/csdn summary
 
-prefect-demo: $(INSTALLED) ## Run the pipeline in Prefect, on a server of its own, and show its page
+prefect-demo: $(INSTALLED) ## Run the pipeline as a Prefect flow, on a temporary server, and show its page
 	@$(BIN)/python -m flows.demo
 
-test: lint ## Lint, and every test
+test: lint ## Lint and all tests
 	@OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
 
-test-fast: $(INSTALLED) ## The tests that start no servers and no whole pipelines
+test-fast: $(INSTALLED) ## Tests that start no servers and no whole pipelines
 	@OMP_NUM_THREADS=1 $(PYTEST) -n 2 -m "not slow"
 
-lint: $(INSTALLED) ## Check style and format
+lint: $(INSTALLED) ## Check style and format with ruff
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 
-bench: $(INSTALLED) ## Measure the speed of ingest, feed, method and workers, on an idle machine
+bench: $(INSTALLED) ## Measure the speed of ingest, loader, method and workers, on an idle machine
 	@for name in ingest feed speed scaling; do echo "== $$name"; $(BIN)/python "benchmarks/$$name.py" || exit 1; done
 
-clean: ## Remove what stages and tools made; .venv, data, DVC's cache, RegDB's and the ablation's figures stay
+clean: ## Remove outputs of stages and tools; .venv, data, DVC's cache, metrics of RegDB and ablation stay
 	rm -rf models evaluation report $(filter-out metrics/regdb metrics/ablation.json,$(wildcard metrics/*)) .state build .pytest_cache .ruff_cache .hypothesis
 
-# One installation, until pyproject.toml or constraints.txt changes.
+# Installs again only after a change of pyproject.toml or constraints.txt.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
-	@echo "Installing into .venv, once: about 6 GB"
+	@echo "Installing about 6 GB into .venv (once)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[pipeline,test]'
 	@touch $@

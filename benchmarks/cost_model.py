@@ -1,6 +1,6 @@
-"""What a step of stage 2 costs as a function of its sizes: bytes sent, reads, operations. Pure.
+"""The cost of a step of stage 2 as pure functions of its sizes: bytes sent, images read, operations.
 
-docs/scaling.md says what the figures mean; benchmarks/limits.py puts measured sizes in.
+benchmarks/limits.py applies them to measured sizes; docs/scaling.md interprets the results.
 """
 
 from __future__ import annotations
@@ -8,16 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 FLOAT = 4  # bytes of a float32
-VIEWS = 3  # rows of a pair: two views of the visible image, one of the infrared
+VIEWS = 3  # rows of a pair of images: two views of the visible one, one of the infrared one
 
 
 @dataclass(frozen=True)
 class Network:
-    """Sizes of what stage 2 trains, with classifiers for `people` people.
+    """Sizes of the network that stage 2 trains, with classifiers for `people` identities.
 
-    parameters: floats that train; features: c + d, floats of f and g of a row; embed: d; norms and
-    norm_channels: batch norms and all their channels; operations: floating-point operations of a step of
-    `rows` rows, forward and backward; kept_matrices: matrices of pairs of rows that the losses keep between.
+    parameters: trainable floats. features: c + d, the floats of f and g of a row; embed: d. norms and
+    norm_channels: number of batch norms, and of their channels in total. operations: floating-point
+    operations of a step of `rows` rows, forward and backward. kept_matrices: matrices of all pairs of rows
+    that the losses keep for the backward pass.
     """
 
     parameters: int
@@ -31,7 +32,7 @@ class Network:
     kept_matrices: float
 
     def parameters_for(self, people: int) -> int:
-        """Floats that train where the two classifiers [people, c] and [people, d] have as many rows."""
+        """Trainable floats if the two classifiers [people, c] and [people, d] have this many rows."""
         return self.parameters + (people - self.people) * self.features
 
 
@@ -41,54 +42,54 @@ def rows(people: int, images: int) -> int:
 
 
 def reads(people: int, images: int) -> int:
-    """Images read for a global batch: a visible one once for its two views."""
+    """Images read for a global batch; a visible image is read once for its two views."""
     return 2 * people * images
 
 
 def gathered_bytes(batch_rows: int, features: int) -> int:
-    """Bytes of f and g of all rows, which every worker holds after the gather."""
+    """Bytes of f and g of all rows, which every worker holds after the all-gather."""
     return batch_rows * features * FLOAT
 
 
 def gather_traffic(batch_rows: int, features: int, workers: int) -> float:
-    """Bytes that a worker receives a step: all-gather forward, reduce-scatter backward, each by a ring."""
+    """Bytes that a worker receives per step: ring all-gather forward, ring reduce-scatter backward."""
     return 2 * gathered_bytes(batch_rows, features) * (workers - 1) / workers
 
 
 def gradient_traffic(parameters: int, workers: int) -> float:
-    """Bytes that a worker receives a step for averaging dense gradients by a ring all-reduce."""
+    """Bytes that a worker receives per step to average dense gradients by a ring all-reduce."""
     return 2 * parameters * FLOAT * (workers - 1) / workers
 
 
 def norm_traffic(channels: int, workers: int) -> float:
-    """Bytes that a worker receives a step for batch norms.
+    """Bytes that a worker receives per step for synchronised batch norms.
 
-    Forward every rank's mean and variance are gathered, backward two sums are all-reduced.
+    The forward pass gathers the mean and variance of every rank; the backward pass all-reduces two sums.
     """
     forward = 2 * channels * FLOAT * (workers - 1)
     return forward + 2 * (2 * channels * FLOAT) * (workers - 1) / workers
 
 
 def pairs_bytes(batch_rows: int, matrices: float) -> float:
-    """Bytes of so many matrices of all pairs of the global batch."""
+    """Bytes of this many matrices of all pairs of rows of the global batch."""
     return batch_rows**2 * FLOAT * matrices
 
 
 def distance_operations(batch_rows: int, features: int) -> float:
-    """Operations of the distances of all pairs from differences (subtract, multiply, add), and twice back."""
+    """Operations of all distances (subtract, multiply, add per feature), and twice as many backward."""
     return 3 * 3 * float(batch_rows) ** 2 * features
 
 
 def adam_bytes(floats: int) -> int:
-    """Bytes of what Adam trains: values, gradient, two moments."""
+    """Bytes of values, gradient and the two moments of Adam."""
     return 4 * floats * FLOAT
 
 
 def adam_step_bytes(floats: int) -> int:
-    """Bytes of memory that a dense Adam step moves: four arrays read, three written."""
+    """Bytes that a dense Adam step moves in memory: four arrays read, three written."""
     return 7 * floats * FLOAT
 
 
 def table_operations(batch_rows: int, people: int, width: int, trained: bool) -> float:
-    """Operations of rows [n, width] times a table [people, width], and back (to the table too if trained)."""
+    """Operations of rows [n, width] times a table [people, width], and backward (also to a trained table)."""
     return 2.0 * batch_rows * people * width * (3 if trained else 2)

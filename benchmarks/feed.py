@@ -1,4 +1,4 @@
-"""The data path in one run: the feed against a plain loop over simplejpeg, its memory, and a large plan.
+"""The speed of the loader against a plain loop over simplejpeg, its memory, and the plan of a large epoch.
 
     python benchmarks/feed.py
 
@@ -20,7 +20,7 @@ from datetime import date
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # a core for each process: that is what is compared
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core per process
 
 import numpy as np
 import simplejpeg
@@ -38,7 +38,7 @@ from feed_data import write_data
 from machine import machine
 
 SIZE, PADDING, PEOPLE, IMAGES = (288, 144), 10, 8, 4
-ROUNDS, FED, MILLIONS = 5, 34_000, 10
+ROUNDS, LOADED, MILLIONS = 5, 34_000, 10
 MIB = 2**20
 
 
@@ -50,7 +50,7 @@ def main() -> None:
             data = Path(folder) / "data"
             write_data(data, people=24, visible=40, infrared=40, sizes=(SIZE,))
             speed(data)
-            if sys.platform == "linux":  # memory of a group of processes is read from /proc
+            if sys.platform == "linux":  # the memory of a group of processes is read from /proc
                 alone("memory", str(data))
             else:
                 print("\npeak memory: measured on Linux only")
@@ -62,21 +62,21 @@ def main() -> None:
 
 
 def alone(*part: str) -> None:
-    """A part in a process of its own, so that its peak of memory is its own."""
+    """Run a part in a separate process, so that its peak memory is measured alone."""
     subprocess.run([sys.executable, __file__, *part], check=True)
 
 
 def speed(data: Path) -> None:
-    """Images a second; rounds take turns, the best of each counts, so that other load hits all alike."""
+    """Images per second; contenders alternate and the best round counts, so that load affects all alike."""
     table = load_dataset(data).train_table()
-    feeds = {processes: feed_of(table, data, processes) for processes in (1, 2)}
+    loaders = {processes: make_loader(table, data, processes) for processes in (1, 2)}
     loop = PlainLoop(table, data)
     contenders: dict[str, Callable[[int], int]] = {
         "plain loop over simplejpeg": loop,
         "two such loops at once": TwoAtOnce(loop),
     }
-    for processes, made in feeds.items():
-        contenders[f"feed, {processes} process{'es' * (processes > 1)}"] = lambda e, made=made: sum(
+    for processes, made in loaders.items():
+        contenders[f"loader, {processes} process{'es' * (processes > 1)}"] = lambda e, made=made: sum(
             len(batch.visible_view1) + len(batch.infrared) for batch in made.epoch(e)
         )
     best = dict.fromkeys(contenders, 0.0)
@@ -91,18 +91,18 @@ def speed(data: Path) -> None:
         print(f"{name:28}{rate:10.0f}{rate / base:8.2f}{aim:>8}")
 
 
-def feed_of(table: SampleTable, data: Path, processes: int) -> TrainLoader:
+def make_loader(table: SampleTable, data: Path, processes: int) -> TrainLoader:
     return TrainLoader(
         TrainSource(table, data / "shards", PEOPLE, IMAGES, SIZE, "imagenet", PADDING, 0), processes
     )
 
 
 class PlainLoop:
-    """What one would write without the feed: read, decode, resize, augment, in one process."""
+    """The loop without the loader: read, decode, resize, augment, in one process."""
 
     def __init__(self, table: SampleTable, data: Path) -> None:
         self.table = table
-        self.plan = feed_of(table, data, 0).source.plan
+        self.plan = make_loader(table, data, 0).source.plan
         self.shards = [os.open(data / "shards" / name, os.O_RDONLY) for name in table.shard_names]
         self.transform = TrainTransform(SIZE, "imagenet")
         self.out = np.empty((PEOPLE * IMAGES, 3, *SIZE), np.float32)
@@ -118,17 +118,17 @@ class PlainLoop:
             self.transform(images, draw_views(stream, len(images), SIZE, PADDING, rng), self.out)
         return len(visible) + len(infrared)
 
-    def read(self, ordinals: np.ndarray) -> list[np.ndarray]:
+    def read(self, indices: np.ndarray) -> list[np.ndarray]:
         images = []
-        for ordinal in ordinals.ravel():
-            shard = self.shards[self.table.shard[ordinal]]
-            data = os.pread(shard, self.table.size[ordinal], self.table.offset[ordinal])
+        for index in indices.ravel():
+            shard = self.shards[self.table.shard[index]]
+            data = os.pread(shard, self.table.size[index], self.table.offset[index])
             images.append(resize(simplejpeg.decode_jpeg(data, colorspace="RGB"), SIZE))
         return images
 
 
 class TwoAtOnce:
-    """Two loops in two processes that give nothing back: what this machine has for two processes just now."""
+    """Two plain loops in two processes that return no batches: the upper limit for two processes here."""
 
     def __init__(self, loop: PlainLoop) -> None:
         fork = multiprocessing.get_context("fork")
@@ -148,9 +148,9 @@ class TwoAtOnce:
 
 
 def memory(data: Path) -> None:
-    """Peak of the feed's processes together (proportional set sizes), beyond what torch's import takes."""
+    """Peak memory of the loader's processes together (proportional set sizes), without torch's import."""
     small = load_dataset(data).train_table()
-    times = -(-FED // len(small))
+    times = -(-LOADED // len(small))
     table = replace(
         small,
         **{
@@ -160,18 +160,20 @@ def memory(data: Path) -> None:
         },
     )
     before = peak = footprint()
-    fed = 0
-    made = feed_of(table, data, 2)
+    loaded = 0
+    made = make_loader(table, data, 2)
     for epoch in range(2):
         for batch in made.epoch(epoch):
-            fed += len(batch.visible_view1) + len(batch.infrared)
+            loaded += len(batch.visible_view1) + len(batch.infrared)
             if batch.step % 20 == 0:
                 peak = max(peak, footprint())
-    print(f"\npeak memory of feeding {fed} images, 2 processes: {(peak - before) / MIB:.0f} MiB (aim < 500)")
+    print(
+        f"\npeak memory of loading {loaded} images, 2 processes: {(peak - before) / MIB:.0f} MiB (aim < 500)"
+    )
 
 
 def footprint() -> int:
-    """Bytes of this process and its children, shared pages counted once."""
+    """Bytes of this process and its children; shared pages count once."""
     children = Path("/proc/self/task").glob("*/children")
     pids = ["self", *(pid for file in children for pid in file.read_text().split())]
     rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids]
@@ -190,7 +192,7 @@ def plan() -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(
         f"plan of {MILLIONS} million images, {batches} batches: {seconds:.1f} s (aim < 30), "
-        f"process at its peak {peak / 2**30:.2f} GiB (aim < 2)"
+        f"peak of the process {peak / 2**30:.2f} GiB (aim < 2)"
     )
 
 

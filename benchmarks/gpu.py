@@ -1,10 +1,11 @@
-"""Stage 2's step on a GPU: CLIP RN50's sizes, 288x144, in each precision, with and without torch.compile.
+"""A training step of stage 2 on a GPU: RN50, 288x144, each precision, with and without torch.compile.
 
     python benchmarks/gpu.py                                   a batch of the published size, 96 rows
-    python benchmarks/gpu.py --device cpu --people 2 --steps 1 that it runs, where there is no GPU
+    python benchmarks/gpu.py --device cpu --people 2 --steps 1 a check that it runs, without a GPU
 
-A row is an augmented view: 32 visible images twice, 32 infrared ones. The matrix rate is that of a large
-product in the same precision; the feed has to read two images for three rows.
+A row is an augmented view: two views of each of 32 visible images, one of each of 32 infrared images. The
+matrix rate is that of a large matrix product in the same precision. The loader reads two images for three
+rows.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     options.add_argument("--people", type=int, default=8, help="P of the batch; K is 4")
-    options.add_argument("--steps", type=int, default=30, help="that are timed")
+    options.add_argument("--steps", type=int, default=30, help="timed steps")
     chosen = options.parse_args()
     if chosen.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("no GPU that torch can use; --device cpu shows that the benchmark runs")
+        sys.exit("torch finds no GPU; --device cpu checks that the benchmark runs")
     name = torch.cuda.get_device_name() if chosen.device == "cuda" else "CPU"
     print(f"{date.today()}  {name}, torch {torch.__version__}, {3 * chosen.people * IMAGES} rows a step\n")
     print(f"{'':22}{'ms a step':>10}{'rows/s':>9}{'of the rate':>13}{'GiB':>7}{'images/s to read':>18}")
@@ -76,7 +77,7 @@ def operations(people: int, device: torch.device) -> int:
 
 
 def prepared(precision: str, compiled: bool, people: int, device: torch.device) -> Callable[[], object]:
-    """One step of stage 2 on a batch that lies on the device."""
+    """A function that runs one step of stage 2 on a batch that is already on the device."""
     params = load_params(ROOT / "params.yaml")
     settings = params.embedding.model_copy(update={"images_per_identity": IMAGES})
     torch.manual_seed(0)
@@ -93,7 +94,7 @@ def prepared(precision: str, compiled: bool, people: int, device: torch.device) 
 
 
 def matrix_rate(precision: str, device: torch.device) -> float:
-    """Floating-point operations a second of a large matrix product in this precision."""
+    """Floating-point operations per second of a large matrix product in this precision."""
     side = MATRIX if device.type == "cuda" else MATRIX // 8
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = torch.randn(2, side, side, device=device).to(kind)
@@ -103,7 +104,7 @@ def matrix_rate(precision: str, device: torch.device) -> float:
 
 
 def timed(run: Callable[[], object], times: int, device: torch.device) -> float:
-    """Seconds of one run, after which the device has nothing left to do."""
+    """Mean seconds of one run, including all work on the device."""
     began = time.perf_counter()
     for _ in range(times):
         run()

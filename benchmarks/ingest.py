@@ -1,9 +1,10 @@
-"""Ingest against decoding alone: the same JPEG files, the same cores, rounds in turn.
+"""Ingest compared with decoding alone, on the same JPEG files and cores.
 
     python benchmarks/ingest.py
 
-Ingest lists, reads, hashes, proves each image good, writes shards and index; "decoding alone" reads each file
-and decodes it to RGB with simplejpeg in as many processes, which have started before the clock does.
+Ingest lists, reads, hashes and verifies each image, and writes shards and index. "Decoding alone" reads each
+file and decodes it to RGB with simplejpeg in as many processes, started before the measurement. The rounds
+alternate.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from csdn.runtime.process import available_cores
 
 HEIGHT, WIDTH = 288, 144
 PEOPLE, IMAGES = 200, 60  # of each modality: 24,000 files
-DISTINCT = 400  # pictures encoded; each file is one of them with a comment of its own
+DISTINCT = 400  # encoded pictures; each file is one of them with its own JPEG comment
 ROUNDS = 3
 
 
@@ -40,7 +41,7 @@ def main() -> None:
         paths = write_drop(drop)
         times: dict[str, list[float]] = {"decoding alone": [], "ingest": []}
         with multiprocessing.get_context("spawn").Pool(cores) as pool:
-            decode_all(pool, paths)  # once the processes have started, and the files are in memory
+            decode_all(pool, paths)  # warm-up: processes started, files in the page cache
             for number in range(ROUNDS):
                 times["decoding alone"].append(seconds(lambda: decode_all(pool, paths)))
                 project = Project(Path(folder) / f"project {number}", processes=cores)
@@ -55,7 +56,7 @@ def main() -> None:
 
 
 def write_drop(root: Path) -> list[Path]:
-    """A drop in the layout `cameras`, written to memory's page cache: disks are not what is compared."""
+    """A drop in the layout `cameras`. It stays in the page cache, so that disks are not compared."""
     rng = np.random.default_rng(0)
     pictures = [jpeg(rng, HEIGHT, WIDTH) for _ in range(DISTINCT)]
     paths = []
@@ -71,7 +72,7 @@ def write_drop(root: Path) -> list[Path]:
 
 
 def commented(picture: bytes, number: int) -> bytes:
-    """The JPEG with a comment behind its first marker: other bytes, the same pixels."""
+    """The JPEG with a comment after its first marker: different bytes, same pixels."""
     text = b"%08d" % number
     return picture[:2] + b"\xff\xfe" + (len(text) + 2).to_bytes(2, "big") + text + picture[2:]
 
@@ -83,7 +84,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def decode_all(pool: multiprocessing.pool.Pool, paths: Sequence[Path]) -> None:
-    # As many parts as ingest's shards have images, so that both split the work alike.
+    # 1,000 files per part, about as many as a shard holds, so that both split the work alike.
     pool.map(decode, [paths[start : start + 1000] for start in range(0, len(paths), 1000)], chunksize=1)
 
 

@@ -1,10 +1,10 @@
-"""Kills the pipeline at many random moments; each run that follows has to end with an untouched run's bytes.
+"""Kill the pipeline at random moments; each resumed run must end with the bytes of an uninterrupted run.
 
-    python benchmarks/kill.py                          # prints a table, ends with 1 if any byte differs
-    python benchmarks/kill.py --out docs/resume.md     # also writes it to the end of that page
+    python benchmarks/kill.py                          # prints a table; exit status 1 if any byte differs
+    python benchmarks/kill.py --out docs/resume.md     # also replaces the last section of that page
 
-Stages, signals and who gets them come in turn; the moments are drawn over the stage's whole life, from its
-start to the end of the DVC run: imports, work, the writing of outputs, DVC's own keeping of them.
+Stages, signals and their targets alternate. The moments are drawn from the whole time between the start of
+the stage and the end of the DVC run: imports, computation, writing of outputs, and DVC storing them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--points", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="a page whose last section becomes the table")
+    parser.add_argument("--out", type=Path, help="page whose last section is replaced by the table")
     options = parser.parse_args()
     began = time.monotonic()
     rows = [" | ".join(COLUMNS), " | ".join("---" for _ in COLUMNS)]
@@ -47,7 +47,7 @@ def main() -> None:
             print(rows[-1], flush=True)
     minutes = (time.monotonic() - began) / 60
     ending = (
-        f"{options.points} points, {different} with other bytes than the untouched run, "
+        f"{options.points} points, {different} with other bytes than the uninterrupted run, "
         f"in {minutes:.0f} minutes."
     )
     print(ending)

@@ -1,10 +1,10 @@
-"""What limits hundreds of GPUs and a hundred million images: measured sizes, and what follows from them.
+"""What limits training on hundreds of GPUs and on 100 million images: measured sizes and arithmetic.
 
-    python benchmarks/limits.py    some four minutes on one core, 6 GiB
+    python benchmarks/limits.py    about four minutes on one core, 6 GiB
 
-The upper part is measured on this machine (benchmarks/limits_measured.py), each part in a process of its own.
-The lower part is arithmetic (benchmarks/cost_model.py): no GPU and no network was measured for it.
-docs/scaling.md says what it means.
+The first part is measured on this machine (benchmarks/limits_measured.py), each size in a separate process.
+The second part is arithmetic (benchmarks/cost_model.py); no GPU and no network was measured.
+docs/scaling.md interprets the results.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ MEASURED = (
     *(("merged", 1), ("merged", 4), ("requests", 10)),
 )
 WORKERS, KNOWN = (8, 64, 512), (395, 10_000, MILLION)
-AIM = 4_500  # rows a second that one GPU of the H200's class is to train: the aim, not a measurement
-DECODED = 1_650  # images a second of one process of the feed (docs/benchmarks.md)
-TOKENS, TEXT_WIDTH = 4, 512  # of a person and modality
+AIM = 4_500  # rows per second and GPU (H200): the aim, not a measurement
+DECODED = 1_650  # images per second of one loader process (docs/benchmarks.md)
+TOKENS, TEXT_WIDTH = 4, 512  # per identity and modality
 EMBED, FEATURES = 1024, 3072  # of g, and of f and g
 IMAGES_IN_ALL = (MILLION, 10 * MILLION, 100 * MILLION)
 
@@ -71,18 +71,18 @@ def main() -> None:
 
 
 def alone(name: str, millions: int) -> dict[str, Any]:
-    """A part in a process of its own, so that its peak of memory is its own."""
+    """Run a part in a separate process, so that its peak memory is measured alone."""
     command = [sys.executable, __file__, name, str(millions)]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
 def tables(found: Mapping[str, Mapping[str, Any]], images: int) -> dict[str, float]:
-    """What so many images cost where they are as many bytes and seconds each as in what was measured."""
+    """The cost of this many images, extrapolated linearly from the measured bytes and seconds per image."""
     samples, merged = found["samples"], found["merged"]
     read, laid = images / samples["rows"], images / merged["rows"]
     return {
         "samples.parquet, GB": images * samples["file bytes a row"] / GB,
-        "as the feed holds it, GB": images * samples["feed's bytes a row"] / GB,
+        "as the loader holds it, GB": images * samples["loader's bytes a row"] / GB,
         "peak while it is loaded, GB": read * samples["load peak GiB"] * GIB / GB,
         "merge after a new drop, minutes": laid * merged["seconds"] / 60,
         "merge, peak GB": laid * merged["peak GiB"] * GIB / GB,
@@ -93,7 +93,7 @@ def tables(found: Mapping[str, Mapping[str, Any]], images: int) -> dict[str, flo
 
 
 def step(network: Network, people: int, workers: int) -> dict[str, float]:
-    """What a step costs each of `workers` GPUs where the global batch has `people` people."""
+    """The cost of a step for each of `workers` GPUs if the global batch has `people` identities."""
     batch = rows(people, IMAGES)
     compute = batch / workers / AIM
     return {
@@ -115,10 +115,10 @@ def step(network: Network, people: int, workers: int) -> dict[str, float]:
 
 
 def known(network: Network, people: int) -> dict[str, float]:
-    """What so many people to train on cost one GPU: prompts (stage 1), text table, HSE, classifiers."""
+    """The cost of this many identities on one GPU: prompts (stage 1), text table, HSE, classifiers."""
     tokens, batch = 2 * TOKENS * TEXT_WIDTH * people, rows(PEOPLE, IMAGES)
     heads = network.features * people
-    # HSE takes view 1 and infrared: two rows of three.
+    # HSE uses view 1 and the infrared images: two rows of three.
     hse = table_operations(2 * batch // 3, people, network.embed, trained=False)
     return {
         "prompt tokens, GB": tokens * FLOAT / GB,

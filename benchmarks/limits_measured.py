@@ -1,4 +1,4 @@
-"""The sizes that benchmarks/limits.py measures: plan, tables, merge, requests, network. A part a process."""
+"""The measurements of benchmarks/limits.py: plan, tables, merge, range reads, network."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ from csdn.model import CSDN, ModelConfig
 SIZE, IDENTITIES, PEOPLE, IMAGES = (288, 144), 395, 8, 4
 IMAGES_OF_A_PERSON, CAMERAS = 100, 6  # half of each modality
 JPEG, SHARD = 20_000, 64 * 10**6  # bytes of an image and of a shard
-GAPS = (0, 64, 256, 1024)  # KiB between two images of a shard that one request may read over
+GAPS = (0, 64, 256, 1024)  # KiB: largest gap between two images of a shard that one request reads
 BATCHES = 500
-# Of csdn.data.catalog.SampleTable, which every process of the feed holds (shared pages).
+# Columns of csdn.data.catalog.SampleTable, which all loader processes share.
 COLUMNS = (
     "shard",
     "offset",
@@ -56,22 +56,22 @@ COLUMNS = (
 
 @contextmanager
 def measured(found: dict[str, Any], name: str = "") -> Iterator[None]:
-    """Note `name seconds` of a core, and `name peak GiB`: how far above its start memory went. Linux."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before, began = memory("VmRSS"), time.process_time()  # other load on the machine does not count
+    """Record `name seconds` (processor time) and `name peak GiB` (peak increase of memory). Linux only."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    before, began = memory("VmRSS"), time.process_time()  # processor time: other load does not count
     yield
     found[f"{name} seconds".strip()] = round(time.process_time() - began, 2)
     found[f"{name} peak GiB".strip()] = round((memory("VmHWM") - before) / 2**30, 2)
 
 
 def memory(name: str) -> int:
-    """Bytes of this process: VmRSS now, VmHWM at its peak."""
+    """Bytes of this process: VmRSS (now) or VmHWM (peak)."""
     text = Path("/proc/self/status").read_text()
     return 1024 * int(text.split(f"{name}:")[1].split()[0])
 
 
 def plan(images: int) -> dict[str, Any]:
-    """One epoch's plan, at P = 8 and at P = 512; grouping the images by person is part of each."""
+    """The plan of one epoch at P = 8 and P = 512; both include grouping the images by person."""
     labels, modalities = people_and_modalities(images)
     found: dict[str, Any] = {"rows": len(labels)}
     with measured(found, "grouping"):
@@ -95,7 +95,7 @@ def people_and_modalities(images: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def samples(images: int) -> dict[str, Any]:
-    """samples.parquet: bytes a row in the file, in Arrow and as the arrays of the feed."""
+    """Bytes per row of samples.parquet: in the file, in Arrow, and as the loader's arrays."""
     table = table_of_images(images, SAMPLES_SCHEMA)
     rows = len(table)
     found: dict[str, Any] = {"rows": rows, "arrow bytes a row": round(table.nbytes / rows)}
@@ -107,13 +107,13 @@ def samples(images: int) -> dict[str, Any]:
         with measured(found, "load"):
             loaded = load_dataset(root).train_table()
     bytes_of = {name: getattr(loaded, name).nbytes for name in COLUMNS}
-    found["feed's bytes a row"] = round(sum(bytes_of.values()) / rows)
+    found["loader's bytes a row"] = round(sum(bytes_of.values()) / rows)
     found["of which paths"] = round(bytes_of["path"] / rows)
     return found
 
 
 def merged(images: int) -> dict[str, Any]:
-    """One drop's index through `merge`, as ingest does whenever the ledger changes."""
+    """Merge the index of one drop, as ingest does whenever the ledger changes."""
     index = table_of_images(images, INDEX_SCHEMA)
     drop = Drop(id="d" * 64, address="/drop", layout="cameras", status=Status.ACCEPTED)
     indexed = IndexedDrop(drop, index, table_of([], REFUSED_SCHEMA), ignored=0)
@@ -124,7 +124,7 @@ def merged(images: int) -> dict[str, Any]:
 
 
 def table_of_images(images: int, schema: pa.Schema) -> pa.Table:
-    """`images` rows (give or take a few) of an index or of samples.parquet, sorted by path."""
+    """About `images` rows of an index or of samples.parquet, sorted by path."""
     labels, modalities = people_and_modalities(images)
     rows = np.arange(len(labels))
     shard = rows // (SHARD // JPEG)
@@ -156,9 +156,9 @@ def digest(number: int) -> str:
 
 
 def requests(images: int) -> dict[str, Any]:
-    """Range reads of a batch, where images of one shard that lie close together are read by one request.
+    """Range reads per batch if one request reads neighbouring images of a shard.
 
-    In shards as ingest orders them, by path, and in shards ordered by person.
+    For shards ordered by path, as ingest writes them, and ordered by person.
     """
     labels, modalities = people_and_modalities(images)
     made = epoch_plan(labels, modalities, PEOPLE, IMAGES, seed=0, epoch=0)
@@ -176,7 +176,7 @@ def requests(images: int) -> dict[str, Any]:
 
 
 def ranges(row: BatchPlan, places: np.ndarray, gap: int) -> tuple[int, float]:
-    """(requests, bytes read over bytes needed) of one batch; places: where images stand in the shards."""
+    """(requests, bytes read / bytes needed) of one batch; places: positions of the images in the shards."""
     at = np.unique(places[np.concatenate([row.visible.ravel(), row.infrared.ravel()])])
     per_shard = SHARD // JPEG
     between = (np.diff(at) - 1) * JPEG
@@ -186,7 +186,7 @@ def ranges(row: BatchPlan, places: np.ndarray, gap: int) -> tuple[int, float]:
 
 
 def kept_matrices() -> float:
-    """Matrices [rows, rows] of floats that WRT of both branches keeps until the backward pass."""
+    """Float matrices [rows, rows] that WRT of both branches keeps for the backward pass."""
     rows = 3 * PEOPLE * IMAGES
     kept: dict[int, int] = {}
 
@@ -199,12 +199,12 @@ def kept_matrices() -> float:
     features = torch.randn(rows, 8, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = wrt_loss(features, labels)
-    assert loss.requires_grad  # what it keeps is alive until here
+    assert loss.requires_grad  # keeps the saved tensors alive until here
     return 2 * sum(kept.values()) / (rows * rows * FLOAT)
 
 
 def network(_: int = 0) -> Network:
-    """Sizes of CLIP RN50's network at 288x144 and the operations of a step, counted without computing it."""
+    """Sizes of the RN50 network at 288x144, and the operations of a step, counted on the meta device."""
     with torch.device("meta"):
         sizes = {"depths": (3, 4, 6, 3), "width": 64, "pool_heads": 32, "embed_dim": 1024}
         text = {"text_width": 512, "text_heads": 8, "text_layers": 12}

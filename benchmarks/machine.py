@@ -1,4 +1,4 @@
-"""The machine that a benchmark ran on, in one line."""
+"""A one-line description of the machine, for the output of benchmarks."""
 
 from __future__ import annotations
 

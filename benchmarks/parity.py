@@ -1,8 +1,8 @@
-"""How near the product's numbers are to the published implementation's: the table of docs/parity.md.
+"""The largest differences to the published implementation: the table of docs/parity.md.
 
     python benchmarks/parity.py
 
-Runs the tests that hold them against the golden vectors, and prints the largest difference of each value.
+Runs the parity tests against the golden vectors and prints the largest difference of each value.
 """
 
 from __future__ import annotations

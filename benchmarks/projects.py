@@ -1,4 +1,4 @@
-"""Copies of the project, in which a benchmark may run the stages with values of its own."""
+"""Copies of the project in which a benchmark runs the stages with its own parameters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ INPUTS = ("csdn", "stages", "params.yaml", "champion.json", "data/drops.json", "
 
 
 def copy_project(folder: Path, values: Mapping[str, Any]) -> None:
-    """What the stages need, in a folder; `values` of params.yaml by dotted keys."""
+    """Copy what the stages need into `folder`, and set `values` (by dotted key) in its params.yaml."""
     for name in INPUTS:
         source, target = ROOT / name, folder / name
         target.parent.mkdir(parents=True, exist_ok=True)

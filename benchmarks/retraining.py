@@ -1,10 +1,10 @@
-"""What Prefect costs, and what a small drop costs: the figures of docs/prefect.md, in minutes.
+"""The overhead of Prefect, and the cost of a small drop: the figures of docs/prefect.md. Takes minutes.
 
     python benchmarks/retraining.py
 
-* From the event to the start of the first stage, on a server that is warm.
-* The five stages as a flow against plain `dvc repro`, on the same data.
-* Ingest of a drop that is 1 % of the data, and what of it goes to DVC's remote.
+* Latency from the event to the start of the first stage, with a warm server.
+* The five stages as a flow, compared with plain `dvc repro` on the same data.
+* Ingest of a drop that is 1 % of the data, and the files it adds to DVC's remote.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def write_drop(folder: Path, people: PeopleSet) -> None:
 
 
 def show_ingest(folder: Path, project: Path) -> None:
-    """Seconds of the stage alone, and the files that `dvc push` added to the remote."""
+    """Seconds of the ingest stage alone, and the files that `dvc push` added to the remote."""
     for name, first, people in (("all", 1_001, PEOPLE), ("1 %", 1_001 + PEOPLE, ONE_PERCENT)):
         write_drop(folder / "drops" / name, PeopleSet(first, people, visible=2, infrared=4))
         drop, images = open_drop(str(folder / "drops" / name), "cameras")
@@ -81,7 +81,7 @@ def stored(remote: Path) -> dict[Path, int]:
 
 
 def show_overhead(folder: Path, project: Path, prefect: Prefect) -> None:
-    """Wall time from the order to the end, of both, each in a copy of its own."""
+    """Wall time from the request to the end of both, each in its own copy of the project."""
     for number in range(ROUNDS):
         plain, flow = (
             shutil.copytree(project, folder / f"{name}-{number}", symlinks=True) for name in ("plain", "flow")
@@ -97,7 +97,7 @@ def show_overhead(folder: Path, project: Path, prefect: Prefect) -> None:
 
 
 def show_latency(folder: Path, project: Path, prefect: Prefect) -> None:
-    """Seconds between the emission of an event and the start of ingest in the run that it started."""
+    """Seconds from emitting an event to the start of ingest in the run that it triggers."""
     for number in range(EVENTS):
         people = PeopleSet(50_001 + 10 * number, people=4, visible=1, infrared=1)
         write_drop(folder / "in" / f"drop-{number}", people)

@@ -1,8 +1,8 @@
-"""What a second worker brings, what a killed one costs, and Ray's feed against the DataLoader's, in one run.
+"""The speed-up by a second worker, the recovery from a killed one, and Ray Data compared with the DataLoader.
 
     python benchmarks/scaling.py
 
-Workers have one thread each and a core each: CLIP RN50's sizes, 288x144 JPEGs out of shards, random weights.
+Each worker has one thread and one core. RN50 with random weights, 288x144 JPEGs read from shards.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ ROOT = Path(__file__).parents[1]
 PADDING = 10
 PEOPLE, IMAGES = 8, 4  # of a batch, as published
 FED_PEOPLE = 24
-ROUNDS, EPOCHS, READY = 3, 16, 100  # of each feed; batches that may lie ready and do not count
-STEPS, SETTLING = 9, 5  # of training; the first ones, until a process's memory is its own, do not count
+ROUNDS, EPOCHS, READY = 3, 16, 100  # per loader; the first READY batches may be prefetched and do not count
+STEPS, SETTLING = 9, 5  # of training; the first SETTLING steps are slower (page faults) and do not count
 RECOVERY_STEP = 6
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--steps", type=int, default=STEPS, help="of training, for each number of workers")
+    options.add_argument("--steps", type=int, default=STEPS, help="training steps for each number of workers")
     steps = options.parse_args().steps
     if steps <= SETTLING:
-        options.error(f"--steps {steps}: more than {SETTLING} are needed, as so many do not count")
+        options.error(f"--steps {steps}: give more than {SETTLING}; the first {SETTLING} do not count")
     print(f"{date.today()}  {machine()}\n")
     with tempfile.TemporaryDirectory() as folder, ray_session(None, cpus=4):
         root = Path(folder)
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def feeds(table: SampleTable, shards: Path) -> None:
-    """Images a second, each feed with two processes; rounds take turns, the best of each counts."""
+    """Images per second of each loader with two processes; the rounds alternate, the best of each counts."""
     from csdn.cluster.ray_loader import RayTrainLoader
 
     source = TrainSource(table, shards, PEOPLE, IMAGES, SIZE, "imagenet", PADDING, 0)
@@ -78,7 +78,7 @@ def feeds(table: SampleTable, shards: Path) -> None:
         images, first = rate(RayTrainLoader(source, EPOCHS))
         best["Ray Data"] = max(best["Ray Data"], images)
         firsts.append(first)
-    print(f"{'feed, 2 processes':24}{'images/s':>10}{'ratio':>8}   aim")
+    print(f"{'loader, 2 processes':24}{'images/s':>10}{'ratio':>8}   aim")
     for name, images in best.items():
         aim = ">= 1" if name == "Ray Data" else ""
         print(f"{name:24}{images:10.0f}{images / best['DataLoader']:8.2f}   {aim}")
@@ -86,7 +86,7 @@ def feeds(table: SampleTable, shards: Path) -> None:
 
 
 def rate(feed: object) -> tuple[float, float]:
-    """(images a second once what lay ready is taken, seconds until the first batch)."""
+    """(images per second after the first READY batches, seconds until the first batch)."""
     times = [time.perf_counter()]
     for epoch in range(EPOCHS):
         times += (time.perf_counter() for _ in feed.epoch(epoch))
@@ -95,7 +95,7 @@ def rate(feed: object) -> tuple[float, float]:
 
 
 def workers(table: SampleTable, root: Path, steps: int) -> None:
-    """Steps a second of the same training in one worker and in two."""
+    """Seconds per step of the same training with one and with two workers."""
     print(f"{'training, RN50':24}{'s a step':>10}{'ratio':>8}{'efficiency':>12}{'waits for data':>16}   aim")
     seconds = {}
     for count in (1, 2):
@@ -109,7 +109,7 @@ def workers(table: SampleTable, root: Path, steps: int) -> None:
 
 
 def train(table: SampleTable, root: Path, steps: int, count: int) -> tuple[float, float]:
-    """(mean seconds of a step, median share of waiting) once the first ones are done."""
+    """(mean seconds of a step, median fraction of it spent waiting for data), without the first steps."""
     params = load_params(ROOT / "params.yaml")
     scaling = {"workers": count, "threads": 1, "cpus_per_worker": 1, "loader_workers": 1}
     params = params.model_copy(update={"scaling": params.scaling.model_copy(update=scaling)})
@@ -123,7 +123,7 @@ def train(table: SampleTable, root: Path, steps: int, count: int) -> tuple[float
 
 
 def recovery(root: Path) -> float:
-    """Seconds without a step after the end of one of two workers, of a small network."""
+    """The longest time without a step after one of two workers is killed, with a small network."""
     killed: list[int] = []
     times: list[float] = []
 
@@ -147,7 +147,7 @@ def watch(seen: list[tuple[float, int, float]]) -> Callable[..., None]:
 
 
 def work(table: SampleTable, root: Path, params: object) -> EmbeddingWork:
-    """Stage 2 of CLIP RN50's sizes, one epoch."""
+    """One epoch of stage 2 with RN50."""
     torch.manual_seed(0)
     model = rn50(PEOPLE, text_layers=1).train().channels_last()  # the text is a table here
     settings = params.embedding.model_copy(update={"epochs": 1})

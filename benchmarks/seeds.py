@@ -1,8 +1,8 @@
-"""Figures of the demo over several seeds, baselines beside them: the README's table.
+"""Metrics of the demo and its baselines over several seeds: the table of README.md.
 
     python benchmarks/seeds.py --seeds 0 1 2
 
-Each seed trains in a copy of the project in a temporary folder; the images are the same for all.
+Each seed trains in a copy of the project in a temporary folder, on the same images.
 """
 
 from __future__ import annotations

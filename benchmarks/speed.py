@@ -1,11 +1,11 @@
-"""What the method's exact short forms save: each part against the plain computation, in one run.
+"""The optimised implementation compared with the plain computation, part by part.
 
     python benchmarks/speed.py                   one core, CLIP RN50's sizes, 288x144
     python benchmarks/speed.py --device cuda     the same on a GPU
 
-"Plain" is tests/support/plain.py: the method as it is written down. Both sides have the same weights (random) and
-inputs, and their results are compared before the clock starts. The floor is the floating-point operations of
-our side over the rate of a large matrix product on this machine: no code does better without doing less.
+"Plain" is tests/support/plain.py: the method as published, without optimisation. Both sides have the same
+random weights and inputs, and their results are compared before the measurement. The floor is the number of
+floating-point operations of our side, divided by the rate of a large matrix product on this machine.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from csdn.evaluation import protocol
 from csdn.model.device import configure_torch
 
 MATRIX = 2048
-# SYSU-MM01's visible test images: so many in so many folders of a person and camera (all-search).
+# SYSU-MM01: visible test images, and the (person, camera) folders that hold them (all-search).
 TEST_IMAGES, FOLDERS, GALLERY_CAMERAS = 6775, 301, (1, 2, 4, 5)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--only", default="", metavar="WORDS", help="the parts whose names have them")
+    parser.add_argument("--only", default="", metavar="WORDS", help="only parts whose names contain this")
     parser.add_argument("--fresh-memory", action="store_true", help="without csdn.model.device.keep_memory")
     options = parser.parse_args()
     device = torch.device(options.device)
@@ -58,11 +58,11 @@ def main() -> None:
     for shots in (1, 10):
         drawn, distinct = gallery_images(shots)
         print(f"  {shots:2}-shot: {drawn:6,} drawn, {distinct:5,} distinct: ratio {drawn / distinct:.2f}")
-    print(f"evaluate embeds all {TEST_IMAGES:,} once: the report and the camera pairs take them too")
+    print(f"evaluate embeds all {TEST_IMAGES:,} once: the report and the camera pairs need them too")
 
 
 def gallery_images(shots: int) -> tuple[int, int]:
-    """Images in the galleries of all trials together: as often as they are drawn, and each once."""
+    """Gallery images of all trials: total number drawn, and number of distinct images."""
     places = [divmod(number % FOLDERS, len(GALLERY_CAMERAS)) for number in range(TEST_IMAGES)]
     index = {
         "person": [person for person, _ in places],
@@ -75,7 +75,7 @@ def gallery_images(shots: int) -> tuple[int, int]:
 
 
 def check(part: Part) -> None:
-    """Both sides once (they are warm then); raises AssertionError where they differ."""
+    """Run both sides once, as warm-up; raises AssertionError if they differ."""
     one, other = part.plain(), part.ours()
     torch.testing.assert_close(other, one, rtol=part.tolerance, atol=part.tolerance * float(one.abs().max()))
 
@@ -93,14 +93,14 @@ def best(side: Callable[[], object], rounds: int, device: torch.device) -> float
 
 
 def operations(side: Callable[[], object]) -> int:
-    """Floating-point operations of one call, those of matrix products and convolutions."""
+    """Floating-point operations of one call: matrix products and convolutions."""
     with FlopCounterMode(display=False) as counter:
         side()
     return counter.get_total_flops()
 
 
 def matrix_rate(device: torch.device) -> float:
-    """Floating-point operations a second of a large float32 matrix product."""
+    """Floating-point operations per second of a large float32 matrix product."""
     a, b = torch.randn(2, MATRIX, MATRIX, device=device)
     torch.mm(a, b)
     return 2 * MATRIX**3 / best(lambda: torch.mm(a, b), 5, device)

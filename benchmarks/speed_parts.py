@@ -1,4 +1,4 @@
-"""What benchmarks/speed.py measures: each part of the method as it is written down, and our short form."""
+"""The parts that benchmarks/speed.py measures: each as the plain computation and as our implementation."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ QUERIES, GALLERY = 3803, 301  # SYSU-MM01, all-search, single-shot
 
 @dataclass(frozen=True)
 class Part:
-    """One line of the table; both sides return tensors or numbers that must agree."""
+    """One line of the table; both sides return tensors that must agree."""
 
     name: str
     aim: float | None
     plain: Callable[[], object]
     ours: Callable[[], object]
     rounds: int
-    tolerance: float = 1e-4  # relative, float32 summed in another order
+    tolerance: float = 1e-4  # relative; float32 sums in another order
 
 
 def rn50(identities: int = IDENTITIES, text_layers: int = 12) -> CSDN:
-    """CLIP RN50's sizes with random weights; fewer layers where the text is a table."""
+    """RN50 with random weights; `text_layers` may be 1 if the texts come from a table."""
     sizes = {"depths": (3, 4, 6, 3), "width": 64, "pool_heads": 32, "embed_dim": 1024}
     text = {"text_width": 512, "text_heads": 8, "text_layers": text_layers}
     return CSDN(ModelConfig(identities=identities, image_size=SIZE, **sizes, **text)).eval()
@@ -48,7 +48,7 @@ def parts(model: CSDN, device: torch.device) -> list[Part]:
         prompt_step(model, device),
         integration_step(model, device),
         embedding_step(model, device),
-        test_embedding(model, device),
+        test_time_embedding(model, device),
         mirror_image(model, device),
         *metrics(),
     ]
@@ -76,7 +76,7 @@ def prompt_step(model: CSDN, device: torch.device) -> Part:
 
 
 def integration_step(model: CSDN, device: torch.device) -> Part:
-    """Stage 1, phase "integration": 64 images. Plain: both texts of each image's person encoded again."""
+    """Stage 1, phase "integration": 64 images. Plain: both texts of each image's person are encoded again."""
     labels = torch.arange(64, device=device)
     images = torch.randn(64, model.config.embed_dim, device=device) / 32
     with torch.no_grad():
@@ -102,7 +102,7 @@ def integration_step(model: CSDN, device: torch.device) -> Part:
 
 
 def embedding_step(model: CSDN, device: torch.device) -> Part:
-    """Stage 2: forward, losses, backward, Adam. Plain: every cell asks, usual layout, unfused Adam."""
+    """Stage 2: forward, losses, backward, Adam. Plain: every cell a query, default layout, unfused Adam."""
     labels = torch.arange(PEOPLE, device=device).repeat_interleave(IMAGES)
     views = [torch.randn(len(labels), 3, *SIZE, device=device) for _ in range(3)]
     table = torch.randn(IDENTITIES, model.config.embed_dim, device=device) / 32
@@ -131,8 +131,8 @@ def embedding_step(model: CSDN, device: torch.device) -> Part:
     )
 
 
-def test_embedding(model: CSDN, device: torch.device) -> Part:
-    """32 images and their mirror images. Plain: one after the other, batch norms apart."""
+def test_time_embedding(model: CSDN, device: torch.device) -> Part:
+    """32 images and their mirror images. Plain: one after the other, batch norms not fused."""
     images = torch.randn(32, 3, *SIZE, device=device)
     slow, fast = with_plain_pool(model), fuse_batch_norms(model)
 
@@ -148,7 +148,7 @@ def test_embedding(model: CSDN, device: torch.device) -> Part:
 
 
 def mirror_image(model: CSDN, device: torch.device) -> Part:
-    """Of the part before, what one batch of twice the size brings: both sides are the folded network."""
+    """Of the previous part, what one batch of twice the size saves; both sides have fused batch norms."""
     images = torch.randn(32, 3, *SIZE, device=device)
     fast = fuse_batch_norms(model)
 
@@ -164,7 +164,7 @@ def mirror_image(model: CSDN, device: torch.device) -> Part:
 
 
 def metrics() -> list[Part]:
-    """CMC, mAP and mINP of a SYSU-MM01 trial. Plain: as the protocol is written down, in Python."""
+    """CMC, mAP and mINP of a SYSU-MM01 trial. Plain: the definition of the protocol, in Python loops."""
     rng = np.random.default_rng(0)
     distances = rng.random((QUERIES, GALLERY), np.float32)
     arguments = (
@@ -175,7 +175,7 @@ def metrics() -> list[Part]:
         rng.choice([1, 2, 4, 5], GALLERY),
     )
 
-    def written_down() -> torch.Tensor:
+    def by_definition() -> torch.Tensor:
         rows, people, gallery, cameras, gallery_cameras = (values.tolist() for values in arguments)
         queries = zip(rows, people, cameras, strict=True)
         found = [plain.query_metrics(*query, gallery, gallery_cameras, "sysu") for query in queries]
@@ -188,7 +188,7 @@ def metrics() -> list[Part]:
         return torch.tensor(plain.rank_metrics(*arguments)[1], dtype=torch.float64)
 
     return [
-        Part("test: figures of a trial", 30, written_down, ours, rounds=3),
+        Part("test: figures of a trial", 30, by_definition, ours, rounds=3),
         Part("  against NumPy, query by query", None, numpy_loop, ours, rounds=3),
     ]
 

@@ -55,7 +55,7 @@ def compare(
                 direction=search.name,
                 metric=metric,
                 champion=float(value[0, n]),
-                newcomer=float(value[1, n]),
+                candidate=float(value[1, n]),
                 difference=float(value[2, n]),
                 low=float(low[2, n]),
                 high=float(high[2, n]),

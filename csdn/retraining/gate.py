@@ -39,7 +39,7 @@ class Comparison:
     direction: str  # as "infrared_to_visible"
     metric: str  # a key of METRICS
     champion: float
-    newcomer: float  # of the candidate
+    candidate: float
     difference: float
     low: float
     high: float
@@ -59,7 +59,7 @@ class Comparison:
         )
         return (
             f"{METRICS[self.metric]}, {self.direction.replace('_', ' ')}{cameras}, {DATA[self.data]}: "
-            f"{self.champion:.1f} % to {self.newcomer:.1f} %, {self.difference:+.1f} points "
+            f"{self.champion:.1f} % to {self.candidate:.1f} %, {self.difference:+.1f} points "
             f"({self.low:+.1f} to {self.high:+.1f})"
         )
 
@@ -202,6 +202,6 @@ def _line(one: Mapping[str, Any]) -> str:
     what = f"  {_DATA_SETS[one['data']]}, {one['people']} people"
     interval = f"{one['low']:+.1f} to {one['high']:+.1f}"
     return (
-        f"{what:31}{METRICS[one['metric']]:7}{one['champion']:7.1f}{one['newcomer']:10.1f}"
+        f"{what:31}{METRICS[one['metric']]:7}{one['champion']:7.1f}{one['candidate']:10.1f}"
         f"{one['difference']:+8.1f}{interval:>16}"
     )

@@ -142,7 +142,7 @@ def gate_page(gate: Mapping[str, Any]) -> str:
 
 def _comparison(one: Mapping[str, Any]) -> str:
     cells = [one["data"], one["direction"].replace("_", " "), METRICS.get(one["metric"], one["metric"])]
-    cells += [f"{one['champion']:.2f}", f"{one['newcomer']:.2f}", f"{one['difference']:+.2f}"]
+    cells += [f"{one['champion']:.2f}", f"{one['candidate']:.2f}", f"{one['difference']:+.2f}"]
     cells.append(f"{one['low']:+.2f} to {one['high']:+.2f}")
     return f"| {' | '.join(cells)} |"
 

@@ -36,7 +36,8 @@ from csdn.runtime.errors import UserError
 # Torch's warning about files in older formats, before it rejects them.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 ROOT = Path(__file__).parents[2]
-CODE = [path for name in ("csdn", "stages", "flows", "benchmarks") for path in (ROOT / name).rglob("*.py")]
+FOLDERS = ("csdn", "stages", "flows", "benchmarks", "research")
+CODE = [path for name in FOLDERS for path in (ROOT / name).rglob("*.py")]
 KINDS = ("a plain pickle", "a file of torch.save", "a file of torch.save of old", "a TorchScript archive")
 
 

@@ -1,4 +1,4 @@
-"""README.md: "Retrain on new camera data" works as it stands."""
+"""The commands of README.md, "Retrain on new camera data", work when they are pasted."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from workspace import environment
 pytestmark = pytest.mark.slow
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-# So little training that the model stays as good as CLIP, and no decision of the gate is in question.
+# So little training that the model stays about as good as CLIP, and the gate promotes every candidate.
 PARAMS = {"embedding.epochs": 1, "embedding.learning_rate": 0.0001}
-WARM = {"warm_start.epochs": 1, "warm_start.learning_rate": 0.0001}
-RULE = {
+WARM_START = {"warm_start.epochs": 1, "warm_start.learning_rate": 0.0001}
+GATE = {
     "gate.rank1_margin": 100.0,
     "gate.map_margin": 100.0,
     "gate.max_pair_drop": 100.0,
@@ -28,14 +28,14 @@ def test_the_lines_on_retraining_work_when_pasted(tmp_path):
     section = README[README.index("## Retrain on new camera data") :]
     lines = re.search(r"```sh\n(.*?)```", section, re.DOTALL)[1]
     assert len(lines.splitlines()) <= 10
-    project = make_repository(tmp_path / "project", **PARAMS, **WARM, **RULE)
+    project = make_repository(tmp_path / "project", **PARAMS, **WARM_START, **GATE)
     (project / ".venv/bin").mkdir(parents=True)
     (project / ".venv/bin/activate").touch()
-    person = {f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    identity = {f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
     done = subprocess.run(
         ["bash", "-e", "-c", lines],
         cwd=project,
-        env=environment() | person,
+        env=environment() | identity,
         capture_output=True,
         text=True,
         check=False,

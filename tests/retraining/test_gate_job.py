@@ -75,7 +75,7 @@ def test_the_metrics_are_those_of_the_evaluation_and_both_models_have_the_same_q
         ("today", "visible_to_infrared", "mAP"),
     ]
     for one in result["comparisons"]:
-        assert one["difference"] == pytest.approx(one["newcomer"] - one["champion"], abs=2e-6)
+        assert one["difference"] == pytest.approx(one["candidate"] - one["champion"], abs=2e-6)
         assert one["low"] <= one["difference"] <= one["high"]
     # The same people, queries and galleries: the data has not changed since the champion.
     assert [one | {"data": ""} for one in overall(result, "today")] == [
@@ -106,7 +106,7 @@ def test_any_protocol_gives_the_figures_of_its_evaluation(tmp_path, benchmark, p
     for search in experiment.searches:
         before, after = (trial_statistics(trial_metrics(search, experiment.labels, one)) for one in distances)
         expected += [(before[metric]["mean"], after[metric]["mean"]) for metric in ("rank1", "mAP")]
-    figures = [(one.champion, one.newcomer) for one in found if not one.of_pair]
+    figures = [(one.champion, one.candidate) for one in found if not one.of_pair]
     assert np.array(figures) == pytest.approx(np.array(expected), abs=2e-6)
     pairs = {
         (row["direction"], names[row["query_camera"]], names[row["gallery_camera"]]): row
@@ -117,7 +117,7 @@ def test_any_protocol_gives_the_figures_of_its_evaluation(tmp_path, benchmark, p
     assert of_pairs and all(one.people >= 1 for one in of_pairs)
     for one in of_pairs:
         row = pairs[one.direction, one.query_camera, one.gallery_camera]
-        assert one.newcomer == pytest.approx(row[one.metric], abs=2e-6)
+        assert one.candidate == pytest.approx(row[one.metric], abs=2e-6)
 
 
 def test_omitting_pairs_with_too_few_people_changes_no_other_pair(tmp_path, monkeypatch):

@@ -54,7 +54,7 @@ GATE = {
             "direction": "infrared_to_visible",
             "metric": "rank1",
             "champion": 20.0,
-            "newcomer": 14.0,
+            "candidate": 14.0,
             "difference": -6.0,
             "low": -8.123,
             "high": -4.0,

@@ -29,7 +29,7 @@ def parameters(model):
 
 def test_rows_and_reads_are_those_of_a_batch_of_the_plan():
     labels = np.repeat(np.arange(8), 8)
-    row = epoch_plan(labels, np.tile([0, 1], 32).astype(np.int8), people=8, images=4, seed=0, epoch=0)[0]
+    row = epoch_plan(labels, np.tile([0, 1], 32).astype(np.int8), 8, 4, seed=0, epoch=0)[0]
     assert cost.reads(8, 4) == row.visible.size + row.infrared.size == 64
     assert cost.rows(8, 4) == len(VIEWS) * row.visible.size == 96
 

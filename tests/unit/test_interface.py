@@ -36,7 +36,7 @@ def images():
 
 
 def batch(model, people=2, each=2):
-    """Arguments of embedding_losses behind the model: two views, infrared, labels, text table."""
+    """The arguments of embedding_losses after the model: two views, infrared, labels, text table."""
     views = [torch.randn(people * each, 3, *SMALL.image_size) for _ in range(3)]
     labels = torch.arange(people).repeat_interleave(each)
     return [*views, labels, model.fused_text_features().detach()]
@@ -69,7 +69,7 @@ def test_a_function_has_the_documented_parameters(function):
 
 
 def test_the_examples_of_the_page_run(tmp_path, monkeypatch):
-    """In their order, each with what those before it made."""
+    """In order; each block sees the names that earlier blocks defined."""
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S)
     assert len(blocks) >= 7
@@ -142,7 +142,7 @@ def test_images_that_do_not_fit_are_refused(model, images, embed, wrong, modalit
         embed(model, wrong(images), modality)
 
 
-def test_a_network_in_training_mode_does_not_embed(model, images):
+def test_embed_refuses_a_network_in_training_mode(model, images):
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with pytest.raises(ValueError, match=r"training mode; call model\.eval\(\)"):
         model.train().embed(images, "visible")
@@ -160,7 +160,7 @@ def test_a_network_in_training_mode_does_not_embed(model, images):
         (("visible", [0]), "people: integers"),
     ],
 )
-def test_people_and_modalities_without_text_are_refused(model, arguments, said):
+def test_people_and_modalities_without_a_text_are_refused(model, arguments, said):
     with pytest.raises(ValueError, match=said):
         model.text_features(*arguments)
 
@@ -271,7 +271,7 @@ def test_metrics_are_fractions_for_arrays_tensors_and_lists(rule, kind):
     found = rank_metrics(*map(KINDS[kind], RANKING), rule)
     assert isinstance(found, RankMetrics)
     cmc, mean_ap, mean_inp, valid_queries = found
-    first = 1 if rule == "sysu" else 2  # camera 3 does not see camera 2: the right image at 0.3 is left
+    first = 1 if rule == "sysu" else 2  # camera 3 does not see camera 2: the match at 0.3 is left
     assert cmc.shape == (20,) and cmc.dtype == np.float64 and cmc[:3].tolist() == [0, 1, 1]
     assert 0 < mean_ap < 1 and 0 < mean_inp < 1 and valid_queries == 1
     assert mean_inp == pytest.approx(first / (first + 1))
@@ -306,7 +306,7 @@ def test_arguments_without_metrics_are_refused(place, wrong, said):
         rank_metrics(*arguments)
 
 
-def test_the_rule_of_sysu_needs_its_cameras_as_numbers():
+def test_the_sysu_rule_needs_camera_numbers():
     with pytest.raises(ValueError, match="rule sysu needs the cameras' numbers"):
         rank_metrics(*RANKING[:3], ["cam3"], ["cam1", "cam1", "cam2"], "sysu")
 
@@ -337,7 +337,7 @@ def test_the_columns_of_an_index_may_be_arrays_tensors_or_series(name):
     pandas = pytest.importorskip("pandas")
     arrays = {column: np.array(values) for column, values in INDEX.items()}
     arrays["person"] = torch.tensor(INDEX["person"])
-    # Rows of a larger table keep its labels, which are no places.
+    # Rows selected from a larger table keep its index, which does not number them.
     series = pandas.DataFrame(INDEX, index=[30, 10, 20, 0])
     wanted = protocol(name, INDEX)
     for index in (arrays, series):

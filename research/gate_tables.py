@@ -1,4 +1,4 @@
-"""What the gate said of many candidates, as the tables of docs/gate.md."""
+"""The decisions of the gate on many candidates, as the tables of docs/gate.md."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MARGINS = ((2.0, 2.0), (3.0, 3.0), (4.0, 3.0), (5.0, 2.0), (5.0, 3.0), (5.0, 5.0
 
 
 class Judged(NamedTuple):
-    """One candidate before one champion: its kind, and every comparison."""
+    """One candidate compared with one champion: its kind, and every comparison."""
 
     kind: str
     comparisons: list[Comparison]
@@ -24,9 +24,9 @@ def read(kind: str, result: Mapping[str, Any]) -> Judged:
 
 
 def tables(judged: Sequence[Judged], rule: GateParams) -> Iterator[str]:
-    """Lines: differences and widths of intervals, refusals by margin, and what pairs of cameras lose.
+    """Lines: differences and widths of intervals, rejections by margin, and the losses of pairs of cameras.
 
-    The first and the last are of the champion's data: no drop that came since is among its test people.
+    The first and the last table are on the champion's data, whose test people are in no later drop.
     """
     kinds = list(dict.fromkeys(one.kind for one in judged))
     yield "| candidate | figure | difference, mean (lowest to highest) | half of the interval, mean |"
@@ -50,7 +50,7 @@ def tables(judged: Sequence[Judged], rule: GateParams) -> Iterator[str]:
     yield "|---|---|" + "---|" * len(MARGINS)
     for kind in kinds:
         of_kind = [one.comparisons for one in judged if one.kind == kind]
-        rules = [rule.model_copy(update={"margin": one, "map_margin": two}) for one, two in MARGINS]
+        rules = [rule.model_copy(update={"rank1_margin": one, "map_margin": two}) for one, two in MARGINS]
         rejected = [sum(decide(one, each).decision != PROMOTE for one in of_kind) for each in rules]
         yield f"| {kind} | {len(of_kind)} | " + " | ".join(f"{count} rejected" for count in rejected) + " |"
     yield ""

@@ -1,10 +1,10 @@
-"""Training from a champion against training from nothing, on the built-in cameras (docs/warm-start.md).
+"""Warm start compared with training from CLIP, on the synthetic cameras: the tables of research/warm-start.md.
 
-    python benchmarks/warm.py --seeds 0 1 2 --out runs/warm
+    python research/warm.py --seeds 0 1 2 --out runs/warm
 
-The champion has learnt the people of builtin:demo; then those of builtin:later come. Every way of training
-goes on from the same data and champion, and is tested on the same people. Seconds are processor seconds of
-one thread, so that other work on the machine does not count. A run that is in --out is not repeated.
+The champion is trained on builtin:demo; then builtin:later arrives. All ways of training use the same data and
+champion, and the same test people. Seconds are processor seconds of one thread, so that other load does not
+count. Results in --out are reused.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, nargs="+", help="of stage 2; default: warm_start.epochs")
     parser.add_argument("--prompts", nargs="+", default=["new", "all"], choices=["new", "all"])
-    parser.add_argument("--rates", type=float, nargs="+", default=[1.0], help="times those of warm")
+    parser.add_argument("--rates", type=float, nargs="+", default=[1.0], help="factors of the learning rates of warm_start")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -66,8 +66,8 @@ def main() -> None:
         ingested(name)
     table: dict[str, list[dict[str, Any]]] = {}
     for seed in options.seeds:
-        table.setdefault("the champion, as it is", []).append(result(seed, "champion", None))
-        table.setdefault("from nothing", []).append(result(seed, "today", None))
+        table.setdefault("the champion", []).append(result(seed, "champion", None))
+        table.setdefault("from CLIP", []).append(result(seed, "today", None))
         for way in ways:
             label = f"warm, prompts: {way['prompts']}, {way['epochs']} epochs"
             label += f", rates x {way['rate']:g}" if way["rate"] != 1 else ""
@@ -76,21 +76,21 @@ def main() -> None:
 
 
 def parameters(seed: int, way: dict[str, Any] | None = None) -> Params:
-    """params.yaml with the seed, on one thread, and how to go on from a champion."""
+    """params.yaml with the seed, on one thread, and the settings of the warm start."""
     raw = read_yaml(ROOT / "params.yaml")
     raw["seed"] = seed
     raw["data"]["aliases"] = str(ROOT / raw["data"]["aliases"])
     raw["model"]["weights"] = str(ROOT / raw["model"]["weights"])
     raw["scaling"] |= {"workers": 0, "threads": 1, "loader_workers": 0, "device": "cpu"}
     if way:
-        raw["warm"] |= {"prompts": way["prompts"], "epochs": way["epochs"]}
+        raw["warm_start"] |= {"prompts": way["prompts"], "epochs": way["epochs"]}
         for rate in ("learning_rate", "head_learning_rate"):
-            raw["warm"][rate] *= way["rate"]
+            raw["warm_start"][rate] *= way["rate"]
     return parse_params(raw)
 
 
 def ingested(name: str) -> None:
-    """Ingest the drops of `name` into a folder of its own, once."""
+    """Ingest the drops of `name` into a separate folder, once."""
     if not Path(f"{name}.json").exists():
         params = parameters(0)
         drops = [open_drop(address, "builtin")[0] for address in DROPS[name]]
@@ -101,7 +101,7 @@ def ingested(name: str) -> None:
 
 
 def result(seed: int, data: str, way: dict[str, Any] | None) -> dict[str, Any]:
-    """Seconds and figures of one training; read where it was done before."""
+    """Seconds and metrics of one training; read from --out if it was done before."""
     name = "-".join(map(str, (seed, data, *(way or {}).values())))
     path = Path("results") / f"{name}.json"
     if not path.exists():
@@ -110,7 +110,7 @@ def result(seed: int, data: str, way: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def train(seed: int, data: str, way: dict[str, Any] | None, folder: Path) -> dict[str, Any]:
-    """Both stages into `folder`; its figures are on the test people of today, whatever it was trained on."""
+    """Train both stages into `folder`; the metrics are always on the test people of today."""
     params = parameters(seed, way)
     warm = champion(f"{seed}-champion") if way else None
     prompts, model = folder / "prompts", folder / "embedding"
@@ -125,7 +125,7 @@ def train(seed: int, data: str, way: dict[str, Any] | None, folder: Path) -> dic
 
 
 def tested(params: Params, model: Path) -> dict[str, float]:
-    """Figures in percent on the test people of today."""
+    """Metrics in percent on the test people of today."""
     evaluation = params.evaluation
     experiment = prepare(load_dataset("today"), evaluation.protocol, **evaluation.options())
     clip = load_clip(params.model.clip, params.model.weights)
@@ -136,7 +136,7 @@ def tested(params: Params, model: Path) -> dict[str, float]:
 
 @contextlib.contextmanager
 def seconds() -> Iterator[list[float]]:
-    """A list that gets the block's processor seconds."""
+    """Yields a list that receives the processor seconds of the block."""
     taken: list[float] = []
     start = time.process_time()
     yield taken
@@ -144,7 +144,7 @@ def seconds() -> Iterator[list[float]]:
 
 
 def champion(folder: str) -> WarmStart:
-    """The champion in `folder` as what training starts from."""
+    """The champion in `folder`, as the start of training."""
     hashes = {
         stage: hashlib.sha256(Path(folder, stage, file).read_bytes()).hexdigest()
         for stage, file in (("prompts", "prompts.safetensors"), ("embedding", "model.safetensors"))
@@ -153,7 +153,7 @@ def champion(folder: str) -> WarmStart:
 
 
 def naming(params: Params, prompts: Path) -> dict[str, float]:
-    """Share of the images, in %, whose fused text is their person's: of people the champion knew, and new."""
+    """Percentage of images whose nearest fused text is that of their person: known and new people."""
     inputs = training_inputs(params, Path("today"), "prompts")
     images = embeddings(params, inputs)
     text = read_safetensors(prompts / "prompts.safetensors")["fused_text"].numpy()
@@ -164,7 +164,7 @@ def naming(params: Params, prompts: Path) -> dict[str, float]:
 
 
 def embeddings(params: Params, inputs: Any) -> np.ndarray:
-    """The frozen encoder's, of every training image of today; they do not depend on the seed."""
+    """Embeddings of all training images of today by the frozen encoder; independent of the seed."""
     path = Path("embeddings.npy")
     if not path.exists():
         with torch.inference_mode():
@@ -174,7 +174,7 @@ def embeddings(params: Params, inputs: Any) -> np.ndarray:
 
 
 def show(table: dict[str, list[dict[str, Any]]]) -> None:
-    """Mean and standard deviation over the seeds, a line for each way of training."""
+    """Print mean and standard deviation over the seeds, one line per way of training."""
     print("| | " + " | ".join(COLUMNS) + " |\n|---" + "|---" * len(COLUMNS) + "|")
     for label, runs in table.items():
         cells = [cell([run[column] for run in runs]) if column in runs[0] else "" for column in COLUMNS]

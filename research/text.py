@@ -1,12 +1,12 @@
-"""Why the text helps: stage 2 with the text of each person, with other tables in its place, and with none.
+"""Why the text helps: stage 2 with the texts, with other tables in their place, and without (research/text.md).
 
-    python benchmarks/text.py --out /tmp/text                      the demo's people and settings
-    python benchmarks/text.py --out /tmp/text --epochs 2           trained for shorter
-    python benchmarks/text.py --out /tmp/text --first 40001        other people, to choose a setting
+    python research/text.py --out /tmp/text                      the demo's people and settings
+    python research/text.py --out /tmp/text --epochs 2           trained for shorter
+    python research/text.py --out /tmp/text --first 40001        other people, to choose a setting
 
-A run is one seed with one table. Each is a line of runs.csv under --out as it ends; a second call runs what
-is missing and prints the tables of the setting. Everything is computed by one thread of one process. Take a
-new folder when the code or params.yaml has changed.
+A run is one seed with one table; each adds a line to runs.csv in --out. A second call runs what is missing and
+prints the tables of the setting. Everything is computed by one thread of one process. Use a new folder after a
+change of the code or of params.yaml.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import argparse
 import contextlib
 import csv
 import statistics
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from machine import machine
 from text_run import TABLES, ingested, run
 from text_tables import paired

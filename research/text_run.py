@@ -1,4 +1,4 @@
-"""One run for benchmarks/text.py: the people, stage 1 of a seed, stage 2 with one table, its figures."""
+"""One run for research/text.py: the people, stage 1 of a seed, stage 2 with one table, its figures."""
 
 from __future__ import annotations
 

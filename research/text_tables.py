@@ -1,7 +1,7 @@
-"""What stage 2 can be given in place of a person's text, for benchmarks/text.py: tables [identities, d].
+"""Tables [identities, d] that replace the texts in stage 2, for research/text.py.
 
-HSE is a softmax over the table's rows, so it sees only how they differ. The random table and that of the
-images are scaled to the spread of the texts: their difference to the texts is not one of strength.
+HSE is a softmax over the table's rows, so it depends only on their differences. The random table and that of the
+images are scaled to the spread of the texts, so that they differ from the texts in content and not in strength.
 """
 
 from __future__ import annotations

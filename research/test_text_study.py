@@ -1,27 +1,23 @@
-"""The study of the text (benchmarks/text.py): its tables in place of texts, and its statistics."""
-
-import sys
+"""The study of the text (research/text.py): the tables that replace the texts, and the statistics."""
 
 import numpy as np
 import pytest
 import torch
-from workspace import ROOT
 
-sys.path.insert(0, str(ROOT / "benchmarks"))
 from text import FIGURES, INSIDE, append, finished, report
 from text_run import branches, cosines
 from text_tables import derangement, gaussian, paired, prototypes, rotated, spread
 
 
 @pytest.mark.parametrize("count", [2, 3, 120])
-def test_nobody_keeps_the_own_text(count):
+def test_no_person_keeps_its_own_text(count):
     for seed in range(5):
         places = derangement(count, seed)
         assert sorted(places) == list(range(count))
         assert all(place != row for row, place in enumerate(places))
 
 
-def test_who_gets_whose_text_is_the_seeds():
+def test_the_permutation_is_a_function_of_the_seed():
     assert derangement(120, 0) == derangement(120, 0) != derangement(120, 1)
 
 
@@ -39,7 +35,7 @@ def test_a_random_table_differs_as_much_as_the_texts_and_no_more():
     assert not torch.equal(table, gaussian(texts, seed=1))
 
 
-def test_a_rotation_keeps_who_is_near_whom_and_moves_everybody():
+def test_a_rotation_keeps_distances_and_moves_every_row():
     texts = torch.randn(20, 16, generator=torch.Generator().manual_seed(0))
     table = rotated(texts, seed=0)
     torch.testing.assert_close(table @ table.T, texts @ texts.T, rtol=0, atol=1e-4)

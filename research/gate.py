@@ -1,10 +1,10 @@
-"""How sure the gate can be with 150 test people, and what it refuses: the tables of docs/gate.md.
+"""The uncertainty of the gate with 150 test people, and what it rejects: the tables of research/gate.md.
 
-    python benchmarks/gate.py train WORK          # some minutes a model
-    python benchmarks/gate.py judge WORK
+    python research/gate.py train WORK          # minutes per model
+    python research/gate.py judge WORK
 
 `train` makes a project below WORK for each seed of each candidate: the demo's settings on the set "gate" (90
-training people, 150 test people) and what came after it. `judge` lets the gate compare the models that were
+training people, 150 test people) and what came after it. `judge` runs the gate: it compares the models
 trained on that set alone with each other, and the other candidates with some of these as champions.
 """
 
@@ -21,13 +21,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from machine import machine
-from projects import copy_project
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("benchmarks", "tests/support")]
 from garbage import write_noise, write_shuffled
 from gate_project import name_champion
 from gate_tables import read, tables
+from machine import machine
+from projects import copy_project
 
 from csdn.ingest.ledger import write_ledger
 from csdn.ingest.sync import open_drop
@@ -38,7 +37,7 @@ from csdn.runtime.files import write_json
 from csdn.synthetic.sets import SETS
 
 ROOT = Path(__file__).parents[1]
-# Each with what it has made when it is done.
+# Stage -> an output that shows that it is finished.
 STAGES = {
     "ingest": "data/samples.parquet",
     "prompts": "models/prompts",
@@ -49,19 +48,19 @@ KNOWN = SETS["gate"]._replace(visible=2, infrared=4, first_image=11)  # twice wh
 
 
 class Candidate(NamedTuple):
-    """What comes after the set "gate", and the seeds of the models trained on both."""
+    """The drop that follows the set "gate", and the seeds of the models trained on both."""
 
     drop: str
     seeds: range
 
 
 HEALTHY = "another seed"
-CHAMPIONS = 2  # healthy models that the other candidates are held against
+CHAMPIONS = 2  # healthy models with which the other candidates are compared
 CANDIDATES = {
     HEALTHY: Candidate("", range(3)),
     "more data": Candidate("builtin:gate-more", range(1)),
     "labels shuffled": Candidate("shuffled", range(1)),
-    "strangers, labels shuffled": Candidate("strangers", range(1)),
+    "new people, labels shuffled": Candidate("strangers", range(1)),
     "noise": Candidate("noise", range(1)),
 }
 
@@ -78,7 +77,7 @@ def main() -> None:
 
 
 def train_all(work: Path) -> None:
-    """Train what is not trained yet."""
+    """Train the models that are missing."""
     for name, seed, project in projects(work):
         if not (project / "data/drops.json").exists():
             make_project(project, drop_of(CANDIDATES[name].drop, work), seed)
@@ -94,7 +93,7 @@ def projects(work: Path) -> Iterator[tuple[str, int, Path]]:
 
 
 def drop_of(name: str, work: Path) -> str:
-    """The address of what comes with a candidate, made if it is not there."""
+    """The address of the second drop of a candidate; it is written if missing."""
     folder = work / "drops" / name
     if name in ("shuffled", "strangers", "noise") and not folder.exists():
         if name == "noise":
@@ -105,7 +104,7 @@ def drop_of(name: str, work: Path) -> str:
 
 
 def judge_all(work: Path) -> None:
-    """Let the gate compare what is trained, then print the tables."""
+    """Run the gate on all trained models, then print the tables."""
     trained = [one for one in projects(work) if (one[2] / "models/embedding").exists()]
     params = load_params(ROOT / "params.yaml")
     here = {
@@ -123,7 +122,7 @@ def judge_all(work: Path) -> None:
 
 
 def judge(candidate: Path, champion: Path, params: Params) -> dict[str, Any]:
-    """What the gate says of a candidate; kept in its project, for the next time."""
+    """The decision of the gate on a candidate, stored in its project for the next call."""
     kept = candidate / "judged" / f"{champion.name}.json"
     if not kept.exists():
         make_champion(champion, candidate)
@@ -132,7 +131,7 @@ def judge(candidate: Path, champion: Path, params: Params) -> dict[str, Any]:
 
 
 def make_champion(champion: Path, candidate: Path) -> None:
-    """The champion's files where `csdn fetch-champion` would fetch them to."""
+    """Copy the champion's files to where `csdn fetch-champion` would write them."""
     shutil.rmtree(candidate / "champion", ignore_errors=True)
     shutil.copytree(champion / "models/embedding", candidate / "champion/embedding")
     name_champion(candidate, champion / "data")
@@ -147,7 +146,7 @@ def make_project(project: Path, drop: str, seed: int) -> None:
 
 
 def here() -> dict[str, str]:
-    """The environment in which a copy of the project imports its own code."""
+    """The environment without PYTHONPATH, so that a copy of the project imports its own code."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 

@@ -5,6 +5,7 @@ YAML is version 1.2, as DVC reads and writes it: `1e-5` is a number; `no`, `on` 
 
 from __future__ import annotations
 
+import codecs
 import datetime
 import json
 import math
@@ -118,7 +119,8 @@ def _bytes(path: str | Path, advice: str) -> bytes:
 
 
 def _decoded(text: str | bytes) -> str:
-    return text.decode("utf-8-sig") if isinstance(text, bytes) else text
+    """The text without a byte-order mark. It needs no codec that Python would load only now."""
+    return text.removeprefix(codecs.BOM_UTF8).decode() if isinstance(text, bytes) else text
 
 
 def _with(problem: str, advice: str) -> str:

@@ -251,7 +251,7 @@ def _from_bytes(data: bytes) -> dict[str, torch.Tensor] | None:
     from safetensors.torch import load
 
     try:
-        return load(data)
+        return dict(sorted(load(data).items()))  # `load` gives them in no order of its own
     except SafetensorError:
         return None
 

@@ -43,7 +43,7 @@ def make_project(
                     write(root / "drop" / path, jpeg(path, *size))
                     rows.append(f'{path},"{person}",{modality},"{name}"')
     write(root / "drop" / "<img src=x onerror=alert(2)>.jpg", b"")
-    rows.append(f'<img src=x onerror=alert(2)>.jpg,"{HOSTILE}",visible,<i>cam</i>')
+    rows.append(f'<img src=x onerror=alert(2)>.jpg,"{HOSTILE}",visible,"{cameras["visible"][0]}"')
     write(root / "drop" / "manifest.csv", "\n".join(rows).encode())
     project.add(root / "drop")
     project.ingest(test_percent=test_percent, max_bad_fraction=0.5)

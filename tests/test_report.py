@@ -43,7 +43,7 @@ STEERS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\
 
 @pytest.fixture(scope="module")
 def hostile_page(tmp_path_factory):
-    cameras = {"visible": ("\u202egate\u2069", "מצלמה 7"), "infrared": ("C" * 300, "\u2067ir\x00")}
+    cameras = {"visible": ("\u202egate\u2069", "מצלמה 7"), "infrared": ("C" * 300, "\u2067ir\x07")}
     people = [f"{name}{n}" for n in range(2) for name in HOSTILE_NAMES]
     root = make_project(tmp_path_factory.mktemp("hostile"), people, cameras, shots=1)
     return write_report(PARAMS, root, root / "report").read_text(encoding="utf-8")

@@ -21,6 +21,7 @@ from workspace import run
 import stages.ingest
 from csdn import console
 from csdn.data.drops import Drop, Status, decide, find_drop, read_ledger, write_ledger
+from csdn.data.labels import canonical_label
 from csdn.errors import UserError
 from csdn.files import as_json, read_csv, write_csv
 from csdn.retraining.commands import run as run_in_flow
@@ -193,7 +194,9 @@ def test_a_finished_run_holds_hostile_names_as_they_are_and_shows_none_of_them_r
         cells = [cell for row in csv.reader(file) for cell in row]
     assert not [cell for cell in cells if cell.startswith(tuple("=+-@")) or not cell.isprintable()]
     rows = read_csv(folder / "evaluation/camera_pairs.csv")
-    visible, infrared = ({CAMERAS[f"cam{n}"] for n in numbers} for numbers in ((1, 2, 3, 4), (5, 6)))
+    visible, infrared = (
+        {canonical_label(CAMERAS[f"cam{n}"]) for n in numbers} for numbers in ((1, 2, 3, 4), (5, 6))
+    )
     pairs = {(row["direction"], row["query_camera"], row["gallery_camera"]) for row in rows}
     assert pairs == {("infrared_to_visible", i, v) for i in infrared for v in visible} | {
         ("visible_to_infrared", v, i) for i in infrared for v in visible

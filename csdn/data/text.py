@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 
 from csdn.errors import UserError
@@ -13,13 +14,14 @@ def read_text(data: bytes, where: str) -> str:
     UTF-8, with or without a byte-order mark, or UTF-16 with one, as editors on Windows save it. `where` names
     the file in the UserError.
     """
-    encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    encoding = "UTF-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "UTF-8"
+    data = data.removeprefix(codecs.BOM_UTF8)
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(
-            f"{where}, line {line}: not {encoding.removesuffix('-sig').upper()} text "
+            f"{where}, line {line}: not {encoding} text "
             f"(byte {error.object[error.start]:#04x}); save the file as UTF-8"
         ) from None
     return io.StringIO(text, newline=None).read()

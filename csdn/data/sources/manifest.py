@@ -15,6 +15,7 @@ from pyarrow import csv
 from csdn.data.labels import exact_below
 from csdn.data.text import delimiter_of, read_text
 from csdn.errors import UserError
+from csdn.safe import printable
 
 REQUIRED = ("path", "person", "modality", "camera")
 OPTIONAL = ("captured_at",)
@@ -87,6 +88,8 @@ def _inside(path: str) -> tuple[str, str | None]:
     plain, windows = PurePosixPath(path), PureWindowsPath(path)
     if not path or path == ".":
         return path, "no path"
+    if "\0" in path:
+        return printable(path), "NUL in the path"
     if plain.is_absolute() or windows.is_absolute():
         return path, "absolute path, not one below the manifest's folder"
     if ".." in (*plain.parts, *windows.parts):

@@ -10,57 +10,14 @@ from csdn.data.images import EXTENSIONS, extension_of
 
 # Pictures and films that cameras write; what csdn.data.images takes is not asked for here.
 _OTHER_IMAGES = {
-    *(
-        "apng",
-        "avif",
-        "dib",
-        "gif",
-        "heic",
-        "heif",
-        "hif",
-        "jfif",
-        "jpe",
-        "svg",
-        "tga",
-        "tif",
-        "tiff",
-        "webp",
-    ),
-    *(
-        "j2c",
-        "j2k",
-        "jp2",
-        "jpx",
-        "jxl",
-        "jxr",
-        "mpo",
-        "pbm",
-        "pcx",
-        "pgm",
-        "pnm",
-        "ppm",
-        "psd",
-        "xbm",
-        "xpm",
-    ),
+    *("apng", "avif", "dib", "gif", "heic", "heif", "hif"),
+    *("jfif", "jpe", "svg", "tga", "tif", "tiff", "webp"),
+    *("j2c", "j2k", "jp2", "jpx", "jxl", "jxr", "mpo", "pbm"),
+    *("pcx", "pgm", "pnm", "ppm", "psd", "xbm", "xpm"),
     *("arw", "cr2", "cr3", "dng", "nef", "orf", "raf", "raw", "rw2", "y16", "yuv"),  # as the sensor saw it
     *("dcm", "exr", "fff", "hdr", "npy", "npz", "pfm", "seq"),  # of thermal cameras, among others
-    *(
-        "avi",
-        "h264",
-        "h265",
-        "m4v",
-        "mj2",
-        "mjpeg",
-        "mjpg",
-        "mkv",
-        "mov",
-        "mp4",
-        "mpeg",
-        "mpg",
-        "webm",
-        "wmv",
-    ),
+    *("avi", "h264", "h265", "m4v", "mj2", "mjpeg", "mjpg"),
+    *("mkv", "mov", "mp4", "mpeg", "mpg", "webm", "wmv"),
 }
 
 

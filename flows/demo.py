@@ -85,10 +85,10 @@ def _watch(server: LocalServer, flow_run: str) -> dict[str, Any]:
         server.check_alive()
         state = server.ask(f"flow_runs/{flow_run}")["state"]
         for task in server.task_runs(flow_run):
-            if task["id"] not in shown and task["state"]["type"] in ENDED:
+            reached = task["state"]  # None in the moment in which Prefect makes the task's run
+            if task["id"] not in shown and reached and reached["type"] in ENDED:
                 shown.add(task["id"])
-                seconds = task["total_run_time"]
-                print(f"  {task['name']}: {task['state']['name']}, {seconds:.1f} s", flush=True)
+                print(f"  {task['name']}: {reached['name']}, {task['total_run_time']:.1f} s", flush=True)
         if state["type"] in ENDED:
             return state
         if state["type"] in WAITING and time.monotonic() - told >= WORD_SECONDS:

@@ -18,7 +18,7 @@ from ray_work import (
 )
 
 pytestmark = ON_RAY
-EPOCHS, TOLD_AT = 25, 10
+EPOCHS, TOLD_AT = 45, 10
 SECONDS = 2  # from the announcement to the node's end; training lasts longer
 
 
@@ -64,7 +64,7 @@ def test_a_node_that_is_announced_to_go_is_left_with_a_checkpoint(cluster, tmp_p
     assert told[0] == ANNOUNCED
     plain = make_work(images, EPOCHS)
     train_plainly(plain, make_state(tmp_path / "plain"))
-    assert difference(work.model, plain.model) < 1e-3  # 125 steps multiply what 50 do to 1e-4
+    assert difference(work.model, plain.model) < 3e-2  # 225 steps multiply what 50 do to 1e-4
     fault(
         "processes",
         "a node of the Ray cluster was announced to go (pre-emption, SIGTERM to `ray start --block`)",

@@ -101,10 +101,10 @@ def _watch(server: LocalServer, flow_run: str) -> dict[str, Any]:
         server.check_alive()
         state = server.request(f"flow_runs/{flow_run}")["state"]
         for task in server.task_runs(flow_run):
-            if task["id"] not in printed and task["state"]["type"] in ENDED:
+            reached = task["state"]  # None while Prefect creates the task run
+            if task["id"] not in printed and reached and reached["type"] in ENDED:
                 printed.add(task["id"])
-                seconds = task["total_run_time"]
-                print(f"  {task['name']}: {task['state']['name']}, {seconds:.1f} s", flush=True)
+                print(f"  {task['name']}: {reached['name']}, {task['total_run_time']:.1f} s", flush=True)
         if state["type"] in ENDED:
             return state
         if state["type"] in NOT_STARTED and time.monotonic() - last_message >= MESSAGE_SECONDS:

@@ -22,9 +22,11 @@ MISSING = frozenset({"", "nan", "none", "null", "<na>"})
 NO_LABEL = "no label"
 NOT_WHOLE = "is a number that is not whole"
 INEXACT = "is a float too large to be exact"
+NOT_TEXT = "has a NUL or half a surrogate pair in it, which the JSON files of this project cannot hold"
 
 # A float as tools write it. R and C write 1e+05 with a sign; 1e5 can be a hexadecimal id.
 _FLOAT = re.compile(r"[+-]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=e))(?:e[+-][0-9]+)?|inf(?:inity)?)")
+_UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 _RUNS = re.compile(r"[0-9]+|[^0-9\s]+")
 
 
@@ -75,6 +77,8 @@ def _single(value: Any) -> Any:
 
 
 def _of_text(text: str) -> str:
+    if _UNWRITABLE.search(text):
+        raise BadLabel(text, NOT_TEXT)
     folded = unicodedata.normalize("NFC", text).strip().casefold()
     folded = unicodedata.normalize("NFC", folded)  # case folding can undo the composition
     if folded in MISSING:

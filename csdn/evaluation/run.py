@@ -136,7 +136,7 @@ def run_evaluation(
     dataset = load_dataset(data)
     experiment = prepare(dataset, params.evaluation.protocol, **params.evaluation.options())
     clip = load_clip(params.model.clip, params.model.weights)
-    trained = _load(model)
+    trained = fuse_batch_norms(load(model))
     batches = test_batches(experiment.table, params, data)
     extract = partial(embedder, batches, partial(embedders, params, clip, trained), params.scaling, device)
     inputs = (data / "samples.parquet", data / "people.parquet", *sorted(model.iterdir()))
@@ -150,17 +150,6 @@ def run_evaluation(
         write_json(metrics, results.figures)
         write_json(metrics.with_name("headline.json"), headline(results.figures))
     return results.figures
-
-
-def _load(folder: Path) -> CSDN:
-    network = load(folder)
-    bad = [name for name, tensor in network.state_dict().items() if not tensor.isfinite().all()]
-    if bad:
-        raise UserError(
-            f"{folder}: {len(bad)} tensors have weights that are not finite numbers, such as {bad[0]}: its "
-            "training went wrong; train again with lower learning rates, or put another model there"
-        )
-    return fuse_batch_norms(network)
 
 
 def _check_finite(features: Mapping[str, np.ndarray]) -> None:

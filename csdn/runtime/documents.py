@@ -5,6 +5,7 @@ YAML is version 1.2, as DVC reads and writes it: `1e-5` is a number; `no`, `on` 
 
 from __future__ import annotations
 
+import codecs
 import datetime
 import io
 import json
@@ -119,7 +120,8 @@ def _bytes(path: str | Path, advice: str) -> bytes:
 
 
 def _decoded(text: str | bytes) -> str:
-    return text.decode("utf-8-sig") if isinstance(text, bytes) else text
+    """The text without a byte-order mark. It needs no codec that Python would load only now."""
+    return text.removeprefix(codecs.BOM_UTF8).decode() if isinstance(text, bytes) else text
 
 
 def _with(problem: str, advice: str) -> str:
@@ -187,13 +189,14 @@ def read_text(data: bytes, where: str) -> str:
     Accepts UTF-8, with or without a byte-order mark, and UTF-16 with one, as editors on Windows write it.
     `where` names the file in the UserError.
     """
-    encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    encoding = "UTF-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "UTF-8"
+    data = data.removeprefix(codecs.BOM_UTF8)
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(
-            f"{where}, line {line}: not {encoding.removesuffix('-sig').upper()} text "
+            f"{where}, line {line}: not {encoding} text "
             f"(byte {error.object[error.start]:#04x}); save the file as UTF-8"
         ) from None
     return io.StringIO(text, newline=None).read()

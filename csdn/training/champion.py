@@ -6,6 +6,7 @@ stage run again.
 
 from __future__ import annotations
 
+import codecs
 import datetime
 from pathlib import Path
 from typing import Annotated
@@ -72,7 +73,7 @@ def parse_champion(text: bytes, source: str) -> ChampionFile:
     """`read_champion` for the text of a file; source: its name in the UserError."""
     parse_json(text, source, RESTORE)  # pydantic accepts duplicate keys, NaN and any depth
     try:
-        return ChampionFile.model_validate_json(text.decode("utf-8-sig"))
+        return ChampionFile.model_validate_json(text.removeprefix(codecs.BOM_UTF8))
     except ValidationError as error:
         problems = mistakes(error, ChampionFile)
         raise UserError("\n".join([f"{source}: not usable; {RESTORE}", *problems])) from None

@@ -18,7 +18,7 @@ from ray_work import (
 )
 
 pytestmark = ON_RAY
-EPOCHS, PREEMPTED_AT = 25, 10
+EPOCHS, PREEMPTED_AT = 45, 10
 SECONDS = 2  # from the announcement to the node's end; training lasts longer
 
 
@@ -63,7 +63,7 @@ def test_workers_save_a_checkpoint_before_their_node_is_pre_empted(cluster, tmp_
     assert notes[0] == PREEMPTION_NOTE
     plain = make_work(images, EPOCHS)
     train_plainly(plain, make_state(tmp_path / "plain"))
-    assert difference(work.model, plain.model) < 1e-3  # after 125 steps; after 50 it is below 1e-4
+    assert difference(work.model, plain.model) < 3e-2  # after 225 steps; after 50 it is below 1e-4
     fault(
         "processes",
         "a node of the Ray cluster is pre-empted (also: SIGTERM to `ray start --block`)",

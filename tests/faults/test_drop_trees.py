@@ -353,7 +353,16 @@ def test_a_column_that_is_there_twice_is_an_error(tmp_path):
 
 # Nothing usable, and held drops
 
-BAD_PATHS = ["gone.jpg", "/etc/hostname.jpg", "../x.jpg", "", "a\\b.jpg", "x" * 5000 + ".jpg", "\u202e.jpg"]
+BAD_PATHS = [
+    "gone.jpg",
+    "no\0where.jpg",
+    "/etc/hostname.jpg",
+    "../x.jpg",
+    "",
+    "a\\b.jpg",
+    "x" * 5000 + ".jpg",
+    "\u202e.jpg",
+]
 
 
 @pytest.mark.parametrize("paths", [BAD_PATHS, ["gone.jpg"] * 3, [""]])

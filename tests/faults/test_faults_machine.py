@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -144,7 +145,8 @@ def test_an_image_of_another_user(folder, fault):
     project = Project(folder)
     drop = make_drop(folder.parent / "drop", people_named(10))
     (drop / "visible/north/person 000/0.jpg").chmod(0)
-    for path in (folder, *folder.rglob("*"), *folder.parents[:3]):
+    temporary = Path(tempfile.gettempdir())  # a drop's address is absolute
+    for path in (folder, *folder.rglob("*"), *(one for one in folder.parents if temporary in one.parents)):
         path.chmod(0o777)
     body = (
         "as_nobody()",
@@ -183,7 +185,7 @@ def test_a_ledger_that_finds_no_room_is_not_half_written(folder, fault):
     )
     assert run.returncode == 1 and "Traceback" not in run.stderr
     assert project.ledger.read_bytes() == before
-    assert list(project.data.iterdir()) == [project.ledger]
+    assert [path for path in project.data.iterdir() if path.suffix != ".lock"] == [project.ledger]
     fault("ledger", "no room for the ledger when a drop is added", run.stderr.strip().removeprefix("error: "))
 
 

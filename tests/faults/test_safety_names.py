@@ -18,6 +18,7 @@ from make_images import make_drop, people_named, stage_project, write
 from workspace import run
 
 import stages.ingest
+from csdn.data.labels import canonical_label
 from csdn.ingest.ledger import Drop, Status, decide, find_drop, read_ledger, write_ledger
 from csdn.retraining.steps import run as run_in_flow
 from csdn.runtime import console
@@ -192,7 +193,9 @@ def test_a_finished_run_stores_hostile_names_unchanged_and_shows_them_escaped(fi
         cells = [cell for row in csv.reader(file) for cell in row]
     assert not [cell for cell in cells if cell.startswith(tuple("=+-@")) or not cell.isprintable()]
     rows = read_csv(folder / "evaluation/camera_pairs.csv")
-    visible, infrared = ({CAMERAS[f"cam{n}"] for n in numbers} for numbers in ((1, 2, 3, 4), (5, 6)))
+    visible, infrared = (
+        {canonical_label(CAMERAS[f"cam{n}"]) for n in numbers} for numbers in ((1, 2, 3, 4), (5, 6))
+    )
     pairs = {(row["direction"], row["query_camera"], row["gallery_camera"]) for row in rows}
     assert pairs == {("infrared_to_visible", i, v) for i in infrared for v in visible} | {
         ("visible_to_infrared", v, i) for i in infrared for v in visible

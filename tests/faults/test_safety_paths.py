@@ -61,6 +61,7 @@ def test_no_path_of_a_manifest_leaves_the_drop(kind, tmp_path):
         "outside the drop",
         "no such file",
         "no path",
+        "NUL in the path",
         absolute,
     }
     assert len(source.refused) == len(OUTSIDE)

@@ -26,7 +26,7 @@ from csdn.ingest.sources.kinds import Kind, kind_of, kinds_in_words, not_taken, 
 from csdn.ingest.sources.tree import FileEntry, Files, is_system_file, open_tree
 from csdn.runtime.documents import delimiter_of, read_text
 from csdn.runtime.errors import UserError
-from csdn.runtime.sanitize import refused_in_words
+from csdn.runtime.sanitize import escape_control_chars, refused_in_words
 
 REQUIRED = ("path", "person", "modality", "camera")
 OPTIONAL = ("captured_at",)
@@ -101,6 +101,8 @@ def _inside(path: str) -> tuple[str, str | None]:
     plain, windows = PurePosixPath(path), PureWindowsPath(path)
     if not path or path == ".":
         return path, "no path"
+    if "\0" in path:
+        return escape_control_chars(path), "NUL in the path"
     if plain.is_absolute() or windows.is_absolute():
         return path, "absolute path, not one below the manifest's folder"
     if ".." in (*plain.parts, *windows.parts):

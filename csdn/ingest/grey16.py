@@ -2,7 +2,7 @@
 
 The values of a thermal camera fill a small part of 0..65535, so the high byte keeps few grey levels of them.
 `ingest.grey16_range` gives a camera the range that becomes 0..255; csdn.ingest.pack stores its images as PNGs
-of 8 bits. csdn.ingest.summary warns of cameras that keep few grey levels.
+of 8 bits. csdn.ingest.counts warns of cameras that keep few grey levels.
 """
 
 from __future__ import annotations

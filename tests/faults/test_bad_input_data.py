@@ -272,16 +272,16 @@ def test_a_read_error_names_the_drop_and_keeps_nothing_of_it(project, tmp_path, 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from csdn.data import packing
-from csdn.errors import UserError
+from csdn.ingest import pack
+from csdn.runtime.errors import UserError
 
-def pack(task):
+def kill(task):
     os.kill(os.getpid(), signal.SIGKILL)
 
 if __name__ == "__main__":
-    packing.pack = pack
+    pack.pack = kill
     try:
-        list(packing.packed_shards([None, None], processes=2))
+        list(pack.packed_shards([None, None], processes=2))
     except UserError as error:
         print(error)
 """

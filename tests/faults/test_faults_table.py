@@ -23,7 +23,7 @@ def test_every_row_is_made_by_a_test(not_writing):
 def test_every_row_that_a_test_makes_is_there(not_writing):
     made = {
         call.args[1].value
-        for file in TESTS.glob("test_*.py")
+        for file in TESTS.rglob("test_*.py")
         for call in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "fault"
         if isinstance(call.args[1], ast.Constant)

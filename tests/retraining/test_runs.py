@@ -44,7 +44,7 @@ def test_a_run_has_what_decides_it_in_its_first_commit_and_main_has_nothing(proj
     params = load_params(run.folder / "params.yaml")
     assert (params.embedding.epochs, params.embedding.schedule.gamma) == (3, 0.5)
     assert (
-        "  epochs: 3\n  identities_per_batch: 8   # P: people of a batch"
+        "  epochs: 3\n  identities_per_batch: 8   # P: identities per batch"
         in (run.folder / "params.yaml").read_text()
     )
     assert len(ledger(run.folder)) == 2

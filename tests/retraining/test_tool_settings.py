@@ -175,7 +175,7 @@ def tomorrow(monkeypatch):
         def now(cls, tz=None):
             return super().now(tz) + datetime.timedelta(days=1)
 
-    for module in ("registry", "runs", "retrain"):
+    for module in ("registry", "workspace", "run"):
         monkeypatch.setattr(f"csdn.retraining.{module}.datetime", Later)
 
 

@@ -53,7 +53,13 @@ def settings(dtype: torch.dtype) -> EmbeddingParams:
         learning_rate=rate,
         head_learning_rate=2 * rate,
         weight_decay=5e-4,
-        schedule={"kind": "cosine", "lr_update": "step", "warmup_epochs": 0.5, "warmup_factor": 0.01},
+        schedule={
+            "kind": "cosine",
+            "lr_update": "step",
+            "warmup_epochs": 0.5,
+            "warmup_factor": 0.01,
+            "gamma": 0.1,
+        },
         losses={"identity": 1.0, "msel": 1.0, "triplet": 0.15, "hse_visible": 0.05, "hse_infrared": 0.1},
     )
 

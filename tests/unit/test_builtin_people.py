@@ -16,8 +16,8 @@ IMAGES = [BuiltinImage(person=17 + n, camera=CAMERAS[n % 6], number=1 + n // 6) 
 
 IN_REVERSE = """
 import hashlib
-from csdn.builtin.cameras import CAMERAS
-from csdn.builtin.drops import BuiltinImage, png
+from csdn.synthetic.rendering import CAMERAS
+from csdn.synthetic.sets import BuiltinImage, png
 images = [BuiltinImage(person=17 + n, camera=CAMERAS[n % 6], number=1 + n // 6) for n in range(12)]
 print("".join(hashlib.sha256(png(image)).hexdigest() for image in reversed(images)))
 """

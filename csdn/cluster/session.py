@@ -1,4 +1,8 @@
-"""Connecting to Ray: the user's cluster, or an instance on this machine that ends with the run."""
+"""Connecting to Ray: the user's cluster, or an instance on this machine that ends with the run.
+
+If the run is killed (SIGKILL), Ray's servers and workers end within seconds, and its two idle agents when
+they look for their instance again, within about a minute.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
 
-from csdn.cluster.guard import guarded
 from csdn.runtime.errors import UserError
 from csdn.runtime.sanitize import redact
 
@@ -41,7 +44,7 @@ def ray_session(address: str | None, cpus: int) -> Iterator[bool]:
     if ray.is_initialized():
         yield address is None
         return
-    with guarded(_short_temp_folder()) if address is None else nullcontext():
+    with _short_temp_folder() if address is None else nullcontext():
         _connect(ray, address, cpus)
         try:
             yield address is None
@@ -71,23 +74,34 @@ def _check_port(address: str) -> None:
             raise _unusable(address, error) from error
 
 
-def _short_temp_folder() -> str | None:
-    """A new temporary folder for the local instance, or None if Ray can use the default one.
+@contextmanager
+def _short_temp_folder() -> Iterator[None]:
+    """A temporary folder for the local instance, in the block, where Ray cannot use the default one.
 
     The default path may be too long for sockets, as in many cluster jobs, or relative, which each of Ray's
     processes would resolve differently. Raises UserError.
     """
     default = _default_temp_folder()
     if Path(default).is_absolute() and len(os.fsencode(default + SOCKET_SUFFIX)) <= MAX_SOCKET_PATH:
-        return None
+        yield
+        return
     try:
-        return tempfile.mkdtemp(prefix="csdn-ray-", dir="/tmp")
+        folder = tempfile.TemporaryDirectory(prefix="csdn-ray-", dir="/tmp", ignore_cleanup_errors=True)
     except OSError as error:
         raise UserError(
             f"Ray did not start: the path of its temporary folder {default!r} (TMPDIR, RAY_TMPDIR) is "
             f"relative or too long for sockets, and no folder can be made in /tmp ({error.strerror}); set "
             "RAY_TMPDIR to a folder with a short path"
         ) from error
+    before = os.environ.get("RAY_TMPDIR")
+    with folder:
+        os.environ["RAY_TMPDIR"] = folder.name
+        try:
+            yield
+        finally:
+            del os.environ["RAY_TMPDIR"]
+            if before is not None:
+                os.environ["RAY_TMPDIR"] = before
 
 
 def _default_temp_folder() -> str:

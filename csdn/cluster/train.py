@@ -6,12 +6,10 @@ checkpoints through Ray Train, which restarts them from the last one when a work
 
 from __future__ import annotations
 
-import os
 import secrets
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +92,7 @@ def _fit(scaling: ScalingParams, config: dict[str, Any], checkpoints: Checkpoint
         ),
     )
     try:
-        # Ray prints the last twenty log lines of a lost node to standard output.
-        with Path(os.devnull).open("w") as devnull, redirect_stdout(devnull):
-            trainer.fit()
+        trainer.fit()
     except TrainingFailedError as error:
         raise UserError(
             f"training on Ray failed after {scaling.max_failures} restarts; the last checkpoint is kept: "

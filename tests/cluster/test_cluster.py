@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -17,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 from feed_data import write_data
+from processes import descendants
 
-from csdn.cluster.guard import MARK
 from csdn.cluster.session import _short_temp_folder, ray_session
 from csdn.data.catalog import load_dataset
 from csdn.data.loader import TrainLoader, TrainSource, train_batch
@@ -185,17 +184,12 @@ def test_each_worker_gets_its_part_of_large_batches(ray_instance, tmp_path, imag
 
 def most_stored() -> int:
     """Bytes of the object store's file that were ever used: what it allocated once it gives out again."""
-    for folder in Path("/proc").glob("[0-9]*/fd"):
+    for process in descendants():
         with suppress(OSError):
-            for file in folder.iterdir():
-                if b"plasma" in os.fsencode(file.readlink()) and of_this_run(folder.parent):
+            for file in Path(f"/proc/{process.pid}/fd").iterdir():
+                if b"plasma" in os.fsencode(file.readlink()):
                     return file.stat().st_blocks * 512
     raise AssertionError("no process has the object store's file open")
-
-
-def of_this_run(process: Path) -> bool:
-    entry = f"{MARK}={os.environ[MARK]}".encode()
-    return entry in (process / "environ").read_bytes().split(b"\0")
 
 
 @pytest.mark.slow
@@ -218,19 +212,18 @@ def test_ray_gets_a_short_temporary_folder_if_the_path_of_a_socket_would_be_too_
     """A socket's path has 107 bytes at most, of which Ray's own part may take 68."""
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv(variable, "/" + "é" * ((length - 1) // 2) + "x" * ((length - 1) % 2))
-    folder = _short_temp_folder()
-    assert (folder is not None) == own
-    if own:
-        Path(folder).rmdir()
+    default = os.environ.get("RAY_TMPDIR")
+    with _short_temp_folder():
+        assert (os.environ.get("RAY_TMPDIR") != default) == own
+    assert os.environ.get("RAY_TMPDIR") == default
 
 
 @pytest.mark.parametrize("path", ["tmp", "./tmp", ""])
 def test_ray_gets_an_absolute_temporary_folder(monkeypatch, path):
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", path)
-    folder = _short_temp_folder()
-    assert Path(folder).is_absolute()
-    Path(folder).rmdir()
+    with _short_temp_folder():
+        assert Path(os.environ["RAY_TMPDIR"]).is_absolute()
 
 
 def test_the_error_of_a_local_instance_names_its_logs_and_no_address(monkeypatch, tmp_path):
@@ -246,40 +239,30 @@ def test_without_a_short_folder_the_error_names_the_variable_to_set(monkeypatch,
     def refuse(**_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    monkeypatch.setattr("tempfile.TemporaryDirectory", refuse)
     monkeypatch.setenv("RAY_TMPDIR", "/scratch/" + "x" * 90)
-    with pytest.raises(UserError, match="RAY_TMPDIR") as error:
-        _short_temp_folder()
+    with pytest.raises(UserError, match="RAY_TMPDIR") as error, _short_temp_folder():
+        raise AssertionError
     fault("processes", "TMPDIR has too long a path for Ray's sockets, and /tmp refuses a folder", error.value)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("killed", [False, True])
-def test_ray_runs_with_a_long_tmpdir_and_leaves_nothing(tmp_path, killed):
-    """Whether the run comes to its end or is killed."""
-    code = f"""
-import os, time
-from csdn.cluster.session import _short_temp_folder, ray_session
+def test_ray_runs_with_a_long_tmpdir_and_leaves_nothing(tmp_path):
+    code = """
+import os
+from csdn.cluster.session import ray_session
 with ray_session(None, cpus=1):
     import ray
     print(ray.get(ray.remote(lambda: "works").remote()), os.environ["RAY_TMPDIR"], flush=True)
-    time.sleep({60 if killed else 0})
 """
     long = tmp_path / ("x" * 60) / ("y" * 60)
     long.mkdir(parents=True)
     environment = {**os.environ, "TMPDIR": str(long)}
     command = [sys.executable, "-c", code]
-    started = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-    said, folder = started.stdout.readline().split()
-    if killed:
-        started.kill()
-    started.wait()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    said, folder = done.stdout.split()
     assert said == "works" and folder.startswith("/tmp/csdn-ray-")
-    ended = time.monotonic() + 20
-    while Path(folder).exists():
-        assert time.monotonic() < ended
-        time.sleep(0.1)
-    assert list(long.iterdir()) == []
+    assert not Path(folder).exists() and list(long.iterdir()) == []
 
 
 def test_a_cluster_that_does_not_respond_is_a_clear_error(fault):

@@ -18,11 +18,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from processes import end_marked, marks
 from repository import make_repository
 from safetensors.torch import load_file
 from workspace import environment, run, set_params
 
-from csdn.cluster.guard import end_marked, marks
 from csdn.params import Params
 
 ROOT = Path(__file__).parents[2]

@@ -14,10 +14,10 @@ import pytest
 import torch
 from feed_data import write_data
 from killed_run import children
+from processes import command_of, descendants
 from small_network import SMALL
 from worker_loop import settings
 
-from csdn.cluster.guard import MARK
 from csdn.data.catalog import load_dataset
 from csdn.data.loader import TrainLoader, TrainSource
 from csdn.data.state import StageState
@@ -99,13 +99,4 @@ def nodes_that_train(cluster: Any) -> list[Any]:
 
 def worker_pids() -> list[int]:
     """Process ids of the training workers of this run's local Ray instance."""
-    entry = f"{MARK}={os.environ[MARK]}".encode()
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            command, environment = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
-        except OSError:
-            continue
-        if b"RayTrainWorker" in command and entry in environment.split(b"\0"):
-            found.append(int(folder.name))
-    return sorted(found)
+    return sorted(process.pid for process in descendants() if "RayTrainWorker" in command_of(process))

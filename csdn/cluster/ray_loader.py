@@ -80,7 +80,7 @@ class RayTrainLoader:
                 raise RuntimeError(
                     f"Ray Data sent step {step} of worker {rank} instead of {expected} of {self.rank}"
                 )
-            yield chunk.batch(step, rank), self._slots.take(), pixels
+            yield chunk.batch(expected, self.rank), self._slots.take(), pixels
 
     def _received(self, chunk: PlanChunk) -> Iterator[tuple[int, int, np.ndarray]]:
         """(step, rank, pixels) as they arrive."""

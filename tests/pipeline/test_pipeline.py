@@ -74,7 +74,7 @@ def test_training_goes_on_from_the_champion_that_champion_json_names(finished, t
     texts, model = "models/prompts/prompts.safetensors", "models/embedding/model.safetensors"
     assert (folder / texts).read_bytes() == (finished / texts).read_bytes()
     assert (folder / model).read_bytes() != (finished / model).read_bytes()
-    assert "Nobody was new" in (folder / "report/index.html").read_text()
+    assert "No identity is new" in (folder / "report/index.html").read_text()
 
 
 def test_ctrl_c_says_what_is_kept_and_leaves_no_half_output(ingested):

@@ -97,7 +97,7 @@ def test_another_message_puts_no_stage_out_of_date(project):
         "stopped. Finished stages are kept",
         "stopped by you; finished stages are kept",
     )
-    edit(project / "csdn/cluster/session.py", "Ray did not start", "Ray could not be started")
+    edit(project / "csdn/cluster/session.py", "the Ray cluster at", "the cluster of Ray at")
     assert out_of_date(project) == []
 
 

@@ -64,7 +64,7 @@ def _left_out(drops: Sequence[IndexedDrop]) -> list[dict[str, str]]:
 
 
 def _counts(samples: pa.Table, split: str) -> dict[str, int]:
-    pairs = Counter(zip(samples["side"].to_pylist(), samples["modality"].to_pylist(), strict=True))
+    pairs = Counter(zip(samples["split"].to_pylist(), samples["modality"].to_pylist(), strict=True))
     return {modality: pairs[split, modality] for modality in ("visible", "infrared")}
 
 
@@ -159,7 +159,7 @@ def unlike_published(drops: Sequence[Drop], samples: pa.Table) -> list[str]:
 
 def _compared(drop: Drop, samples: pa.Table) -> list[tuple[tuple[str, str, str], int, int]]:
     rows = samples.filter(pa.compute.equal(samples["drop"], drop.id))
-    splits = rows["side"].to_pylist()
+    splits = rows["split"].to_pylist()
     people = set(zip(splits, rows["person_row"].to_pylist(), strict=True))
     counts = Counter((split, "people", "") for split, _ in people)
     for column in ("modality", "camera"):

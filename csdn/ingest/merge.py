@@ -207,7 +207,7 @@ def _people(
     )
     people["row"] = people.index
     people["bucket"] = [rule.bucket(person) for person in people["person"]]
-    people["side"] = [
+    people["split"] = [
         listed.get(person, rule.split(bucket))
         for person, bucket in zip(people["person"], people["bucket"], strict=True)
     ]
@@ -217,7 +217,7 @@ def _people(
     present = people["person"].isin(rows.loc[~rows["drop"].isin(list(rejected)), "person"])
     people["status"] = [
         _status(*facts)
-        for facts in zip(people["side"], people["visible"], people["infrared"], present, strict=True)
+        for facts in zip(people["split"], people["visible"], people["infrared"], present, strict=True)
     ]
     return people
 
@@ -234,7 +234,7 @@ def _status(split: str, visible: int, infrared: int, present: bool) -> str:
 
 
 def _samples(images: pd.DataFrame, people: pd.DataFrame, drops: Sequence[IndexedDrop]) -> pa.Table:
-    active = people.loc[people["status"].isin(["train", "test"]), ["person", "row", "side"]]
+    active = people.loc[people["status"].isin(["train", "test"]), ["person", "row", "split"]]
     samples = images.merge(active.rename(columns={"row": "person_row"}), on="person", how="inner")
     samples = samples.sort_values(["drop", "path"], kind="stable")
     samples["drop"] = samples["drop"].map({n: indexed.drop.id for n, indexed in enumerate(drops)})

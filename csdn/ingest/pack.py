@@ -183,7 +183,7 @@ def _pack_image(
         if key not in offsets:  # the names in a tar must be unique
             offsets[key] = writer.add(key, extension, data, _facts(record, len(data)))
         location = (offsets[key], len(data))
-        listed = (record.captured_at, record.sides or None, record.places or None)
+        listed = (record.captured_at, record.splits or None, record.places or None)
         packed.images.append((key, extension, *location, *about, record.path, width, height, *listed))
     packed.hashes.append(original)
 

@@ -71,5 +71,5 @@ def training_inputs(
 
 
 def _test_people(dataset: Dataset) -> list[str]:
-    columns = (dataset.people[name].to_pylist() for name in ("person", "side"))
-    return [person for person, side in zip(*columns, strict=True) if side == "test"]
+    columns = (dataset.people[name].to_pylist() for name in ("person", "split"))
+    return [person for person, split in zip(*columns, strict=True) if split == "test"]

@@ -93,7 +93,7 @@ def test_sysu_that_cannot_be_trusted_is_not_added(tmp_path, fault, what):
 def test_the_permutation_file_of_these_tests_is_good_where_nothing_is_spoilt(tmp_path):
     permutations()(make_sysu(tmp_path))
     records = open_source(str(tmp_path), "sysu").listing()
-    assert {r.places for r in records if r.sides == ("test",) and r.modality == "visible"} == {
+    assert {r.places for r in records if r.splits == ("test",) and r.modality == "visible"} == {
         (0,) * 10,
         (1,) * 10,
     }
@@ -203,7 +203,7 @@ def test_two_copies_of_a_benchmark_that_contradict(project, tmp_path, fault):
         project.add(root, "sysu")
     with pytest.raises(UserError) as error:
         project.ingest()
-    fault(AREA, "two drops in use that put a person on different sides", error.value)
+    fault(AREA, "two drops in use that put a person into different splits", error.value)
 
 
 def raw_params(**changes):

@@ -115,7 +115,7 @@ def test_people_stand_in_order_of_drop_then_label_with_bucket_and_side(project, 
     assert [row["person"] for row in rows] == [*PEOPLE, "yan", "zoe", "bo"]
     for row in rows[:10]:
         assert row["bucket"] == SplitRule("csdn", 40).bucket(row["person"])
-        assert row["status"] == row["side"] == SPLITS[row["person"]]
+        assert row["status"] == row["split"] == SPLITS[row["person"]]
         assert (row["visible"], row["infrared"]) == (4, 2)
 
 
@@ -124,7 +124,7 @@ def test_a_train_person_without_partner_waits_and_a_test_person_does_not(project
     alone = people_named(20, "alone")
     project.add(make_drop(tmp_path / "two", alone, modalities=["visible"]))
     figures = project.ingest()
-    status = {row["person"]: (row["side"], row["status"]) for row in people(project)}
+    status = {row["person"]: (row["split"], row["status"]) for row in people(project)}
     assert {status[person] for person in alone} == {("train", "waiting"), ("test", "test")}
     waiting = [row["row"] for row in people(project) if row["status"] == "waiting"]
     assert not set(waiting) & {row["person_row"] for row in samples(project)}
@@ -280,7 +280,7 @@ def test_images_without_label_are_held_back_and_do_not_count_as_bad(project, tmp
 def test_the_figures_count_what_the_tables_hold(project, tmp_path):
     project.add(make_drop(tmp_path / "drop", PEOPLE))
     figures = project.ingest()
-    train = sum(side == "train" for side in SPLITS.values())
+    train = sum(split == "train" for split in SPLITS.values())
     assert figures == project.figures()
     assert figures["people"] == {"train": train, "test": 10 - train, "waiting": 0, "removed": 0}
     assert figures["images"]["train"] == {"visible": 4 * train, "infrared": 2 * train}

@@ -341,7 +341,7 @@ def test_without_any_match_nothing_is_decided(project, fault):
         samples = read_table(path, SAMPLES_SCHEMA)
         odd = pc.not_equal(pc.bit_wise_and(samples["person_row"], 1), 0)
         visible = pc.equal(samples["modality"], "visible")
-        write_table(path, samples.filter(pc.or_(pc.equal(samples["side"], "train"), pc.xor(odd, visible))))
+        write_table(path, samples.filter(pc.or_(pc.equal(samples["split"], "train"), pc.xor(odd, visible))))
     with pytest.raises(UserError, match="no test image has a match") as error:
         gate(project)
     fault("training", "csdn gate where no test image has another to find", error.value)

@@ -38,8 +38,8 @@ def test_the_bucket_is_the_hash_of_salt_and_label():
 
 
 def test_test_people_are_the_highest_buckets():
-    sides = [SplitRule("s", 40).split(bucket) for bucket in range(100)]
-    assert sides == ["train"] * 60 + ["test"] * 40
+    splits = [SplitRule("s", 40).split(bucket) for bucket in range(100)]
+    assert splits == ["train"] * 60 + ["test"] * 40
 
 
 def test_more_test_people_keeps_those_there_were():

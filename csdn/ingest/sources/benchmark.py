@@ -1,6 +1,6 @@
 """What the layouts of the public benchmarks share: the authors' lists, and the splits that they define.
 
-The authors of a benchmark say who is trained on and who is tested: `ImageRecord.sides`. The number of a
+The authors of a benchmark say who is trained on and who is tested: `ImageRecord.splits`. The number of a
 person is valid within the benchmark alone, so a label begins with the layout's name: `sysu-0006` is not
 `llcm-0006`.
 """
@@ -68,7 +68,7 @@ class BenchmarkSource(ABC):
         self, file: FileEntry, person: int, modality: str, camera: str, splits: tuple[str, ...]
     ) -> ImageRecord:
         label = f"{self.layout}-{person:04d}"
-        return ImageRecord(file.path, label, modality, camera, file.size, etag=file.etag, sides=splits)
+        return ImageRecord(file.path, label, modality, camera, file.size, etag=file.etag, splits=splits)
 
     def read_bytes(self, files: Files, path: str) -> bytes:
         """The bytes of a list; raises UserError where it is missing."""

@@ -87,7 +87,7 @@ class SysuSource(BenchmarkSource):
         where = f"{self.address}: {PERMUTATIONS}"
         permutations = read_permutations(self.read_bytes(files, PERMUTATIONS), where)
         for key, records in folders.items():
-            if records[0].sides == (TEST,) and records[0].modality == Modality.VISIBLE:
+            if records[0].splits == (TEST,) and records[0].modality == Modality.VISIBLE:
                 trials = permutations.get(key)
                 _check_size(where, key, trials, len(records))
                 records = [

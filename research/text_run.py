@@ -30,7 +30,7 @@ from csdn.runtime.documents import read_yaml
 from csdn.runtime.files import atomic_folder
 from csdn.synthetic.sets import MARKER, PeopleSet, images_of, png
 from csdn.training.embedding import load_prompts, train_embedding, train_source
-from csdn.training.inputs import TrainingInputs, training_inputs
+from csdn.training.warm_start import TrainingInputs, training_inputs
 from csdn.training.prompts import image_batches, run_prompts
 
 ROOT = Path(__file__).parents[1]

@@ -6,8 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from csdn.evaluation.baselines import embed_with_flip_tta
     from csdn.evaluation.external import evaluate_features
-    from csdn.evaluation.extractors import embed_with_flip_tta
     from csdn.evaluation.metrics import QueryMetrics, RankMetrics, query_metrics, rank_metrics, top_ranked
     from csdn.evaluation.protocols import Search, protocol, rule_cameras, rule_people
 
@@ -25,7 +25,7 @@ __all__ = [
     "top_ranked",
 ]
 _MODULES = {
-    "extractors": ("embed_with_flip_tta",),
+    "baselines": ("embed_with_flip_tta",),
     "metrics": ("QueryMetrics", "RankMetrics", "query_metrics", "rank_metrics", "top_ranked"),
     "external": ("evaluate_features",),
     "protocols": ("Search", "protocol", "rule_cameras", "rule_people"),

@@ -1,13 +1,14 @@
 """Packing: worker processes read the images of a drop, hash and check them, and write them into shards.
 
-csdn.ingest.listing cuts a drop into tasks, of one shard each. `pack` executes a task in any process, here or
-on a cluster (csdn.cluster.ingest); csdn.ingest.run collects the results. A worker process imports neither
+csdn.ingest.run cuts a drop into tasks, of one shard each, and collects the results. `pack` executes a task in
+any process, here or on a cluster (csdn.cluster.ingest). A worker process imports neither
 torch nor pandas, so that it starts fast.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import multiprocessing
 import os
 import signal
@@ -19,12 +20,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
 from csdn.data.catalog import ImageRecord
 from csdn.data.images import BadImage, extension_of, grey16, probe
 from csdn.data.labels import NO_LABEL, canonical_label, label_fault
 from csdn.data.shards import ShardWriter, has_bytes_of
 from csdn.data.storage import PendingRead, Store, prefetch
-from csdn.ingest.grey16 import Range, extremes, png_of_range, range_of
 from csdn.ingest.sources import Source, open_source
 from csdn.runtime.errors import UserError, explain_os_error
 from csdn.runtime.files import temp_path, with_filename
@@ -32,7 +36,11 @@ from csdn.runtime.process import quiet_tracker, set_parent_death_signal
 
 # Images of a shard at most, so that small images are spread over all cores.
 SHARD_IMAGES = 1000
+OUTLIERS = 0.1  # percent of the darkest and of the brightest pixels of a 16-bit image that are ignored
 STORE_READERS = 8  # threads of each process that read from an object store, to hide its latency
+
+
+Range = Sequence[int]  # low, high: values of 16-bit grey images
 
 
 @dataclass(frozen=True)
@@ -252,3 +260,34 @@ def missing_shards(address: str, wanted: Mapping[str, int], folder: Path) -> lis
 def store_at(address: str) -> Store:
     """One store for all shards of a process, because it holds connections."""
     return Store(address)
+
+
+# Grey images of 16 bits from thermal cameras. Their values fill a small part of 0..65535, so the high byte
+# keeps few grey levels of them. `ingest.grey16_range` gives a camera the range that becomes 0..255.
+
+
+def range_of(camera: str, ranges: Mapping[str, Range]) -> Range | None:
+    """The range that `ingest.grey16_range` gives a camera; None where it gives none."""
+    wanted = canonical_label(camera)
+    return next((given for name, given in ranges.items() if canonical_label(name) == wanted), ranges.get("*"))
+
+
+def png_of_range(values: np.ndarray, low: int, high: int, source: str) -> bytes:
+    """uint16 [height, width] -> a PNG of 8 bits in which `low` is black and `high` white.
+
+    It contains the hash of its source, so that two images with the same 8 bits stay different files. It is
+    not compressed, because the bytes must not depend on the version of zlib.
+    """
+    above = np.clip(values, low, high).astype(np.uint32) - low
+    grey = ((255 * above + (high - low) // 2) // (high - low)).astype(np.uint8)
+    about = PngInfo()
+    about.add_text("Source", f"sha256 {source}")
+    buffer = io.BytesIO()
+    Image.fromarray(grey).save(buffer, "PNG", compress_level=0, pnginfo=about)
+    return buffer.getvalue()
+
+
+def extremes(values: np.ndarray) -> tuple[int, int]:
+    """The darkest and the brightest value of an image, without its outliers."""
+    low, high = np.percentile(values, (OUTLIERS, 100 - OUTLIERS), method="nearest")
+    return int(low), int(high)

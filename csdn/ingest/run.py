@@ -1,54 +1,85 @@
 """Ingest: the ledger's drops become shards, indexes, and the tables of people and samples.
 
-Each new drop is read alone, so nothing of other drops changes its bytes: csdn.ingest.listing lists it, the
-worker processes of csdn.ingest.pack make its shards under temporary names, and the state of the stage records
-each finished shard, so that a killed run resumes. The shards get their final names after the drop has proved
+Each new drop is read alone, so nothing of other drops changes its bytes: its source lists it, the worker
+processes of csdn.ingest.pack make its shards under temporary names, and the state of the stage records each
+finished shard, so that a killed run resumes. The shards get their final names after the drop has proved
 to be the one in the ledger; the index is written last. Then csdn.ingest.merge merges the indexes of all
 drops, and csdn.ingest.counts counts what was found.
 """
 
 from __future__ import annotations
 
+import secrets
 import shutil
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
-from csdn.data.catalog import INDEX_SCHEMA, REFUSED_SCHEMA, read_facts, read_table, table_of, write_table
-from csdn.data.shards import VerifiedShards
-from csdn.data.state import open_state
-from csdn.ingest.counts import summary
-from csdn.ingest.grey16 import facts_of_cameras
-from csdn.ingest.identities import SplitRule, read_aliases
-from csdn.ingest.ledger import SHORT, Drop, Status
-from csdn.ingest.listing import (
-    DataPaths,
-    NewDrop,
-    check_unchanged,
-    content_settings,
-    damaged_shards,
-    forget_others,
-    is_indexed,
-    list_drop,
-    save_shard,
+from csdn.data.catalog import (
+    INDEX_SCHEMA,
+    REFUSED_SCHEMA,
+    TABLES_VERSION,
+    ImageRecord,
+    read_facts,
+    read_table,
+    table_of,
+    write_table,
 )
-from csdn.ingest.merge import HeldDrop, IndexedDrop, bad_files, merge
-from csdn.ingest.pack import PackedShard, Packer, packed_shards, sizes
+from csdn.data.shards import VerifiedShards, has_bytes_of
+from csdn.data.state import StageState, open_state, state_key
+from csdn.ingest.counts import facts_of_cameras, summary
+from csdn.ingest.identities import SplitRule, read_aliases
+from csdn.ingest.ledger import LEDGER, SHORT, Drop, Status, drop_id
+from csdn.ingest.merge import IndexedDrop, bad_files, check_trainable, merge
+from csdn.ingest.pack import (
+    PackedShard,
+    Packer,
+    ShardTask,
+    cut_shards,
+    missing_shards,
+    packed_shards,
+    sizes,
+)
+from csdn.ingest.sources import open_source
 from csdn.runtime.errors import UserError
 from csdn.runtime.files import remove_temp, write_json
 from csdn.runtime.process import available_cores
 from csdn.runtime.sanitize import refused_in_words
 
 if TYPE_CHECKING:
-    from csdn.data.state import StageState
     from csdn.params import DataParams, IngestParams
 
 
 OnProgress = Callable[[int, int], None]  # images done, images in all
 VERIFIED = "shards.json"
+
+
+@dataclass(frozen=True)
+class DataPaths:
+    """The paths of shards and indexes; `run` is part of the temporary names of this run.
+
+    store: the `s3://` prefix of finished shards; None: they stay in the folder `shards`.
+    """
+
+    root: Path
+    store: str | None = None
+    run: str = field(default_factory=lambda: secrets.token_hex(4))
+
+    @property
+    def shards(self) -> Path:
+        return self.root / "shards"
+
+    def where(self, shard: str) -> str:
+        """The address of a finished shard, for messages."""
+        return f"{self.store or self.shards}/{shard}"
+
+    def index(self, drop: Drop) -> Path:
+        return self.root / "index" / f"{drop.id}.parquet"
+
+    def refused(self, drop: Drop) -> Path:
+        return self.root / "index" / f"{drop.id}.quarantine.parquet"
 
 
 def ingest(
@@ -112,6 +143,181 @@ def _merge(
     return figures
 
 
+# Which drops must be read, and which of their shards an interrupted run has finished.
+
+
+@dataclass(frozen=True)
+class NewDrop:
+    """A listed drop that must be read; `packed` has the shard of each task, None until it is made."""
+
+    drop: Drop
+    records: list[ImageRecord]
+    refused: list[tuple[str, str]]
+    ignored: int
+    tasks: list[ShardTask]
+    packed: list[PackedShard | None]
+    state: StageState
+
+
+def damaged_shards(
+    drops: Sequence[Drop], settings: IngestParams, paths: DataPaths, verified: VerifiedShards
+) -> dict[Drop, list[str]]:
+    """The names of missing and damaged shards, for each drop that was read before and has some."""
+    indexed = [drop for drop in drops if is_indexed(drop, settings, paths)]
+    shards = {drop: read_facts(paths.index(drop))["shards"] for drop in indexed}
+    sizes = {name: size for named in shards.values() for name, size in named.items()}
+    bad = _damaged(sizes, paths, verified)
+    found = {drop: [name for name in named if name in bad] for drop, named in shards.items()}
+    return {drop: names for drop, names in found.items() if names}
+
+
+def _damaged(sizes: Mapping[str, int], paths: DataPaths, verified: VerifiedShards) -> set[str]:
+    if paths.store is None:
+        return {path.name for path in verified.damaged([paths.shards / name for name in sizes])}
+    return set(missing_shards(paths.store, sizes, paths.shards))
+
+
+def is_indexed(drop: Drop, settings: IngestParams, paths: DataPaths) -> bool:
+    """Whether the drop was already read with these settings."""
+    if not paths.index(drop).exists() or not paths.refused(drop).exists():
+        return False
+    return read_facts(paths.index(drop))["settings"] == content_settings(settings)
+
+
+def content_settings(settings: IngestParams) -> dict[str, Any]:
+    """The settings that change the shards or the index of a drop, without those that are off."""
+    ranges = {"grey16_range": settings.grey16_range} if settings.grey16_range else {}
+    return {"max_pixels": settings.max_pixels, "shard_megabytes": settings.shard_megabytes} | ranges
+
+
+def list_drop(
+    drop: Drop,
+    settings: IngestParams,
+    paths: DataPaths,
+    state: StageState,
+    damaged: Sequence[str],
+    processes: int,
+) -> NewDrop:
+    """The drop as its source lists it, with the shards that an earlier run finished; raises UserError."""
+    try:
+        source = open_source(drop.address, drop.layout)
+        records = source.listing()
+    except UserError as error:
+        raise _unlisted(drop, damaged, paths, error) from error
+    if all(record.etag for record in records):
+        check_unchanged(drop, records, [record.etag for record in records], source.refused)
+    parts = cut_shards(records, settings.shard_megabytes * 10**6)
+    tasks = [
+        ShardTask(
+            address=drop.address,
+            layout=drop.layout,
+            records=part,
+            folder=paths.shards,
+            stem=f"{drop.id[:16]}-{number:06d}",
+            max_pixels=settings.max_pixels,
+            grey16_range=settings.grey16_range,
+            run=paths.run,
+            store=paths.store,
+        )
+        for number, part in enumerate(parts)
+    ]
+    of_drop = drop_state(state, drop, content_settings(settings), records, source.refused)
+    packed = saved_shards(of_drop, tasks, processes)
+    return NewDrop(drop, records, source.refused, len(source.ignored), tasks, packed, of_drop)
+
+
+def _unlisted(drop: Drop, damaged: Sequence[str], paths: DataPaths, error: UserError) -> UserError:
+    if damaged:
+        kept = "" if paths.store else f" (`dvc checkout --force {paths.shards}`)"
+        return UserError(
+            f"{paths.where(damaged[0])}: missing or damaged ({len(damaged)} in all), and cannot be made "
+            f"again from {drop}: {error}\nBring the drop back, or the shards{kept}; "
+            f"if both are gone for good: csdn reject {drop.id[:SHORT]} --reason '...'"
+        )
+    return UserError(
+        f"{drop}: {error}\nIf it has moved, correct its address in {LEDGER}; "
+        f"if it is gone for good: csdn reject {drop.id[:SHORT]} --reason '...'"
+    )
+
+
+def check_unchanged(
+    drop: Drop, records: Sequence[ImageRecord], names: Sequence[str | None], refused: list[tuple[str, str]]
+) -> None:
+    if drop_id(records, names, refused) != drop.id:
+        raise UserError(
+            f"{drop} changed since it was added: its files are not those that the ledger names. "
+            "Nothing of it was kept. Restore it, or reject the entry and add the drop as it is now:\n"
+            f"  csdn reject {drop.id[:SHORT]} --reason 'changed'\n"
+            f"  csdn add {drop.address} --layout {drop.layout}"
+        )
+
+
+# Resuming a drop that an interrupted run has not finished.
+#
+# Until all shards of a drop are finished, a shard keeps its temporary name, or is in the object store; the
+# state of the stage has its rows. It is used again only if its hash (of an object: its size) is still the
+# same.
+
+
+def drop_state(
+    state: StageState,
+    drop: Drop,
+    settings: Mapping[str, Any],
+    records: Sequence[ImageRecord],
+    refused: Sequence[tuple[str, str]],
+) -> StageState:
+    """The state of the shards of one drop; its key contains the listing and the settings."""
+    listing = drop_id(records, [record.etag for record in records], refused)
+    return state.part(state_key(drop=drop.id, settings=settings, listing=listing, tables=TABLES_VERSION))
+
+
+def forget_others(state: StageState, wanted: Collection[StageState]) -> None:
+    """Remove the states of drops that are finished, not in the ledger, or were read with other settings."""
+    for folder in state.folder.iterdir():
+        if folder.is_dir() and folder not in {part.folder for part in wanted}:
+            shutil.rmtree(folder)
+
+
+def saved_shards(state: StageState, tasks: Sequence[ShardTask], readers: int) -> list[PackedShard | None]:
+    """For each task its shard of an earlier run; None where there is none, or it has changed."""
+    found = [_load(state, number) for number in range(len(tasks))]
+    if tasks and tasks[0].store and any(found):
+        stored = sizes(tasks[0].store)
+        return [shard if shard and stored.get(shard.name, 0) == shard.size else None for shard in found]
+
+    def is_intact(number: int) -> bool:
+        packed, folder = found[number], tasks[number].folder
+        if packed is None or not packed.size:
+            return packed is not None
+        path = shard_path(packed, folder)
+        if path == folder / packed.name:  # a damaged file with the temporary name must not replace it
+            (folder / packed.temporary).unlink(missing_ok=True)
+        return path is not None
+
+    with ThreadPoolExecutor(readers) as pool:
+        intact = pool.map(is_intact, range(len(tasks)))
+        return [packed if good else None for packed, good in zip(found, intact, strict=True)]
+
+
+def shard_path(packed: PackedShard, folder: Path) -> Path | None:
+    """The path of a saved shard, under its temporary or its final name; None where it is damaged."""
+    candidates = (folder / packed.temporary, folder / packed.name)
+    return next((path for path in candidates if has_bytes_of(packed.name, path)), None)
+
+
+def _load(state: StageState, number: int) -> PackedShard | None:
+    saved = state.part(f"{number:06d}").load()
+    if saved is None:
+        return None
+    try:
+        packed = PackedShard(**saved[0])
+    except TypeError:  # another version of this program wrote it
+        return None
+    packed.images = [tuple(row) for row in packed.images]
+    packed.refused = [tuple(row) for row in packed.refused]
+    return packed
+
+
 # Reading new drops.
 
 
@@ -169,7 +375,7 @@ def _make(
             for number in range(len(entry.tasks)):
                 if entry.packed[number] is None:
                     entry.packed[number] = _next_shard(shards, entry.drop)
-                    save_shard(entry.state, number, entry.packed[number])
+                    entry.state.part(f"{number:06d}").save(vars(entry.packed[number]))
                 done += len(entry.packed[number].hashes)
                 progress(done, total)
             _keep(entry, settings, paths, verified)
@@ -244,45 +450,3 @@ def remove_unnamed_shards(paths: DataPaths) -> None:
     for path in files:
         if path.name not in named or stored.get(path.name) == named[path.name]:
             path.unlink()
-
-
-# Checking that training and testing are possible, before hours are spent.
-
-
-def check_trainable(people: pa.Table, held: Sequence[HeldDrop], minimum_people: int) -> None:
-    """Raise UserError if the merged data cannot be trained on or tested with; the error says what is missing.
-
-    people: the table of people.parquet; minimum_people: the people of a batch (P).
-    """
-    problem = _problem(people, minimum_people)
-    if problem is None:
-        return
-    notes = [
-        f"  held, and so left out: drop {one.drop.id[:SHORT]} ({one.drop.address}), {one.bad} of "
-        f"{one.images} images bad: {refused_in_words(one.refused)}; take it as it is with: "
-        f"csdn accept {one.drop.id[:SHORT]} --reason '...'"
-        for one in held
-    ]
-    raise UserError("\n".join([problem, *notes]))
-
-
-def _problem(people: pa.Table, minimum_people: int) -> str | None:
-    for modality in ("visible", "infrared"):
-        if not sum(people[modality].to_pylist()):
-            return (
-                f"nothing to train on: there is no usable {modality} image in any drop; "
-                "a cross-modality model needs visible and infrared images of the same people"
-            )
-    status = Counter(people["status"].to_pylist())
-    if status["train"] < minimum_people:
-        return (
-            f"nothing to train on: {status['train']} training people have visible and infrared images, "
-            f"a batch needs {minimum_people} (embedding.identities_per_batch); "
-            f"{status['waiting']} more have one modality only. Add images of them, or lower the number"
-        )
-    if not status["test"]:
-        return (
-            "nothing to test with: nobody is a test person (the highest buckets, data.test_percent); "
-            "add people or raise data.test_percent"
-        )
-    return None

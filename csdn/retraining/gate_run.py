@@ -28,7 +28,7 @@ from csdn.data.features import Embed, Embedder, extract_features, extract_local
 from csdn.data.loader import ImageBatches
 from csdn.data.shards import shards_at
 from csdn.data.state import StageState, open_state, stage_key
-from csdn.evaluation.extractors import clip_embed, flipped
+from csdn.evaluation.baselines import clip_embed, flipped
 from csdn.evaluation.run import Experiment, prepare, untrained
 from csdn.evaluation.scores import feature_distances, random_ranking
 from csdn.ingest.identities import SplitRule, read_aliases

@@ -47,11 +47,10 @@ from csdn.training.distributed import (
     rank_and_world_size,
     wrap_for_ddp,
 )
-from csdn.training.inputs import training_inputs
 from csdn.training.log import DataWaitTimer, LossLog, check_tensors, write_log
 from csdn.training.prompts import Progress
 from csdn.training.schedules import Adam, lr_multiplier
-from csdn.training.warm_start import WarmStart, warm_params
+from csdn.training.warm_start import WarmStart, training_inputs, warm_params
 
 ADVICE = (
     "lower learning_rate and head_learning_rate in params.yaml (section embedding; warm_start, where "

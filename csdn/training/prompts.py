@@ -40,10 +40,17 @@ from csdn.model.device import configure_torch
 from csdn.params import Params, PhaseParams
 from csdn.runtime.files import atomic_folder, write_json
 from csdn.training.checkpoint import restore_training, save_training
-from csdn.training.inputs import TrainingInputs, training_inputs
 from csdn.training.log import LossLog, write_log
 from csdn.training.schedules import Adam, warmup_cosine
-from csdn.training.warm_start import WarmStart, merge_prompts, new_identities, new_rows, proxy_negatives
+from csdn.training.warm_start import (
+    TrainingInputs,
+    WarmStart,
+    merge_prompts,
+    new_identities,
+    new_rows,
+    proxy_negatives,
+    training_inputs,
+)
 
 # 1. The losses of the two phases.
 

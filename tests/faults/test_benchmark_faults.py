@@ -15,9 +15,8 @@ from csdn.cli.benchmarks import parse_trials
 from csdn.cli.main import app
 from csdn.data.catalog import load_dataset
 from csdn.evaluation.external import read_index
-from csdn.evaluation.headline import notes
 from csdn.evaluation.run import prepare
-from csdn.evaluation.scores import mean_and_std, trial_metrics
+from csdn.evaluation.scores import mean_and_std, notes, trial_metrics
 from csdn.ingest.sources import open_source
 from csdn.ingest.sources.sysu import PERMUTATIONS
 from csdn.params import parse_params

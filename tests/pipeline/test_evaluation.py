@@ -14,7 +14,6 @@ from small_network import SMALL
 
 from csdn.data.catalog import load_dataset
 from csdn.evaluation import RankMetrics, Search, embed_with_flip_tta, scores
-from csdn.evaluation.headline import notes
 from csdn.evaluation.run import Experiment, PeopleMaps, evaluate, prepare, run_evaluation, write_results
 from csdn.evaluation.scores import (
     PAIRS,
@@ -23,6 +22,7 @@ from csdn.evaluation.scores import (
     feature_distances,
     first_trial,
     mean_and_std,
+    notes,
     pair_searches,
     trial_metrics,
     trial_statistics,

@@ -18,7 +18,7 @@ from csdn.data import state as state_module
 from csdn.data.state import KEPT, CheckpointTimer, open_state, seconds_since_save, state_key
 from csdn.params import Params, load_params
 from csdn.runtime.errors import UserError
-from csdn.training.inputs import training_inputs
+from csdn.training.warm_start import training_inputs
 
 
 def test_key_changes_with_anything_that_decides_the_result(monkeypatch):

@@ -13,8 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 from csdn.data.catalog import ImageRecord
 from csdn.data.labels import canonical_label, label_fault
-from csdn.ingest.sources.kinds import Kind, kind_of, not_taken
-from csdn.ingest.sources.tree import FileEntry, Files, open_tree
+from csdn.ingest.sources.tree import FileEntry, Files, Kind, kind_of, not_taken, open_tree
 from csdn.runtime.documents import read_text
 from csdn.runtime.errors import UserError
 from csdn.runtime.sanitize import refused_in_words

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 
 from csdn.data.catalog import Modality
 from csdn.ingest.sources.benchmark import TEST, TRAIN, BenchmarkSource, Found, outside
-from csdn.ingest.sources.kinds import Kind, kind_of, not_taken
-from csdn.ingest.sources.tree import Files
+from csdn.ingest.sources.tree import Files, Kind, kind_of, not_taken
 
 _MODALITY_OF_KIND = {"vis": Modality.VISIBLE, "nir": Modality.INFRARED}
 TEST_LIST = "idx/test_id.txt"

@@ -19,8 +19,7 @@ import numpy as np
 
 from csdn.data.catalog import ImageRecord, Modality
 from csdn.ingest.sources.benchmark import TEST, TRAIN, BenchmarkSource, Found
-from csdn.ingest.sources.kinds import Kind, kind_of, not_taken
-from csdn.ingest.sources.tree import Files
+from csdn.ingest.sources.tree import Files, Kind, kind_of, not_taken
 from csdn.runtime.errors import UserError
 
 TRAIN_LISTS = ("exp/train_id.txt", "exp/val_id.txt")

@@ -11,8 +11,8 @@ def main() -> None:
 
     with stage("evaluate") as progress:
         with gc_paused():
+            from csdn.evaluation.headline import one_line
             from csdn.evaluation.run import run_evaluation
-            from csdn.evaluation.scores import one_line
             from csdn.params import load_params
 
         params = load_params()

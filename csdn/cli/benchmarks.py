@@ -19,7 +19,8 @@ import typer
 
 from csdn.cli.presets import apply_preset, set_value
 from csdn.data.state import state_key
-from csdn.evaluation.scores import average, shape, table_lines
+from csdn.evaluation.headline import table_lines
+from csdn.evaluation.scores import average, shape
 from csdn.ingest.identities import read_aliases
 from csdn.ingest.ledger import LEDGER, SHORT, Drop, Status, change_ledger, read_ledger
 from csdn.ingest.sync import open_drop
@@ -221,7 +222,7 @@ def evaluate_features(
     """
     from csdn.evaluation.external import evaluate_features as evaluate
     from csdn.evaluation.external import label_notes, read_features, read_index
-    from csdn.evaluation.scores import notes, table_lines
+    from csdn.evaluation.headline import notes, table_lines
 
     columns = read_index(index)
     options = {"mode": mode, "shots": shots, "trials": trials}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from textwrap import fill
 
-from csdn.evaluation.scores import notes, table_lines
+from csdn.evaluation.headline import notes, table_lines
 from csdn.runtime.console import duration, read_times
 from csdn.runtime.documents import expected_in, read_json
 

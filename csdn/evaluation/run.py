@@ -40,6 +40,7 @@ from csdn.data.loader import ImageBatches, test_loader
 from csdn.data.shards import shards_at
 from csdn.data.state import open_state, stage_key
 from csdn.evaluation.baselines import clip_embed, flipped, gradient_histograms
+from csdn.evaluation.headline import METHODS, headline
 from csdn.evaluation.protocols import (
     Index,
     Search,
@@ -50,14 +51,12 @@ from csdn.evaluation.protocols import (
     rule_cameras,
 )
 from csdn.evaluation.scores import (
-    METHODS,
     Distances,
     Labels,
     camera_pairs,
     cmc_rows,
     feature_distances,
     first_trial,
-    headline,
     random_ranking,
     trial_metrics,
     trial_statistics,

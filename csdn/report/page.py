@@ -24,7 +24,7 @@ from safetensors.numpy import load as load_tensors
 from csdn.data.catalog import QUARANTINE_SCHEMA, Dataset, load_dataset, read_table
 from csdn.data.shards import shards_at
 from csdn.data.storage import Store
-from csdn.evaluation.scores import notes
+from csdn.evaluation.headline import notes
 from csdn.params import Params
 from csdn.report import sections, wording
 from csdn.report.ablation import Table, ablation_shown, data_hash

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 from markupsafe import Markup
 
-from csdn.evaluation.scores import METHODS
+from csdn.evaluation.headline import METHODS
 from csdn.params import Params, leaves
 from csdn.report.charts import Curves, Series, share, ticks
 from csdn.report.wording import (

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 
 from csdn.data.batch import VIEWS
-from csdn.data.catalog import SampleTable
 from csdn.data.loader import TrainLoader, TrainSource
 from csdn.data.shards import shards_at
 from csdn.data.state import CheckpointTimer, open_state
@@ -229,7 +228,7 @@ def run_embedding(
     inputs = training_inputs(params, data, "embedding", weights, warm=warm)
     model = inputs.model
     text_table = load_prompts(model, weights)
-    source = train_source(params, inputs.table, data)
+    source = TrainSource(params, inputs.table, shards_at(params, data))
     work = EmbeddingWork(
         model.channels_last(), text_table, source, params.embedding, params.training.precision
     )
@@ -257,20 +256,6 @@ def train_local(
     timer = CheckpointTimer(max_s=params.scaling.checkpoint_seconds)
     return train_embedding(
         model, text_table, loader, work.settings, checkpoints, report, timer, work.precision
-    )
-
-
-def train_source(params: Params, table: SampleTable, data: Path) -> TrainSource:
-    """The batches that params.yaml describes, whichever process makes them."""
-    return TrainSource(
-        table,
-        shards_at(params, data),
-        people=params.embedding.identities_per_batch,
-        images=params.embedding.images_per_identity,
-        image_size=params.model.image_size,
-        normalize=params.model.normalize,
-        padding=params.embedding.padding,
-        seed=params.seed,
     )
 
 

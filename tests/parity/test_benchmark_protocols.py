@@ -13,8 +13,8 @@ from make_images import Project
 from csdn.cli.main import app
 from csdn.data.catalog import load_dataset
 from csdn.evaluation import evaluate_features, protocol, rank_metrics, rule_cameras
+from csdn.evaluation.headline import notes
 from csdn.evaluation.protocols import PROTOCOLS, options_of, published_counts
-from csdn.evaluation.scores import notes
 from csdn.params import EvaluationParams
 from csdn.synthetic.miniatures import write_miniature
 

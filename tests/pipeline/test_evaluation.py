@@ -14,6 +14,7 @@ from small_network import SMALL
 
 from csdn.data.catalog import load_dataset
 from csdn.evaluation import RankMetrics, Search, embed_with_flip_tta, scores
+from csdn.evaluation.headline import notes
 from csdn.evaluation.run import Experiment, PeopleMaps, evaluate, prepare, run_evaluation, write_results
 from csdn.evaluation.scores import (
     PAIRS,
@@ -22,7 +23,6 @@ from csdn.evaluation.scores import (
     feature_distances,
     first_trial,
     mean_and_std,
-    notes,
     pair_searches,
     trial_metrics,
     trial_statistics,
@@ -43,14 +43,6 @@ def test_retrieval_feature_is_that_of_the_image_beside_that_of_its_mirror_image(
     torch.testing.assert_close(feature, plain)
     # Two parts of length 1 for the image, two for its mirror image.
     torch.testing.assert_close((feature * feature).sum(dim=1), torch.full((3,), 4.0))
-
-
-def test_a_mirrored_image_has_the_two_halves_exchanged():
-    model = CSDN(SMALL).eval()
-    images = torch.rand(2, 3, 64, 32)
-    first, second = embed_with_flip_tta(model, images, "visible").chunk(2, dim=1)
-    swapped = embed_with_flip_tta(model, images.flip(3), "visible")
-    torch.testing.assert_close(swapped, torch.cat([second, first], dim=1))
 
 
 def test_mean_and_std_have_the_sample_deviation_and_none_for_what_is_not_known():

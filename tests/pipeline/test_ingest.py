@@ -219,6 +219,8 @@ def test_an_image_under_another_person_than_before_stays_with_the_earlier_drop(p
     # It counts as a bad image of the later drop: 1 of 61.
     held = project.ingest(max_bad_fraction=0.01)["drops"]["held"]
     assert [(one["id"], one["bad"], one["images"]) for one in held] == [(second.id, 1, 61)]
+    assert held[0]["reasons"] == {reason: 1}
+    assert held[0]["examples"] == {reason: ["visible/north/guest 000/9.jpg"]}
 
 
 def test_a_drop_with_too_many_bad_images_is_held_and_the_rest_goes_on(project, tmp_path, fault):

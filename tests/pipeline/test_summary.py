@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from csdn.cli.main import app
 from csdn.cli.summary import show, show_unless_deferred
-from csdn.evaluation.scores import headline, one_line
+from csdn.evaluation.headline import headline, one_line
 from csdn.runtime.console import record_time
 from csdn.runtime.errors import UserError
 

@@ -1,0 +1,83 @@
+"""Summaries of metrics/evaluation.json: for a terminal, and for `dvc metrics` and `dvc exp`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+SHOWN = {"rank1": "rank-1", "rank10": "rank-10", "mAP": "mAP", "mINP": "mINP"}
+METHODS = ("trained", "clip", "hog", "chance")
+SHOWN_METHODS = {"trained": "trained", "clip": "CLIP", "chance": "chance"}
+
+
+def headline(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures that experiments are compared by: means of the trained model, in percent, and test people.
+
+    Names are short, as they are the column heads of `dvc exp show`: `ir_to_vis.rank1`.
+    """
+    short = {
+        _short(direction): {
+            name: _rounded(figures["trained"][direction][name]["mean"]) for name in ("rank1", "mAP")
+        }
+        for direction in figures["counts"]
+    }
+    return {**short, "test_people": max(count["people"] for count in figures["counts"].values())}
+
+
+def _short(direction: str) -> str:
+    return direction.replace("infrared", "ir").replace("visible", "vis")
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
+
+
+def one_line(figures: Mapping[str, Any]) -> str:
+    """Rank-1 of the trained model in each direction, as in "rank-1 23.1 % infrared to visible"."""
+    trained = {direction: figures["trained"][direction]["rank1"]["mean"] for direction in figures["counts"]}
+    found = [
+        f"{'-' if mean is None else f'{mean:.1f} %'} {direction.replace('_', ' ')}"
+        for direction, mean in trained.items()
+    ]
+    return f"rank-1 {', '.join(found)}"
+
+
+def table_lines(figures: Mapping[str, Any], methods: Mapping[str, str] = SHOWN_METHODS) -> list[str]:
+    """A table of some methods (key -> name shown), in percent, under 80 columns wide."""
+    lines = []
+    for direction in figures["counts"]:
+        lines.append(f"{direction.replace('_', ' '):20}" + "".join(f"{name:>15}" for name in SHOWN.values()))
+        for method, name in methods.items():
+            cells = [_cell(figures[method][direction][figure]) for figure in SHOWN]
+            lines.append(f"  {name:18}" + "".join(f"{cell:>15}" for cell in cells))
+    return lines
+
+
+def _cell(figure: Mapping[str, float | None]) -> str:
+    if figure["mean"] is None:
+        return "-"
+    return f"{figure['mean']:.2f}" + ("" if figure["std"] is None else f" ± {figure['std']:.2f}")
+
+
+def notes(counts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What a reader of the figures must know about the counts; directions with the same note share a line."""
+    said: dict[str, list[str]] = {}
+    for direction, count in counts.items():
+        for note in _notes(count):
+            said.setdefault(note, []).append(direction.replace("_", " "))
+    return [f"{' and '.join(directions)}: {note}" for note, directions in said.items()]
+
+
+def _notes(count: Mapping[str, Any]) -> Iterator[str]:
+    for what, published in count.get("published", {}).items():
+        if count[what] != published:
+            yield f"WARNING: {count[what]} {what.replace('_', ' ')}, the published experiment has {published}"
+    left_out = count["queries"] - count["valid_queries"]
+    if not count["valid_queries"]:
+        yield "no query has a right image to find, so there are no figures"
+    elif left_out:
+        yield f"{left_out} of {count['queries']} queries have no match in the gallery and are left out"
+    if count["excluded_pairs"] == 0:
+        yield "the rule that excludes images of a query's own person and camera never fires"
+    if rest := count.get("camera_pairs_left_out"):
+        yield f"{rest} pairs of cameras have no figures of their own; the pairs with the most people have"

@@ -171,6 +171,12 @@ def whole_number(text: str) -> int | None:
     return int(label) if re.fullmatch(r"\d{1,9}", label, re.ASCII) else None
 
 
-def outside(path: str) -> bool:
-    """Whether a listed path leaves the root."""
-    return path.startswith("/") or ".." in path.split("/")
+def refusal_of_listed(files: Files, path: str, fits: bool, place: str) -> str | None:
+    """Why a path on a list is not an image of the drop, None where it is; fits: it is at `place`."""
+    if path.startswith("/") or ".." in path.split("/"):
+        return "outside the drop"
+    if not fits:
+        return f"not at {place}"
+    if kind_of(path) != Kind.IMAGE:
+        return not_taken(path)
+    return None if path in files.entries else files.refused.get(path, "no such file")

@@ -29,7 +29,9 @@ from csdn.data.images import BadImage, extension_of, grey16, probe
 from csdn.data.labels import NO_LABEL, canonical_label, label_fault
 from csdn.data.shards import ShardWriter, has_bytes_of
 from csdn.data.storage import PendingRead, Store, prefetch
+from csdn.ingest.ledger import Drop
 from csdn.ingest.sources import Source, open_source
+from csdn.params import IngestParams
 from csdn.runtime.errors import UserError, explain_os_error
 from csdn.runtime.files import temp_path, with_filename
 from csdn.runtime.process import quiet_tracker, set_parent_death_signal
@@ -47,19 +49,16 @@ Range = Sequence[int]  # low, high: values of 16-bit grey images
 class ShardTask:
     """One shard of a drop to be made in `folder`; its name begins with `stem`.
 
-    `run` is part of the temporary name, so that runs do not share files. `store`: the `s3://` prefix that the
-    finished shard is uploaded to; None: it stays under its temporary name.
+    `run` is part of the temporary name, so that runs do not share files. With `settings.store` the finished
+    shard is uploaded there; otherwise it stays under its temporary name.
     """
 
-    address: str
-    layout: str
+    drop: Drop
     records: Sequence[ImageRecord]
     folder: Path
     stem: str
-    max_pixels: int
-    grey16_range: Mapping[str, Range] = field(default_factory=dict)
-    run: str = ""
-    store: str | None = None
+    settings: IngestParams
+    run: str
 
     @property
     def temporary(self) -> Path:
@@ -136,8 +135,8 @@ def pack(task: ShardTask) -> PackedShard:
             return packed
         packed.size = writer.size
         packed.name = f"{task.stem}-{writer.hexdigest()[:16]}.tar"
-        if task.store:
-            put_shard(task.store, packed.name, task.temporary, packed.size)
+        if task.settings.store:
+            put_shard(task.settings.store, packed.name, task.temporary, packed.size)
             task.temporary.unlink()
     except BaseException:
         task.temporary.unlink(missing_ok=True)
@@ -149,11 +148,11 @@ def pack(task: ShardTask) -> PackedShard:
 
 def _write(task: ShardTask, packed: PackedShard) -> ShardWriter:
     """Write the tar, complete and flushed to the disk, and its rows."""
-    source = _source(task.address, task.layout)
+    source = _source(task.drop.address, task.drop.layout)
     with with_filename(task.folder / task.stem), task.temporary.open("wb") as file:
         with ShardWriter(file) as writer:
             offsets: dict[str, int] = {}
-            threads = STORE_READERS if task.address.startswith("s3://") else 0
+            threads = STORE_READERS if task.drop.address.startswith("s3://") else 0
             for record, pending in prefetch(source.read, task.records, threads):
                 _pack_image(record, pending, task, writer, offsets, packed)
         file.flush()
@@ -178,14 +177,14 @@ def _pack_image(
         extension = extension_of(record.path)
         if fault := label_fault(record.person):
             raise BadImage(fault if fault == NO_LABEL else f"person {fault}")
-        height, width = probe(data, extension, task.max_pixels)
+        height, width = probe(data, extension, task.settings.max_pixels)
         deep = grey16(data, extension)
     except BadImage as bad:
         packed.refused.append((record.path, bad.reason, original, *about))
     else:
         if deep is not None:
             packed.grey16.append((canonical_label(record.camera), *extremes(deep)))
-            if given := range_of(record.camera, task.grey16_range):
+            if given := range_of(record.camera, task.settings.grey16_range):
                 data, extension = png_of_range(deep, *given, source=original), "png"
                 key = hashlib.sha256(data).hexdigest()
         if key not in offsets:  # the names in a tar must be unique

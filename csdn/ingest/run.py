@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,18 +58,20 @@ VERIFIED = "shards.json"
 
 @dataclass(frozen=True)
 class DataPaths:
-    """The paths of shards and indexes; `run` is part of the temporary names of this run.
-
-    store: the `s3://` prefix of finished shards; None: they stay in the folder `shards`.
-    """
+    """Where this run reads and writes: `run` is part of its temporary names."""
 
     root: Path
-    store: str | None = None
+    settings: IngestParams
     run: str = field(default_factory=lambda: secrets.token_hex(4))
 
     @property
     def shards(self) -> Path:
         return self.root / "shards"
+
+    @property
+    def store(self) -> str | None:
+        """The `s3://` prefix of finished shards; None: they stay in the folder `shards`."""
+        return self.settings.store
 
     def where(self, shard: str) -> str:
         """The address of a finished shard, for messages."""
@@ -103,7 +105,7 @@ def ingest(
     are replaced. The shards and indexes of good drops and the finished shards of a failed drop stay, for the
     next attempt.
     """
-    paths = DataPaths(root, settings.store)
+    paths = DataPaths(root, settings)
     for folder in (paths.shards, root / "index"):
         folder.mkdir(parents=True, exist_ok=True)
     rule = SplitRule(data.split_salt, data.test_percent, read_aliases(data.aliases), data.trial)
@@ -112,20 +114,15 @@ def ingest(
         remove_temp(root / "index")
         cores = processes or available_cores()
         verified = VerifiedShards(state / VERIFIED, cores)
-        for line in index_new_drops(drops, settings, paths, unfinished, verified, cores, packer, progress):
+        for line in index_new_drops(drops, paths, unfinished, verified, cores, packer, progress):
             note(line)
         verified.save()
         remove_unnamed_shards(paths)
-        return _merge(drops, paths, rule, settings, minimum_people, metrics)
+        return _merge(drops, paths, rule, minimum_people, metrics)
 
 
 def _merge(
-    drops: Sequence[Drop],
-    paths: DataPaths,
-    rule: SplitRule,
-    settings: IngestParams,
-    minimum_people: int,
-    metrics: Path,
+    drops: Sequence[Drop], paths: DataPaths, rule: SplitRule, minimum_people: int, metrics: Path
 ) -> dict[str, Any]:
     """Merge the drops; write the tables and the summary, which is returned."""
     indexed = [load_index(drop, paths) for drop in drops if paths.index(drop).exists()]
@@ -133,9 +130,9 @@ def _merge(
         found = [(entry.drop, refused_in_words(bad_files(entry))) for entry in indexed]
         lines = [f"  {drop}, {drop.status}: {words or 'no image'}" for drop, words in found]
         raise UserError("\n".join(["nothing to train on: no drop of the ledger has a usable image", *lines]))
-    merged = merge(indexed, rule, settings.max_bad_fraction)
+    merged = merge(indexed, rule, paths.settings.max_bad_fraction)
     check_trainable(merged.people, merged.held, minimum_people)
-    figures = summary(indexed, merged, settings.grey16_range)
+    figures = summary(indexed, merged, paths.settings.grey16_range)
     write_table(paths.root / "people.parquet", merged.people)
     write_table(paths.root / "samples.parquet", merged.samples)
     write_table(paths.root / "quarantine.parquet", merged.quarantine)
@@ -160,28 +157,25 @@ class NewDrop:
 
 
 def damaged_shards(
-    drops: Sequence[Drop], settings: IngestParams, paths: DataPaths, verified: VerifiedShards
+    drops: Sequence[Drop], paths: DataPaths, verified: VerifiedShards
 ) -> dict[Drop, list[str]]:
     """The names of missing and damaged shards, for each drop that was read before and has some."""
-    indexed = [drop for drop in drops if is_indexed(drop, settings, paths)]
+    indexed = [drop for drop in drops if is_indexed(drop, paths)]
     shards = {drop: read_facts(paths.index(drop))["shards"] for drop in indexed}
     sizes = {name: size for named in shards.values() for name, size in named.items()}
-    bad = _damaged(sizes, paths, verified)
+    if paths.store:
+        bad = set(missing_shards(paths.store, sizes, paths.shards))
+    else:
+        bad = {path.name for path in verified.damaged([paths.shards / name for name in sizes])}
     found = {drop: [name for name in named if name in bad] for drop, named in shards.items()}
     return {drop: names for drop, names in found.items() if names}
 
 
-def _damaged(sizes: Mapping[str, int], paths: DataPaths, verified: VerifiedShards) -> set[str]:
-    if paths.store is None:
-        return {path.name for path in verified.damaged([paths.shards / name for name in sizes])}
-    return set(missing_shards(paths.store, sizes, paths.shards))
-
-
-def is_indexed(drop: Drop, settings: IngestParams, paths: DataPaths) -> bool:
+def is_indexed(drop: Drop, paths: DataPaths) -> bool:
     """Whether the drop was already read with these settings."""
     if not paths.index(drop).exists() or not paths.refused(drop).exists():
         return False
-    return read_facts(paths.index(drop))["settings"] == content_settings(settings)
+    return read_facts(paths.index(drop))["settings"] == content_settings(paths.settings)
 
 
 def content_settings(settings: IngestParams) -> dict[str, Any]:
@@ -191,12 +185,7 @@ def content_settings(settings: IngestParams) -> dict[str, Any]:
 
 
 def list_drop(
-    drop: Drop,
-    settings: IngestParams,
-    paths: DataPaths,
-    state: StageState,
-    damaged: Sequence[str],
-    processes: int,
+    drop: Drop, paths: DataPaths, state: StageState, damaged: Sequence[str], processes: int
 ) -> NewDrop:
     """The drop as its source lists it, with the shards that an earlier run finished; raises UserError."""
     try:
@@ -206,22 +195,15 @@ def list_drop(
         raise _unlisted(drop, damaged, paths, error) from error
     if all(record.etag for record in records):
         check_unchanged(drop, records, [record.etag for record in records], source.refused)
-    parts = cut_shards(records, settings.shard_megabytes * 10**6)
+    parts = cut_shards(records, paths.settings.shard_megabytes * 10**6)
     tasks = [
-        ShardTask(
-            address=drop.address,
-            layout=drop.layout,
-            records=part,
-            folder=paths.shards,
-            stem=f"{drop.id[:16]}-{number:06d}",
-            max_pixels=settings.max_pixels,
-            grey16_range=settings.grey16_range,
-            run=paths.run,
-            store=paths.store,
-        )
+        ShardTask(drop, part, paths.shards, f"{drop.id[:16]}-{number:06d}", paths.settings, paths.run)
         for number, part in enumerate(parts)
     ]
-    of_drop = drop_state(state, drop, content_settings(settings), records, source.refused)
+    # The state of this drop's shards, as it is listed now and with these settings.
+    listing = drop_id(records, [record.etag for record in records], source.refused)
+    key = {"drop": drop.id, "settings": content_settings(paths.settings), "listing": listing}
+    of_drop = state.part(state_key(**key, tables=TABLES_VERSION))
     packed = saved_shards(of_drop, tasks, processes)
     return NewDrop(drop, records, source.refused, len(source.ignored), tasks, packed, of_drop)
 
@@ -259,18 +241,6 @@ def check_unchanged(
 # same.
 
 
-def drop_state(
-    state: StageState,
-    drop: Drop,
-    settings: Mapping[str, Any],
-    records: Sequence[ImageRecord],
-    refused: Sequence[tuple[str, str]],
-) -> StageState:
-    """The state of the shards of one drop; its key contains the listing and the settings."""
-    listing = drop_id(records, [record.etag for record in records], refused)
-    return state.part(state_key(drop=drop.id, settings=settings, listing=listing, tables=TABLES_VERSION))
-
-
 def forget_others(state: StageState, wanted: Collection[StageState]) -> None:
     """Remove the states of drops that are finished, not in the ledger, or were read with other settings."""
     for folder in state.folder.iterdir():
@@ -281,8 +251,8 @@ def forget_others(state: StageState, wanted: Collection[StageState]) -> None:
 def saved_shards(state: StageState, tasks: Sequence[ShardTask], readers: int) -> list[PackedShard | None]:
     """For each task its shard of an earlier run; None where there is none, or it has changed."""
     found = [_load(state, number) for number in range(len(tasks))]
-    if tasks and tasks[0].store and any(found):
-        stored = sizes(tasks[0].store)
+    if tasks and (store := tasks[0].settings.store) and any(found):
+        stored = sizes(store)
         return [shard if shard and stored.get(shard.name, 0) == shard.size else None for shard in found]
 
     def is_intact(number: int) -> bool:
@@ -323,7 +293,6 @@ def _load(state: StageState, number: int) -> PackedShard | None:
 
 def index_new_drops(
     drops: Sequence[Drop],
-    settings: IngestParams,
     paths: DataPaths,
     state: StageState,
     verified: VerifiedShards,
@@ -337,15 +306,15 @@ def index_new_drops(
     those before it are kept, and so are the finished shards of this one.
     """
     wanted = [drop for drop in drops if drop.status != Status.REJECTED]
-    damaged = damaged_shards(wanted, settings, paths, verified)
+    damaged = damaged_shards(wanted, paths, verified)
     new = [
-        list_drop(drop, settings, paths, state, damaged.get(drop, []), processes)
+        list_drop(drop, paths, state, damaged.get(drop, []), processes)
         for drop in wanted
-        if drop in damaged or not is_indexed(drop, settings, paths)
+        if drop in damaged or not is_indexed(drop, paths)
     ]
     forget_others(state, [entry.state for entry in new])
     remove_temp(paths.shards, keep={shard.temporary for entry in new for shard in entry.packed if shard})
-    _make(new, settings, paths, verified, processes, packer, progress)
+    _make(new, paths, verified, packer, processes, progress)
     return [
         f"{paths.where(name)}: was missing or damaged, and is made again from {drop}"
         for drop, names in damaged.items()
@@ -355,21 +324,15 @@ def index_new_drops(
 
 def _make(
     new: Sequence[NewDrop],
-    settings: IngestParams,
     paths: DataPaths,
     verified: VerifiedShards,
-    processes: int,
     packer: Packer,
+    processes: int,
     progress: OnProgress,
 ) -> None:
     total, done = sum(len(entry.records) for entry in new), 0
-    tasks = [
-        task
-        for entry in new
-        for task, packed in zip(entry.tasks, entry.packed, strict=True)
-        if packed is None
-    ]
-    shards = packer(tasks, processes)
+    both = [pair for entry in new for pair in zip(entry.tasks, entry.packed, strict=True)]
+    shards = packer([task for task, packed in both if packed is None], processes)
     try:
         for entry in new:
             for number in range(len(entry.tasks)):
@@ -378,7 +341,7 @@ def _make(
                     entry.state.part(f"{number:06d}").save(vars(entry.packed[number]))
                 done += len(entry.packed[number].hashes)
                 progress(done, total)
-            _keep(entry, settings, paths, verified)
+            _keep(entry, paths, verified)
     finally:
         shards.close()  # ends the worker processes
 
@@ -390,7 +353,7 @@ def _next_shard(shards: Iterator[PackedShard], drop: Drop) -> PackedShard:
         raise UserError(f"{drop}: {error}") from error
 
 
-def _keep(entry: NewDrop, settings: IngestParams, paths: DataPaths, verified: VerifiedShards) -> None:
+def _keep(entry: NewDrop, paths: DataPaths, verified: VerifiedShards) -> None:
     """Give the drop's shards their final names, then write the table of refused files, then the index."""
     packed = [shard for shard in entry.packed if shard is not None]
     hashes = [key for shard in packed for key in shard.hashes]
@@ -411,7 +374,7 @@ def _keep(entry: NewDrop, settings: IngestParams, paths: DataPaths, verified: Ve
     images = [row for shard in packed for row in shard.images]
     facts = {
         "ignored": entry.ignored,
-        "settings": content_settings(settings),
+        "settings": content_settings(paths.settings),
         "grey16": facts_of_cameras(row for shard in packed for row in shard.grey16),
         "shards": {shard.name: shard.size for shard in packed if shard.size},
     }

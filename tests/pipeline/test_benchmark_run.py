@@ -13,7 +13,8 @@ from workspace import ROOT, run, set_params
 
 from csdn.cli.benchmarks import accept_only, average_command, rejection_lines, trial_key
 from csdn.cli.benchmarks import benchmark as benchmark_command
-from csdn.evaluation.headline import SHOWN, SHOWN_METHODS, average
+from csdn.evaluation.headline import SHOWN, SHOWN_METHODS
+from csdn.evaluation.scores import average
 from csdn.ingest.ledger import Drop, Status, read_ledger
 from csdn.params import load_params
 from csdn.runtime.errors import UserError

@@ -107,7 +107,7 @@ def test_samples_are_in_the_ledgers_order_then_by_path(project, tmp_path):
     assert rows == sorted(rows, key=lambda row: ([second.id, first.id].index(row[0]), row[1]))
 
 
-def test_people_stand_in_order_of_drop_then_label_with_bucket_and_side(project, tmp_path):
+def test_people_stand_in_order_of_drop_then_label_with_bucket_and_split(project, tmp_path):
     project.add(make_drop(tmp_path / "one", ["zoe", "Yan", *PEOPLE]))
     project.add(make_drop(tmp_path / "two", ["Bo", "ZOE"]))
     project.ingest()
@@ -289,7 +289,7 @@ def test_the_figures_count_what_the_tables_hold(project, tmp_path):
     assert figures["cameras"] == {"visible": {"north": 20, "south": 20}, "infrared": {"north": 20}}
 
 
-def test_a_side_is_loaded_as_columns(project, tmp_path):
+def test_a_split_is_loaded_as_columns(project, tmp_path):
     project.add(make_drop(tmp_path / "drop", PEOPLE))
     project.ingest()
     table = load_dataset(project.data).train_table()

@@ -57,7 +57,7 @@ def test_people_on_no_list_and_other_files_are_left_alone(tmp_path):
     assert source.refused == [("cam1/somebody/0001.jpg", "not at camera/person/name")]
 
 
-def test_regdb_gives_each_image_a_side_in_each_of_the_ten_trials(tmp_path):
+def test_regdb_gives_each_image_a_split_in_each_of_the_ten_trials(tmp_path):
     records, source = listed(make_regdb(tmp_path), "regdb")
     assert len(records) == 16 and not source.refused and source.ignored == []
     splits = splits_of(records)

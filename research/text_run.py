@@ -18,7 +18,7 @@ from torch import Tensor
 from csdn.data.catalog import load_dataset
 from csdn.data.features import MakeEmbeds, extract_features, extract_local
 from csdn.data.loader import ImageBatches, TrainLoader
-from csdn.data.state import StageState
+from csdn.data.state import CheckpointStore
 from csdn.evaluation.run import Experiment, embedders, prepare, test_batches
 from csdn.evaluation.scores import feature_distances, trial_metrics, trial_statistics
 from csdn.ingest.run import ingest
@@ -181,10 +181,10 @@ def cosines(g: np.ndarray, clip: np.ndarray, people: np.ndarray, modality: np.nd
 
 
 @contextmanager
-def unsaved() -> Iterator[StageState]:
+def unsaved() -> Iterator[CheckpointStore]:
     """State of a run that is not continued: a killed one starts again."""
     with tempfile.TemporaryDirectory() as folder:
-        yield StageState(Path(folder))
+        yield CheckpointStore(Path(folder))
 
 
 @contextmanager

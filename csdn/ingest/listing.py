@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from csdn.data.catalog import TABLES_VERSION, ImageRecord, read_facts
 from csdn.data.shards import VerifiedShards, has_bytes_of
-from csdn.data.state import StageState, state_key
+from csdn.data.state import CheckpointStore, state_key
 from csdn.ingest.ledger import LEDGER, SHORT, Drop, drop_id
 from csdn.ingest.pack import PackedShard, ShardTask, cut_shards, missing_shards, sizes
 from csdn.ingest.sources import open_source
@@ -62,7 +62,7 @@ class NewDrop:
     ignored: int
     tasks: list[ShardTask]
     packed: list[PackedShard | None]
-    state: StageState
+    state: CheckpointStore
 
 
 def damaged_shards(
@@ -100,7 +100,7 @@ def list_drop(
     drop: Drop,
     settings: IngestParams,
     paths: DataPaths,
-    state: StageState,
+    state: CheckpointStore,
     damaged: Sequence[str],
     processes: int,
 ) -> NewDrop:
@@ -166,29 +166,31 @@ def check_unchanged(
 
 
 def drop_state(
-    state: StageState,
+    state: CheckpointStore,
     drop: Drop,
     settings: Mapping[str, Any],
     records: Sequence[ImageRecord],
     refused: Sequence[tuple[str, str]],
-) -> StageState:
+) -> CheckpointStore:
     """The state of the shards of one drop; its key contains the listing and the settings."""
     listing = drop_id(records, [record.etag for record in records], refused)
     return state.part(state_key(drop=drop.id, settings=settings, listing=listing, tables=TABLES_VERSION))
 
 
-def forget_others(state: StageState, wanted: Collection[StageState]) -> None:
+def forget_others(state: CheckpointStore, wanted: Collection[CheckpointStore]) -> None:
     """Remove the states of drops that are finished, not in the ledger, or were read with other settings."""
     for folder in state.folder.iterdir():
         if folder.is_dir() and folder not in {part.folder for part in wanted}:
             shutil.rmtree(folder)
 
 
-def save_shard(state: StageState, number: int, packed: PackedShard) -> None:
+def save_shard(state: CheckpointStore, number: int, packed: PackedShard) -> None:
     state.part(f"{number:06d}").save(vars(packed))
 
 
-def saved_shards(state: StageState, tasks: Sequence[ShardTask], readers: int) -> list[PackedShard | None]:
+def saved_shards(
+    state: CheckpointStore, tasks: Sequence[ShardTask], readers: int
+) -> list[PackedShard | None]:
     """For each task its shard of an earlier run; None where there is none, or it has changed."""
     found = [_load(state, number) for number in range(len(tasks))]
     if tasks and tasks[0].store and any(found):
@@ -215,7 +217,7 @@ def shard_path(packed: PackedShard, folder: Path) -> Path | None:
     return next((path for path in candidates if has_bytes_of(packed.name, path)), None)
 
 
-def _load(state: StageState, number: int) -> PackedShard | None:
+def _load(state: CheckpointStore, number: int) -> PackedShard | None:
     saved = state.part(f"{number:06d}").load()
     if saved is None:
         return None

@@ -9,7 +9,6 @@ drops, and csdn.ingest.counts counts what was found.
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -43,7 +42,7 @@ from csdn.runtime.process import available_cores
 from csdn.runtime.sanitize import refused_in_words
 
 if TYPE_CHECKING:
-    from csdn.data.state import StageState
+    from csdn.data.state import CheckpointStore
     from csdn.params import DataParams, IngestParams
 
 
@@ -119,7 +118,7 @@ def index_new_drops(
     drops: Sequence[Drop],
     settings: IngestParams,
     paths: DataPaths,
-    state: StageState,
+    state: CheckpointStore,
     verified: VerifiedShards,
     processes: int,
     packer: Packer,
@@ -218,7 +217,7 @@ def _forget(entry: NewDrop, paths: DataPaths) -> None:
     for shard in entry.packed:
         if shard is not None:
             (paths.shards / shard.temporary).unlink(missing_ok=True)
-    shutil.rmtree(entry.state.folder)
+    entry.state.remove()
 
 
 def load_index(drop: Drop, paths: DataPaths) -> IndexedDrop:

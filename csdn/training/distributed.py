@@ -27,20 +27,43 @@ def rank_and_world_size() -> tuple[int, int]:
 
 
 def wrap_for_ddp(model: nn.Module) -> nn.Module:
-    """`model` as one of several workers trains it: batch norms are synchronised, gradients averaged.
+    """`model` as one of several workers trains it, with synchronised batch norms; unchanged in one process.
 
-    It shares the tensors of `model`; in one process it is `model`.
+    It shares the tensors of `model`. Call `average_gradients` between the backward pass and the optimiser's
+    step.
     """
     if rank_and_world_size()[1] == 1:
         return model
+    model = synchronise_batch_norms(model)
+    if next(model.parameters()).is_cpu:
+        return model
+    # On GPUs, DDP overlaps the gradient all-reduce with the backward pass.
     return DistributedDataParallel(
-        synchronise_batch_norms(model),
+        model,
         broadcast_buffers=False,
         gradient_as_bucket_view=True,
         # With it DDP keeps its buckets after the first step, so that a resumed run sums gradients in the same
         # order as an uninterrupted one.
         find_unused_parameters=True,
     )
+
+
+@torch.no_grad()
+def average_gradients(model: nn.Module) -> None:
+    """Replace each parameter's gradient by its mean over the ranks; model: of `wrap_for_ddp`.
+
+    On GPUs DDP has done so in the backward pass. On CPUs there is nothing to overlap: all ranks wait for each
+    other at every batch norm, and an all-reduce beside the backward pass would compete with it for cores.
+    """
+    if rank_and_world_size()[1] == 1 or isinstance(model, DistributedDataParallel):
+        return
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    together = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(together)
+    together /= rank_and_world_size()[1]
+    parts = together.split([gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view(gradient.shape))  # in the gradient's own layout (channels_last)
 
 
 def all_gather_with_grad(rows: Tensor) -> Tensor:
@@ -56,7 +79,8 @@ def all_gather_with_grad(rows: Tensor) -> Tensor:
 class _Gather(torch.autograd.Function):
     """Forward: all-gather. Backward: reduce-scatter of the gradients.
 
-    torch.distributed.nn.functional.all_gather does the same, but torch 2.15 deprecates it for a private module.
+    torch.distributed.nn.functional.all_gather does the same, but is deprecated since torch 2.15; what is
+    recommended instead is a private module.
     """
 
     @staticmethod
@@ -128,8 +152,8 @@ class SyncedBatchNorm(_BatchNorm):
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(constant_mean, self.momentum)
             self.running_var.lerp_(constant_variance * (count / (count - 1)), self.momentum)
-        # The kernel of batch norm takes statistics as constants. So they are in weight and bias too: there they
-        # add nothing to the values, but give the gradient its way.
+        # The kernel of batch norm takes the statistics as constants. The factor 1 in the weight and the
+        # summand 0 in the bias carry the gradient to them.
         scale = (variance + self.eps).rsqrt()
         weight = self.weight * (scale / scale.detach())
         bias = self.bias + weight * scale.detach() * (constant_mean - mean)

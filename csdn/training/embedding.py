@@ -35,6 +35,7 @@ from csdn.training.checkpoint import State, model_tensors, restore_training, sav
 from csdn.training.distributed import (
     all_gather_with_grad,
     all_reduce_any,
+    average_gradients,
     rank_and_world_size,
     wrap_for_ddp,
 )
@@ -150,6 +151,7 @@ def training_step(
     )
     optimizer.zero_grad(set_to_none=True)
     losses["total"].backward()
+    average_gradients(model)
     optimizer.step()
     return losses
 

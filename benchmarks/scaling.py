@@ -27,9 +27,8 @@ from csdn.cluster.session import ray_session
 from csdn.cluster.train import train_on_ray
 from csdn.data.catalog import SampleTable
 from csdn.data.loader import TrainLoader
-from csdn.data.state import StageState
+from csdn.data.state import CheckpointStore
 from csdn.params import load_params
-from csdn.training.checkpoint import CheckpointStore
 from csdn.training.embedding import EmbeddingWork
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
@@ -115,8 +114,7 @@ def train(table: SampleTable, root: Path, steps: int, count: int) -> tuple[float
     params = params.model_copy(update={"scaling": params.scaling.model_copy(update=scaling)})
     seen: list[tuple[float, int, float]] = []
     state = root / f"state-{count}"
-    state.mkdir()
-    train_on_ray(params, work(table, root, params), CheckpointStore(StageState(state), None), watch(seen))
+    train_on_ray(params, work(table, root, params), CheckpointStore(state), watch(seen))
     (began, first, _), *rest = seen[SETTLING - 1 :]
     ended, last, _ = rest[-1]
     return (ended - began) / (last - first), statistics.median(share for _, _, share in rest)

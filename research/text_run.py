@@ -19,7 +19,7 @@ from csdn.data.catalog import load_dataset
 from csdn.data.features import MakeEmbeds, extract_features, extract_local
 from csdn.data.loader import ImageBatches, TrainLoader, TrainSource
 from csdn.data.shards import shards_at
-from csdn.data.state import StageState
+from csdn.data.state import CheckpointStore
 from csdn.evaluation.run import Experiment, embedders, prepare, test_batches
 from csdn.evaluation.scores import feature_distances, trial_metrics, trial_statistics
 from csdn.ingest.run import ingest
@@ -182,10 +182,10 @@ def cosines(g: np.ndarray, clip: np.ndarray, people: np.ndarray, modality: np.nd
 
 
 @contextmanager
-def unsaved() -> Iterator[StageState]:
+def unsaved() -> Iterator[CheckpointStore]:
     """State of a run that is not continued: a killed one starts again."""
     with tempfile.TemporaryDirectory() as folder:
-        yield StageState(Path(folder))
+        yield CheckpointStore(Path(folder))
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from csdn.data.catalog import (
     write_table,
 )
 from csdn.data.shards import VerifiedShards, has_bytes_of
-from csdn.data.state import StageState, open_state, state_key
+from csdn.data.state import CheckpointStore, open_state, state_key
 from csdn.ingest.counts import facts_of_cameras, summary
 from csdn.ingest.identities import SplitRule, read_aliases
 from csdn.ingest.ledger import LEDGER, SHORT, Drop, Status, drop_id
@@ -153,7 +153,7 @@ class NewDrop:
     ignored: int
     tasks: list[ShardTask]
     packed: list[PackedShard | None]
-    state: StageState
+    state: CheckpointStore
 
 
 def damaged_shards(
@@ -185,7 +185,7 @@ def content_settings(settings: IngestParams) -> dict[str, Any]:
 
 
 def list_drop(
-    drop: Drop, paths: DataPaths, state: StageState, damaged: Sequence[str], processes: int
+    drop: Drop, paths: DataPaths, state: CheckpointStore, damaged: Sequence[str], processes: int
 ) -> NewDrop:
     """The drop as its source lists it, with the shards that an earlier run finished; raises UserError."""
     try:
@@ -241,14 +241,16 @@ def check_unchanged(
 # same.
 
 
-def forget_others(state: StageState, wanted: Collection[StageState]) -> None:
+def forget_others(state: CheckpointStore, wanted: Collection[CheckpointStore]) -> None:
     """Remove the states of drops that are finished, not in the ledger, or were read with other settings."""
     for folder in state.folder.iterdir():
         if folder.is_dir() and folder not in {part.folder for part in wanted}:
             shutil.rmtree(folder)
 
 
-def saved_shards(state: StageState, tasks: Sequence[ShardTask], readers: int) -> list[PackedShard | None]:
+def saved_shards(
+    state: CheckpointStore, tasks: Sequence[ShardTask], readers: int
+) -> list[PackedShard | None]:
     """For each task its shard of an earlier run; None where there is none, or it has changed."""
     found = [_load(state, number) for number in range(len(tasks))]
     if tasks and (store := tasks[0].settings.store) and any(found):
@@ -275,7 +277,7 @@ def shard_path(packed: PackedShard, folder: Path) -> Path | None:
     return next((path for path in candidates if has_bytes_of(packed.name, path)), None)
 
 
-def _load(state: StageState, number: int) -> PackedShard | None:
+def _load(state: CheckpointStore, number: int) -> PackedShard | None:
     saved = state.part(f"{number:06d}").load()
     if saved is None:
         return None
@@ -294,7 +296,7 @@ def _load(state: StageState, number: int) -> PackedShard | None:
 def index_new_drops(
     drops: Sequence[Drop],
     paths: DataPaths,
-    state: StageState,
+    state: CheckpointStore,
     verified: VerifiedShards,
     processes: int,
     packer: Packer,
@@ -387,7 +389,7 @@ def _forget(entry: NewDrop, paths: DataPaths) -> None:
     for shard in entry.packed:
         if shard is not None:
             (paths.shards / shard.temporary).unlink(missing_ok=True)
-    shutil.rmtree(entry.state.folder)
+    entry.state.remove()
 
 
 def load_index(drop: Drop, paths: DataPaths) -> IndexedDrop:

@@ -27,7 +27,7 @@ from csdn.data.catalog import Dataset, SampleTable, load_dataset
 from csdn.data.features import Embed, Embedder, extract_features, extract_local
 from csdn.data.loader import ImageBatches
 from csdn.data.shards import shards_at
-from csdn.data.state import StageState, open_state, stage_key
+from csdn.data.state import CheckpointStore, open_state, stage_key
 from csdn.evaluation.baselines import clip_embed, flipped
 from csdn.evaluation.run import Experiment, prepare, untrained
 from csdn.evaluation.scores import feature_distances, random_ranking
@@ -331,7 +331,7 @@ def embed_models(
     table: SampleTable,
     params: Params,
     data: Path,
-    state: StageState,
+    state: CheckpointStore,
     progress: Progress,
     embedder: Embedder,
     device: torch.device,

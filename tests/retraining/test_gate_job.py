@@ -358,12 +358,12 @@ def test_features_of_other_images_are_not_resumed(project):
     project.champion(seed=2)
     with pytest.raises(KeyboardInterrupt):
         run_gate(project.params(), project.root, silent, stopping)
-    states = set((project.root / ".state").glob("*/lock"))
+    states = set((project.root / ".state").glob("*/stage"))
     ledger = project.root / "data/drops.json"
     write_ledger(decide(read_ledger(ledger), more.id, Status.REJECTED, "wrong labels"), ledger)
     with pytest.raises(KeyboardInterrupt):
         run_gate(project.params(), project.root, silent, stopping)
-    assert len(set((project.root / ".state").glob("*/lock")) - states) == 1
+    assert len(set((project.root / ".state").glob("*/stage")) - states) == 1
 
 
 def more_people(project):

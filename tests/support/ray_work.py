@@ -20,10 +20,9 @@ from worker_loop import settings
 from csdn.cluster.guard import MARK
 from csdn.data.catalog import load_dataset
 from csdn.data.loader import TrainLoader
-from csdn.data.state import StageState
+from csdn.data.state import CheckpointStore
 from csdn.model import CSDN
 from csdn.params import Params, load_params
-from csdn.training.checkpoint import CheckpointStore
 from csdn.training.embedding import EmbeddingWork, train_embedding
 
 # The marks of modules that run Ray.
@@ -51,8 +50,7 @@ def make_work(root: Path, epochs: int = 3) -> EmbeddingWork:
 
 
 def make_state(folder: Path, storage: str | None = None) -> CheckpointStore:
-    folder.mkdir()
-    return CheckpointStore(StageState(folder), storage)
+    return CheckpointStore(folder, storage)
 
 
 def make_params(workers: int, **scaling: object) -> Params:

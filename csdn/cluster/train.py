@@ -26,7 +26,7 @@ from csdn.data.state import CheckpointStore, CheckpointTimer, Saved
 from csdn.model.device import configure_torch
 from csdn.params import Params, ScalingParams
 from csdn.runtime.errors import UserError
-from csdn.training.checkpoint import model_tensors, restore_model
+from csdn.training.checkpoint import restore_model
 from csdn.training.distributed import rank_and_world_size
 from csdn.training.embedding import EmbeddingWork, train_embedding
 
@@ -154,7 +154,7 @@ def _train(work: EmbeddingWork, state: WorkerState, scaling: ScalingParams, acto
     timer = CheckpointTimer(max_s=scaling.checkpoint_seconds)
     text_table = work.text_table.to(device)
     rows = train_embedding(model, text_table, loader, work.settings, state, report, timer, work.precision)
-    state.save({"epoch": work.settings.epochs, "step": 0, "log": rows}, model_tensors(model))
+    state.save({"epoch": work.settings.epochs, "step": 0, "log": rows}, model.state_dict(prefix="model."))
 
 
 class WorkerState:

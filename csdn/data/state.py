@@ -95,10 +95,10 @@ def open_state(
     """
     from filelock import FileLock, Timeout  # imported here: worker processes need no lock
 
-    folder = Path(root) / key
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder, lock_file = Path(root) / key, Path(root) / f"{key}.lock"
+    lock_file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        lock = FileLock(_lock_of(folder), timeout=LOCK_SECONDS).acquire()
+        lock = FileLock(lock_file, timeout=LOCK_SECONDS).acquire()
     except Timeout:
         raise UserError(
             f"{folder}: another process is running this stage on the same data and parameters; "
@@ -109,18 +109,18 @@ def open_state(
             temporary.write_text(stage)
         _remove_older(stage, folder)
         store = CheckpointStore(folder, checkpoint_dir)
-        with _last_save_noted(stage, folder):
+        try:
             yield store
+        except BaseException as error:
+            if saves := [file.stat().st_mtime for file in folder.rglob("state.json")]:
+                age = max(0.0, time.time() - max(saves))  # csdn.runtime.process shows this note
+                error.add_note(
+                    f"what {stage} saved {age:.0f} s ago is kept: "
+                    "run the same command again to continue from there"
+                )
+            raise
         store.remove()
-        _lock_of(folder).unlink()
-
-
-def _lock_of(folder: Path) -> Path:
-    """The lock file lies beside the folder, so that it is the last thing of a state that is removed.
-
-    filelock acquires no lock of a removed file.
-    """
-    return folder.with_name(f"{folder.name}.lock")
+        lock_file.unlink()  # last, under the lock: filelock acquires no lock of a removed file
 
 
 def _remove_older(stage: str, folder: Path) -> None:
@@ -133,25 +133,10 @@ def _remove_older(stage: str, folder: Path) -> None:
             if name.parent != folder and name.read_text() == stage:
                 others[name.parent] = name.stat().st_mtime
     for other in sorted(others, key=others.get, reverse=True)[KEPT:]:
-        with suppress(Timeout), FileLock(_lock_of(other), timeout=0):  # Timeout: it is in use
+        lock_file = other.with_name(f"{other.name}.lock")
+        with suppress(Timeout), FileLock(lock_file, timeout=0):  # Timeout: it is in use
             shutil.rmtree(other, ignore_errors=True)
-            _lock_of(other).unlink()
-
-
-@contextmanager
-def _last_save_noted(stage: str, folder: Path) -> Iterator[None]:
-    """Add the age of the last checkpoint to an error of the block; csdn.runtime.process shows this note."""
-    try:
-        yield
-    except BaseException as error:
-        saves = [file.stat().st_mtime for file in folder.rglob("state.json")]
-        if saves:
-            age = max(0.0, time.time() - max(saves))
-            error.add_note(
-                f"what {stage} saved {age:.0f} s ago is kept: "
-                "run the same command again to continue from there"
-            )
-        raise
+            lock_file.unlink()
 
 
 class CheckpointStore:
@@ -176,7 +161,11 @@ class CheckpointStore:
 
         position: JSON values. Imports torch only where there are tensors.
         """
-        data = _to_bytes(tensors) if tensors else b""
+        data = b""
+        if tensors:
+            from safetensors.torch import save
+
+            data = save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()})
         digest = hashlib.sha256(data).hexdigest()
         name = f"{digest[:16]}.safetensors" if data else None
         if name:
@@ -196,7 +185,12 @@ class CheckpointStore:
         """
         readers: dict[str, Read] = {"": lambda name: (self.folder / name).read_bytes(), **self._attempts()}
         headers = {place: header for place, read in readers.items() if (header := _read_header(read))}
-        for place in sorted(headers, key=lambda place: _progress(headers[place]), reverse=True):
+        # Stage 2 alone has attempts; its position is that in its plan.
+        progress = {
+            place: (header["position"].get("epoch", 0), header["position"].get("step", 0))
+            for place, header in headers.items()
+        }
+        for place in sorted(headers, key=progress.get, reverse=True):
             tensors = _read_tensors(headers[place], readers[place])
             if tensors is not None:
                 self._loaded = place
@@ -223,13 +217,12 @@ class CheckpointStore:
 
         if not self.checkpoint_dir:
             return LocalFileSystem(), str(self.folder.absolute() / "attempts")
-        own = f"{clone_name(self.folder.parent)}/{self.folder.name[:16]}"
-        if "://" not in self.checkpoint_dir:
-            return LocalFileSystem(), f"{Path(self.checkpoint_dir).absolute()}/{own}"
-        from csdn.data.storage import arrow_filesystem  # imported here: it imports a client of S3
+        filesystem, root = LocalFileSystem(), str(Path(self.checkpoint_dir).absolute())
+        if "://" in self.checkpoint_dir:
+            from csdn.data.storage import arrow_filesystem  # imported here: it imports a client of S3
 
-        filesystem, root = arrow_filesystem(self.checkpoint_dir)
-        return filesystem, f"{root}/{own}"
+            filesystem, root = arrow_filesystem(self.checkpoint_dir)
+        return filesystem, f"{root}/{clone_name(self.folder.parent)}/{self.folder.name[:16]}"
 
     def remove_other_attempts(self) -> None:
         """Remove every attempt except the loaded one, which bounds storage."""
@@ -264,11 +257,6 @@ def _read_header(read: Read) -> dict[str, Any] | None:
     return None
 
 
-def _progress(header: Mapping[str, Any]) -> tuple[int, int]:
-    """Where stage 2, which alone has attempts, stands in its plan."""
-    return header["position"].get("epoch", 0), header["position"].get("step", 0)
-
-
 def _read_tensors(header: Mapping[str, Any], read: Read) -> dict[str, torch.Tensor] | None:
     """The tensors of a checkpoint; None where they are missing or damaged."""
     if header["tensors"] is None:
@@ -281,12 +269,6 @@ def _read_tensors(header: Mapping[str, Any], read: Read) -> dict[str, torch.Tens
         if hashlib.sha256(data).hexdigest() == header["sha256"]:
             return dict(sorted(load(data).items()))  # safetensors returns them in random order
     return None
-
-
-def _to_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    from safetensors.torch import save
-
-    return save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()})
 
 
 def clone_name(root: Path) -> str:

@@ -36,7 +36,7 @@ def save_training(
 
     Raises Diverged, before anything is saved, where a tensor is not finite; advice: as in `check_tensors`.
     """
-    tensors = model_tensors(module) | optimizer_tensors(optimizer)
+    tensors = module.state_dict(prefix="model.") | optimizer_tensors(optimizer)
     check_tensors(tensors, rows[-1], advice)
     state.save({"epoch": position[0], "step": position[1], "log": rows}, tensors)
 
@@ -52,13 +52,8 @@ def restore_training(state: State, module: nn.Module, optimizer: Optimizer) -> t
     return position["epoch"], position["step"], position["log"]
 
 
-def model_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers as `model.<name>`."""
-    return {f"model.{name}": tensor for name, tensor in module.state_dict().items()}
-
-
 def restore_model(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """The inverse of `model_tensors`."""
+    """Load the tensors named `model.<name>`, as `module.state_dict(prefix="model.")` gives them."""
     own = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
     module.load_state_dict(own)
 

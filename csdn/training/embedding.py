@@ -30,7 +30,7 @@ from csdn.model.device import configure_torch
 from csdn.model.weights import check_weights, misfits, read_safetensors, refuse, shapes
 from csdn.params import EmbeddingParams, Params
 from csdn.runtime.files import atomic_folder, write_json
-from csdn.training.checkpoint import State, model_tensors, restore_training, save_training
+from csdn.training.checkpoint import State, restore_training, save_training
 from csdn.training.distributed import (
     all_gather_with_grad,
     all_reduce_any,
@@ -109,7 +109,7 @@ def train_embedding(
                         position = (epoch + 1, 0) if last else (epoch, done)
                         save_training(state, model, optimizer, position, log.rows, ADVICE)
         first_step = 0
-    check_tensors(model_tensors(model), log.rows[-1], ADVICE)
+    check_tensors(model.state_dict(prefix="model."), log.rows[-1], ADVICE)
     return log.rows
 
 

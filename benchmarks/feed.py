@@ -29,12 +29,12 @@ import torch
 from csdn.data.augment import TrainTransform, draw_views, resize
 from csdn.data.batch import VIEWS
 from csdn.data.catalog import SampleTable, load_dataset
-from csdn.data.loader import TrainLoader, TrainSource
+from csdn.data.loader import TrainLoader
 from csdn.data.rng import generator
 from csdn.data.sampler import BatchPlan, epoch_plan
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
-from feed_data import write_data
+from feed_data import train_source, write_data
 from machine import machine
 
 SIZE, PADDING, PEOPLE, IMAGES = (288, 144), 10, 8, 4
@@ -92,9 +92,7 @@ def speed(data: Path) -> None:
 
 
 def make_loader(table: SampleTable, data: Path, processes: int) -> TrainLoader:
-    return TrainLoader(
-        TrainSource(table, data / "shards", PEOPLE, IMAGES, SIZE, "imagenet", PADDING, 0), processes
-    )
+    return TrainLoader(train_source(table, data / "shards", PEOPLE, IMAGES, SIZE, PADDING), processes)
 
 
 class PlainLoop:

@@ -26,14 +26,13 @@ import torch
 from csdn.cluster.session import ray_session
 from csdn.cluster.train import train_on_ray
 from csdn.data.catalog import SampleTable
-from csdn.data.loader import TrainLoader, TrainSource
-from csdn.data.state import StageState
+from csdn.data.loader import TrainLoader
+from csdn.data.state import CheckpointStore
 from csdn.params import load_params
-from csdn.training.checkpoint import CheckpointStore
 from csdn.training.embedding import EmbeddingWork
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
-from feed_data import write_data
+from feed_data import train_source, write_data
 from machine import machine
 from ray_work import make_params, make_state, make_work, worker_pids, write_images
 from speed_parts import SIZE, rn50
@@ -69,7 +68,7 @@ def feeds(table: SampleTable, shards: Path) -> None:
     """Images per second of each loader with two processes; the rounds alternate, the best of each counts."""
     from csdn.cluster.ray_loader import RayTrainLoader
 
-    source = TrainSource(table, shards, PEOPLE, IMAGES, SIZE, "imagenet", PADDING, 0)
+    source = train_source(table, shards, PEOPLE, IMAGES, SIZE, PADDING)
     local = TrainLoader(source, 2)
     best = {"DataLoader": 0.0, "Ray Data": 0.0}
     firsts = []
@@ -115,8 +114,7 @@ def train(table: SampleTable, root: Path, steps: int, count: int) -> tuple[float
     params = params.model_copy(update={"scaling": params.scaling.model_copy(update=scaling)})
     seen: list[tuple[float, int, float]] = []
     state = root / f"state-{count}"
-    state.mkdir()
-    train_on_ray(params, work(table, root, params), CheckpointStore(StageState(state), None), watch(seen))
+    train_on_ray(params, work(table, root, params), CheckpointStore(state), watch(seen))
     (began, first, _), *rest = seen[SETTLING - 1 :]
     ended, last, _ = rest[-1]
     return (ended - began) / (last - first), statistics.median(share for _, _, share in rest)
@@ -151,7 +149,7 @@ def work(table: SampleTable, root: Path, params: object) -> EmbeddingWork:
     torch.manual_seed(0)
     model = rn50(PEOPLE, text_layers=1).train().channels_last()  # the text is a table here
     settings = params.embedding.model_copy(update={"epochs": 1})
-    source = TrainSource(table, root / "trained" / "shards", PEOPLE, IMAGES, SIZE, "imagenet", PADDING, 0)
+    source = train_source(table, root / "trained" / "shards", PEOPLE, IMAGES, SIZE, PADDING)
     return EmbeddingWork(model, torch.randn(PEOPLE, model.config.embed_dim), source, settings)
 
 

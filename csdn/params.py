@@ -72,7 +72,7 @@ class IngestParams(Section):
     max_bad_fraction: Fraction
     max_pixels: Annotated[int, Field(ge=1, le=MAX_PIXELS)]
     shard_megabytes: Count
-    grey16_range: dict[str, Grey16Range] = {}  # by camera; "*": all others (csdn.ingest.grey16)
+    grey16_range: dict[str, Grey16Range] = {}  # by camera; "*": all others (csdn.ingest.pack)
 
 
 class ModelParams(Section):

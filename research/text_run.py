@@ -17,8 +17,9 @@ from torch import Tensor
 
 from csdn.data.catalog import load_dataset
 from csdn.data.features import MakeEmbeds, extract_features, extract_local
-from csdn.data.loader import ImageBatches, TrainLoader
-from csdn.data.state import StageState
+from csdn.data.loader import ImageBatches, TrainLoader, TrainSource
+from csdn.data.shards import shards_at
+from csdn.data.state import CheckpointStore
 from csdn.evaluation.run import Experiment, embedders, prepare, test_batches
 from csdn.evaluation.scores import feature_distances, trial_metrics, trial_statistics
 from csdn.ingest.run import ingest
@@ -29,8 +30,8 @@ from csdn.params import Params, parse_params
 from csdn.runtime.documents import read_yaml
 from csdn.runtime.files import atomic_folder
 from csdn.synthetic.sets import MARKER, PeopleSet, images_of, png
-from csdn.training.embedding import load_prompts, train_embedding, train_source
-from csdn.training.inputs import TrainingInputs, training_inputs
+from csdn.training.embedding import load_prompts, train_embedding
+from csdn.training.warm_start import TrainingInputs, training_inputs
 from csdn.training.prompts import image_batches, run_prompts
 
 ROOT = Path(__file__).parents[1]
@@ -87,7 +88,7 @@ def run(people: Path, setting: Mapping[str, Any], seed: int, name: str) -> dict[
         run_prompts(params, data, stage1, people / f"prompts-{seed}.json", silent)
     inputs = training_inputs(params, data, "embedding", stage1 / "prompts.safetensors")
     given = prepared(name, inputs, load_prompts(inputs.model, stage1 / "prompts.safetensors"), params, data)
-    feed = TrainLoader(train_source(params, inputs.table, data), params.scaling.loader_workers)
+    feed = TrainLoader(TrainSource(params, inputs.table, shards_at(params, data)), params.scaling.loader_workers)
     inputs.model.channels_last()
     with unsaved() as state:
         rows = train_embedding(
@@ -181,10 +182,10 @@ def cosines(g: np.ndarray, clip: np.ndarray, people: np.ndarray, modality: np.nd
 
 
 @contextmanager
-def unsaved() -> Iterator[StageState]:
+def unsaved() -> Iterator[CheckpointStore]:
     """State of a run that is not continued: a killed one starts again."""
     with tempfile.TemporaryDirectory() as folder:
-        yield StageState(Path(folder))
+        yield CheckpointStore(Path(folder))
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from csdn.runtime.documents import read_yaml
 from csdn.runtime.files import write_json
 from csdn.training.champion import Start
 from csdn.training.embedding import run_embedding, train_local
-from csdn.training.inputs import training_inputs
+from csdn.training.warm_start import training_inputs
 from csdn.training.prompts import image_batches, run_prompts
 from csdn.training.warm_start import WarmStart
 

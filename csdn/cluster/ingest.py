@@ -48,7 +48,7 @@ class _Pack:
     def _pack(self, task: ShardTask) -> PackedShard:
         if self.folder.is_dir():  # addresses may be relative to the project folder, if the node has it
             os.chdir(self.folder)
-        if not task.store:
+        if not task.settings.store:
             return pack(replace(task, folder=self.folder / task.folder))
         with tempfile.TemporaryDirectory() as folder:
             return pack(replace(task, folder=Path(folder)))

@@ -20,11 +20,11 @@ from torch import Tensor
 from csdn.cluster.progress import progress_actor
 from csdn.cluster.ray_loader import RayTrainLoader
 from csdn.cluster.session import ray_session
-from csdn.data.state import CheckpointTimer, as_files, saved_files
+from csdn.data.state import CheckpointStore, CheckpointTimer, Saved
 from csdn.model.device import configure_torch
 from csdn.params import Params, ScalingParams
 from csdn.runtime.errors import UserError
-from csdn.training.checkpoint import CheckpointStore, Saved, model_tensors, restore_model
+from csdn.training.checkpoint import restore_model
 from csdn.training.distributed import rank_and_world_size
 from csdn.training.embedding import EmbeddingWork, train_embedding
 
@@ -47,7 +47,7 @@ def train_on_ray(
     with ray_session(scaling.address, cores):
         _warn_of_missing_cores(ray.cluster_resources().get("CPU", 0), scaling)
         job = ray.put((work, checkpoints.load()))
-        checkpoints.forget_others()
+        checkpoints.remove_other_attempts()
         with progress_actor(report) as actor:
             _fit(scaling, {"job": job, "progress": actor, "scaling": scaling}, checkpoints)
             if failure := ray.get(actor.failure.remote()):
@@ -72,7 +72,8 @@ def _fit(scaling: ScalingParams, config: dict[str, Any], checkpoints: Checkpoint
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    checkpoints.filesystem.create_dir(checkpoints.folder, recursive=True)
+    filesystem, folder = checkpoints.storage
+    filesystem.create_dir(folder, recursive=True)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=config,
@@ -84,8 +85,8 @@ def _fit(scaling: ScalingParams, config: dict[str, Any], checkpoints: Checkpoint
         ),
         run_config=RunConfig(
             name=secrets.token_hex(8),
-            storage_path=checkpoints.folder,
-            storage_filesystem=checkpoints.filesystem,
+            storage_path=folder,
+            storage_filesystem=filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
             failure_config=FailureConfig(max_failures=scaling.max_failures),
             callbacks=[WorkerFailureCallback(config["progress"])],
@@ -149,11 +150,11 @@ def _train(work: EmbeddingWork, state: WorkerState, scaling: ScalingParams, acto
     timer = CheckpointTimer(max_s=scaling.checkpoint_seconds)
     text_table = work.text_table.to(device)
     rows = train_embedding(model, text_table, loader, work.settings, state, report, timer, work.precision)
-    state.save({"epoch": work.settings.epochs, "step": 0, "log": rows}, model_tensors(model))
+    state.save({"epoch": work.settings.epochs, "step": 0, "log": rows}, model.state_dict(prefix="model."))
 
 
 class WorkerState:
-    """The training state, kept in Ray Train's checkpoints; the interface is csdn.data.state.StageState's.
+    """The training state, kept in Ray Train's checkpoints; the interface is csdn.training.checkpoint.State.
 
     resume: the state that earlier runs saved, for the first start. All workers call each method together.
     """
@@ -167,7 +168,7 @@ class WorkerState:
         if checkpoint is None:
             return self.resume
         with checkpoint.as_directory() as folder:
-            return saved_files(lambda name: (Path(folder) / name).read_bytes()) or self.resume
+            return CheckpointStore(Path(folder)).load() or self.resume
 
     def save(self, position: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
         """Report a checkpoint to Ray Train; rank 0 writes it, the others wait until it is complete."""
@@ -175,8 +176,7 @@ class WorkerState:
             ray.train.report({})
             return
         with tempfile.TemporaryDirectory() as folder:
-            for name, data in as_files(position, tensors).items():
-                (Path(folder) / name).write_bytes(data)
+            CheckpointStore(Path(folder)).save(position, tensors)
             ray.train.report({}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     def leaving(self) -> bool:

@@ -40,7 +40,7 @@ class ImageRecord:
 
     `path` is relative to the drop's root, with `/`. `person` and `camera` are the labels as given ("": none).
     `size` is in bytes, 0 where it is not known before reading. `etag` identifies the content where the source
-    has one. The authors of a benchmark give more: `sides`, "train" or "test" in each of their splits (""
+    has one. The authors of a benchmark give more: `splits`, "train" or "test" in each of their splits (""
     where the image is on no list), and `places`, its position in their gallery order, from 0, in each of
     their trials.
     """
@@ -52,14 +52,14 @@ class ImageRecord:
     size: int
     captured_at: str | None = None
     etag: str | None = None
-    sides: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
     places: tuple[int, ...] = ()
 
 
 # The Parquet files of `data/`; the same rows give the same bytes.
 
 
-TABLES_VERSION = 2
+TABLES_VERSION = 3
 _VERSION_KEY = b"csdn_index_version"
 _FACTS_KEY = b"csdn_facts"
 
@@ -70,7 +70,7 @@ def _schema(**types: pa.DataType) -> pa.Schema:
 
 # data/index/<drop id>.parquet: a row for each good image of a drop, sorted by path. `offset` and `size` are
 # those of the image's bytes in the shard; `person` and `camera` are the labels as given. Rows with the same
-# key have the same image. `sides` and `places` are null except in benchmarks (see ImageRecord).
+# key have the same image. `splits` and `places` are null except in benchmarks (see ImageRecord).
 INDEX_SCHEMA = _schema(
     key=pa.string(),
     extension=pa.string(),
@@ -84,7 +84,7 @@ INDEX_SCHEMA = _schema(
     width=pa.int32(),
     height=pa.int32(),
     captured_at=pa.string(),
-    sides=pa.list_(pa.string()),
+    splits=pa.list_(pa.string()),
     places=pa.list_(pa.int32()),
 )
 
@@ -106,7 +106,7 @@ PEOPLE_SCHEMA = _schema(
     row=pa.int64(),
     person=pa.string(),
     bucket=pa.int32(),
-    side=pa.string(),
+    split=pa.string(),
     status=pa.string(),
     visible=pa.int64(),
     infrared=pa.int64(),
@@ -121,7 +121,7 @@ SAMPLES_SCHEMA = _schema(
     offset=pa.int64(),
     size=pa.int64(),
     person_row=pa.int64(),
-    side=pa.string(),
+    split=pa.string(),
     modality=pa.string(),
     camera=pa.string(),
     path=pa.string(),
@@ -247,7 +247,7 @@ class Dataset:
     def test_index(self) -> dict[str, list[Any]]:
         """The test images as the columns of csdn.evaluation.protocols; row n is row n of `test_table`."""
         names = dict(zip(self.people["row"].to_pylist(), self.people["person"].to_pylist(), strict=True))
-        rows = self.samples.filter(pa.compute.equal(self.samples["side"], "test"))
+        rows = self.samples.filter(pa.compute.equal(self.samples["split"], "test"))
         columns = {name: rows[name].to_pylist() for name in ("modality", "camera", "key", "path", "places")}
         return {"person": [names[row] for row in rows["person_row"].to_pylist()], **columns}
 
@@ -264,7 +264,7 @@ def load_dataset(root: str | Path = "data") -> Dataset:
 
 
 def _sample_table(samples: pa.Table, split: str) -> SampleTable:
-    rows = samples.filter(pa.compute.equal(samples["side"], split)).combine_chunks()
+    rows = samples.filter(pa.compute.equal(samples["split"], split)).combine_chunks()
     shard_names, shard = _codes(rows["shard"])
     camera_names, camera = _codes(rows["camera"])
     person_row = rows["person_row"].to_numpy()

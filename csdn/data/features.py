@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from csdn.data.loader import ImageBatches, load_images
-from csdn.data.state import CheckpointTimer, StageState
+from csdn.data.state import CheckpointStore, CheckpointTimer
 from csdn.params import ScalingParams
 
 # Images [B, 3, H, W] of one modality -> features [B, D].
@@ -45,7 +45,7 @@ def embed_batch(embeds: Mapping[str, Embed], images: Tensor, modality: str) -> d
 def extract_features(
     batches_from: Callable[[int], Iterable[Embedded]],
     count: int,
-    state: StageState,
+    state: CheckpointStore,
     report: Callable[[int, int], None],
     timer: CheckpointTimer | None = None,
 ) -> dict[str, np.ndarray]:
@@ -81,7 +81,9 @@ def _store(
         features.setdefault(name, np.zeros((count, part.shape[1]), np.float32))[indices] = part.cpu().numpy()
 
 
-def _save(features: Mapping[str, np.ndarray], unsaved: list[np.ndarray], done: int, state: StageState) -> int:
+def _save(
+    features: Mapping[str, np.ndarray], unsaved: list[np.ndarray], done: int, state: CheckpointStore
+) -> int:
     """Save the features of the unsaved indices after `done` saved images; returns how many are saved now."""
     indices = np.concatenate(unsaved)
     tensors = {name: torch.from_numpy(values[indices]) for name, values in features.items()}
@@ -90,7 +92,7 @@ def _save(features: Mapping[str, np.ndarray], unsaved: list[np.ndarray], done: i
     return images
 
 
-def _load(features: dict[str, np.ndarray], count: int, state: StageState) -> int:
+def _load(features: dict[str, np.ndarray], count: int, state: CheckpointStore) -> int:
     """Load the saved features into `features`; returns of how many images they are, in the order of the
     batches.
     """

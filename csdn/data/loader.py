@@ -32,6 +32,7 @@ from torch.utils.data import Dataset as TorchDataset
 from csdn.data.batch import ImageReader, TestBatchReader, TrainBatchReader
 from csdn.data.catalog import MODALITIES, SampleTable
 from csdn.data.sampler import BatchPlan, EpochPlan, epoch_batches, epoch_plan, sequential_plan
+from csdn.params import Params
 from csdn.runtime.errors import UserError
 from csdn.runtime.process import set_parent_death_signal
 
@@ -76,28 +77,21 @@ def train_batch(row: BatchPlan, images: np.ndarray) -> TrainBatch:
 
 
 class TrainSource:
-    """What training batches are made of: the plan of any epoch, and the reader of a row's images.
-    Picklable.
+    """The batches that params.yaml describes: the plan of any epoch, and the reader of a row's images.
+
+    Picklable: every process makes the same batches of it.
     """
 
-    def __init__(
-        self,
-        table: SampleTable,
-        shards: str | Path,
-        people: int,
-        images: int,
-        image_size: Sequence[int],
-        normalize: str,
-        padding: int,
-        seed: int,
-    ) -> None:
-        self.labels, self.modalities = table.label, table.modality
-        self.people, self.images, self.seed = people, images, seed
+    def __init__(self, params: Params, table: SampleTable, shards: str | Path) -> None:
+        batch, model = params.embedding, params.model
+        self.labels, self.modalities, self.seed = table.label, table.modality, params.seed
+        self.people, self.images = batch.identities_per_batch, batch.images_per_identity
+        images = ImageReader(table, shards, model.image_size)
         self.rows = TrainBatchReader(
-            ImageReader(table, shards, image_size), normalize, padding, seed, people * images
+            images, model.normalize, batch.padding, self.seed, self.people * self.images
         )
         infrared = int(np.count_nonzero(self.modalities))
-        self.steps_per_epoch = epoch_batches(len(table) - infrared, infrared, people, images)
+        self.steps_per_epoch = epoch_batches(len(table) - infrared, infrared, self.people, self.images)
 
     def plan(self, epoch: int) -> EpochPlan:
         """Raises UserError where a person lacks a modality, or there are fewer than P people."""

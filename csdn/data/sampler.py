@@ -71,12 +71,7 @@ class EpochPlan:
         )
 
     def slice(self, rank: int, world: int) -> EpochPlan:
-        """The people of each batch that worker `rank` of `world` takes; UserError where P % world != 0."""
-        if self.people % world:
-            raise UserError(
-                f"embedding.identities_per_batch = {self.people} cannot be split over "
-                f"scaling.workers = {world}: choose a number of workers that divides it"
-            )
+        """The people of each batch that worker `rank` of `world` takes; `world` divides P (csdn.params)."""
         share = self.people // world
         own = slice(rank * share, (rank + 1) * share)
         return EpochPlan(

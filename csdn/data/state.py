@@ -1,18 +1,18 @@
-"""State of an unfinished stage: its position and tensors, so that a killed run continues exactly.
+"""Checkpoints of an unfinished stage: its position and tensors, so that a killed run continues exactly.
 
-    .state/clone                        random text that names this clone in storage that several clones share
-    .state/<key>/lock                   locked while the stage runs; holds the stage's name
-    .state/<key>/<part>/<n>.safetensors tensors of a part of the stage
-    .state/<key>/<part>/state.json      position, name and hash of the tensors; replaced last
+    .state/clone                            random text that names this clone in storage that clones share
+    .state/<key>.lock                       locked while the stage runs
+    .state/<key>/stage                      the stage's name
+    .state/<key>/<part>/<hash>.safetensors  tensors of a part of the stage
+    .state/<key>/<part>/state.json          position, name and hash of the tensors; replaced last
 
 The key is a hash of everything that decides the result, so a run never continues from the state of other data
-or parameters. In this order: the key, `open_state` and its lock, `StageState` and its files, when to save
-(`CheckpointTimer`), and the name of a clone.
+or parameters. In this order: the key, `open_state` and its lock, `CheckpointStore`, and when to save
+(`CheckpointTimer`).
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
@@ -22,19 +22,23 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from csdn.runtime.documents import parse_json
 from csdn.runtime.errors import UserError
-from csdn.runtime.files import atomic_write
+from csdn.runtime.files import atomic_write, locked
 
 if TYPE_CHECKING:
     import torch
+    from pyarrow.fs import FileSystem
 
     from csdn.params import Params
 
+Saved = tuple[dict[str, Any], dict[str, "torch.Tensor"]]  # position, tensors
+Read = Callable[[str], bytes]  # the bytes of a file of a checkpoint, by name
 
 # To be raised by one whenever the same inputs and parameters give another result than before.
 METHOD_VERSION = 1
@@ -42,8 +46,7 @@ METHOD_VERSION = 1
 LIBRARIES = ("numpy", "pillow", "simplejpeg", "torch")
 # Unfinished runs of a stage that are kept beside the current one, in case their parameters are used again.
 KEPT = 3
-_INCOMPLETE = (FileNotFoundError, UserError, KeyError, TypeError)  # of files that a saved state lacks
-_opened: list[Path] = []  # the folders of state that this process has opened
+LOCK_SECONDS = 1  # to wait for a lock: another run may be about to end
 
 
 def state_key(**parts: Any) -> str:
@@ -77,158 +80,214 @@ def _file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@contextmanager
-def open_state(stage: str, key: str, root: str | Path = ".state") -> Iterator[StageState]:
-    """The state under `key`, locked against a second run; removed when the block ends without an error.
+# The state of a stage, under its key.
 
-    Also removes the states of the stage's other unfinished runs, except the latest KEPT and those in use.
-    Raises UserError where another process uses this state.
+
+@contextmanager
+def open_state(
+    stage: str, key: str, root: str | Path = ".state", checkpoint_dir: str | None = None
+) -> Iterator[CheckpointStore]:
+    """The checkpoints under `key`, locked against a second run; removed when the block ends without an error.
+
+    Also removes the states of the stage's other unfinished runs, except the latest KEPT and those in use. An
+    error of the block gets a note that says how old the last checkpoint is. checkpoint_dir: as in
+    CheckpointStore. Raises UserError where another process uses this state.
     """
-    folder = Path(root) / key
-    lock = _lock(folder)
-    if lock is None:
+    from filelock import FileLock, Timeout  # imported here: worker processes need no lock
+
+    folder, lock_file = Path(root) / key, Path(root) / f"{key}.lock"
+    lock_file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(lock_file, timeout=LOCK_SECONDS).acquire()
+    except Timeout:
         raise UserError(
             f"{folder}: another process is running this stage on the same data and parameters; "
             "wait for it to end, or stop it, then run the command again"
-        )
+        ) from None
     with lock:
-        lock.truncate(0)
-        lock.write(stage)  # also sets the modification time, by which the latest runs are found
-        lock.flush()
+        with atomic_write(folder / "stage") as temporary:  # its time tells which runs are the latest
+            temporary.write_text(stage)
         _remove_older(stage, folder)
-        _opened.append(folder)
-        yield StageState(folder)
-        _remove(folder)
-
-
-def _lock(folder: Path) -> IO[str] | None:
-    """Lock a state's folder, created if missing; returns the lock file, or None if it is locked."""
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # another process has just removed the folder
-            lock = (folder / "lock").open("a")
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.close()
-                return None
-            if _is_at(lock, folder / "lock"):
-                return lock
-            lock.close()
-
-
-def _is_at(file: IO[str], path: Path) -> bool:
-    """Whether this path still leads to the open file."""
-    with suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    return False
-
-
-def _remove(folder: Path) -> None:
-    """Remove a state whose lock is held; renamed first, so that no process finds half of it."""
-    removed = folder.with_name(f"{folder.name}.removed")
-    folder.replace(removed)
-    shutil.rmtree(removed, ignore_errors=True)  # `_remove_older` removes what is left of it
+        store = CheckpointStore(folder, checkpoint_dir)
+        try:
+            yield store
+        except BaseException as error:
+            if saves := [file.stat().st_mtime for file in folder.rglob("state.json")]:
+                age = max(0.0, time.time() - max(saves))  # csdn.runtime.process shows this note
+                error.add_note(
+                    f"what {stage} saved {age:.0f} s ago is kept: "
+                    "run the same command again to continue from there"
+                )
+            raise
+        store.remove()
+        lock_file.unlink()  # last, under the lock: filelock acquires no lock of a removed file
 
 
 def _remove_older(stage: str, folder: Path) -> None:
     """Remove the states of the stage's unfinished runs except the latest KEPT, which bounds disk usage."""
-    for removed in folder.parent.glob("*.removed"):  # by a process that was killed before the end
-        shutil.rmtree(removed, ignore_errors=True)
+    from filelock import FileLock, Timeout
+
     others = {}
-    for lock in folder.parent.glob("*/lock"):
+    for name in folder.parent.glob("*/stage"):
         with suppress(FileNotFoundError):  # that run has just ended
-            if lock.parent != folder and lock.read_text() == stage:
-                others[lock.parent] = lock.stat().st_mtime
+            if name.parent != folder and name.read_text() == stage:
+                others[name.parent] = name.stat().st_mtime
     for other in sorted(others, key=others.get, reverse=True)[KEPT:]:
-        held = _lock(other)
-        if held:
-            with held:
-                _remove(other)
+        lock_file = other.with_name(f"{other.name}.lock")
+        with suppress(Timeout), FileLock(lock_file, timeout=0):  # Timeout: it is in use
+            shutil.rmtree(other, ignore_errors=True)
+            lock_file.unlink()
 
 
-class StageState:
-    """The saved state of one stage run; open it with `open_state`."""
+class CheckpointStore:
+    """Checkpoints in a folder, each replacing the one before, and those of attempts on a cluster.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    An attempt is one run on Ray, whose workers keep checkpoints in a folder of their own: in `attempts` below
+    the folder, or in `checkpoint_dir` (a folder, or s3://bucket/prefix) below the clone's name and the key.
+    The lock of the state covers both; clones that share a storage never read or remove each other's attempts;
+    and a worker that outlives its run writes to its own attempt only.
+    """
 
-    def part(self, name: str) -> StageState:
-        """The state of one phase, independent of the other phases' states."""
-        folder = self.folder / name
-        folder.mkdir(exist_ok=True)
-        return StageState(folder)
+    def __init__(self, folder: Path, checkpoint_dir: str | None = None) -> None:
+        self.folder, self.checkpoint_dir = folder, checkpoint_dir
+        self._loaded = ""  # the attempt's folder from which `load` read
+
+    def part(self, name: str) -> CheckpointStore:
+        """The checkpoints of one phase, independent of those of other phases."""
+        return CheckpointStore(self.folder / name)
 
     def save(self, position: Mapping[str, Any], tensors: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Replace the saved state; a kill at any moment leaves either the old state or the new one, complete.
+        """Replace the checkpoint; a kill at any moment leaves either the old one or the new one, complete.
 
         position: JSON values. Imports torch only where there are tensors.
         """
-        files = as_files(position, tensors)
-        for name, data in files.items():  # the tensors first, then state.json, which refers to them
+        data = b""
+        if tensors:
+            from safetensors.torch import save
+
+            data = save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()})
+        digest = hashlib.sha256(data).hexdigest()
+        name = f"{digest[:16]}.safetensors" if data else None
+        if name:
             with atomic_write(self.folder / name) as temporary:
                 temporary.write_bytes(data)
+        header = {"tensors": name, "sha256": digest, "position": position}
+        with atomic_write(self.folder / "state.json") as temporary:
+            temporary.write_text(json.dumps(header, allow_nan=False))
         for other in self.folder.glob("*.safetensors"):
-            if other.name not in files:
+            if other.name != name:
                 other.unlink()
 
-    def load(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
-        """The last saved (position, tensors), or None where there is no complete one."""
-        return saved_files(lambda name: (self.folder / name).read_bytes())
+    def load(self) -> Saved | None:
+        """(position, tensors) of the furthest complete checkpoint, here or of an attempt; None without one.
+
+        Raises UserError where the storage of the attempts does not respond or denies access.
+        """
+        readers: dict[str, Read] = {"": lambda name: (self.folder / name).read_bytes(), **self._attempts()}
+        headers = {place: header for place, read in readers.items() if (header := _read_header(read))}
+        # Stage 2 alone has attempts; its position is that in its plan.
+        progress = {
+            place: (header["position"].get("epoch", 0), header["position"].get("step", 0))
+            for place, header in headers.items()
+        }
+        for place in sorted(headers, key=progress.get, reverse=True):
+            tensors = _read_tensors(headers[place], readers[place])
+            if tensors is not None:
+                self._loaded = place
+                return headers[place]["position"], tensors
+        return None
 
     def leaving(self) -> bool:
         """Whether this machine is about to be taken away; only Ray announces that (csdn.cluster)."""
         return False
 
+    def remove(self) -> None:
+        """Remove everything, when the result is written."""
+        from pyarrow.fs import FileType
 
-def as_files(
-    position: Mapping[str, Any], tensors: Mapping[str, torch.Tensor] | None = None
-) -> dict[str, bytes]:
-    """A saved state as files of a folder: the tensors, then `state.json` with their name and hash."""
-    data = _to_bytes(tensors) if tensors else b""
-    digest = hashlib.sha256(data).hexdigest()
-    name = f"{digest[:16]}.safetensors" if data else None
-    entry = json.dumps({"tensors": name, "sha256": digest, "position": position}, allow_nan=False).encode()
-    return ({name: data} if name else {}) | {"state.json": entry}
+        filesystem, folder = self.storage
+        if filesystem.get_file_info(folder).type == FileType.Directory:
+            filesystem.delete_dir(folder)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @cached_property
+    def storage(self) -> tuple[FileSystem, str]:
+        """The file system and the folder of the attempts."""
+        from pyarrow.fs import LocalFileSystem
+
+        if not self.checkpoint_dir:
+            return LocalFileSystem(), str(self.folder.absolute() / "attempts")
+        filesystem, root = LocalFileSystem(), str(Path(self.checkpoint_dir).absolute())
+        if "://" in self.checkpoint_dir:
+            from csdn.data.storage import arrow_filesystem  # imported here: it imports a client of S3
+
+            filesystem, root = arrow_filesystem(self.checkpoint_dir)
+        return filesystem, f"{root}/{clone_name(self.folder.parent)}/{self.folder.name[:16]}"
+
+    def remove_other_attempts(self) -> None:
+        """Remove every attempt except the loaded one, which bounds storage."""
+        from pyarrow.fs import FileSelector
+
+        filesystem, folder = self.storage
+        for entry in filesystem.get_file_info(FileSelector(folder, allow_not_found=True)):
+            if not self._loaded.startswith(f"{entry.path}/"):
+                filesystem.delete_dir(entry.path)
+
+    def _attempts(self) -> dict[str, Read]:
+        """The checkpoints of all attempts: their folders, and what reads their files."""
+        from pyarrow.fs import FileSelector
+
+        filesystem, folder = self.storage
+
+        def read(place: str, name: str) -> bytes:
+            with filesystem.open_input_stream(f"{place}/{name}") as file:
+                return file.read()
+
+        files = filesystem.get_file_info(FileSelector(folder, recursive=True, allow_not_found=True))
+        places = [file.path.rpartition("/")[0] for file in files if file.base_name == "state.json"]
+        return {place: partial(read, place) for place in places}
 
 
-def saved_files(read: Callable[[str], bytes]) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
-    """(position, tensors) from files that `read` returns by name; None where incomplete or damaged."""
-    try:
-        entry = parse_json(read("state.json"), "state.json")
-        position, name, digest = entry["position"], entry["tensors"], entry["sha256"]
-        data = read(Path(name).name) if name else b""
-    except _INCOMPLETE:
-        return None
-    if hashlib.sha256(data).hexdigest() != digest:
-        return None
-    tensors = _from_bytes(data) if data else {}
-    return None if tensors is None else (position, tensors)
+def _read_header(read: Read) -> dict[str, Any] | None:
+    """The content of a state.json; None where it is missing or damaged."""
+    with suppress(FileNotFoundError, UserError):
+        match parse_json(read("state.json"), "state.json"):
+            case {"position": dict(), "tensors": str() | None, "sha256": str()} as header:
+                return header
+    return None
 
 
-def saved_position(read: Callable[[str], bytes]) -> dict[str, Any] | None:
-    """The position only, without reading the tensors; None where there is none."""
-    try:
-        return parse_json(read("state.json"), "state.json")["position"]
-    except _INCOMPLETE:
-        return None
-
-
-def _to_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    from safetensors.torch import save
-
-    return save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()})
-
-
-def _from_bytes(data: bytes) -> dict[str, torch.Tensor] | None:
-    """The tensors; None where the bytes are not safetensors, even if their hash is right."""
+def _read_tensors(header: Mapping[str, Any], read: Read) -> dict[str, torch.Tensor] | None:
+    """The tensors of a checkpoint; None where they are missing or damaged."""
+    if header["tensors"] is None:
+        return {}
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    try:
-        return dict(sorted(load(data).items()))  # safetensors returns them in random order
-    except SafetensorError:
-        return None
+    with suppress(FileNotFoundError, SafetensorError):
+        data = read(Path(header["tensors"]).name)
+        if hashlib.sha256(data).hexdigest() == header["sha256"]:
+            return dict(sorted(load(data).items()))  # safetensors returns them in random order
+    return None
+
+
+def clone_name(root: Path) -> str:
+    """A name for the clone whose state is below `root`, for storage that clones share (16 hex digits).
+
+    It depends on a random text in the clone and on its path, so that a copy of the folder has another name.
+    With the environment variable CSDN_CLONE a clone continues the work of an earlier one with the same value.
+    """
+    if not (text := os.environ.get("CSDN_CLONE")):
+        file = root / "clone"
+        with locked(file):
+            if not file.exists():
+                with atomic_write(file) as temporary:
+                    temporary.write_text(secrets.token_hex(16))
+        text = f"{file.read_text()} {root.resolve()}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+# When to save.
 
 
 OVERHEAD = 0.005  # the fraction of the time that saves may take
@@ -255,31 +314,3 @@ class CheckpointTimer:
         yield
         ended = time.monotonic()
         self._next = ended + min(self.max_s, max(self.min_s, (ended - began) / self.overhead))
-
-
-def seconds_since_save() -> float | None:
-    """The age of the last save in the states that this process opened; None where there is none."""
-    saves = [file.stat().st_mtime for folder in _opened for file in folder.rglob("state.json")]
-    return max(0.0, time.time() - max(saves)) if saves else None
-
-
-def clone_name(root: Path) -> str:
-    """A name for the clone whose state is below `root`, for storage that clones share (16 hex digits).
-
-    It depends on a random text in the clone and on its path, so that a copy of the folder has another name.
-    With the environment variable CSDN_CLONE a clone continues the work of an earlier one with the same value.
-    """
-    text = os.environ.get("CSDN_CLONE") or f"{_random_text(root / 'clone')} {root.resolve()}"
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _random_text(path: Path) -> str:
-    """The text of the file; the first process writes it, under a lock."""
-    with path.open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        text = file.read()
-        if not text:
-            text = secrets.token_hex(16)
-            file.write(text)
-    return text

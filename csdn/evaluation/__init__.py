@@ -3,41 +3,29 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from csdn.evaluation.external import evaluate_features
-    from csdn.evaluation.extractors import embed_with_flip_tta
-    from csdn.evaluation.metrics import QueryMetrics, RankMetrics, query_metrics, rank_metrics, top_ranked
-    from csdn.evaluation.protocols import Search, protocol, rule_cameras, rule_people
-
-__all__ = [
-    "QueryMetrics",
-    "RankMetrics",
-    "Search",
-    "embed_with_flip_tta",
-    "evaluate_features",
-    "protocol",
-    "query_metrics",
-    "rank_metrics",
-    "rule_cameras",
-    "rule_people",
-    "top_ranked",
-]
 _MODULES = {
-    "extractors": ("embed_with_flip_tta",),
-    "metrics": ("QueryMetrics", "RankMetrics", "query_metrics", "rank_metrics", "top_ranked"),
-    "external": ("evaluate_features",),
-    "protocols": ("Search", "protocol", "rule_cameras", "rule_people"),
+    "QueryMetrics": "metrics",
+    "RankMetrics": "metrics",
+    "Search": "protocols",
+    "embed_with_flip_tta": "baselines",
+    "evaluate_features": "external",
+    "protocol": "protocols",
+    "query_metrics": "metrics",
+    "rank_metrics": "metrics",
+    "rule_cameras": "protocols",
+    "rule_people": "protocols",
+    "top_ranked": "metrics",
 }
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
     """Import the names above when they are used: the report reads figures without loading torch."""
-    for module, names in _MODULES.items():
-        if name in names:
-            return getattr(import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -295,11 +295,11 @@ def _checked(
 ) -> _Checked:
     if rule not in RULES:
         raise ValueError(f"unknown rule {rule!r}; allowed: {', '.join(RULES)}")
-    columns = tuple(map(as_numpy, (query_ids, gallery_ids, query_cameras, gallery_cameras)))
+    ids = [as_numpy(query_ids), as_numpy(gallery_ids)]
+    cameras = [as_numpy(query_cameras), as_numpy(gallery_cameras)]
     if not isinstance(distances, NegatedDotProducts | torch.Tensor):
         distances = np.asarray(distances)
-    _check_shapes(tuple(distances.shape), *columns)
-    ids, cameras = columns[:2], columns[2:]
+    _check_shapes(tuple(distances.shape), ids, cameras)
     _check_same_kind("ids", *ids)
     _check_same_kind("cameras", *cameras)
     if rule == "sysu" and any(map(_is_text, cameras)):
@@ -315,21 +315,14 @@ def as_numpy(values: Array) -> np.ndarray:
     return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
 
 
-def _check_shapes(
-    shape: tuple[int, ...],
-    query_ids: np.ndarray,
-    gallery_ids: np.ndarray,
-    query_cameras: np.ndarray,
-    gallery_cameras: np.ndarray,
-) -> None:
-    columns = (query_ids, gallery_ids, query_cameras, gallery_cameras)
-    if any(column.ndim != 1 for column in columns):
-        shapes = ", ".join(str(column.shape) for column in columns)
+def _check_shapes(shape: tuple[int, ...], ids: list[np.ndarray], cameras: list[np.ndarray]) -> None:
+    if any(column.ndim != 1 for column in ids + cameras):
+        shapes = ", ".join(str(column.shape) for column in ids + cameras)
         raise ValueError(f"ids and cameras of queries and gallery are {shapes}; one dimension each is needed")
-    expected = (len(query_ids), len(gallery_ids))
-    if shape != expected:
-        raise ValueError(f"distances are {shape}; {expected[0]} queries, {expected[1]} gallery images")
-    if len(query_cameras) != expected[0] or len(gallery_cameras) != expected[1]:
+    queries, gallery = map(len, ids)
+    if shape != (queries, gallery):
+        raise ValueError(f"distances are {shape}; {queries} queries, {gallery} gallery images")
+    if [len(column) for column in cameras] != [queries, gallery]:
         raise ValueError("each query and each gallery image needs one camera")
 
 

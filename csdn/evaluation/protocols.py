@@ -34,18 +34,6 @@ import numpy as np
 
 from csdn.data.labels import canonical_labels
 
-__all__ = [
-    "PROTOCOLS",
-    "Index",
-    "Search",
-    "canonical_index",
-    "excluded_pairs",
-    "options_of",
-    "protocol",
-    "rule_cameras",
-    "rule_people",
-]
-
 # Columns, one entry an image: person, modality ("visible" | "infrared"), camera, key (the image's own name),
 # path (below the data set's root), and places (csdn.data.catalog) for sysu_official.
 Index = Mapping[str, Sequence[Any]]

@@ -5,7 +5,7 @@ Methods: `trained`, and the baselines `clip` (the same CLIP without training), `
 
     metrics/evaluation.json          <method>.<direction>.<figure>.{mean,std}, in percent (0..100) over the
                                      trials; figures rank1, rank5, rank10, rank20, mAP, mINP; and `counts`
-    metrics/headline.json            the figures that experiments are compared by (csdn.evaluation.headline)
+    metrics/headline.json            the figures that experiments are compared by (csdn.evaluation.scores)
     evaluation/cmc.csv               rank, score (percent), method, direction
     evaluation/camera_pairs.csv      trained: queries, rank1, mAP (percent) by query and gallery camera, of at
                                      most PAIRS (csdn.evaluation.scores) a direction
@@ -39,8 +39,7 @@ from csdn.data.features import Embed, Embedder, extract_features, extract_local
 from csdn.data.loader import ImageBatches, test_loader
 from csdn.data.shards import shards_at
 from csdn.data.state import open_state, stage_key
-from csdn.evaluation.baselines import gradient_histograms
-from csdn.evaluation.extractors import clip_embed, flipped
+from csdn.evaluation.baselines import clip_embed, flipped, gradient_histograms
 from csdn.evaluation.headline import METHODS, headline
 from csdn.evaluation.protocols import (
     Index,

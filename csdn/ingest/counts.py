@@ -5,15 +5,17 @@ It compares each benchmark with its published counts, and warns of labels and ca
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from csdn.ingest.grey16 import Range, few_levels
 from csdn.ingest.ledger import SHORT, Drop, Status
 from csdn.ingest.merge import IndexedDrop, Merged
+from csdn.ingest.pack import Range, range_of
 from csdn.runtime.sanitize import examples, in_words
 
 
@@ -64,7 +66,7 @@ def _left_out(drops: Sequence[IndexedDrop]) -> list[dict[str, str]]:
 
 
 def _counts(samples: pa.Table, split: str) -> dict[str, int]:
-    pairs = Counter(zip(samples["side"].to_pylist(), samples["modality"].to_pylist(), strict=True))
+    pairs = Counter(zip(samples["split"].to_pylist(), samples["modality"].to_pylist(), strict=True))
     return {modality: pairs[split, modality] for modality in ("visible", "infrared")}
 
 
@@ -159,7 +161,7 @@ def unlike_published(drops: Sequence[Drop], samples: pa.Table) -> list[str]:
 
 def _compared(drop: Drop, samples: pa.Table) -> list[tuple[tuple[str, str, str], int, int]]:
     rows = samples.filter(pa.compute.equal(samples["drop"], drop.id))
-    splits = rows["side"].to_pylist()
+    splits = rows["split"].to_pylist()
     people = set(zip(splits, rows["person_row"].to_pylist(), strict=True))
     counts = Counter((split, "people", "") for split, _ in people)
     for column in ("modality", "camera"):
@@ -169,3 +171,83 @@ def _compared(drop: Drop, samples: pa.Table) -> list[tuple[tuple[str, str, str],
     if 2 * counts["train", "people", ""] < published["train", "people", ""]:
         return []
     return [(what, number, counts[what]) for what, number in published.items()]
+
+
+# Grey images of 16 bits (csdn.ingest.pack): a warning for each camera whose images keep few grey levels.
+
+
+Facts = Mapping[str, int]  # of a camera: images, low, high, span
+
+FULL: Range = (0, 65535)
+FEW_LEVELS = 64  # of 256; fewer cause a warning
+ODD_IMAGES = 1  # percent of the darkest and of the brightest images of a camera that are ignored
+
+
+def facts_of_cameras(images: Iterable[tuple[str, int, int]]) -> dict[str, dict[str, int]]:
+    """(camera, low, high) of each image -> by camera: images, low, high, and the median span of an image."""
+    found: dict[str, list[tuple[int, int]]] = {}
+    for camera, low, high in images:
+        found.setdefault(camera, []).append((low, high))
+    return {camera: _facts(np.array(extremes)) for camera, extremes in sorted(found.items())}
+
+
+def _facts(extremes: np.ndarray) -> dict[str, int]:
+    lows, highs = extremes.T
+    return {
+        "images": len(extremes),
+        "low": int(np.percentile(lows, ODD_IMAGES, method="nearest")),
+        "high": int(np.percentile(highs, 100 - ODD_IMAGES, method="nearest")),
+        "span": int(np.median(highs - lows)),
+    }
+
+
+def few_levels(drops: Iterable[Mapping[str, Facts]], ranges: Mapping[str, Range]) -> list[str]:
+    """A warning for each camera whose images keep few grey levels, with the range to set.
+
+    drops: `facts_of_cameras` of each drop. A range for a camera without such images causes a warning too.
+    """
+    of_camera: dict[str, list[Facts]] = {}
+    for drop in drops:
+        for camera, facts in drop.items():
+            of_camera.setdefault(camera, []).append(facts)
+    warnings = [
+        line for camera in sorted(of_camera) if (line := _warning(camera, _joined(of_camera[camera]), ranges))
+    ]
+    unused = sorted(set(ranges) - {"*", *of_camera})
+    return warnings + [
+        f"ingest.grey16_range: no camera {camera!r} has grey images of 16 bits" for camera in unused
+    ]
+
+
+def _joined(drops: Sequence[Facts]) -> Facts:
+    """The facts of a camera's images in several drops."""
+    images = [facts["images"] for facts in drops]
+    return {
+        "images": sum(images),
+        "low": min(facts["low"] for facts in drops),
+        "high": max(facts["high"] for facts in drops),
+        "span": int(np.average([facts["span"] for facts in drops], weights=images)),
+    }
+
+
+def _warning(camera: str, facts: Facts, ranges: Mapping[str, Range]) -> str | None:
+    given = range_of(camera, ranges)
+    levels = grey_levels(facts, given or FULL)
+    if levels >= FEW_LEVELS:
+        return None
+    low, high = facts["low"], max(facts["high"], facts["low"] + 1)
+    how = f"with ingest.grey16_range {list(given)}" if given else "in 8 bits"
+    return (
+        f"camera {camera}: {facts['images']} grey images of 16 bits, values {low} to {high}: {how} an image "
+        f"keeps about {levels} of 256 grey levels. For more contrast, in params.yaml, ingest: "
+        f"grey16_range: {{{json.dumps(camera)}: [{low}, {high}]}} (docs/images.md)"
+    )
+
+
+def grey_levels(facts: Facts, given: Range) -> int:
+    """About how many of 256 grey levels an image of the camera keeps where the range `given` becomes
+    0..255.
+    """
+    inside = min(facts["high"], given[1]) - max(facts["low"], given[0])
+    share = max(0, inside) / max(1, facts["high"] - facts["low"])
+    return min(256, 1 + int(256 * facts["span"] * share / (given[1] - given[0])))

@@ -87,7 +87,7 @@ def published_splits(index: pa.Table, trial: int) -> list[str | None]:
     "": the image is on no list of that split; None: the drop has no lists. Where there are fewer splits, the
     last one counts.
     """
-    lists = index["sides"].to_pylist()
+    lists = index["splits"].to_pylist()
     return [splits[min(trial, len(splits)) - 1] if splits else None for splits in lists]
 
 
@@ -95,7 +95,7 @@ def check_trial(drops: Sequence[tuple[Drop, pa.Table]], trial: int) -> None:
     """Raise UserError where a drop (given with its index) has fewer splits than `trial`, or no drop has
     any.
     """
-    counts = {drop: len(index["sides"][0].as_py() or ()) for drop, index in drops if index.num_rows}
+    counts = {drop: len(index["splits"][0].as_py() or ()) for drop, index in drops if index.num_rows}
     for drop, count in counts.items():
         if 0 < count < trial:
             raise UserError(

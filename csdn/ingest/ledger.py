@@ -58,8 +58,8 @@ def drop_id(
     digest = hashlib.sha256()
     for record, name in zip(records, names, strict=True):
         about = [record.person, record.modality, record.camera, record.captured_at]
-        if record.sides:
-            about += [record.sides, record.places]
+        if record.splits:
+            about += [record.splits, record.places]
         digest.update(json.dumps([record.path, record.size, name, *about]).encode() + b"\n")
     for path, reason in refused:
         digest.update(json.dumps([path, reason]).encode() + b"\n")

@@ -15,6 +15,7 @@ image
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -23,9 +24,10 @@ import pyarrow as pa
 
 from csdn.data.catalog import PEOPLE_SCHEMA, QUARANTINE_SCHEMA, SAMPLES_SCHEMA
 from csdn.data.labels import NO_LABEL, canonical_label, spelling_notes
-from csdn.ingest.grey16 import Facts
 from csdn.ingest.identities import SplitRule, check_trial, people_splits, published_splits
-from csdn.ingest.ledger import Drop, Status
+from csdn.ingest.ledger import SHORT, Drop, Status
+from csdn.runtime.errors import UserError
+from csdn.runtime.sanitize import refused_in_words
 
 TWO_PEOPLE = "same image under two people or modalities"
 EARLIER_DROP = "same image under another person or modality in an earlier drop"
@@ -41,7 +43,7 @@ class IndexedDrop:
     index: pa.Table
     refused: pa.Table
     ignored: int
-    grey16: Mapping[str, Facts] = field(default_factory=dict)  # by camera (csdn.ingest.grey16)
+    grey16: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # by camera (csdn.ingest.counts)
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,7 @@ def _people(
     )
     people["row"] = people.index
     people["bucket"] = [rule.bucket(person) for person in people["person"]]
-    people["side"] = [
+    people["split"] = [
         listed.get(person, rule.split(bucket))
         for person, bucket in zip(people["person"], people["bucket"], strict=True)
     ]
@@ -217,7 +219,7 @@ def _people(
     present = people["person"].isin(rows.loc[~rows["drop"].isin(list(rejected)), "person"])
     people["status"] = [
         _status(*facts)
-        for facts in zip(people["side"], people["visible"], people["infrared"], present, strict=True)
+        for facts in zip(people["split"], people["visible"], people["infrared"], present, strict=True)
     ]
     return people
 
@@ -234,7 +236,7 @@ def _status(split: str, visible: int, infrared: int, present: bool) -> str:
 
 
 def _samples(images: pd.DataFrame, people: pd.DataFrame, drops: Sequence[IndexedDrop]) -> pa.Table:
-    active = people.loc[people["status"].isin(["train", "test"]), ["person", "row", "side"]]
+    active = people.loc[people["status"].isin(["train", "test"]), ["person", "row", "split"]]
     samples = images.merge(active.rename(columns={"row": "person_row"}), on="person", how="inner")
     samples = samples.sort_values(["drop", "path"], kind="stable")
     samples["drop"] = samples["drop"].map({n: indexed.drop.id for n, indexed in enumerate(drops)})
@@ -260,3 +262,45 @@ def _quarantine(drops: Sequence[IndexedDrop], rows: pd.DataFrame) -> pa.Table:
 
 def _as_table(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_pandas(frame[schema.names], schema=schema, preserve_index=False)
+
+
+# Checking that training and testing are possible, before hours are spent.
+
+
+def check_trainable(people: pa.Table, held: Sequence[HeldDrop], minimum_people: int) -> None:
+    """Raise UserError if the merged data cannot be trained on or tested with; the error says what is missing.
+
+    people: the table of people.parquet; minimum_people: the people of a batch (P).
+    """
+    problem = _problem(people, minimum_people)
+    if problem is None:
+        return
+    notes = [
+        f"  held, and so left out: drop {one.drop.id[:SHORT]} ({one.drop.address}), {one.bad} of "
+        f"{one.images} images bad: {refused_in_words(one.refused)}; take it as it is with: "
+        f"csdn accept {one.drop.id[:SHORT]} --reason '...'"
+        for one in held
+    ]
+    raise UserError("\n".join([problem, *notes]))
+
+
+def _problem(people: pa.Table, minimum_people: int) -> str | None:
+    for modality in ("visible", "infrared"):
+        if not sum(people[modality].to_pylist()):
+            return (
+                f"nothing to train on: there is no usable {modality} image in any drop; "
+                "a cross-modality model needs visible and infrared images of the same people"
+            )
+    status = Counter(people["status"].to_pylist())
+    if status["train"] < minimum_people:
+        return (
+            f"nothing to train on: {status['train']} training people have visible and infrared images, "
+            f"a batch needs {minimum_people} (embedding.identities_per_batch); "
+            f"{status['waiting']} more have one modality only. Add images of them, or lower the number"
+        )
+    if not status["test"]:
+        return (
+            "nothing to test with: nobody is a test person (the highest buckets, data.test_percent); "
+            "add people or raise data.test_percent"
+        )
+    return None

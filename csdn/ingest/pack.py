@@ -1,13 +1,14 @@
 """Packing: worker processes read the images of a drop, hash and check them, and write them into shards.
 
-csdn.ingest.listing cuts a drop into tasks, of one shard each. `pack` executes a task in any process, here or
-on a cluster (csdn.cluster.ingest); csdn.ingest.run collects the results. A worker process imports neither
+csdn.ingest.run cuts a drop into tasks, of one shard each, and collects the results. `pack` executes a task in
+any process, here or on a cluster (csdn.cluster.ingest). A worker process imports neither
 torch nor pandas, so that it starts fast.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import multiprocessing
 import os
 import signal
@@ -19,39 +20,45 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
 from csdn.data.catalog import ImageRecord
 from csdn.data.images import BadImage, extension_of, grey16, probe
 from csdn.data.labels import NO_LABEL, canonical_label, label_fault
 from csdn.data.shards import ShardWriter, has_bytes_of
 from csdn.data.storage import PendingRead, Store, prefetch
-from csdn.ingest.grey16 import Range, extremes, png_of_range, range_of
+from csdn.ingest.ledger import Drop
 from csdn.ingest.sources import Source, open_source
+from csdn.params import IngestParams
 from csdn.runtime.errors import UserError, explain_os_error
 from csdn.runtime.files import temp_path, with_filename
 from csdn.runtime.process import quiet_tracker, set_parent_death_signal
 
 # Images of a shard at most, so that small images are spread over all cores.
 SHARD_IMAGES = 1000
+OUTLIERS = 0.1  # percent of the darkest and of the brightest pixels of a 16-bit image that are ignored
 STORE_READERS = 8  # threads of each process that read from an object store, to hide its latency
+
+
+Range = Sequence[int]  # low, high: values of 16-bit grey images
 
 
 @dataclass(frozen=True)
 class ShardTask:
     """One shard of a drop to be made in `folder`; its name begins with `stem`.
 
-    `run` is part of the temporary name, so that runs do not share files. `store`: the `s3://` prefix that the
-    finished shard is uploaded to; None: it stays under its temporary name.
+    `run` is part of the temporary name, so that runs do not share files. With `settings.store` the finished
+    shard is uploaded there; otherwise it stays under its temporary name.
     """
 
-    address: str
-    layout: str
+    drop: Drop
     records: Sequence[ImageRecord]
     folder: Path
     stem: str
-    max_pixels: int
-    grey16_range: Mapping[str, Range] = field(default_factory=dict)
-    run: str = ""
-    store: str | None = None
+    settings: IngestParams
+    run: str
 
     @property
     def temporary(self) -> Path:
@@ -128,8 +135,8 @@ def pack(task: ShardTask) -> PackedShard:
             return packed
         packed.size = writer.size
         packed.name = f"{task.stem}-{writer.hexdigest()[:16]}.tar"
-        if task.store:
-            put_shard(task.store, packed.name, task.temporary, packed.size)
+        if task.settings.store:
+            put_shard(task.settings.store, packed.name, task.temporary, packed.size)
             task.temporary.unlink()
     except BaseException:
         task.temporary.unlink(missing_ok=True)
@@ -141,11 +148,11 @@ def pack(task: ShardTask) -> PackedShard:
 
 def _write(task: ShardTask, packed: PackedShard) -> ShardWriter:
     """Write the tar, complete and flushed to the disk, and its rows."""
-    source = _source(task.address, task.layout)
+    source = _source(task.drop.address, task.drop.layout)
     with with_filename(task.folder / task.stem), task.temporary.open("wb") as file:
         with ShardWriter(file) as writer:
             offsets: dict[str, int] = {}
-            threads = STORE_READERS if task.address.startswith("s3://") else 0
+            threads = STORE_READERS if task.drop.address.startswith("s3://") else 0
             for record, pending in prefetch(source.read, task.records, threads):
                 _pack_image(record, pending, task, writer, offsets, packed)
         file.flush()
@@ -170,20 +177,20 @@ def _pack_image(
         extension = extension_of(record.path)
         if fault := label_fault(record.person):
             raise BadImage(fault if fault == NO_LABEL else f"person {fault}")
-        height, width = probe(data, extension, task.max_pixels)
+        height, width = probe(data, extension, task.settings.max_pixels)
         deep = grey16(data, extension)
     except BadImage as bad:
         packed.refused.append((record.path, bad.reason, original, *about))
     else:
         if deep is not None:
             packed.grey16.append((canonical_label(record.camera), *extremes(deep)))
-            if given := range_of(record.camera, task.grey16_range):
+            if given := range_of(record.camera, task.settings.grey16_range):
                 data, extension = png_of_range(deep, *given, source=original), "png"
                 key = hashlib.sha256(data).hexdigest()
         if key not in offsets:  # the names in a tar must be unique
             offsets[key] = writer.add(key, extension, data, _facts(record, len(data)))
         location = (offsets[key], len(data))
-        listed = (record.captured_at, record.sides or None, record.places or None)
+        listed = (record.captured_at, record.splits or None, record.places or None)
         packed.images.append((key, extension, *location, *about, record.path, width, height, *listed))
     packed.hashes.append(original)
 
@@ -252,3 +259,34 @@ def missing_shards(address: str, wanted: Mapping[str, int], folder: Path) -> lis
 def store_at(address: str) -> Store:
     """One store for all shards of a process, because it holds connections."""
     return Store(address)
+
+
+# Grey images of 16 bits from thermal cameras. Their values fill a small part of 0..65535, so the high byte
+# keeps few grey levels of them. `ingest.grey16_range` gives a camera the range that becomes 0..255.
+
+
+def range_of(camera: str, ranges: Mapping[str, Range]) -> Range | None:
+    """The range that `ingest.grey16_range` gives a camera; None where it gives none."""
+    wanted = canonical_label(camera)
+    return next((given for name, given in ranges.items() if canonical_label(name) == wanted), ranges.get("*"))
+
+
+def png_of_range(values: np.ndarray, low: int, high: int, source: str) -> bytes:
+    """uint16 [height, width] -> a PNG of 8 bits in which `low` is black and `high` white.
+
+    It contains the hash of its source, so that two images with the same 8 bits stay different files. It is
+    not compressed, because the bytes must not depend on the version of zlib.
+    """
+    above = np.clip(values, low, high).astype(np.uint32) - low
+    grey = ((255 * above + (high - low) // 2) // (high - low)).astype(np.uint8)
+    about = PngInfo()
+    about.add_text("Source", f"sha256 {source}")
+    buffer = io.BytesIO()
+    Image.fromarray(grey).save(buffer, "PNG", compress_level=0, pnginfo=about)
+    return buffer.getvalue()
+
+
+def extremes(values: np.ndarray) -> tuple[int, int]:
+    """The darkest and the brightest value of an image, without its outliers."""
+    low, high = np.percentile(values, (OUTLIERS, 100 - OUTLIERS), method="nearest")
+    return int(low), int(high)

@@ -1,54 +1,87 @@
 """Ingest: the ledger's drops become shards, indexes, and the tables of people and samples.
 
-Each new drop is read alone, so nothing of other drops changes its bytes: csdn.ingest.listing lists it, the
-worker processes of csdn.ingest.pack make its shards under temporary names, and the state of the stage records
-each finished shard, so that a killed run resumes. The shards get their final names after the drop has proved
+Each new drop is read alone, so nothing of other drops changes its bytes: its source lists it, the worker
+processes of csdn.ingest.pack make its shards under temporary names, and the state of the stage records each
+finished shard, so that a killed run resumes. The shards get their final names after the drop has proved
 to be the one in the ledger; the index is written last. Then csdn.ingest.merge merges the indexes of all
 drops, and csdn.ingest.counts counts what was found.
 """
 
 from __future__ import annotations
 
+import secrets
 import shutil
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
-from csdn.data.catalog import INDEX_SCHEMA, REFUSED_SCHEMA, read_facts, read_table, table_of, write_table
-from csdn.data.shards import VerifiedShards
-from csdn.data.state import open_state
-from csdn.ingest.counts import summary
-from csdn.ingest.grey16 import facts_of_cameras
-from csdn.ingest.identities import SplitRule, read_aliases
-from csdn.ingest.ledger import SHORT, Drop, Status
-from csdn.ingest.listing import (
-    DataPaths,
-    NewDrop,
-    check_unchanged,
-    content_settings,
-    damaged_shards,
-    forget_others,
-    is_indexed,
-    list_drop,
-    save_shard,
+from csdn.data.catalog import (
+    INDEX_SCHEMA,
+    REFUSED_SCHEMA,
+    TABLES_VERSION,
+    ImageRecord,
+    read_facts,
+    read_table,
+    table_of,
+    write_table,
 )
-from csdn.ingest.merge import HeldDrop, IndexedDrop, bad_files, merge
-from csdn.ingest.pack import PackedShard, Packer, packed_shards, sizes
+from csdn.data.shards import VerifiedShards, has_bytes_of
+from csdn.data.state import CheckpointStore, open_state, state_key
+from csdn.ingest.counts import facts_of_cameras, summary
+from csdn.ingest.identities import SplitRule, read_aliases
+from csdn.ingest.ledger import LEDGER, SHORT, Drop, Status, drop_id
+from csdn.ingest.merge import IndexedDrop, bad_files, check_trainable, merge
+from csdn.ingest.pack import (
+    PackedShard,
+    Packer,
+    ShardTask,
+    cut_shards,
+    missing_shards,
+    packed_shards,
+    sizes,
+)
+from csdn.ingest.sources import open_source
 from csdn.runtime.errors import UserError
 from csdn.runtime.files import remove_temp, write_json
 from csdn.runtime.process import available_cores
 from csdn.runtime.sanitize import refused_in_words
 
 if TYPE_CHECKING:
-    from csdn.data.state import StageState
     from csdn.params import DataParams, IngestParams
 
 
 OnProgress = Callable[[int, int], None]  # images done, images in all
 VERIFIED = "shards.json"
+
+
+@dataclass(frozen=True)
+class DataPaths:
+    """Where this run reads and writes: `run` is part of its temporary names."""
+
+    root: Path
+    settings: IngestParams
+    run: str = field(default_factory=lambda: secrets.token_hex(4))
+
+    @property
+    def shards(self) -> Path:
+        return self.root / "shards"
+
+    @property
+    def store(self) -> str | None:
+        """The `s3://` prefix of finished shards; None: they stay in the folder `shards`."""
+        return self.settings.store
+
+    def where(self, shard: str) -> str:
+        """The address of a finished shard, for messages."""
+        return f"{self.store or self.shards}/{shard}"
+
+    def index(self, drop: Drop) -> Path:
+        return self.root / "index" / f"{drop.id}.parquet"
+
+    def refused(self, drop: Drop) -> Path:
+        return self.root / "index" / f"{drop.id}.quarantine.parquet"
 
 
 def ingest(
@@ -72,7 +105,7 @@ def ingest(
     are replaced. The shards and indexes of good drops and the finished shards of a failed drop stay, for the
     next attempt.
     """
-    paths = DataPaths(root, settings.store)
+    paths = DataPaths(root, settings)
     for folder in (paths.shards, root / "index"):
         folder.mkdir(parents=True, exist_ok=True)
     rule = SplitRule(data.split_salt, data.test_percent, read_aliases(data.aliases), data.trial)
@@ -81,20 +114,15 @@ def ingest(
         remove_temp(root / "index")
         cores = processes or available_cores()
         verified = VerifiedShards(state / VERIFIED, cores)
-        for line in index_new_drops(drops, settings, paths, unfinished, verified, cores, packer, progress):
+        for line in index_new_drops(drops, paths, unfinished, verified, cores, packer, progress):
             note(line)
         verified.save()
         remove_unnamed_shards(paths)
-        return _merge(drops, paths, rule, settings, minimum_people, metrics)
+        return _merge(drops, paths, rule, minimum_people, metrics)
 
 
 def _merge(
-    drops: Sequence[Drop],
-    paths: DataPaths,
-    rule: SplitRule,
-    settings: IngestParams,
-    minimum_people: int,
-    metrics: Path,
+    drops: Sequence[Drop], paths: DataPaths, rule: SplitRule, minimum_people: int, metrics: Path
 ) -> dict[str, Any]:
     """Merge the drops; write the tables and the summary, which is returned."""
     indexed = [load_index(drop, paths) for drop in drops if paths.index(drop).exists()]
@@ -102,9 +130,9 @@ def _merge(
         found = [(entry.drop, refused_in_words(bad_files(entry))) for entry in indexed]
         lines = [f"  {drop}, {drop.status}: {words or 'no image'}" for drop, words in found]
         raise UserError("\n".join(["nothing to train on: no drop of the ledger has a usable image", *lines]))
-    merged = merge(indexed, rule, settings.max_bad_fraction)
+    merged = merge(indexed, rule, paths.settings.max_bad_fraction)
     check_trainable(merged.people, merged.held, minimum_people)
-    figures = summary(indexed, merged, settings.grey16_range)
+    figures = summary(indexed, merged, paths.settings.grey16_range)
     write_table(paths.root / "people.parquet", merged.people)
     write_table(paths.root / "samples.parquet", merged.samples)
     write_table(paths.root / "quarantine.parquet", merged.quarantine)
@@ -112,14 +140,163 @@ def _merge(
     return figures
 
 
+# Which drops must be read, and which of their shards an interrupted run has finished.
+
+
+@dataclass(frozen=True)
+class NewDrop:
+    """A listed drop that must be read; `packed` has the shard of each task, None until it is made."""
+
+    drop: Drop
+    records: list[ImageRecord]
+    refused: list[tuple[str, str]]
+    ignored: int
+    tasks: list[ShardTask]
+    packed: list[PackedShard | None]
+    state: CheckpointStore
+
+
+def damaged_shards(
+    drops: Sequence[Drop], paths: DataPaths, verified: VerifiedShards
+) -> dict[Drop, list[str]]:
+    """The names of missing and damaged shards, for each drop that was read before and has some."""
+    indexed = [drop for drop in drops if is_indexed(drop, paths)]
+    shards = {drop: read_facts(paths.index(drop))["shards"] for drop in indexed}
+    sizes = {name: size for named in shards.values() for name, size in named.items()}
+    if paths.store:
+        bad = set(missing_shards(paths.store, sizes, paths.shards))
+    else:
+        bad = {path.name for path in verified.damaged([paths.shards / name for name in sizes])}
+    found = {drop: [name for name in named if name in bad] for drop, named in shards.items()}
+    return {drop: names for drop, names in found.items() if names}
+
+
+def is_indexed(drop: Drop, paths: DataPaths) -> bool:
+    """Whether the drop was already read with these settings."""
+    if not paths.index(drop).exists() or not paths.refused(drop).exists():
+        return False
+    return read_facts(paths.index(drop))["settings"] == content_settings(paths.settings)
+
+
+def content_settings(settings: IngestParams) -> dict[str, Any]:
+    """The settings that change the shards or the index of a drop, without those that are off."""
+    ranges = {"grey16_range": settings.grey16_range} if settings.grey16_range else {}
+    return {"max_pixels": settings.max_pixels, "shard_megabytes": settings.shard_megabytes} | ranges
+
+
+def list_drop(
+    drop: Drop, paths: DataPaths, state: CheckpointStore, damaged: Sequence[str], processes: int
+) -> NewDrop:
+    """The drop as its source lists it, with the shards that an earlier run finished; raises UserError."""
+    try:
+        source = open_source(drop.address, drop.layout)
+        records = source.listing()
+    except UserError as error:
+        raise _unlisted(drop, damaged, paths, error) from error
+    if all(record.etag for record in records):
+        check_unchanged(drop, records, [record.etag for record in records], source.refused)
+    parts = cut_shards(records, paths.settings.shard_megabytes * 10**6)
+    tasks = [
+        ShardTask(drop, part, paths.shards, f"{drop.id[:16]}-{number:06d}", paths.settings, paths.run)
+        for number, part in enumerate(parts)
+    ]
+    # The state of this drop's shards, as it is listed now and with these settings.
+    listing = drop_id(records, [record.etag for record in records], source.refused)
+    key = {"drop": drop.id, "settings": content_settings(paths.settings), "listing": listing}
+    of_drop = state.part(state_key(**key, tables=TABLES_VERSION))
+    packed = saved_shards(of_drop, tasks, processes)
+    return NewDrop(drop, records, source.refused, len(source.ignored), tasks, packed, of_drop)
+
+
+def _unlisted(drop: Drop, damaged: Sequence[str], paths: DataPaths, error: UserError) -> UserError:
+    if damaged:
+        kept = "" if paths.store else f" (`dvc checkout --force {paths.shards}`)"
+        return UserError(
+            f"{paths.where(damaged[0])}: missing or damaged ({len(damaged)} in all), and cannot be made "
+            f"again from {drop}: {error}\nBring the drop back, or the shards{kept}; "
+            f"if both are gone for good: csdn reject {drop.id[:SHORT]} --reason '...'"
+        )
+    return UserError(
+        f"{drop}: {error}\nIf it has moved, correct its address in {LEDGER}; "
+        f"if it is gone for good: csdn reject {drop.id[:SHORT]} --reason '...'"
+    )
+
+
+def check_unchanged(
+    drop: Drop, records: Sequence[ImageRecord], names: Sequence[str | None], refused: list[tuple[str, str]]
+) -> None:
+    if drop_id(records, names, refused) != drop.id:
+        raise UserError(
+            f"{drop} changed since it was added: its files are not those that the ledger names. "
+            "Nothing of it was kept. Restore it, or reject the entry and add the drop as it is now:\n"
+            f"  csdn reject {drop.id[:SHORT]} --reason 'changed'\n"
+            f"  csdn add {drop.address} --layout {drop.layout}"
+        )
+
+
+# Resuming a drop that an interrupted run has not finished.
+#
+# Until all shards of a drop are finished, a shard keeps its temporary name, or is in the object store; the
+# state of the stage has its rows. It is used again only if its hash (of an object: its size) is still the
+# same.
+
+
+def forget_others(state: CheckpointStore, wanted: Collection[CheckpointStore]) -> None:
+    """Remove the states of drops that are finished, not in the ledger, or were read with other settings."""
+    for folder in state.folder.iterdir():
+        if folder.is_dir() and folder not in {part.folder for part in wanted}:
+            shutil.rmtree(folder)
+
+
+def saved_shards(
+    state: CheckpointStore, tasks: Sequence[ShardTask], readers: int
+) -> list[PackedShard | None]:
+    """For each task its shard of an earlier run; None where there is none, or it has changed."""
+    found = [_load(state, number) for number in range(len(tasks))]
+    if tasks and (store := tasks[0].settings.store) and any(found):
+        stored = sizes(store)
+        return [shard if shard and stored.get(shard.name, 0) == shard.size else None for shard in found]
+
+    def is_intact(number: int) -> bool:
+        packed, folder = found[number], tasks[number].folder
+        if packed is None or not packed.size:
+            return packed is not None
+        path = shard_path(packed, folder)
+        if path == folder / packed.name:  # a damaged file with the temporary name must not replace it
+            (folder / packed.temporary).unlink(missing_ok=True)
+        return path is not None
+
+    with ThreadPoolExecutor(readers) as pool:
+        intact = pool.map(is_intact, range(len(tasks)))
+        return [packed if good else None for packed, good in zip(found, intact, strict=True)]
+
+
+def shard_path(packed: PackedShard, folder: Path) -> Path | None:
+    """The path of a saved shard, under its temporary or its final name; None where it is damaged."""
+    candidates = (folder / packed.temporary, folder / packed.name)
+    return next((path for path in candidates if has_bytes_of(packed.name, path)), None)
+
+
+def _load(state: CheckpointStore, number: int) -> PackedShard | None:
+    saved = state.part(f"{number:06d}").load()
+    if saved is None:
+        return None
+    try:
+        packed = PackedShard(**saved[0])
+    except TypeError:  # another version of this program wrote it
+        return None
+    packed.images = [tuple(row) for row in packed.images]
+    packed.refused = [tuple(row) for row in packed.refused]
+    return packed
+
+
 # Reading new drops.
 
 
 def index_new_drops(
     drops: Sequence[Drop],
-    settings: IngestParams,
     paths: DataPaths,
-    state: StageState,
+    state: CheckpointStore,
     verified: VerifiedShards,
     processes: int,
     packer: Packer,
@@ -131,15 +308,15 @@ def index_new_drops(
     those before it are kept, and so are the finished shards of this one.
     """
     wanted = [drop for drop in drops if drop.status != Status.REJECTED]
-    damaged = damaged_shards(wanted, settings, paths, verified)
+    damaged = damaged_shards(wanted, paths, verified)
     new = [
-        list_drop(drop, settings, paths, state, damaged.get(drop, []), processes)
+        list_drop(drop, paths, state, damaged.get(drop, []), processes)
         for drop in wanted
-        if drop in damaged or not is_indexed(drop, settings, paths)
+        if drop in damaged or not is_indexed(drop, paths)
     ]
     forget_others(state, [entry.state for entry in new])
     remove_temp(paths.shards, keep={shard.temporary for entry in new for shard in entry.packed if shard})
-    _make(new, settings, paths, verified, processes, packer, progress)
+    _make(new, paths, verified, packer, processes, progress)
     return [
         f"{paths.where(name)}: was missing or damaged, and is made again from {drop}"
         for drop, names in damaged.items()
@@ -149,30 +326,24 @@ def index_new_drops(
 
 def _make(
     new: Sequence[NewDrop],
-    settings: IngestParams,
     paths: DataPaths,
     verified: VerifiedShards,
-    processes: int,
     packer: Packer,
+    processes: int,
     progress: OnProgress,
 ) -> None:
     total, done = sum(len(entry.records) for entry in new), 0
-    tasks = [
-        task
-        for entry in new
-        for task, packed in zip(entry.tasks, entry.packed, strict=True)
-        if packed is None
-    ]
-    shards = packer(tasks, processes)
+    both = [pair for entry in new for pair in zip(entry.tasks, entry.packed, strict=True)]
+    shards = packer([task for task, packed in both if packed is None], processes)
     try:
         for entry in new:
             for number in range(len(entry.tasks)):
                 if entry.packed[number] is None:
                     entry.packed[number] = _next_shard(shards, entry.drop)
-                    save_shard(entry.state, number, entry.packed[number])
+                    entry.state.part(f"{number:06d}").save(vars(entry.packed[number]))
                 done += len(entry.packed[number].hashes)
                 progress(done, total)
-            _keep(entry, settings, paths, verified)
+            _keep(entry, paths, verified)
     finally:
         shards.close()  # ends the worker processes
 
@@ -184,7 +355,7 @@ def _next_shard(shards: Iterator[PackedShard], drop: Drop) -> PackedShard:
         raise UserError(f"{drop}: {error}") from error
 
 
-def _keep(entry: NewDrop, settings: IngestParams, paths: DataPaths, verified: VerifiedShards) -> None:
+def _keep(entry: NewDrop, paths: DataPaths, verified: VerifiedShards) -> None:
     """Give the drop's shards their final names, then write the table of refused files, then the index."""
     packed = [shard for shard in entry.packed if shard is not None]
     hashes = [key for shard in packed for key in shard.hashes]
@@ -205,7 +376,7 @@ def _keep(entry: NewDrop, settings: IngestParams, paths: DataPaths, verified: Ve
     images = [row for shard in packed for row in shard.images]
     facts = {
         "ignored": entry.ignored,
-        "settings": content_settings(settings),
+        "settings": content_settings(paths.settings),
         "grey16": facts_of_cameras(row for shard in packed for row in shard.grey16),
         "shards": {shard.name: shard.size for shard in packed if shard.size},
     }
@@ -218,7 +389,7 @@ def _forget(entry: NewDrop, paths: DataPaths) -> None:
     for shard in entry.packed:
         if shard is not None:
             (paths.shards / shard.temporary).unlink(missing_ok=True)
-    shutil.rmtree(entry.state.folder)
+    entry.state.remove()
 
 
 def load_index(drop: Drop, paths: DataPaths) -> IndexedDrop:
@@ -244,45 +415,3 @@ def remove_unnamed_shards(paths: DataPaths) -> None:
     for path in files:
         if path.name not in named or stored.get(path.name) == named[path.name]:
             path.unlink()
-
-
-# Checking that training and testing are possible, before hours are spent.
-
-
-def check_trainable(people: pa.Table, held: Sequence[HeldDrop], minimum_people: int) -> None:
-    """Raise UserError if the merged data cannot be trained on or tested with; the error says what is missing.
-
-    people: the table of people.parquet; minimum_people: the people of a batch (P).
-    """
-    problem = _problem(people, minimum_people)
-    if problem is None:
-        return
-    notes = [
-        f"  held, and so left out: drop {one.drop.id[:SHORT]} ({one.drop.address}), {one.bad} of "
-        f"{one.images} images bad: {refused_in_words(one.refused)}; take it as it is with: "
-        f"csdn accept {one.drop.id[:SHORT]} --reason '...'"
-        for one in held
-    ]
-    raise UserError("\n".join([problem, *notes]))
-
-
-def _problem(people: pa.Table, minimum_people: int) -> str | None:
-    for modality in ("visible", "infrared"):
-        if not sum(people[modality].to_pylist()):
-            return (
-                f"nothing to train on: there is no usable {modality} image in any drop; "
-                "a cross-modality model needs visible and infrared images of the same people"
-            )
-    status = Counter(people["status"].to_pylist())
-    if status["train"] < minimum_people:
-        return (
-            f"nothing to train on: {status['train']} training people have visible and infrared images, "
-            f"a batch needs {minimum_people} (embedding.identities_per_batch); "
-            f"{status['waiting']} more have one modality only. Add images of them, or lower the number"
-        )
-    if not status["test"]:
-        return (
-            "nothing to test with: nobody is a test person (the highest buckets, data.test_percent); "
-            "add people or raise data.test_percent"
-        )
-    return None

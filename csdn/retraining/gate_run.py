@@ -27,8 +27,8 @@ from csdn.data.catalog import Dataset, SampleTable, load_dataset
 from csdn.data.features import Embed, Embedder, extract_features, extract_local
 from csdn.data.loader import ImageBatches
 from csdn.data.shards import shards_at
-from csdn.data.state import StageState, open_state, stage_key
-from csdn.evaluation.extractors import clip_embed, flipped
+from csdn.data.state import CheckpointStore, open_state, stage_key
+from csdn.evaluation.baselines import clip_embed, flipped
 from csdn.evaluation.run import Experiment, prepare, untrained
 from csdn.evaluation.scores import feature_distances, random_ranking
 from csdn.ingest.identities import SplitRule, read_aliases
@@ -259,7 +259,7 @@ class SeenData:
 
 def seen_in_training(people: Iterable[str], dataset: Dataset) -> SeenData:
     """What a model saw: `people` as its config.json names them, and the training images of its data."""
-    train = dataset.samples.filter(pc.equal(dataset.samples["side"], "train"))
+    train = dataset.samples.filter(pc.equal(dataset.samples["split"], "train"))
     return SeenData(frozenset(people), train["key"])
 
 
@@ -268,7 +268,7 @@ def exclude_seen_identities(dataset: Dataset, seen: SeenData, person: Callable[[
 
     person: maps a name to today's canonical name, so that a person is recognised under an alias made since.
     """
-    tests = dataset.samples.filter(pc.equal(dataset.samples["side"], "test"))
+    tests = dataset.samples.filter(pc.equal(dataset.samples["split"], "test"))
     names = seen.people | {person(name) for name in seen.people}
     known = [name in names or person(name) in names for name in dataset.people["person"].to_pylist()]
     by_name = dataset.people["row"].filter(pa.array(known, pa.bool_()))
@@ -331,7 +331,7 @@ def embed_models(
     table: SampleTable,
     params: Params,
     data: Path,
-    state: StageState,
+    state: CheckpointStore,
     progress: Progress,
     embedder: Embedder,
     device: torch.device,
@@ -360,7 +360,7 @@ def unique_images(datasets: Sequence[Dataset]) -> tuple[SampleTable, list[np.nda
     An image that several data sets have is read where the first one has it. The table's labels have no
     meaning.
     """
-    tests = [one.samples.filter(pc.equal(one.samples["side"], "test")) for one in datasets]
+    tests = [one.samples.filter(pc.equal(one.samples["split"], "test")) for one in datasets]
     samples = pa.concat_tables(tests)
     images = _image_ids(samples)
     first = ~images.duplicated()

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from csdn.data.state import seconds_since_save
 from csdn.runtime.errors import Diverged, UserError, explain_os_error, is_unavailable
 
 _PR_SET_PDEATHSIG = 1
@@ -32,13 +31,13 @@ def run_stage(main: Callable[[], None], stage: str, reduce: str = "") -> None:
         main()
     except UserError as error:
         _exit(_code(error), f"error: {error}")
-    except KeyboardInterrupt:
-        _exit(130, f"\nstopped. Finished stages are kept; {_kept(stage)}")
+    except KeyboardInterrupt as interrupt:
+        _exit(130, f"\nstopped. Finished stages are kept; {_kept(stage, interrupt)}")
     except Exception as error:
         fault = explain_os_error(error, reduce)
         if fault is None:
             raise
-        _exit(1, f"error: {fault}\nFinished stages are kept; {_kept(stage)}")
+        _exit(1, f"error: {fault}\nFinished stages are kept; {_kept(stage, error)}")
 
 
 def _code(error: UserError) -> int:
@@ -52,14 +51,15 @@ def _exit(code: int, text: str) -> NoReturn:
     sys.exit(code)
 
 
-def _kept(stage: str) -> str:
-    """The sentence that says from where a stage that ended early continues."""
+def _kept(stage: str, error: BaseException) -> str:
+    """The sentence that says from where a stage that ended early continues.
+
+    csdn.data.state adds a note to the error where there is a checkpoint.
+    """
     if stage == "ingest":
         return "so are the drops and shards that ingest has finished: run the same command again to continue."
-    saved = seconds_since_save()
-    if saved is None:
-        return f"{stage} had saved nothing in this run: run the same command again."
-    return f"so is what {stage} saved {saved:.0f} s ago: run the same command again to continue from there."
+    nothing = f"{stage} had saved nothing in this run: run the same command again"
+    return f"{getattr(error, '__notes__', [nothing])[-1]}."
 
 
 @contextmanager

@@ -16,9 +16,9 @@ from PIL import Image
 
 from csdn.data.rng import generator
 from csdn.runtime.errors import UserError
-from csdn.runtime.files import atomic_folder
 from csdn.synthetic import people as builtin_people
 from csdn.synthetic.rendering import cameras_of, render
+from csdn.synthetic.sets import write_files
 
 # SYSU-MM01: 18 + 6 people to train on and 8 to test, cameras 1, 2, 4, 5 visible, 3 and 6 infrared.
 #
@@ -191,14 +191,4 @@ def write_miniature(name: str, out: str | Path) -> int:
     """
     if name not in MINIATURES:
         raise UserError(f"no benchmark is called {name!r}; there are: {', '.join(MINIATURES)}")
-    out = Path(out).resolve()
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out}: exists and is not an empty folder; name another, nothing was written")
-    count = 0
-    with atomic_folder(out) as folder:
-        for path, data in MINIATURES[name]():
-            target = folder / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(data)
-            count += 1
-    return count
+    return write_files(MINIATURES[name](), out)

@@ -42,12 +42,12 @@ class Camera(NamedTuple):
     noise: tuple[float, float]  # standard deviation, 0..255
 
 
-def _palette(colours: str) -> tuple[RGB, ...]:
+def palette(colours: str) -> tuple[RGB, ...]:
     """Colours written as rrggbb, separated by blanks."""
     return tuple(tuple(bytes.fromhex(colour)) for colour in colours.split())
 
 
-def _greys(*values: int) -> tuple[RGB, ...]:
+def greys(*values: int) -> tuple[RGB, ...]:
     return tuple((value, value, value) for value in values)
 
 
@@ -61,7 +61,7 @@ CAMERAS = (
         scale=(150, 176),
         horizon=0.74,
         panel=38,
-        surroundings=_palette("c4baa8 847a6e b4a894 62564a 6e8496 746a5f 3e3934"),
+        surroundings=palette("c4baa8 847a6e b4a894 62564a 6e8496 746a5f 3e3934"),
         occlusion=0.25,
         gradient=0.30,
         gamma=(0.75, 1.15),
@@ -78,7 +78,7 @@ CAMERAS = (
         scale=(144, 172),
         horizon=0.66,
         panel=26,
-        surroundings=_palette("96a0a8 606870 848e98 464e58 3e4c5c 545c64 2e3238"),
+        surroundings=palette("96a0a8 606870 848e98 464e58 3e4c5c 545c64 2e3238"),
         occlusion=0.25,
         gradient=0.40,
         gamma=(0.9, 1.45),
@@ -95,7 +95,7 @@ CAMERAS = (
         scale=(146, 178),
         horizon=0.58,
         panel=52,
-        surroundings=_palette("acc4cc 788e62 948070 5c6c48 705446 6a8056 3a482e"),
+        surroundings=palette("acc4cc 788e62 948070 5c6c48 705446 6a8056 3a482e"),
         occlusion=0.3,
         gradient=0.35,
         gamma=(0.7, 1.1),
@@ -112,7 +112,7 @@ CAMERAS = (
         scale=(140, 174),
         horizon=0.70,
         panel=64,
-        surroundings=_palette("7c7870 565452 a08e54 403e3c 303236 64605a 242322"),
+        surroundings=palette("7c7870 565452 a08e54 403e3c 303236 64605a 242322"),
         occlusion=0.3,
         gradient=0.50,
         gamma=(1.1, 1.7),
@@ -129,7 +129,7 @@ CAMERAS = (
         scale=(144, 176),
         horizon=0.72,
         panel=44,
-        surroundings=_greys(70, 96, 58, 44, 30, 84, 40),
+        surroundings=greys(70, 96, 58, 44, 30, 84, 40),
         occlusion=0.25,
         gradient=0.45,
         gamma=(0.8, 1.3),
@@ -146,53 +146,13 @@ CAMERAS = (
         scale=(140, 174),
         horizon=0.62,
         panel=30,
-        surroundings=_greys(104, 72, 120, 60, 46, 62, 36),
+        surroundings=greys(104, 72, 120, 60, 46, 62, 36),
         occlusion=0.3,
         gradient=0.50,
         gamma=(0.8, 1.4),
         tint=(1.0, 1.0, 1.0),
         blur=(0.4, 1.1),
         noise=(6, 16),
-    ),
-)
-
-
-# Cameras for the training images of the small CLIP: well lit, sharp, unobstructed. It never sees the other
-# six.
-PHOTOGRAPHERS = (
-    Camera(
-        number=6,
-        name="street photo",
-        infrared=False,
-        yaws=(0.0, 45.0, -45.0, 90.0, -90.0, 180.0),
-        spread=25.0,
-        scale=(152, 180),
-        horizon=0.68,
-        panel=48,
-        surroundings=_palette("aeb4b8 8c8880 988c80 6a665e 7c8890 807c74 4a4844"),
-        occlusion=0.05,
-        gradient=0.15,
-        gamma=(0.85, 1.15),
-        tint=(1.0, 1.0, 1.0),
-        blur=(0.0, 0.4),
-        noise=(0, 4),
-    ),
-    Camera(
-        number=7,
-        name="infrared photo",
-        infrared=True,
-        yaws=(0.0, 45.0, -45.0, 90.0, -90.0, 180.0),
-        spread=25.0,
-        scale=(152, 180),
-        horizon=0.68,
-        panel=40,
-        surroundings=_greys(80, 64, 92, 44, 38, 70, 36),
-        occlusion=0.05,
-        gradient=0.2,
-        gamma=(0.9, 1.2),
-        tint=(1.0, 1.0, 1.0),
-        blur=(0.0, 0.5),
-        noise=(1, 6),
     ),
 )
 
@@ -343,11 +303,6 @@ def render(person: Person, camera: Camera, number: int) -> np.ndarray:
     light *= 1 + _coverage(parts) * _roundness(pose, rng)
     image = _pixels(parts, table) * light[:, :, None]
     return _with_optics(image, camera, rng)
-
-
-def three_channels(image: np.ndarray) -> np.ndarray:
-    """[H, W] or [H, W, 3] -> [H, W, 3]."""
-    return image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)
 
 
 def encode(image: np.ndarray) -> bytes:

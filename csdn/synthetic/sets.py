@@ -6,11 +6,13 @@ csdn.synthetic.rendering renders each image when it is read or written.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from csdn.data.catalog import ImageRecord
 from csdn.runtime.errors import UserError
 from csdn.runtime.files import atomic_folder
 from csdn.synthetic.people import RENDERER_VERSION, person
@@ -112,12 +114,63 @@ def write_images(name: str, out: str | Path) -> None:
 
     Raises UserError for an unknown set, and if `out` exists and is not an empty folder.
     """
-    people, out = find_set(name), Path(out).resolve()
+    people = find_set(name)
+    files = ((image.path, png(image)) for image in images_of(people))
+    write_files(itertools.chain(files, [(MARKER, b"")]), out)
+
+
+def write_files(files: Iterable[tuple[str, bytes]], out: str | Path) -> int:
+    """Write (path, content) of each file below `out`, completely or not at all; returns their number.
+
+    Raises UserError if `out` exists and is not an empty folder.
+    """
+    out, count = Path(out).resolve(), 0
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out}: exists and is not an empty folder; name another, nothing was written")
     with atomic_folder(out) as folder:
-        for image in images_of(people):
-            path = folder / image.path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(png(image))
-        (folder / MARKER).touch()
+        for path, content in files:
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+            count += 1
+    return count
+
+
+# The layout `builtin`, at `builtin:NAME`; listing a drop renders no image.
+
+
+SCHEME = "builtin:"
+
+
+class BuiltinSource:
+    """A drop of built-in people, such as `builtin:demo`; an image is rendered when it is read."""
+
+    def __init__(self, address: str) -> None:
+        if not address.startswith(SCHEME):
+            raise UserError(
+                f"{address}: an address of the layout builtin is {SCHEME}NAME, such as {SCHEME}demo"
+            )
+        self.people = find_set(address.removeprefix(SCHEME))
+        self.refused: list[tuple[str, str]] = []
+        self.ignored: list[str] = []
+        self.notes: list[str] = []
+        self.complete = True
+
+    def listing(self) -> list[ImageRecord]:
+        """Every image, sorted by path; sizes are 0, because they are not known before rendering."""
+        return sorted(map(_record, images_of(self.people)), key=lambda record: record.path)
+
+    def read(self, record: ImageRecord) -> bytes:
+        """The PNG file of an image, the same bytes as `csdn demo-images` writes."""
+        return png(image_at(record.path))
+
+
+def _record(image: BuiltinImage) -> ImageRecord:
+    return ImageRecord(
+        path=image.path,
+        person=image.label,
+        modality=image.modality,
+        camera=image.camera.name,
+        size=0,
+        etag=image.etag,
+    )

@@ -52,20 +52,18 @@ def wrap_for_ddp(model: nn.Module) -> nn.Module:
 def average_gradients(model: nn.Module) -> None:
     """Replace each parameter's gradient by its mean over the ranks; model: of `wrap_for_ddp`.
 
-    On GPUs DDP has done so in the backward pass. On CPUs an overlapping all-reduce would compete with the
-    backward pass for cores, and all ranks wait for each other at every batch norm; so there is one all-reduce
-    of all gradients after the backward pass.
+    On GPUs DDP has done so in the backward pass. On CPUs there is nothing to overlap: all ranks wait for each
+    other at every batch norm, and an all-reduce beside the backward pass would compete with it for cores.
     """
     if rank_and_world_size()[1] == 1 or isinstance(model, DistributedDataParallel):
         return
-    trained = [parameter for parameter in model.parameters() if parameter.grad is not None]
-    together = trained[0].new_empty(sum(parameter.numel() for parameter in trained))
-    parts = together.split([parameter.numel() for parameter in trained])
-    for parameter, part in zip(trained, parts, strict=True):
-        # With the parameter's strides (channels_last), so that the copy reads and writes memory in order.
-        mean = part.as_strided(parameter.shape, parameter.stride())
-        parameter.grad = torch.div(parameter.grad, rank_and_world_size()[1], out=mean)
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    together = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(together)
+    together /= rank_and_world_size()[1]
+    parts = together.split([gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view(gradient.shape))  # in the gradient's own layout (channels_last)
 
 
 def all_gather_with_grad(rows: Tensor) -> Tensor:
@@ -79,7 +77,11 @@ def all_gather_with_grad(rows: Tensor) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """Forward: all-gather. Backward: reduce-scatter of the gradients."""
+    """Forward: all-gather. Backward: reduce-scatter of the gradients.
+
+    torch.distributed.nn.functional.all_gather does the same, but is deprecated since torch 2.15; what is
+    recommended instead is a private module.
+    """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
@@ -143,54 +145,45 @@ class SyncedBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        output, mean, variance = _Normalise.apply(input, self.weight, self.bias, self.eps)
+        mean, variance = _Statistics.apply(input, self.running_mean)
+        constant_mean, constant_variance = mean.detach(), variance.detach()
         count = input.numel() // input.shape[1] * dist.get_world_size()
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
-        return output
+            self.running_mean.lerp_(constant_mean, self.momentum)
+            self.running_var.lerp_(constant_variance * (count / (count - 1)), self.momentum)
+        # The kernel of batch norm takes the statistics as constants. The factor 1 in the weight and the
+        # summand 0 in the bias carry the gradient to them.
+        scale = (variance + self.eps).rsqrt()
+        weight = self.weight * (scale / scale.detach())
+        bias = self.bias + weight * scale.detach() * (constant_mean - mean)
+        return F.batch_norm(input, constant_mean, constant_variance, weight, bias, False, 0.0, self.eps)
 
 
-class _Normalise(torch.autograd.Function):
-    """Input [n, c, ...] -> (normalised input, mean [c], biased variance [c]) over all ranks' rows."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
-        mean, variance = _statistics(x)
-        ctx.save_for_backward(x, weight, mean, variance)
-        ctx.eps = eps
-        ctx.mark_non_differentiable(mean, variance)
-        return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps), mean, variance
+class _Statistics(torch.autograd.Function):
+    """Input [n, c, ...] -> mean and biased variance [c] over the rows of all ranks; `like`: a tensor [c]."""
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        """The gradient with constant statistics, plus the part through the statistics of all ranks.
+    def forward(ctx: Any, x: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        # The kernel of batch norm takes a tenth of the time of var_mean. With this momentum the running
+        # statistics are those of the batch. Sums of squares would lose digits.
+        own = torch.stack([like, like])
+        F.batch_norm(x, own[0], own[1], training=True, momentum=1.0)
+        count = x.numel() // x.shape[1]
+        own[1] *= (count - 1) / count
+        every = own.new_empty(dist.get_world_size() * 2, own.shape[1])
+        dist.all_gather_into_tensor(every, own)
+        means, variances = every[0::2], every[1::2]
+        mean = means.mean(0)
+        ctx.save_for_backward(x, mean)
+        return mean, variances.mean(0) + (means - mean).square().mean(0)
 
-        Three passes of native kernels: the sums, the part through the statistics, and its sum with the rest.
-        """
-        x, weight, mean, variance = ctx.saved_tensors
-        scale = (variance + ctx.eps).rsqrt()
-        _, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-            grad_output, x, weight, mean, variance, None, None, False, ctx.eps, [False, True, True]
-        )
-        shared = torch.stack([grad_weight, grad_bias])
-        dist.all_reduce(shared)
-        shared *= -weight * scale / (x.numel() // x.shape[1] * dist.get_world_size())
-        grad_x = F.batch_norm(x, mean, variance, shared[0], shared[1], False, 0.0, ctx.eps)
+    @staticmethod
+    def backward(ctx: Any, grad_mean: Tensor, grad_variance: Tensor) -> tuple[Tensor, None]:
+        x, mean = ctx.saved_tensors
+        grads = torch.stack([grad_mean, grad_variance])
+        dist.all_reduce(grads)
+        by_mean, by_variance = grads / (x.numel() // x.shape[1] * dist.get_world_size())
         channels = (-1, *[1] * (x.dim() - 2))
-        return grad_x.addcmul_(grad_output, (weight * scale).view(channels)), grad_weight, grad_bias, None
-
-
-def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance [c] over the rows of all ranks, from each rank's mean and variance.
-
-    Sums of squares would lose digits.
-    """
-    # The kernel of batch norm takes a tenth of the time of var_mean; without buffers it updates nothing.
-    own = torch.stack(torch.ops.aten.batch_norm_update_stats(x, None, None, 0.0))
-    every = own.new_empty(dist.get_world_size() * len(own), own.shape[1])
-    dist.all_gather_into_tensor(every, own)
-    means, variances = every[0::2], every[1::2]
-    mean = means.mean(0)
-    return mean, variances.mean(0) + (means - mean).square().mean(0)
+        offset, factor = by_mean - 2 * by_variance * mean, 2 * by_variance
+        return torch.addcmul(offset.view(channels), x, factor.view(channels)).to(x.dtype), None

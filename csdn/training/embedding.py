@@ -14,7 +14,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,24 +21,16 @@ import torch
 from torch import Tensor, nn
 
 from csdn.data.batch import VIEWS
-from csdn.data.catalog import SampleTable
 from csdn.data.loader import TrainLoader, TrainSource
 from csdn.data.shards import shards_at
-from csdn.data.state import CheckpointTimer, open_state
+from csdn.data.state import CheckpointStore, CheckpointTimer, open_state
 from csdn.losses import embedding_losses
 from csdn.model import CSDN, save
 from csdn.model.device import configure_torch
 from csdn.model.weights import check_weights, misfits, read_safetensors, refuse, shapes
 from csdn.params import EmbeddingParams, Params
 from csdn.runtime.files import atomic_folder, write_json
-from csdn.training.checkpoint import (
-    CheckpointStore,
-    State,
-    model_tensors,
-    restore_model,
-    restore_training,
-    save_training,
-)
+from csdn.training.checkpoint import State, restore_training, save_training
 from csdn.training.distributed import (
     all_gather_with_grad,
     all_reduce_any,
@@ -47,11 +38,10 @@ from csdn.training.distributed import (
     rank_and_world_size,
     wrap_for_ddp,
 )
-from csdn.training.inputs import training_inputs
 from csdn.training.log import DataWaitTimer, LossLog, check_tensors, write_log
 from csdn.training.prompts import Progress
-from csdn.training.schedules import Adam, lr_multiplier
-from csdn.training.warm_start import WarmStart, warm_params
+from csdn.training.schedules import lr_multiplier
+from csdn.training.warm_start import WarmStart, training_inputs, warm_params
 
 ADVICE = (
     "lower learning_rate and head_learning_rate in params.yaml (section embedding; warm_start, where "
@@ -99,7 +89,7 @@ def train_embedding(
     """
     freeze_text(model)
     optimizer = build_optimizer(model, settings)
-    first_epoch, first_step, rows = restore_training(state, partial(restore_model, model), optimizer)
+    first_epoch, first_step, rows = restore_training(state, model, optimizer)
     log = LossLog(loader.steps_per_epoch, ADVICE, rows)
     trained = wrap_for_ddp(model.train())
     timer, data_wait = timer or CheckpointTimer(), DataWaitTimer()
@@ -117,9 +107,9 @@ def train_embedding(
                 if checkpoint_due(timer, state):
                     with timer.saving():
                         position = (epoch + 1, 0) if last else (epoch, done)
-                        save_training(state, model_tensors(model), optimizer, position, log.rows, ADVICE)
+                        save_training(state, model, optimizer, position, log.rows, ADVICE)
         first_step = 0
-    check_tensors(model_tensors(model), log.rows[-1], ADVICE)
+    check_tensors(model.state_dict(prefix="model."), log.rows[-1], ADVICE)
     return log.rows
 
 
@@ -167,7 +157,7 @@ def training_step(
 # 2. The optimiser and its learning rates.
 
 
-def build_optimizer(model: CSDN, settings: EmbeddingParams) -> Adam:
+def build_optimizer(model: CSDN, settings: EmbeddingParams) -> torch.optim.Adam:
     """Adam with coupled weight decay; GeM's power, BNNecks and classifiers have their own learning rate."""
     heads = list(model.head_parameters())
     of_heads = {id(parameter) for parameter in heads}
@@ -176,7 +166,7 @@ def build_optimizer(model: CSDN, settings: EmbeddingParams) -> Adam:
         {"params": backbone, "lr": settings.learning_rate, "base": settings.learning_rate},
         {"params": heads, "lr": settings.head_learning_rate, "base": settings.head_learning_rate},
     ]
-    return Adam(groups, weight_decay=settings.weight_decay)
+    return torch.optim.Adam(groups, weight_decay=settings.weight_decay, fused=True)
 
 
 def set_learning_rates(
@@ -230,22 +220,20 @@ def run_embedding(
     inputs = training_inputs(params, data, "embedding", weights, warm=warm)
     model = inputs.model
     text_table = load_prompts(model, weights)
-    source = train_source(params, inputs.table, data)
+    source = TrainSource(params, inputs.table, shards_at(params, data))
     work = EmbeddingWork(
         model.channels_last(), text_table, source, params.embedding, params.training.precision
     )
-    with open_state("embedding", inputs.key) as state:
+    with open_state("embedding", inputs.key, checkpoint_dir=params.scaling.checkpoint_dir) as checkpoints:
         step_images = (
             len(VIEWS) * params.embedding.identities_per_batch * params.embedding.images_per_identity
         )
         with progress("embedding", "steps", images=step_images) as report:
-            checkpoints = CheckpointStore(state, params.scaling.checkpoint_dir)
             rows = train(params, work, checkpoints, report)
         with atomic_folder(out) as folder:
             save(model.eval(), folder, people=inputs.people, normalize=params.model.normalize)
             write_log(folder / "log.csv", rows)
         write_json(metrics, last_losses(rows))
-        checkpoints.remove()
 
 
 def train_local(
@@ -258,20 +246,6 @@ def train_local(
     timer = CheckpointTimer(max_s=params.scaling.checkpoint_seconds)
     return train_embedding(
         model, text_table, loader, work.settings, checkpoints, report, timer, work.precision
-    )
-
-
-def train_source(params: Params, table: SampleTable, data: Path) -> TrainSource:
-    """The batches that params.yaml describes, whichever process makes them."""
-    return TrainSource(
-        table,
-        shards_at(params, data),
-        people=params.embedding.identities_per_batch,
-        images=params.embedding.images_per_identity,
-        image_size=params.model.image_size,
-        normalize=params.model.normalize,
-        padding=params.embedding.padding,
-        seed=params.seed,
     )
 
 

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from csdn.data.catalog import MODALITIES
 from csdn.data.features import Embed, Embedder, MakeEmbeds, extract_features, extract_local
@@ -33,17 +33,24 @@ from csdn.data.loader import ImageBatches
 from csdn.data.rng import Stream, generator
 from csdn.data.sampler import pair_plan, pooled_plan
 from csdn.data.shards import shards_at
-from csdn.data.state import CheckpointTimer, StageState, open_state
+from csdn.data.state import CheckpointStore, CheckpointTimer, open_state
 from csdn.losses import supcon_loss
 from csdn.model import CSDN, fuse_batch_norms
 from csdn.model.device import configure_torch
 from csdn.params import Params, PhaseParams
 from csdn.runtime.files import atomic_folder, write_json
 from csdn.training.checkpoint import restore_training, save_training
-from csdn.training.inputs import TrainingInputs, training_inputs
 from csdn.training.log import LossLog, write_log
-from csdn.training.schedules import Adam, warmup_cosine
-from csdn.training.warm_start import WarmStart, merge_prompts, new_identities, new_rows, proxy_negatives
+from csdn.training.schedules import warmup_cosine
+from csdn.training.warm_start import (
+    TrainingInputs,
+    WarmStart,
+    merge_prompts,
+    new_identities,
+    new_rows,
+    proxy_negatives,
+    training_inputs,
+)
 
 # 1. The losses of the two phases.
 
@@ -145,7 +152,7 @@ def contrastive_losses(
 def train_phase(
     phase: Phase,
     settings: PhaseParams,
-    state: StageState,
+    state: CheckpointStore,
     report: Callable[..., None],
     timer: CheckpointTimer | None = None,
 ) -> list[dict[str, Any]]:
@@ -156,8 +163,9 @@ def train_phase(
     parameters = phase.parameters()
     if not parameters:  # some variants of SII have no weights to learn
         return []
-    optimizer = Adam(parameters, weight_decay=settings.weight_decay)
-    first_epoch, first_step, rows = restore_training(state, partial(_restore, phase), optimizer)
+    trained = nn.ParameterList(parameters)
+    optimizer = torch.optim.Adam(parameters, weight_decay=settings.weight_decay, fused=True)
+    first_epoch, first_step, rows = restore_training(state, trained, optimizer)
     steps = len(phase.plan(0))
     log = LossLog(steps, _advice(phase), rows)
     total = settings.epochs * steps
@@ -177,7 +185,7 @@ def train_phase(
                 if timer.due() or done == total:
                     with timer.saving():
                         position = (epoch + 1, 0) if last else (epoch, step + 1)
-                        save_training(state, _tensors(phase), optimizer, position, log.rows, _advice(phase))
+                        save_training(state, trained, optimizer, position, log.rows, _advice(phase))
         first_step = 0
     return log.rows
 
@@ -193,16 +201,6 @@ def _advice(phase: Phase) -> str:
     return f"lower prompts.{phase.name}.learning_rate in params.yaml"
 
 
-def _tensors(phase: Phase) -> dict[str, Tensor]:
-    return {f"parameter.{n}": parameter for n, parameter in enumerate(phase.parameters())}
-
-
-@torch.no_grad()
-def _restore(phase: Phase, tensors: Mapping[str, Tensor]) -> None:
-    for name, parameter in _tensors(phase).items():
-        parameter.copy_(tensors[name])
-
-
 # 3. The stage, from files to files.
 
 
@@ -215,7 +213,7 @@ Progress = Callable[..., AbstractContextManager[Report]]
 # The result of stage 1: the fused text table [identities, d], the log's rows, the figures.
 Learnt = tuple[Tensor, list[dict[str, Any]], dict[str, float]]
 # embed(inputs, state) computes the images' embeddings [images, d] and labels [images].
-EmbedImages = Callable[[TrainingInputs, StageState], tuple[Tensor, Tensor]]
+EmbedImages = Callable[[TrainingInputs, CheckpointStore], tuple[Tensor, Tensor]]
 
 
 def run_prompts(
@@ -235,7 +233,7 @@ def run_prompts(
     inputs = training_inputs(params, data, "prompts", warm=warm)
     inputs.model.to(device).eval()
 
-    def embed(inputs: TrainingInputs, state: StageState) -> tuple[Tensor, Tensor]:
+    def embed(inputs: TrainingInputs, state: CheckpointStore) -> tuple[Tensor, Tensor]:
         with progress("embed", "images") as report:
             embedded = partial(embedder, *image_batches(inputs, params, data), params.scaling, device)
             features = extract_features(embedded, len(inputs.table), state.part("embeddings"), report)
@@ -264,7 +262,7 @@ def image_embeddings(model: CSDN, device: torch.device) -> dict[str, Embed]:
 
 
 def learn_all(
-    inputs: TrainingInputs, params: Params, embed: EmbedImages, state: StageState, progress: Progress
+    inputs: TrainingInputs, params: Params, embed: EmbedImages, state: CheckpointStore, progress: Progress
 ) -> Learnt:
     """Both phases, over the images of all identities."""
     model, settings = inputs.model, params.prompts
@@ -278,7 +276,7 @@ def learn_all(
 
 
 def learn_new(
-    inputs: TrainingInputs, params: Params, embed: EmbedImages, state: StageState, progress: Progress
+    inputs: TrainingInputs, params: Params, embed: EmbedImages, state: CheckpointStore, progress: Progress
 ) -> Learnt:
     """Phase "prompts" over the images of new identities; SII and all other texts stay the champion's.
 
@@ -326,7 +324,7 @@ def integration_phase(
 
 
 def _train(
-    phase: Phase, settings: PhaseParams, state: StageState, progress: Progress
+    phase: Phase, settings: PhaseParams, state: CheckpointStore, progress: Progress
 ) -> list[dict[str, Any]]:
     with progress(phase.name, "steps", images=np.size(phase.plan(0)[0])) as report:
         return train_phase(phase, settings, state.part(phase.name), report)

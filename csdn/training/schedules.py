@@ -1,13 +1,9 @@
-"""Learning rates as pure functions of the epoch, which may be fractional, and Adam."""
+"""Learning rates as pure functions of the epoch, which may be fractional."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from inspect import unwrap
-
-import torch
-from torch.optim import Optimizer
 
 
 def warmup_cosine(
@@ -58,20 +54,3 @@ def lr_multiplier(
     if kind == "cosine":
         return 0.5 * (1 + math.cos(math.pi * (epoch - warmup_epochs) / (epochs - warmup_epochs)))
     return gamma ** sum(epoch >= milestone for milestone in milestones)
-
-
-class Adam(torch.optim.Adam):
-    """torch's fused Adam, without the wrappers that exclude its methods from torch.compile.
-
-    These wrappers import the compiler at the first call, which takes 3 s in every stage and every new worker.
-    The arithmetic is torch's: same parameters, gradients and state.
-    """
-
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, fused=True, **kwargs)
-
-    step = torch.no_grad()(unwrap(torch.optim.Adam.step))
-    zero_grad = unwrap(Optimizer.zero_grad)
-    add_param_group = unwrap(Optimizer.add_param_group)
-    state_dict = unwrap(Optimizer.state_dict)
-    load_state_dict = unwrap(Optimizer.load_state_dict)

@@ -1,11 +1,14 @@
-"""Warm start: training starts from a champion instead of from CLIP (docs/warm-start.md).
+"""What training starts from: the samples, and a network with CLIP's weights or a champion's (warm start).
+
+docs/warm-start.md has the reasons and the figures of the warm start.
 
 Tokens and classifiers have a row for each identity. Rows are transferred by the identity's name; identities
 that are gone lose theirs; a new identity gets random initial values, a function of the seed and its name
 only.
 
 1. Reading the champion's weights, with checks that they fit, and transferring them into the network.
-2. Stage 1 for new identities only: their prompts are learnt, all other texts stay the champion's.
+2. `training_inputs`: what both stages start from.
+3. Stage 1 for new identities only: their prompts are learnt, all other texts stay the champion's.
 """
 
 from __future__ import annotations
@@ -15,26 +18,24 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from csdn.data.catalog import MODALITIES
+from csdn.data.catalog import MODALITIES, Dataset, SampleTable, load_dataset
 from csdn.data.rng import Stream, generator
+from csdn.data.state import stage_key
 from csdn.model import CSDN
+from csdn.model.clip import load_clip
 from csdn.model.network import row_std, with_identities
 from csdn.model.weights import misfits, read_safetensors, refuse, shapes
 from csdn.params import Params
 from csdn.runtime.documents import read_json
 from csdn.runtime.errors import UserError
 from csdn.training.champion import Start
-
-if TYPE_CHECKING:
-    from csdn.training.inputs import TrainingInputs
-
 
 # 1. Reading and transferring the champion's weights.
 
@@ -203,7 +204,61 @@ def _check_shapes(warm: WarmStart, stage: str, champion: ChampionWeights, model:
     )
 
 
-# 2. Stage 1 for the identities that the champion was not trained on. They are trained by themselves: all
+# 2. What both stages start from.
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """Training samples, the network before training, and the key of the stage's state.
+
+    people: names in the order of labels. champion: its weights, which are in `model` already; None where
+    training starts from CLIP.
+    """
+
+    table: SampleTable
+    model: CSDN
+    people: list[str]
+    key: str
+    champion: ChampionWeights | None = None
+
+
+def training_inputs(
+    params: Params, data: Path, stage: str, *extra: Path, warm: WarmStart | None = None
+) -> TrainingInputs:
+    """Read the training data and build the network.
+
+    The key of the stage's state covers the data, the stage's parameters, CLIP's weights, the `extra` input
+    files, and the champion that training starts from.
+    """
+    dataset = load_dataset(data)
+    table = dataset.train_table()
+    people = dataset.people["person"].take(np.unique(table.person_row)).to_pylist()
+    clip = load_clip(params.model.clip, params.model.weights)
+    model = CSDN.from_clip(
+        clip,
+        identities=len(people),
+        image_size=tuple(params.model.image_size),
+        stem=params.model.stem,
+        integration=params.model.integration,
+        seed=params.seed,
+    )
+    files = (data / "samples.parquet", data / "people.parquet", *extra)
+    if warm is None:
+        return TrainingInputs(table, model, people, stage_key(stage, params, clip.sha256, files))
+    champion = read_champion_weights(warm, stage, model, params.model.normalize)
+    check_splits(warm, champion, _test_people(dataset))
+    transfer_rows(champion, model, people, params.seed)
+    more = {"start": warm.sha256(stage)} | ({"warm": params.warm_start.prompts} if stage == "prompts" else {})
+    key = stage_key(stage, params, clip.sha256, (*files, warm.config(stage)), **more)
+    return TrainingInputs(table, model, people, key, champion)
+
+
+def _test_people(dataset: Dataset) -> list[str]:
+    columns = (dataset.people[name].to_pylist() for name in ("person", "split"))
+    return [person for person, split in zip(*columns, strict=True) if split == "test"]
+
+
+# 3. Stage 1 for the identities that the champion was not trained on. They are trained by themselves: all
 # other rows stay as they are.
 
 

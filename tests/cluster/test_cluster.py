@@ -15,12 +15,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from feed_data import write_data
+from feed_data import train_source, write_data
 from processes import descendants
 
 from csdn.cluster.session import _short_temp_folder, ray_session
 from csdn.data.catalog import load_dataset
-from csdn.data.loader import TrainLoader, TrainSource, train_batch
+from csdn.data.loader import TrainLoader, train_batch
 from csdn.runtime.errors import UserError
 
 SIZE = (64, 32)
@@ -43,7 +43,7 @@ def ray_instance():
 
 
 def source(data, people=2, size=SIZE):
-    return TrainSource(load_dataset(data).train_table(), data / "shards", people, 2, size, "imagenet", 10, 0)
+    return train_source(load_dataset(data).train_table(), data / "shards", people, 2, size)
 
 
 def assert_same(one, other):
@@ -154,9 +154,7 @@ def test_each_worker_gets_its_part_of_large_batches(ray_instance, tmp_path, imag
     write_data(tmp_path, sizes=((288, 144),))
     table = load_dataset(tmp_path).train_table()
     workers, people = 2, 4
-    made = TrainSource(
-        table, tmp_path / "shards", people, workers * images // people, (288, 144), "imagenet", 10, 0
-    )
+    made = train_source(table, tmp_path / "shards", people, workers * images // people, (288, 144))
     assert made.steps_per_epoch == 1
     given, all_there = [], threading.Barrier(workers)
 

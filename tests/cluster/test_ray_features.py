@@ -45,9 +45,9 @@ def test_features_made_on_ray_are_those_of_a_local_process(tmp_path):
     from csdn.cluster.extract import extract_on_ray
 
     root = write_images(tmp_path / "images")
-    here = features(root, make_state(tmp_path / "here").state, extract_local)["embeddings"]
+    here = features(root, make_state(tmp_path / "here"), extract_local)["embeddings"]
     reports = []
-    state = make_state(tmp_path / "ray").state
+    state = make_state(tmp_path / "ray")
     spread = features(root, state, extract_on_ray, lambda *at: reports.append(at))
     assert here.shape[0] == 84
     np.testing.assert_allclose(spread["embeddings"], here, rtol=1e-5, atol=1e-6)
@@ -61,7 +61,7 @@ def test_a_damaged_shard_is_named_by_feature_extraction_on_ray_too(tmp_path):
     for shard in (root / "shards").iterdir():
         shard.write_bytes(shard.read_bytes()[:2000])
     with pytest.raises(UserError, match=r"shards/.*\.tar: ends before byte"):
-        features(root, make_state(tmp_path / "state").state, extract_on_ray)
+        features(root, make_state(tmp_path / "state"), extract_on_ray)
 
 
 def test_shards_packed_on_ray_are_those_of_local_processes(tmp_path, monkeypatch):

@@ -20,9 +20,8 @@ from ray_work import (
 )
 
 from csdn.data.batch import TrainBatchReader
-from csdn.data.state import StageState
+from csdn.data.state import CheckpointStore
 from csdn.runtime.errors import Diverged, UserError
-from csdn.training.checkpoint import CheckpointStore
 from csdn.training.embedding import train_local
 
 pytestmark = ON_RAY
@@ -116,7 +115,7 @@ def stopped(ray_instance, images, tmp_path_factory):
     plain, two = (make_state(tmp_path_factory.mktemp("stopped") / "state") for _ in range(2))
     with pytest.raises(Killed):
         stop_at(6, images, plain, 0)
-    shutil.copytree(plain.state.folder, two.state.folder, dirs_exist_ok=True)
+    shutil.copytree(plain.folder, two.folder, dirs_exist_ok=True)
     with pytest.raises(UserError) as error:
         stop_at(9, images, two, 2)
     return plain, two, str(error.value)
@@ -125,8 +124,8 @@ def stopped(ray_instance, images, tmp_path_factory):
 @pytest.mark.parametrize("workers", [3, 0])
 def test_another_number_of_workers_continues_a_stopped_run(stopped, images, plain, tmp_path, workers, fault):
     """The run was stopped twice before: with one process, then with two workers."""
-    shutil.copytree(stopped[1].state.folder, tmp_path / "state")
-    state = CheckpointStore(StageState(tmp_path / "state"), None)
+    shutil.copytree(stopped[1].folder, tmp_path / "state")
+    state = CheckpointStore(tmp_path / "state")
     first, second = stopped[0].load()[0]["log"], state.load()[0]["log"]
     assert 0 < len(first) < len(second) < 15
     assert second[: len(first)] == first

@@ -227,7 +227,7 @@ def test_a_table_of_another_version_or_damaged_is_an_error_that_names_it(ingeste
     path = tmp_path / "data" / file
     intact = path.read_bytes()
     pq.write_table(pq.read_table(path).replace_schema_metadata({"csdn_index_version": "99"}), path)
-    with pytest.raises(UserError, match=f"{file}: has version 99 .* reads 2; delete it") as error:
+    with pytest.raises(UserError, match=f"{file}: has version 99 .* reads 3; delete it") as error:
         load_dataset(tmp_path / "data")
     if file == "samples.parquet":
         fault("shards and index", "a table of another version of the program", error.value)

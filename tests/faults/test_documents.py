@@ -19,7 +19,7 @@ from csdn.cli.presets import set_value
 from csdn.cli.retraining import retrain
 from csdn.data.catalog import PEOPLE_SCHEMA, read_facts, table_of, write_table
 from csdn.data.shards import VerifiedShards
-from csdn.data.state import saved_position
+from csdn.data.state import CheckpointStore
 from csdn.ingest.identities import read_aliases
 from csdn.ingest.ledger import read_ledger
 from csdn.model import read_config
@@ -149,7 +149,8 @@ def test_damaged_caches_of_the_program_are_ignored(kind, text, monkeypatch):
     monkeypatch.setattr(console, "TIMES", text)
     assert console.read_times() == {}
     assert VerifiedShards(text, 1).known == {}
-    assert saved_position(lambda name: content) is None
+    (text.parent / "state.json").write_bytes(content)
+    assert CheckpointStore(text.parent).load() is None
     assert facts_in({"csdn.clip": content.decode(errors="replace")}, "RN50", {}) is None
 
 

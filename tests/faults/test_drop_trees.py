@@ -416,17 +416,6 @@ def test_a_camera_of_images_without_labels_holds_nothing(tmp_path):
     assert figures["quarantined"] == {NO_LABEL: 1, "not a jpg image": 1} and not figures["drops"]["held"]
 
 
-def test_a_drop_that_is_held_for_conflicts_names_them(tmp_path):
-    project = Project(tmp_path / "project")
-    project.add(make_drop(tmp_path / "one", people_named(10)))
-    two = make_drop(tmp_path / "two", people_named(4, "guest"))
-    write(two / "visible/north/guest 000/9.jpg", jpeg("visible/north/person 000/0.jpg"))
-    project.add(two)
-    (held,) = project.ingest(max_bad_fraction=0.01)["drops"]["held"]
-    reason = "same image under another person or modality in an earlier drop"
-    assert held["reasons"] == {reason: 1} and held["examples"] == {reason: ["visible/north/guest 000/9.jpg"]}
-
-
 def test_when_nothing_is_usable_every_drop_says_why(tmp_path, monkeypatch, fault):
     project = Project(tmp_path / "project")
     write(tmp_path / "drop/visible/gate/Ana/0.jpg", b"x")

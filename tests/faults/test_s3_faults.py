@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from feed_data import train_source
 from make_images import (
     Project,
     encoded,
@@ -25,7 +26,7 @@ from s3_server import S3Server, s3_environment
 from workspace import set_params
 
 from csdn.data.catalog import load_dataset
-from csdn.data.loader import TrainLoader, TrainSource
+from csdn.data.loader import TrainLoader
 from csdn.data.shards import open_shards
 from csdn.data.storage import Store, arrow_filesystem
 from csdn.ingest.sync import sub_folders
@@ -169,8 +170,7 @@ def test_the_feed_goes_on_behind_an_outage(s3_server, tmp_path, fault):
     shutil.copytree(project.data / "shards", folder)
     project.ingest(store=place)
     expected, made = (
-        TrainLoader(TrainSource(table, at, 2, 2, (64, 32), "imagenet", 10, 0), number)
-        for at, number in ((folder, 0), (place, 1))
+        TrainLoader(train_source(table, at), number) for at, number in ((folder, 0), (place, 1))
     )
     rest = made.epoch(0)
     first = next(rest)

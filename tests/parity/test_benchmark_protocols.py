@@ -8,9 +8,9 @@ import random
 
 import numpy as np
 import pytest
+from command_line import csdn
 from make_images import Project
 
-from csdn.cli.main import app
 from csdn.data.catalog import load_dataset
 from csdn.evaluation import evaluate_features, protocol, rank_metrics, rule_cameras
 from csdn.evaluation.headline import notes
@@ -358,22 +358,18 @@ def features_of(index, path):
         (("--protocol", "sysu_official", "--mode", "indoor"), 10, 24),
     ],
 )
-def test_somebodys_features_are_evaluated_by_one_command(
-    project, tmp_path, capsys, options, gallery, left_out
-):
+def test_somebodys_features_are_evaluated_by_one_command(project, tmp_path, options, gallery, left_out):
     index = load_dataset(project.data).test_index()
     features = features_of(index, tmp_path / "features.npy")
     out = tmp_path / "figures.json"
-    command = ["evaluate-features", features, *options, "--index", str(project.data), "--out", str(out)]
-    app(command, standalone_mode=False)
-    printed = capsys.readouterr().out
+    printed = csdn("evaluate-features", features, *options, "--index", str(project.data), "--out", str(out))
     figures = json.loads(out.read_text())
     assert figures["features"]["infrared_to_visible"]["mAP"] == {"mean": 100.0, "std": 0.0}
     assert figures["counts"]["infrared_to_visible"]["gallery"] == gallery
     assert ("100.00" in printed) and (f"{left_out} of 60 queries" in printed) == bool(left_out)
 
 
-def test_a_csv_file_says_the_same_as_the_projects_own_index(project, tmp_path, capsys):
+def test_a_csv_file_says_the_same_as_the_projects_own_index(project, tmp_path):
     index = load_dataset(project.data).test_index()
     features = features_of(index, tmp_path / "features.npy")
     with (tmp_path / "index.csv").open("w", newline="") as file:
@@ -383,7 +379,7 @@ def test_a_csv_file_says_the_same_as_the_projects_own_index(project, tmp_path, c
             writer.writerow((*row, "x"))
     printed = []
     for place in (project.data, tmp_path / "index.csv"):
-        command = [
+        command = (
             "evaluate-features",
             features,
             "--protocol",
@@ -392,7 +388,6 @@ def test_a_csv_file_says_the_same_as_the_projects_own_index(project, tmp_path, c
             str(place),
             "--trials",
             "3",
-        ]
-        app(command, standalone_mode=False)
-        printed.append(capsys.readouterr().out)
+        )
+        printed.append(csdn(*command))
     assert printed[0] == printed[1]

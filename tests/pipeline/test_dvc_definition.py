@@ -54,7 +54,7 @@ def test_a_stage_has_four_to_six_code_dependencies_and_none_that_decides_nothing
 
 
 def test_the_import_reader_follows_late_and_nested_imports():
-    assert {"csdn/ingest/sources/synthetic.py", "csdn/synthetic/rendering.py"} <= files_of_stage("ingest")
+    assert {"csdn/data/storage.py", "csdn/synthetic/rendering.py"} <= files_of_stage("ingest")
     assert not any(file.startswith(("csdn/model", "csdn/training")) for file in files_of_stage("ingest"))
 
 

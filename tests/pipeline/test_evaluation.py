@@ -45,14 +45,6 @@ def test_retrieval_feature_is_that_of_the_image_beside_that_of_its_mirror_image(
     torch.testing.assert_close((feature * feature).sum(dim=1), torch.full((3,), 4.0))
 
 
-def test_a_mirrored_image_has_the_two_halves_exchanged():
-    model = CSDN(SMALL).eval()
-    images = torch.rand(2, 3, 64, 32)
-    first, second = embed_with_flip_tta(model, images, "visible").chunk(2, dim=1)
-    swapped = embed_with_flip_tta(model, images.flip(3), "visible")
-    torch.testing.assert_close(swapped, torch.cat([second, first], dim=1))
-
-
 def test_mean_and_std_have_the_sample_deviation_and_none_for_what_is_not_known():
     assert mean_and_std([10, 20, 30]) == {"mean": 20.0, "std": 10.0}
     assert mean_and_std([50]) == {"mean": 50.0, "std": None}

@@ -107,7 +107,7 @@ def test_samples_are_in_the_ledgers_order_then_by_path(project, tmp_path):
     assert rows == sorted(rows, key=lambda row: ([second.id, first.id].index(row[0]), row[1]))
 
 
-def test_people_stand_in_order_of_drop_then_label_with_bucket_and_side(project, tmp_path):
+def test_people_stand_in_order_of_drop_then_label_with_bucket_and_split(project, tmp_path):
     project.add(make_drop(tmp_path / "one", ["zoe", "Yan", *PEOPLE]))
     project.add(make_drop(tmp_path / "two", ["Bo", "ZOE"]))
     project.ingest()
@@ -115,7 +115,7 @@ def test_people_stand_in_order_of_drop_then_label_with_bucket_and_side(project, 
     assert [row["person"] for row in rows] == [*PEOPLE, "yan", "zoe", "bo"]
     for row in rows[:10]:
         assert row["bucket"] == SplitRule("csdn", 40).bucket(row["person"])
-        assert row["status"] == row["side"] == SPLITS[row["person"]]
+        assert row["status"] == row["split"] == SPLITS[row["person"]]
         assert (row["visible"], row["infrared"]) == (4, 2)
 
 
@@ -124,7 +124,7 @@ def test_a_train_person_without_partner_waits_and_a_test_person_does_not(project
     alone = people_named(20, "alone")
     project.add(make_drop(tmp_path / "two", alone, modalities=["visible"]))
     figures = project.ingest()
-    status = {row["person"]: (row["side"], row["status"]) for row in people(project)}
+    status = {row["person"]: (row["split"], row["status"]) for row in people(project)}
     assert {status[person] for person in alone} == {("train", "waiting"), ("test", "test")}
     waiting = [row["row"] for row in people(project) if row["status"] == "waiting"]
     assert not set(waiting) & {row["person_row"] for row in samples(project)}
@@ -219,6 +219,8 @@ def test_an_image_under_another_person_than_before_stays_with_the_earlier_drop(p
     # It counts as a bad image of the later drop: 1 of 61.
     held = project.ingest(max_bad_fraction=0.01)["drops"]["held"]
     assert [(one["id"], one["bad"], one["images"]) for one in held] == [(second.id, 1, 61)]
+    assert held[0]["reasons"] == {reason: 1}
+    assert held[0]["examples"] == {reason: ["visible/north/guest 000/9.jpg"]}
 
 
 def test_a_drop_with_too_many_bad_images_is_held_and_the_rest_goes_on(project, tmp_path, fault):
@@ -280,14 +282,14 @@ def test_images_without_label_are_held_back_and_do_not_count_as_bad(project, tmp
 def test_the_figures_count_what_the_tables_hold(project, tmp_path):
     project.add(make_drop(tmp_path / "drop", PEOPLE))
     figures = project.ingest()
-    train = sum(side == "train" for side in SPLITS.values())
+    train = sum(split == "train" for split in SPLITS.values())
     assert figures == project.figures()
     assert figures["people"] == {"train": train, "test": 10 - train, "waiting": 0, "removed": 0}
     assert figures["images"]["train"] == {"visible": 4 * train, "infrared": 2 * train}
     assert figures["cameras"] == {"visible": {"north": 20, "south": 20}, "infrared": {"north": 20}}
 
 
-def test_a_side_is_loaded_as_columns(project, tmp_path):
+def test_a_split_is_loaded_as_columns(project, tmp_path):
     project.add(make_drop(tmp_path / "drop", PEOPLE))
     project.ingest()
     table = load_dataset(project.data).train_table()

@@ -341,7 +341,7 @@ def test_without_any_match_nothing_is_decided(project, fault):
         samples = read_table(path, SAMPLES_SCHEMA)
         odd = pc.not_equal(pc.bit_wise_and(samples["person_row"], 1), 0)
         visible = pc.equal(samples["modality"], "visible")
-        write_table(path, samples.filter(pc.or_(pc.equal(samples["side"], "train"), pc.xor(odd, visible))))
+        write_table(path, samples.filter(pc.or_(pc.equal(samples["split"], "train"), pc.xor(odd, visible))))
     with pytest.raises(UserError, match="no test image has a match") as error:
         gate(project)
     fault("training", "csdn gate where no test image has another to find", error.value)
@@ -358,12 +358,12 @@ def test_features_of_other_images_are_not_resumed(project):
     project.champion(seed=2)
     with pytest.raises(KeyboardInterrupt):
         run_gate(project.params(), project.root, silent, stopping)
-    states = set((project.root / ".state").glob("*/lock"))
+    states = set((project.root / ".state").glob("*/stage"))
     ledger = project.root / "data/drops.json"
     write_ledger(decide(read_ledger(ledger), more.id, Status.REJECTED, "wrong labels"), ledger)
     with pytest.raises(KeyboardInterrupt):
         run_gate(project.params(), project.root, silent, stopping)
-    assert len(set((project.root / ".state").glob("*/lock")) - states) == 1
+    assert len(set((project.root / ".state").glob("*/stage")) - states) == 1
 
 
 def more_people(project):

@@ -14,7 +14,7 @@ from csdn.retraining.gate_run import (
 
 
 def dataset(*images):
-    """Images as (person, side, key, drop), the modality in the key's first letter."""
+    """Images as (person, split, key, drop), the modality in the key's first letter."""
     names = sorted({person for person, *_ in images})
     samples = [
         {
@@ -24,21 +24,21 @@ def dataset(*images):
             "offset": number,
             "size": 1,
             "person_row": names.index(person),
-            "side": side,
+            "split": split,
             "modality": "visible" if key[0] == "v" else "infrared",
             "camera": "north",
             "path": key,
             "drop": drop,
             "places": None,
         }
-        for number, (person, side, key, drop) in enumerate(images)
+        for number, (person, split, key, drop) in enumerate(images)
     ]
     people = [
         {
             "row": row,
             "person": name,
             "bucket": 0,
-            "side": "test",
+            "split": "test",
             "status": "test",
             "visible": 1,
             "infrared": 1,

@@ -35,14 +35,14 @@ def make_regdb(root: Path, images: int = 2) -> Path:
     """Four people; in trial t person 1 + t % 4 and the next are tested."""
     for trial in range(1, 11):
         test = {1 + trial % 4, 1 + (trial + 1) % 4}
-        for side, people in (("train", sorted({*REGDB_PEOPLE} - test)), ("test", sorted(test))):
+        for split, people in (("train", sorted({*REGDB_PEOPLE} - test)), ("test", sorted(test))):
             for kind in ("Visible", "Thermal"):
                 lines = [
                     f"{regdb_path(kind, person, number)} {label}\n"
                     for label, person in enumerate(people)
                     for number in range(images)
                 ]
-                write_text(root / f"idx/{side}_{kind.lower()}_{trial}.txt", "".join(lines))
+                write_text(root / f"idx/{split}_{kind.lower()}_{trial}.txt", "".join(lines))
     for kind in ("Visible", "Thermal"):
         for person in REGDB_PEOPLE:
             for number in range(images):

@@ -10,9 +10,29 @@ import simplejpeg
 from PIL import Image
 
 from csdn.data.catalog import PEOPLE_SCHEMA, SAMPLES_SCHEMA, SampleTable, load_dataset, table_of, write_table
+from csdn.data.loader import TrainSource
 from csdn.data.shards import ShardWriter
+from csdn.params import load_params
 
 SHARDS = 3
+PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
+
+
+def train_source(
+    table: SampleTable,
+    shards: str | Path,
+    people: int = 2,
+    images: int = 2,
+    size: tuple[int, int] = (64, 32),
+    padding: int = 10,
+    seed: int = 0,
+) -> TrainSource:
+    """Batches of so many people and images, and otherwise as in params.yaml."""
+    batch = {"identities_per_batch": people, "images_per_identity": images, "padding": padding}
+    embedding = PARAMS.embedding.model_copy(update=batch)
+    model = PARAMS.model.model_copy(update={"image_size": size})
+    params = PARAMS.model_copy(update={"embedding": embedding, "model": model, "seed": seed})
+    return TrainSource(params, table, shards)
 
 
 def write_data(

@@ -12,18 +12,17 @@ from typing import Any
 
 import pytest
 import torch
-from feed_data import write_data
+from feed_data import train_source, write_data
 from killed_run import children
 from processes import command_of, descendants
 from small_network import SMALL
 from worker_loop import settings
 
 from csdn.data.catalog import load_dataset
-from csdn.data.loader import TrainLoader, TrainSource
-from csdn.data.state import StageState
+from csdn.data.loader import TrainLoader
+from csdn.data.state import CheckpointStore
 from csdn.model import CSDN
 from csdn.params import Params, load_params
-from csdn.training.checkpoint import CheckpointStore
 from csdn.training.embedding import EmbeddingWork, train_embedding
 
 # The marks of modules that run Ray.
@@ -46,13 +45,12 @@ def make_work(root: Path, epochs: int = 3) -> EmbeddingWork:
     model = CSDN(replace(SMALL, identities=IDENTITIES)).channels_last()
     text = torch.randn(IDENTITIES, SMALL.embed_dim, generator=torch.Generator().manual_seed(1))
     table = load_dataset(root).train_table()
-    source = TrainSource(table, root / "shards", PEOPLE, IMAGES, SIZE, "imagenet", 2, 0)
+    source = train_source(table, root / "shards", PEOPLE, IMAGES, SIZE, padding=2)
     return EmbeddingWork(model, text, source, settings(torch.float32).model_copy(update={"epochs": epochs}))
 
 
 def make_state(folder: Path, storage: str | None = None) -> CheckpointStore:
-    folder.mkdir()
-    return CheckpointStore(StageState(folder), storage)
+    return CheckpointStore(folder, storage)
 
 
 def make_params(workers: int, **scaling: object) -> Params:

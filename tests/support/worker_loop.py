@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from small_network import SMALL
 
 from csdn.data.loader import TrainBatch
-from csdn.data.state import StageState
+from csdn.data.state import CheckpointStore
 from csdn.model import CSDN
 from csdn.params import EmbeddingParams
 from csdn.training.embedding import train_embedding
@@ -72,9 +72,8 @@ def train(out: Path, rank: int, size: int, dtype: torch.dtype) -> None:
     model = CSDN(config).channels_last().to(dtype)
     text = torch.randn(IDENTITIES, config.embed_dim, generator=torch.Generator().manual_seed(1)).to(dtype)
     state = out / f"state-{dtype}-{size}-{rank}".replace("torch.", "")
-    state.mkdir()
     feed = Slices(rank, size, dtype)
-    rows = train_embedding(model, text, feed, settings(dtype), StageState(state), lambda *_: None)
+    rows = train_embedding(model, text, feed, settings(dtype), CheckpointStore(state), lambda *_: None)
     if rank == 0:
         name = f"{dtype}-{size}".removeprefix("torch.")
         save_file({k: v.contiguous() for k, v in model.state_dict().items()}, out / f"{name}.safetensors")

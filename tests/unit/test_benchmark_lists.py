@@ -11,8 +11,8 @@ LISTS = [
     *(("sysu", f"exp/{name}_id.txt") for name in ("train", "val", "test")),
     *(("llcm", f"idx/{name}.txt") for name in ("train_vis", "train_nir", "test_id")),
     *(
-        ("regdb", f"idx/{side}_{kind}_{trial}.txt")
-        for side in ("train", "test")
+        ("regdb", f"idx/{split}_{kind}_{trial}.txt")
+        for split in ("train", "test")
         for kind in ("visible", "thermal")
         for trial in (1, 10)
     ),

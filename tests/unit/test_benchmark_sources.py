@@ -20,12 +20,12 @@ def listed(root, layout):
     return {record.path: record for record in source.listing()}, source
 
 
-def sides_of(records):
-    """person -> sides, which all images of a person share."""
-    sides = {}
+def splits_of(records):
+    """person -> splits, which all images of a person share."""
+    splits = {}
     for record in records.values():
-        assert sides.setdefault(record.person, record.sides) == record.sides
-    return sides
+        assert splits.setdefault(record.person, record.splits) == record.splits
+    return splits
 
 
 def test_sysu_has_four_visible_and_two_infrared_cameras(tmp_path):
@@ -41,7 +41,7 @@ def test_sysu_has_four_visible_and_two_infrared_cameras(tmp_path):
 
 
 def test_sysu_validation_people_are_training_people(tmp_path):
-    assert sides_of(listed(make_sysu(tmp_path), "sysu")[0]) == {
+    assert splits_of(listed(make_sysu(tmp_path), "sysu")[0]) == {
         **dict.fromkeys(("sysu-0001", "sysu-0002", "sysu-0003"), ("train",)),
         **dict.fromkeys(("sysu-0005", "sysu-0012"), ("test",)),
     }
@@ -57,13 +57,13 @@ def test_people_on_no_list_and_other_files_are_left_alone(tmp_path):
     assert source.refused == [("cam1/somebody/0001.jpg", "not at camera/person/name")]
 
 
-def test_regdb_gives_each_image_a_side_in_each_of_the_ten_trials(tmp_path):
+def test_regdb_gives_each_image_a_split_in_each_of_the_ten_trials(tmp_path):
     records, source = listed(make_regdb(tmp_path), "regdb")
     assert len(records) == 16 and not source.refused and source.ignored == []
-    sides = sides_of(records)
-    assert set(sides) == {"regdb-0001", "regdb-0002", "regdb-0003", "regdb-0004"}
+    splits = splits_of(records)
+    assert set(splits) == {"regdb-0001", "regdb-0002", "regdb-0003", "regdb-0004"}
     for trial in range(1, 11):
-        test = {person for person in sides if sides[person][trial - 1] == "test"}
+        test = {person for person in splits if splits[person][trial - 1] == "test"}
         assert test == {f"regdb-000{1 + trial % 4}", f"regdb-000{1 + (trial + 1) % 4}"}
     thermal = records[regdb_path("Thermal", 3, 1)]
     assert (thermal.modality, thermal.camera) == ("infrared", "thermal")
@@ -74,7 +74,7 @@ def test_llcm_trains_on_its_lists_and_tests_with_folders(tmp_path):
     write(tmp_path / "vis/0003/0003_c02_s1_f1_vis.jpg", b"")  # on no list
     write(tmp_path / "test_vis/cam1/0099/a.jpg", b"")  # no test person
     records, source = listed(tmp_path, "llcm")
-    assert sides_of(records) == {
+    assert splits_of(records) == {
         "llcm-0003": ("train",),
         "llcm-0008": ("train",),
         "llcm-0004": ("test",),
@@ -163,7 +163,7 @@ def test_a_miniature_is_the_same_each_time(miniatures, tmp_path):
 
 def test_the_lists_decide_whatever_the_buckets_say(miniatures, tmp_path):
     people = people_of(ingested(tmp_path / "project", miniatures("sysu"), "sysu", test_percent=99))
-    assert {name for name, row in people.items() if row["side"] == "test"} == {
+    assert {name for name, row in people.items() if row["split"] == "test"} == {
         f"sysu-{number:04d}" for number in range(2, 33, 4)
     }
 
@@ -179,7 +179,7 @@ def test_another_trial_of_regdb_moves_people_and_writes_no_shard_again(miniature
     for trial, people in ((1, first), (2, second)):
         listed = (miniatures("regdb") / f"idx/test_visible_{trial}.txt").read_text().split()
         tested = {int(path.split("/")[1]) for path in listed[::2]}
-        assert {int(name[-4:]) for name, row in people.items() if row["side"] == "test"} == tested
+        assert {int(name[-4:]) for name, row in people.items() if row["split"] == "test"} == tested
 
 
 def test_an_image_that_comes_twice_counts_twice_in_a_benchmark(tmp_path):
@@ -199,7 +199,7 @@ def test_own_cameras_beside_a_benchmark_keep_their_buckets(miniatures, tmp_path)
     people = people_of(project)
     assert len(people) == 32 + 32
     assert all(
-        (row["side"] == "test") == (row["bucket"] >= 60) for name, row in people.items() if name[0] == "p"
+        (row["split"] == "test") == (row["bucket"] >= 60) for name, row in people.items() if name[0] == "p"
     )
 
 
@@ -225,9 +225,9 @@ def samples_of(drop, train_people, test_people, images=1, cameras=None):
     """samples.parquet of a drop with so many visible and infrared images of each person."""
     cameras = cameras or {"visible": "cam1", "infrared": "cam1"}
     rows = [
-        ("k", "jpg", "s", 0, 1, person, side, modality, cameras[modality], "p", drop.id, [])
+        ("k", "jpg", "s", 0, 1, person, split, modality, cameras[modality], "p", drop.id, [])
         for person in range(train_people + test_people)
-        for side in ("train" if person < train_people else "test",)
+        for split in ("train" if person < train_people else "test",)
         for modality in ("visible", "infrared")
         for _ in range(images)
     ]

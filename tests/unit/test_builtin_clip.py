@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 
 from csdn.model.clip import ASSETS, BUILT_IN, VOCABULARY, WEIGHTS, register
 from csdn.model.pooling import GeM
-from csdn.synthetic.captions import PHRASES, caption
 from csdn.synthetic.people import COLOURS, FRESH, PRETRAINING, person
 from tools.clip_small import pretrain
 from tools.clip_small import pretrain as batches
+from tools.clip_small.captions import PHRASES, caption
 from tools.clip_small.pretrain import render_batch, zero_shot
 from tools.clip_small.tower import LENGTH, SmallClip, to_input, unit
 from tools.clip_small.vocabulary import vocabulary_bytes

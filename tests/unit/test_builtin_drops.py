@@ -6,10 +6,9 @@ import pytest
 
 from csdn.data.catalog import ImageRecord
 from csdn.ingest.identities import SplitRule
-from csdn.ingest.sources.synthetic import BuiltinSource
 from csdn.runtime.errors import UserError
 from csdn.synthetic import sets
-from csdn.synthetic.sets import SETS, image_at, images_of, write_images
+from csdn.synthetic.sets import SETS, BuiltinSource, image_at, images_of, write_images
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from csdn.synthetic.people import FRESH, PRETRAINING, person
-from csdn.synthetic.rendering import CAMERAS, PHOTOGRAPHERS, Camera, cameras_of, render, three_channels
+from csdn.synthetic.rendering import CAMERAS, Camera, cameras_of, render
 from csdn.synthetic.sets import SETS, BuiltinImage, png
+from tools.clip_small.photographers import PHOTOGRAPHERS, three_channels
 
 IMAGES = [BuiltinImage(person=17 + n, camera=CAMERAS[n % 6], number=1 + n // 6) for n in range(12)]
 

@@ -50,11 +50,6 @@ def test_what_does_not_fit_is_refused_by_name_and_shape_and_nothing_is_written(t
     )
 
 
-def test_another_image_size_than_it_was_trained_at_is_refused(checkpoint, tmp_path):
-    with pytest.raises(UserError, match="not a checkpoint of this method at 288x144 pixels"):
-        import_published(checkpoint, tmp_path / "model", "288x144")
-
-
 @pytest.mark.parametrize("size", ["288", "288x", "axb", "288*144", "-3x4"])
 def test_a_size_that_is_none_is_explained(tmp_path, size):
     with pytest.raises(UserError, match="write height x width in pixels, such as 288x144"):

@@ -13,9 +13,9 @@ from PIL import Image
 
 from csdn.data.catalog import SAMPLES_SCHEMA, read_table
 from csdn.data.images import decode, grey16
-from csdn.ingest.counts import summary_lines
-from csdn.ingest.grey16 import extremes, facts_of_cameras, few_levels, grey_levels, png_of_range
-from csdn.ingest.listing import content_settings
+from csdn.ingest.counts import facts_of_cameras, few_levels, grey_levels, summary_lines
+from csdn.ingest.pack import extremes, png_of_range
+from csdn.ingest.run import content_settings
 from csdn.params import IngestParams, load_params, parse_params
 from csdn.runtime.errors import UserError
 

@@ -12,14 +12,6 @@ from PIL import Image
 
 from csdn.data.images import BadImage, decode, extension_of, probe
 
-GREY_RAMP = np.arange(16, dtype=np.uint8).reshape(4, 4) * 16
-
-
-def png_of(image: Image.Image, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", **options)
-    return buffer.getvalue()
-
 
 def reason(data: bytes, extension: str, max_pixels: int = 10**6) -> str:
     with pytest.raises(BadImage) as refused:
@@ -37,59 +29,6 @@ def test_a_jpeg_is_what_pillow_makes_of_it():
     data = jpeg("a", 288, 144)
     pillow = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
     assert np.abs(decode(data, "jpg") - pillow).max() <= 1
-
-
-def test_grey_becomes_three_equal_channels():
-    for data, extension in [(encoded(GREY_RAMP), "png"), (encoded(GREY_RAMP, "BMP"), "bmp")]:
-        np.testing.assert_array_equal(decode(data, extension), np.repeat(GREY_RAMP[:, :, None], 3, axis=2))
-
-
-def test_a_grey_jpeg_has_three_equal_channels():
-    image = decode(encoded(GREY_RAMP, "JPEG", quality=95), "jpg")
-    assert image.shape == (4, 4, 3)
-    assert (image[..., 0] == image[..., 1]).all() and (image[..., 1] == image[..., 2]).all()
-
-
-def test_of_16_bits_the_high_byte_is_kept():
-    deep = np.array([[0, 255, 256, 257], [0x1234, 0x7FFF, 0x8000, 0xFFFF]], dtype=np.uint16)
-    expected = np.array([[0, 0, 1, 1], [0x12, 0x7F, 0x80, 0xFF]], dtype=np.uint8)
-    np.testing.assert_array_equal(decode(encoded(deep), "png")[..., 0], expected)
-
-
-def test_a_palette_is_looked_up():
-    image = Image.new("P", (2, 1))
-    image.putpalette([10, 20, 30, 40, 50, 60])
-    image.putdata([0, 1])
-    np.testing.assert_array_equal(decode(png_of(image), "png"), [[[10, 20, 30], [40, 50, 60]]])
-
-
-def test_transparent_pixels_become_black():
-    rgba = np.array([[[200, 100, 50, 255], [200, 100, 50, 0], [200, 100, 50, 51]]], dtype=np.uint8)
-    np.testing.assert_array_equal(
-        decode(png_of(Image.fromarray(rgba)), "png"), [[[200, 100, 50], [0, 0, 0], [40, 20, 10]]]
-    )
-    palette = Image.new("P", (2, 1))
-    palette.putpalette([10, 20, 30, 40, 50, 60])
-    palette.putdata([0, 1])
-    np.testing.assert_array_equal(decode(png_of(palette, transparency=1), "png"), [[[10, 20, 30], [0, 0, 0]]])
-
-
-@pytest.mark.parametrize("kind, extension", [("JPEG", "jpg"), ("PNG", "png")])
-def test_exif_rotation_is_applied(kind, extension):
-    upright = pixels("a", 32, 16)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # stored lying on its left side: turn it clockwise to see it upright
-    data = encoded(np.rot90(upright), kind, exif=exif, **({"quality": 95} if kind == "JPEG" else {}))
-    image = decode(data, extension)
-    assert probe(data, extension, 10**6) == image.shape[:2] == (32, 16)
-    assert np.abs(image.astype(int) - upright).mean() < 8
-
-
-def test_cmyk_jpegs_are_converted():
-    buffer = io.BytesIO()
-    Image.new("CMYK", (8, 16)).save(buffer, "JPEG")
-    assert probe(buffer.getvalue(), "jpg", 10**6) == (16, 8)
-    np.testing.assert_array_equal(decode(buffer.getvalue(), "jpg"), np.full((16, 8, 3), 255))
 
 
 @pytest.mark.parametrize(

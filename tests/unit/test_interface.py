@@ -13,7 +13,7 @@ from small_network import SMALL
 import csdn
 from csdn import losses
 from csdn.evaluation import RankMetrics, Search, embed_with_flip_tta, protocol, rank_metrics, rule_cameras
-from csdn.model import CSDN, load_published, save
+from csdn.model import CSDN, load_published
 from csdn.runtime.errors import UserError
 
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
@@ -83,11 +83,6 @@ def test_the_page_has_every_function(function):
     assert function.__name__ in PAGE.read_text(encoding="utf-8")
 
 
-def test_a_published_checkpoint_is_a_network_in_evaluation_mode():
-    model = load_published(tensors("state_dict"), image_size=IMAGE_SIZE)
-    assert isinstance(model, CSDN) and not model.training
-
-
 @pytest.mark.parametrize(
     ("source", "size", "said"),
     [
@@ -101,14 +96,6 @@ def test_a_published_checkpoint_is_a_network_in_evaluation_mode():
 def test_a_checkpoint_of_another_size_is_refused(source, size, said):
     with pytest.raises(UserError, match=said):
         load_published(source, size)
-
-
-def test_a_saved_network_is_loaded_in_evaluation_mode(model, images, tmp_path):
-    save(model.train(), tmp_path / "model")
-    loaded = csdn.load(tmp_path / "model")
-    assert torch.equal(loaded.embed(images, "visible"), model.eval().embed(images, "visible"))
-    with pytest.raises(UserError, match="no saved network"):
-        csdn.load(tmp_path)
 
 
 @pytest.mark.parametrize("modality", ["visible", "infrared"])

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from benchmark_folders import make_sysu, write_text
-from hypothesis import given, settings
+from command_line import csdn
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from make_images import Project, jpeg, make_drop, people_named, write
 
-from csdn.cli.main import app
 from csdn.data.catalog import QUARANTINE_SCHEMA, load_dataset, read_table
 from csdn.data.labels import BadLabel, canonical_label, label_fault, spelling_notes
 from csdn.evaluation import evaluate_features, protocol, rank_metrics, rule_cameras, rule_people
@@ -44,7 +44,7 @@ def test_a_whole_number_is_one_label_in_every_spelling(value):
     "value",
     [
         *(None, float("nan"), np.float32("nan"), pd.NA, pd.NaT, np.datetime64("NaT"), Decimal("NaN"), b""),
-        *("", " ", "nan", "NaN", " None", "NULL", "<NA>", np.str_("nan")),
+        *("", " ", "\t\n", "\u3000", "nan", "NaN", " None", "NULL", "<NA>", np.str_("nan")),
     ],
     ids=repr,
 )
@@ -80,6 +80,11 @@ def test_numbers_are_their_own_labels_and_no_two_share_one(number):
 
 @settings(max_examples=40, deadline=None)
 @given(st.text())
+@example("ΐ")
+@example("ǰ")
+@example("İstanbul")
+@example("straße")
+@example("ﬁ")
 def test_a_label_that_is_canonical_stays_and_is_no_missing_value(text):
     if label_fault(text) is None:
         label = canonical_label(text)
@@ -423,26 +428,17 @@ def test_a_ranking_of_missing_labels_is_refused(bad):
             rank_metrics(DISTANCES, *arguments, "cameras")
 
 
-def test_evaluate_features_names_spellings_it_joined_and_labels_that_look_alike(tmp_path, capsys):
+def test_evaluate_features_names_spellings_it_joined_and_labels_that_look_alike(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     np.save(tmp_path / "f.npy", FEATURES)
     index = both_ways(person=SPELLINGS["padded in part"])
     index["camera"][0] = "1.0"
     pd.DataFrame(index).to_csv(tmp_path / "index.csv", index=False)
     said = {}
     for name in ("llcm", "cameras"):
-        command = [
-            "evaluate-features",
-            tmp_path / "f.npy",
-            "--protocol",
-            name,
-            "--index",
-            tmp_path / "index.csv",
-        ]
-        app(list(map(str, command)), standalone_mode=False)
-        said[name] = [line for line in capsys.readouterr().out.splitlines() if "WARNING" in line]
-    assert ["people" in said["llcm"][0], "cameras: '1' and '1.0' were joined" in said["llcm"][1]] == [
-        True
-    ] * 2
+        printed = csdn("evaluate-features", "f.npy", "--protocol", name, "--index", "index.csv")
+        said[name] = [line for line in printed.splitlines() if "WARNING" in line]
+    assert "people" in said["llcm"][0] and "cameras: '1' and '1.0' were joined" in said["llcm"][1]
     assert "people" in said["cameras"][0] and "look alike" in said["cameras"][0]
 
 

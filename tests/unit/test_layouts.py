@@ -4,7 +4,6 @@ import torch
 from golden_vectors import assert_near, network, tensors
 
 from csdn.model import fuse_batch_norms
-from csdn.training.checkpoint import optimizer_tensors, restore_optimizer
 
 IMAGES = {"visible": tensors("inputs")["x_rgb_view1"], "infrared": tensors("inputs")["x_ir"]}
 
@@ -32,23 +31,3 @@ def test_fused_batch_norms_give_the_same_features():
     assert [m for m in model.layers.modules() if isinstance(m, torch.nn.BatchNorm2d)], (
         "it changed the original"
     )
-
-
-def test_a_restored_optimiser_continues_exactly_in_either_layout():
-    """A file holds tensors row by row; Adam's averages must lie as the weights do."""
-    weights = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
-    first = torch.nn.Parameter(weights.to(memory_format=torch.channels_last))
-    optimizer = torch.optim.Adam([first], lr=0.01, fused=True)
-    step(optimizer, first)
-    second = torch.nn.Parameter(first.detach().clone())
-    restored = torch.optim.Adam([second], lr=0.01, fused=True)
-    saved = {name: value.clone().contiguous() for name, value in optimizer_tensors(optimizer, "o.").items()}
-    restore_optimizer(restored, saved, "o.")
-    step(optimizer, first)
-    step(restored, second)
-    assert torch.equal(first, second)
-
-
-def step(optimizer, parameter):
-    parameter.grad = torch.sin(parameter.detach() * 9)
-    optimizer.step()

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
-from feed_data import write_data
+from feed_data import train_source, write_data
 
 from csdn.data.augment import TestTransform, resize
 from csdn.data.images import decode
-from csdn.data.loader import TrainLoader, TrainSource, test_loader
+from csdn.data.loader import TrainLoader, test_loader
 from csdn.data.shards import ShardReader
 from csdn.runtime.errors import UserError
 
@@ -30,7 +30,7 @@ def data(tmp_path_factory):
 
 def loader(data, processes=0, seed=0):
     table, shards = data
-    return TrainLoader(TrainSource(table, shards, 2, 2, SIZE, "imagenet", 10, seed), processes)
+    return TrainLoader(train_source(table, shards, seed=seed), processes)
 
 
 def assert_same(one, other):
@@ -164,5 +164,5 @@ def test_an_image_that_takes_more_memory_than_there_is_is_an_error_that_says_so(
 def test_people_without_a_modality_are_refused_before_any_work(data, fault):
     table, shards = data
     with pytest.raises(UserError, match="6 people to train on") as error:
-        TrainLoader(TrainSource(table, shards, 7, 2, SIZE, "imagenet", 10, 0), 2).epoch(0)
+        TrainLoader(train_source(table, shards, people=7), 2).epoch(0)
     fault("training", "a batch of more people than there are", error.value)

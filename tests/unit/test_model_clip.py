@@ -2,7 +2,6 @@
 
 import copy
 import json
-import pickle
 import shutil
 
 import pytest
@@ -145,23 +144,6 @@ def test_the_error_for_a_missing_file_tells_how_to_get_it(folder, fault):
     with pytest.raises(UserError, match="csdn fetch-clip") as error:
         load_clip("tiny-resnet", folder / "none.safetensors")
     fault("weights and checkpoints", "CLIP's weights are not there", error.value)
-
-
-class Trap:
-    """Unpickling it would fail the test."""
-
-    def __reduce__(self):
-        return pytest.fail, ("a pickle was run",)
-
-
-def test_a_pickle_is_neither_loaded_nor_converted(tmp_path):
-    for path in (tmp_path / "weights.pt", tmp_path / "weights.safetensors"):
-        path.write_bytes(pickle.dumps(Trap(), protocol=2))
-    with pytest.raises(UserError, match="not a safetensors file"):
-        load_clip("RN50", tmp_path / "weights.pt")
-    with pytest.raises(UserError, match="not a state dict of plain tensors"):
-        convert(tmp_path / "weights.pt", "RN50", tmp_path / "out.safetensors")
-    assert not (tmp_path / "out.safetensors").exists()
 
 
 @pytest.mark.parametrize("wrong", [{}, {"conv1.weight": torch.zeros(2)}])

@@ -60,8 +60,7 @@ def test_a_network_is_built_and_run_without_open_clip():
     )
 
 
-def test_training_from_shipped_weights_imports_neither_open_clip_nor_torchs_compiler():
-    """They take 7 s to import, and a stage or a worker of seconds may do so too."""
+def test_training_from_shipped_weights_does_not_import_open_clip():
     run(
         {"open_clip", "torchvision"},
         "import torch\n"
@@ -79,8 +78,7 @@ def test_training_from_shipped_weights_imports_neither_open_clip_nor_torchs_comp
         "images, labels = torch.randn(8, 3, 64, 32), torch.tensor([0, 1]).repeat_interleave(4)\n"
         "batch = TrainBatch(images, images, images, labels, 0, 0, 4)\n"
         "text = torch.randn(2, model.config.embed_dim)\n"
-        "training_step(model, build_optimizer(model, settings), batch, text, settings)\n"
-        "assert 'torch._dynamo' not in sys.modules\n",
+        "training_step(model, build_optimizer(model, settings), batch, text, settings)\n",
     )
 
 

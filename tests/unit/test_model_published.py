@@ -1,7 +1,5 @@
 """Published checkpoints are converted into our network; others are refused by name and shape."""
 
-import pickle
-
 import pytest
 import torch
 from golden_vectors import IMAGE_SIZE, network, tensors
@@ -79,21 +77,3 @@ def test_another_image_size_does_not_fit_the_positions():
         UserError, match=r"attnpool.positional_embedding: \[9, 512\] found, \[163, 512\] needed"
     ):
         load_published(CHECKPOINT)
-
-
-class Trap:
-    """Unpickling it would fail the test."""
-
-    def __reduce__(self):
-        return pytest.fail, ("code in a pickle was run",)
-
-
-def test_a_pickle_with_code_is_refused_and_never_run(tmp_path):
-    torch.save({"weight": Trap()}, tmp_path / "zip.pth")
-    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Trap(), protocol=2))
-    (tmp_path / "noise.pth").write_bytes(b"\x00" * 100)
-    for name in ("zip.pth", "plain.pth", "noise.pth"):
-        with pytest.raises(UserError, match="refused, as it is not a state dict"):
-            load_published(tmp_path / name)
-    with pytest.raises(UserError, match="no such checkpoint"):
-        load_published(tmp_path / "none.pth")

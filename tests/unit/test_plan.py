@@ -130,12 +130,6 @@ def test_data_that_cannot_be_trained_on_is_refused_by_name(labels, modalities, m
     fault("training", what, error.value)
 
 
-def test_people_that_cannot_be_split_over_the_workers_are_refused():
-    plan = epoch_plan(*samples([(2, 2)] * 8), 8, 2, 0, 0)
-    with pytest.raises(UserError, match=r"embedding\.identities_per_batch = 8 .* scaling\.workers = 3"):
-        plan.slice(0, 3)
-
-
 @settings(max_examples=60, deadline=None)
 @given(crowd=crowds, batch=st.integers(1, 40), seed=seeds)
 def test_an_epoch_of_pairs_takes_the_longer_side_once_and_the_shorter_evenly(crowd, batch, seed):

@@ -4,7 +4,6 @@ import hashlib
 import json
 
 import numpy as np
-import pytest
 
 from csdn.evaluation import protocol
 from csdn.evaluation.protocols import excluded_pairs
@@ -76,17 +75,3 @@ def test_counts_what_the_rule_excludes():
     assert excluded_pairs(found, index_of(ROWS)) == 2 * 5
     apart = [row for row in ROWS if row[2] != "c2"]
     assert excluded_pairs(protocol("cameras", index_of(apart))[0], index_of(apart)) == 0
-
-
-@pytest.mark.parametrize(
-    ("name", "index", "options", "message"),
-    [
-        ("market", index_of(ROWS), {}, "unknown protocol 'market'; allowed: cameras, sysu"),
-        ("cameras", {"person": []}, {}, "no column modality, camera, key"),
-        ("cameras", {**index_of(ROWS), "key": ["a"]}, {}, "different lengths"),
-        ("cameras", index_of(ROWS), {"trials": 0}, "at least 1"),
-    ],
-)
-def test_refuses_what_it_cannot_draw_from(name, index, options, message):
-    with pytest.raises(ValueError, match=message):
-        protocol(name, index, **options)

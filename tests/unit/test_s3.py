@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from feed_data import train_source
 from make_images import Project, make_drop, people_named, write
 from workspace import ROOT, set_params
 
 from csdn.cli import doctor
 from csdn.data.catalog import SAMPLES_SCHEMA, SampleTable, load_dataset, read_table
-from csdn.data.loader import TrainLoader, TrainSource
+from csdn.data.loader import TrainLoader
 from csdn.data.shards import open_shards
 from csdn.data.storage import Store, arrow_filesystem
 from csdn.ingest import pack as packing
@@ -67,7 +68,7 @@ def local_shards(project: Project) -> dict[str, bytes]:
 
 
 def feed_of(table: SampleTable, at: str | Path, processes: int) -> TrainLoader:
-    return TrainLoader(TrainSource(table, at, 2, 2, (64, 32), "imagenet", 10, 0), processes)
+    return TrainLoader(train_source(table, at), processes)
 
 
 def samples(project: Project) -> list[dict]:

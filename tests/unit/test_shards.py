@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import pickle
-import subprocess
 import tarfile
 from pathlib import Path
 
@@ -85,15 +84,6 @@ def test_a_shard_that_is_missing_short_or_elsewhere_is_an_error_that_names_it(sh
     (path.parent / "below").mkdir()
     with pytest.raises(UserError, match="is not a shard's name"):
         ShardReader(path.parent / "below").read("../a.tar", offsets[1], 1)
-
-
-def test_tar_lists_an_ingested_shard(project):
-    (shard,) = (project.data / "shards").iterdir()
-    names = subprocess.run(["tar", "tf", shard], check=True, capture_output=True, text=True).stdout.split()
-    assert len(names) == 2 * 60
-    assert all(
-        image.split(".")[0] == facts.split(".")[0] for image, facts in zip(*[iter(names)] * 2, strict=True)
-    )
 
 
 def test_plain_webdataset_reads_an_ingested_shard(project):

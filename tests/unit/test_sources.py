@@ -54,14 +54,6 @@ def test_images_at_other_places_are_refused(tmp_path):
     }
 
 
-def test_other_files_and_hidden_ones_are_ignored_and_counted(tmp_path):
-    make_drop(tmp_path, ["Ana"])
-    for name in ("notes.txt", "visible/north/Ana/._0.jpg", "visible/north/Ana/Thumbs.db"):
-        write(tmp_path / name, b"1")
-    records, refused, source = listed(tmp_path)
-    assert len(records) == 6 and not refused and len(source.ignored) == 3
-
-
 def test_a_drop_is_complete_with_its_marker_or_manifest(tmp_path):
     write(tmp_path / "visible/gate/Ana/a.jpg", b"1")
     assert not listed(tmp_path)[2].complete

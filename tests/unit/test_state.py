@@ -1,12 +1,17 @@
 """State of a killed stage is complete or absent, and belongs to one run."""
 
-import fcntl
+from __future__ import annotations
+
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,10 +20,10 @@ from safetensors.torch import load_file, save_file
 from workspace import ROOT
 
 from csdn.data import state as state_module
-from csdn.data.state import KEPT, CheckpointTimer, open_state, seconds_since_save, state_key
+from csdn.data.state import KEPT, CheckpointStore, CheckpointTimer, clone_name, open_state, state_key
 from csdn.params import Params, load_params
 from csdn.runtime.errors import UserError
-from csdn.training.inputs import training_inputs
+from csdn.training.warm_start import training_inputs
 
 
 def test_key_changes_with_anything_that_decides_the_result(monkeypatch):
@@ -93,7 +98,7 @@ def test_state_survives_an_error_and_is_removed_on_success(tmp_path):
         position, tensors = state.load()
     assert position == {"epoch": 3}
     assert torch.equal(tensors["w"], torch.arange(4.0))
-    assert not (tmp_path / "k").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_second_run_on_the_same_state_is_refused(tmp_path):
@@ -160,36 +165,56 @@ def test_the_latest_unfinished_runs_of_a_stage_are_kept(tmp_path):
     unfinished("other stage", "other", tmp_path)
     for number in range(KEPT + 2):
         unfinished("stage", f"run {number}", tmp_path)
-        os.utime(tmp_path / f"run {number}/lock", (number, number))
+        os.utime(tmp_path / f"run {number}/stage", (number, number))
     with open_state("stage", "held", tmp_path):
-        os.utime(tmp_path / "held/lock", (0, 0))
+        os.utime(tmp_path / "held/stage", (0, 0))
         unfinished("stage", "new", tmp_path)
         assert (tmp_path / "held").exists(), "a run at work lost its state"
     kept = {f"run {number}" for number in range(2, KEPT + 2)}
-    assert {folder.name for folder in tmp_path.iterdir()} == {"other", "new", *kept}
+    kept |= {"other", "new"}
+    assert {path.name for path in tmp_path.iterdir()} == kept | {f"{name}.lock" for name in kept}
 
 
 def test_a_run_that_starts_while_another_removes_its_state_gets_a_new_state(tmp_path, monkeypatch):
-    (tmp_path / "k").mkdir()
-    lock = fcntl.flock
+    monkeypatch.setattr(state_module, "LOCK_SECONDS", 60)
+    code = (
+        "import sys, time; from csdn.data.state import open_state\n"
+        "with open_state('stage', 'k'):\n"
+        "    print('began', flush=True); time.sleep(0.5)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"began\n"
+        with open_state("stage", "k", tmp_path / ".state") as state:
+            state.save({"epoch": 1})
+            assert other.wait() == 0
+            assert state.load() == ({"epoch": 1}, {})
+            with (
+                pytest.raises(UserError, match="another process"),
+                open_state("stage", "k", state.folder.parent),
+            ):
+                raise AssertionError("two runs hold one state")
+    assert list((tmp_path / ".state").iterdir()) == []
 
-    def first_let_the_other_end(*arguments):
-        monkeypatch.setattr(fcntl, "flock", lock)
-        state_module._remove(tmp_path / "k")
-        lock(*arguments)
 
-    monkeypatch.setattr(fcntl, "flock", first_let_the_other_end)
-    with open_state("stage", "k", tmp_path) as state:
-        state.save({"epoch": 1})
-        with pytest.raises(UserError, match="another process"), open_state("stage", "k", tmp_path):
-            raise AssertionError("two runs hold one state")
-
-
-def test_leftovers_of_a_killed_removal_are_removed(tmp_path):
-    (tmp_path / "k.removed/part").mkdir(parents=True)
-    with open_state("stage", "k", tmp_path):
-        pass
-    assert not list(tmp_path.iterdir())
+def test_a_killed_holder_releases_the_lock_even_if_its_child_lives(tmp_path):
+    code = (
+        "import os, time; from csdn.data.state import open_state\n"
+        "with open_state('stage', 'k') as state:\n"
+        "    state.save({'epoch': 3})\n"
+        "    if not os.fork(): time.sleep(30)\n"
+        "    print('began', flush=True); time.sleep(30)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, start_new_session=True
+    ) as holder:
+        assert holder.stdout.readline() == b"began\n"
+        holder.kill()
+        holder.wait()
+        try:
+            with open_state("stage", "k", tmp_path / ".state") as state:
+                assert state.load() == ({"epoch": 3}, {})
+        finally:
+            os.killpg(holder.pid, signal.SIGKILL)
 
 
 def test_a_position_without_tensors_is_saved_without_torch(tmp_path):
@@ -216,19 +241,116 @@ def test_saving_takes_half_a_percent_of_the_time(monkeypatch):
     assert 0.004 < spent / now < 0.0055
 
 
-def test_seconds_since_save_counts_this_process_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(state_module, "_opened", [])
-    with pytest.raises(OSError), open_state("stage", "of other parameters", tmp_path) as state:
-        state.save({})
+def test_an_error_names_the_age_of_the_last_checkpoint_of_its_run(tmp_path):
+    unfinished("stage", "of other parameters", tmp_path)
+    with pytest.raises(OSError) as nothing_saved, open_state("stage", "present", tmp_path) as state:
         raise OSError
-    monkeypatch.setattr(state_module, "_opened", [])
-    assert seconds_since_save() is None
+    assert not hasattr(nothing_saved.value, "__notes__")
     now = time.time()
-    with pytest.raises(OSError), open_state("stage", "present", tmp_path) as state:
-        assert seconds_since_save() is None
-        state.part("first").save({})
-        state.part("second").save({})
+    with pytest.raises(OSError) as error, open_state("stage", "present", tmp_path) as state:
         for part, ago in (("first", 200), ("second", 80)):
+            state.part(part).save({})
             os.utime(tmp_path / "present" / part / "state.json", (now - ago,) * 2)
         raise OSError
-    assert seconds_since_save() == pytest.approx(80, abs=20)
+    [note] = error.value.__notes__
+    assert 60 <= int(re.search(r"what stage saved (\d+) s ago is kept", note)[1]) <= 100
+
+
+# Attempts: checkpoints of runs on a cluster.
+
+KEY = "0123456789abcdef" * 4
+
+
+@pytest.fixture(params=["beside the state", "in a storage"])
+def made(request, tmp_path):
+    storage = str(tmp_path / "storage") if request.param == "in a storage" else None
+    return CheckpointStore(tmp_path / KEY, storage)
+
+
+def checkpoint(made: CheckpointStore, attempt: str, step: int, spoilt: bool = False) -> Path:
+    folder = attempts(made) / attempt / f"checkpoint_{step}"
+    CheckpointStore(folder).save({"epoch": 0, "step": step}, {"weight": torch.tensor([step])})
+    if spoilt:
+        [file] = folder.glob("*.safetensors")
+        file.write_bytes(file.read_bytes()[:-1])
+    return folder
+
+
+def attempts(made: CheckpointStore) -> Path:
+    return Path(made.storage[1])
+
+
+def test_without_checkpoints_training_starts_at_the_beginning(made):
+    assert made.load() is None
+    made.remove_other_attempts()
+    made.remove()
+
+
+def test_the_furthest_complete_checkpoint_is_loaded(made):
+    made.save({"epoch": 0, "step": 2}, {"weight": torch.tensor([2])})
+    checkpoint(made, "a", 3)
+    assert made.load()[0]["step"] == 3
+    checkpoint(made, "b", 5, spoilt=True)
+    position, tensors = made.load()
+    assert (position["step"], tensors["weight"].item()) == (3, 3)
+    made.save({"epoch": 1, "step": 0}, {"weight": torch.tensor([9])})
+    assert made.load()[1]["weight"].item() == 9
+
+
+def test_only_the_tensors_of_the_furthest_checkpoint_are_read(made, monkeypatch):
+    for step in (1, 2, 3):
+        checkpoint(made, "a", step)
+    read = []
+    real = state_module._read_tensors
+    monkeypatch.setattr(state_module, "_read_tensors", lambda *of: read.append(of) or real(*of))
+    assert made.load()[0]["step"] == 3
+    assert len(read) == 1
+
+
+def test_all_attempts_but_the_loaded_one_are_removed(made):
+    for attempt, step in (("a", 1), ("b", 4), ("c", 2)):
+        checkpoint(made, attempt, step)
+    made.load()
+    made.remove_other_attempts()
+    assert [folder.name for folder in attempts(made).iterdir()] == ["b"]
+    made.remove()
+    assert not attempts(made).exists() and not made.folder.exists()
+
+
+def workspace(folder: Path, storage: Path) -> CheckpointStore:
+    """The attempts of a clone in `folder` that trains what the others do."""
+    return CheckpointStore(folder / ".state" / KEY, str(storage))
+
+
+def test_clones_that_share_a_storage_do_not_read_or_remove_each_others_attempts(tmp_path):
+    one, other = (workspace(tmp_path / name, tmp_path / "storage") for name in ("one", "other"))
+    checkpoint(one, "a", 3)
+    assert other.load() is None
+    checkpoint(other, "b", 5)
+    assert one.load()[0]["step"] == 3
+    one.remove_other_attempts()
+    one.remove()
+    assert (one.load(), other.load()[0]["step"]) == (None, 5)
+
+
+def test_a_clone_finds_its_attempts_and_a_copy_of_its_folder_does_not(tmp_path):
+    checkpoint(workspace(tmp_path / "one", tmp_path / "storage"), "a", 3)
+    assert workspace(tmp_path / "one", tmp_path / "storage").load()[0]["step"] == 3
+    shutil.copytree(tmp_path / "one", tmp_path / "copy")
+    assert workspace(tmp_path / "copy", tmp_path / "storage").load() is None
+    # A retraining's working tree is a folder of its own, with a state of its own.
+    assert workspace(tmp_path / "one/.runs/20261128-0123abcd", tmp_path / "storage").load() is None
+
+
+def test_with_csdn_clone_another_clone_continues(tmp_path, monkeypatch):
+    monkeypatch.setenv("CSDN_CLONE", "the cluster's job")
+    checkpoint(workspace(tmp_path / "lost", tmp_path / "storage"), "a", 3)
+    assert workspace(tmp_path / "new", tmp_path / "storage").load()[0]["step"] == 3
+    monkeypatch.setenv("CSDN_CLONE", "another job")
+    assert workspace(tmp_path / "new", tmp_path / "storage").load() is None
+
+
+def test_concurrent_processes_get_the_same_clone_name(tmp_path):
+    with ThreadPoolExecutor(8) as threads:
+        names = set(threads.map(lambda _: clone_name(tmp_path), range(50)))
+    assert len(names) == 1 and re.fullmatch("[0-9a-f]{16}", names.pop())

@@ -25,9 +25,8 @@ from csdn.data.state import stage_key, state_key
 from csdn.model import load
 from csdn.model.network import row_std
 from csdn.runtime.errors import UserError
-from csdn.training.inputs import training_inputs
 from csdn.training.prompts import contrastive_losses
-from csdn.training.warm_start import WarmStart, new_rows, proxy_negatives, warm_params
+from csdn.training.warm_start import WarmStart, new_rows, proxy_negatives, training_inputs, warm_params
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from csdn.runtime.console import progress
-from csdn.synthetic.captions import PHRASES, attributes, caption, photo_of, shown
 from csdn.synthetic.people import FRESH, PRETRAINING, Person, person
-from csdn.synthetic.rendering import CAMERAS, PHOTOGRAPHERS, Camera, cameras_of, render, three_channels
+from csdn.synthetic.rendering import CAMERAS, Camera, cameras_of, render
+from tools.clip_small.captions import PHRASES, attributes, caption, photo_of, shown
+from tools.clip_small.photographers import PHOTOGRAPHERS, three_channels
 from tools.clip_small.tower import SmallClip, to_input, unit
 
 SEED = 2401

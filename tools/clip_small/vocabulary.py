@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from csdn.model.clip import VOCABULARY
 from csdn.runtime.files import atomic_write
-from csdn.synthetic.captions import PATTERN_SCALE, PHRASES
+from tools.clip_small.captions import PATTERN_SCALE, PHRASES
 
 TEMPLATE_WORDS = "a photo of a x person ."
 OTHER_WORDS = "an infrared visible image the man woman wearing carrying walking and in with"

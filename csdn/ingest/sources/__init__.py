@@ -1,7 +1,7 @@
 """Sources: a module for each layout of a drop turns an address into image records and bytes.
 
-csdn.ingest.sync opens a source to inspect a drop, csdn.ingest.listing to list its images, and
-csdn.ingest.pack to read them.
+csdn.ingest.sync opens a source to inspect a drop, csdn.ingest.run to list its images, and csdn.ingest.pack to
+read them.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ from __future__ import annotations
 from typing import Protocol
 
 from csdn.data.catalog import ImageRecord
+from csdn.ingest.sources.cameras import CameraSource
+from csdn.ingest.sources.llcm import LlcmSource
+from csdn.ingest.sources.regdb import RegdbSource
+from csdn.ingest.sources.sysu import SysuSource
 from csdn.runtime.errors import UserError
-
-LAYOUTS = ("builtin", "cameras", "sysu", "regdb", "llcm")
+from csdn.synthetic.sets import BuiltinSource
 
 
 class Source(Protocol):
@@ -31,28 +34,18 @@ class Source(Protocol):
         ...
 
 
+_SOURCES = {
+    "builtin": BuiltinSource,
+    "cameras": CameraSource,
+    "sysu": SysuSource,
+    "regdb": RegdbSource,
+    "llcm": LlcmSource,
+}
+LAYOUTS = tuple(_SOURCES)
+
+
 def open_source(address: str, layout: str) -> Source:
-    """The source of a drop; only the module of its layout is imported, so that worker processes start
-    fast.
-    """
-    if layout == "builtin":
-        from csdn.ingest.sources.synthetic import BuiltinSource
-
-        return BuiltinSource(address)
-    if layout == "cameras":
-        from csdn.ingest.sources.cameras import CameraSource
-
-        return CameraSource(address)
-    if layout == "sysu":
-        from csdn.ingest.sources.sysu import SysuSource
-
-        return SysuSource(address)
-    if layout == "regdb":
-        from csdn.ingest.sources.regdb import RegdbSource
-
-        return RegdbSource(address)
-    if layout == "llcm":
-        from csdn.ingest.sources.llcm import LlcmSource
-
-        return LlcmSource(address)
-    raise UserError(f"layout {layout!r} is unknown; there are: {', '.join(LAYOUTS)}")
+    """The source of the drop at an address; raises UserError for an unknown layout."""
+    if layout not in _SOURCES:
+        raise UserError(f"layout {layout!r} is unknown; there are: {', '.join(LAYOUTS)}")
+    return _SOURCES[layout](address)

@@ -1,6 +1,6 @@
 """What the layouts of the public benchmarks share: the authors' lists, and the splits that they define.
 
-The authors of a benchmark say who is trained on and who is tested: `ImageRecord.sides`. The number of a
+The authors of a benchmark say who is trained on and who is tested: `ImageRecord.splits`. The number of a
 person is valid within the benchmark alone, so a label begins with the layout's name: `sysu-0006` is not
 `llcm-0006`.
 """
@@ -13,8 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 from csdn.data.catalog import ImageRecord
 from csdn.data.labels import canonical_label, label_fault
-from csdn.ingest.sources.kinds import Kind, kind_of, not_taken
-from csdn.ingest.sources.tree import FileEntry, Files, open_tree
+from csdn.ingest.sources.tree import FileEntry, Files, Kind, kind_of, not_taken, open_tree
 from csdn.runtime.documents import read_text
 from csdn.runtime.errors import UserError
 from csdn.runtime.sanitize import refused_in_words
@@ -68,7 +67,7 @@ class BenchmarkSource(ABC):
         self, file: FileEntry, person: int, modality: str, camera: str, splits: tuple[str, ...]
     ) -> ImageRecord:
         label = f"{self.layout}-{person:04d}"
-        return ImageRecord(file.path, label, modality, camera, file.size, etag=file.etag, sides=splits)
+        return ImageRecord(file.path, label, modality, camera, file.size, etag=file.etag, splits=splits)
 
     def read_bytes(self, files: Files, path: str) -> bytes:
         """The bytes of a list; raises UserError where it is missing."""
@@ -172,6 +171,12 @@ def whole_number(text: str) -> int | None:
     return int(label) if re.fullmatch(r"\d{1,9}", label, re.ASCII) else None
 
 
-def outside(path: str) -> bool:
-    """Whether a listed path leaves the root."""
-    return path.startswith("/") or ".." in path.split("/")
+def refusal_of_listed(files: Files, path: str, fits: bool, place: str) -> str | None:
+    """Why a path on a list is not an image of the drop, None where it is; fits: it is at `place`."""
+    if path.startswith("/") or ".." in path.split("/"):
+        return "outside the drop"
+    if not fits:
+        return f"not at {place}"
+    if kind_of(path) != Kind.IMAGE:
+        return not_taken(path)
+    return None if path in files.entries else files.refused.get(path, "no such file")

@@ -22,8 +22,17 @@ from pyarrow import csv
 
 from csdn.data.catalog import MODALITIES, ImageRecord
 from csdn.data.labels import NO_LABEL, canonical_label, exact_below, label_fault
-from csdn.ingest.sources.kinds import Kind, kind_of, kinds_in_words, not_taken, taken_kinds
-from csdn.ingest.sources.tree import FileEntry, Files, is_system_file, open_tree
+from csdn.ingest.sources.tree import (
+    FileEntry,
+    Files,
+    Kind,
+    is_system_file,
+    kind_of,
+    kinds_in_words,
+    not_taken,
+    open_tree,
+    taken_kinds,
+)
 from csdn.runtime.documents import delimiter_of, read_text
 from csdn.runtime.errors import UserError
 from csdn.runtime.sanitize import escape_control_chars, refused_in_words

@@ -11,9 +11,8 @@ import re
 from collections.abc import Iterator
 
 from csdn.data.catalog import Modality
-from csdn.ingest.sources.benchmark import TEST, TRAIN, BenchmarkSource, Found, outside
-from csdn.ingest.sources.kinds import Kind, kind_of, not_taken
-from csdn.ingest.sources.tree import Files
+from csdn.ingest.sources.benchmark import TEST, TRAIN, BenchmarkSource, Found, refusal_of_listed
+from csdn.ingest.sources.tree import Files, Kind, kind_of, not_taken
 
 _MODALITY_OF_KIND = {"vis": Modality.VISIBLE, "nir": Modality.INFRARED}
 TEST_LIST = "idx/test_id.txt"
@@ -48,14 +47,9 @@ class LlcmSource(BenchmarkSource):
         found = False
         for path in paths:
             match = _TRAIN_PATH.fullmatch(path)
-            if outside(path):
-                yield path, "outside the drop"
-            elif match is None or match["kind"].lower() != kind:
-                yield path, f"not at {kind}/person/..._c<camera>_..."
-            elif kind_of(path) != Kind.IMAGE:
-                yield path, not_taken(path)
-            elif path not in files.entries:
-                yield path, files.refused.get(path, "no such file")
+            fits = match is not None and match["kind"].lower() == kind
+            if reason := refusal_of_listed(files, path, fits, f"{kind}/person/..._c<camera>_..."):
+                yield path, reason
             else:
                 found = True
                 yield self._record(files, path, match, TRAIN)
@@ -67,11 +61,9 @@ class LlcmSource(BenchmarkSource):
             match = _TEST_PATH.fullmatch(path)
             if match is None or kind_of(path) == Kind.NO_IMAGE or int(match["person"]) not in people:
                 continue
-            if path in files.refused:
-                yield path, files.refused[path]
-                continue
-            if kind_of(path) == Kind.OTHER_IMAGE:
-                yield path, not_taken(path)
+            other = not_taken(path) if kind_of(path) == Kind.OTHER_IMAGE else None
+            if reason := files.refused.get(path, other):
+                yield path, reason
                 continue
             cameras.add(f"test_{match['kind'].lower()}/cam{int(match['camera'])}")
             found.add(int(match["person"]))

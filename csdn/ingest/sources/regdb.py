@@ -11,8 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from csdn.data.catalog import Modality
-from csdn.ingest.sources.benchmark import TEST, TRAIN, BenchmarkSource, Found, outside
-from csdn.ingest.sources.kinds import Kind, kind_of, not_taken
+from csdn.ingest.sources.benchmark import TEST, TRAIN, BenchmarkSource, Found, refusal_of_listed
 from csdn.ingest.sources.tree import Files
 
 TRIALS = 10
@@ -33,7 +32,7 @@ class RegdbSource(BenchmarkSource):
         cameras = set()
         for path in sorted(splits):
             match = _PATH.fullmatch(path)
-            if reason := _refusal(path, bool(match), files):
+            if reason := refusal_of_listed(files, path, bool(match), "Visible|Thermal/person/name"):
                 yield path, reason
                 continue
             camera = match["camera"].lower()
@@ -57,14 +56,3 @@ class RegdbSource(BenchmarkSource):
                 splits.update(dict.fromkeys(labels, split))
         self.check_apart(people[TRAIN], people[TEST], f"idx, trial {trial}")
         return splits
-
-
-def _refusal(path: str, fits: bool, files: Files) -> str | None:
-    """Why a listed path is not an image of the drop; None where it is."""
-    if outside(path):
-        return "outside the drop"
-    if not fits:
-        return "not at Visible|Thermal/person/name"
-    if kind_of(path) != Kind.IMAGE:
-        return not_taken(path)
-    return None if path in files.entries else files.refused.get(path, "no such file")

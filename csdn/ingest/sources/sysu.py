@@ -19,8 +19,7 @@ import numpy as np
 
 from csdn.data.catalog import ImageRecord, Modality
 from csdn.ingest.sources.benchmark import TEST, TRAIN, BenchmarkSource, Found
-from csdn.ingest.sources.kinds import Kind, kind_of, not_taken
-from csdn.ingest.sources.tree import Files
+from csdn.ingest.sources.tree import Files, Kind, kind_of, not_taken
 from csdn.runtime.errors import UserError
 
 TRAIN_LISTS = ("exp/train_id.txt", "exp/val_id.txt")
@@ -87,7 +86,7 @@ class SysuSource(BenchmarkSource):
         where = f"{self.address}: {PERMUTATIONS}"
         permutations = read_permutations(self.read_bytes(files, PERMUTATIONS), where)
         for key, records in folders.items():
-            if records[0].sides == (TEST,) and records[0].modality == Modality.VISIBLE:
+            if records[0].splits == (TEST,) and records[0].modality == Modality.VISIBLE:
                 trials = permutations.get(key)
                 _check_size(where, key, trials, len(records))
                 records = [

@@ -1,8 +1,7 @@
-"""Captions of the synthetic people, and a phrase for each value of an attribute: the texts for the small
-CLIP.
+"""Texts for the small CLIP: captions of the synthetic people, and a phrase for each value of an attribute.
 
 A text mentions only what its image shows, so only texts of visible images mention colours. As on the web, the
-text says whether a photo is infrared. tools/clip_small trains the small CLIP with these texts.
+text says whether a photo is infrared.
 """
 
 from __future__ import annotations

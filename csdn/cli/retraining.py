@@ -120,7 +120,7 @@ def _print(notes: Iterable[str]) -> None:
 
 def fetch_champion_command(version: Version = None) -> None:
     """Fetch the champion's files to champion/, or those of another version."""
-    from csdn.retraining.champions import fetch_champion
+    from csdn.retraining.versions import fetch_champion
 
     champion = read_champion().champion
     if version is None and champion is None:

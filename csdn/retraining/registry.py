@@ -14,22 +14,34 @@ from pathlib import Path
 
 from csdn.ingest.ledger import LEDGER, Drop, Status, change_ledger
 from csdn.retraining import dvc, git
-from csdn.retraining.branches import PROMOTE, READY, REJECT, ROLLBACK, commit_message, decision_of
-from csdn.retraining.champions import fetch_champion, sha256
-from csdn.retraining.git import PushRejected, RemoteUnavailable
-from csdn.retraining.lock import RUNS
-from csdn.retraining.mainline import (
+from csdn.retraining.branches import (
+    PROMOTE,
+    READY,
+    REJECT,
+    ROLLBACK,
     blocking_changes,
-    champion_at,
-    champion_file_at,
     check_clean,
+    commit_message,
+    decision_of,
     main_branch,
-    missing_tags,
     newest_commit,
     sync_local,
     update_main,
 )
-from csdn.retraining.tags import commit_of_version, known_tags, next_version, tags_for, versions
+from csdn.retraining.git import PushRejected, RemoteUnavailable
+from csdn.retraining.lock import RUNS
+from csdn.retraining.versions import (
+    champion_at,
+    champion_file_at,
+    commit_of_version,
+    fetch_champion,
+    known_tags,
+    missing_tags,
+    next_version,
+    sha256,
+    tags_for,
+    versions,
+)
 from csdn.retraining.workspace import Run, open_run
 from csdn.runtime.documents import expected_in, read_json
 from csdn.runtime.errors import UserError

@@ -21,14 +21,13 @@ from csdn.ingest.identities import SplitRule, parse_aliases
 from csdn.ingest.ledger import LEDGER, Drop, Status, parse_ledger
 from csdn.ingest.sync import sync_ledger
 from csdn.params import Params, parse_params
-from csdn.retraining.champions import fetch_champion
+from csdn.retraining.branches import champion_at, main_branch
 from csdn.retraining.gate import PROMOTE, REJECT, Decision, as_json
 from csdn.retraining.git import file_at
 from csdn.retraining.lock import RUNS
-from csdn.retraining.mainline import champion_at, main_branch
 from csdn.retraining.registry import promote, reject
-from csdn.retraining.tags import version_tag
 from csdn.retraining.trigger import Arrivals, count_arrivals, should_retrain
+from csdn.retraining.versions import fetch_champion, version_tag
 from csdn.retraining.workspace import AlreadyDecided, Run, begin
 from csdn.runtime.documents import expected_in, parse_yaml, read_json
 from csdn.runtime.errors import Diverged, UserError

@@ -27,18 +27,20 @@ from csdn.retraining.branches import (
     READY,
     REJECT,
     branch_name,
+    check_clean,
     commit_message,
     decision_of,
     first_commit,
     ledger_at,
+    main_branch,
     rejected_ledgers,
     run_tips,
+    update_main,
     with_held_drops,
 )
-from csdn.retraining.champions import fetch_champion
 from csdn.retraining.git import commit, commit_of, file_at, git, has_staged_changes, set_refs, stage_files
 from csdn.retraining.lock import RUNS
-from csdn.retraining.mainline import check_clean, main_branch, update_main
+from csdn.retraining.versions import fetch_champion
 from csdn.runtime.documents import check_values, parse_yaml
 from csdn.runtime.errors import UserError
 from csdn.training.champion import CHAMPION, read_champion, write_champion

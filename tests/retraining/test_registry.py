@@ -22,12 +22,11 @@ from repository import git
 from typer.testing import CliRunner
 
 from csdn.cli.main import app
+from csdn.retraining import branches, registry
 from csdn.retraining import git as git_module
-from csdn.retraining import mainline, registry
-from csdn.retraining.branches import history
+from csdn.retraining.branches import history, update_main
 from csdn.retraining.git import RemoteUnavailable
 from csdn.retraining.lock import workspace_lock
-from csdn.retraining.mainline import update_main
 from csdn.retraining.registry import promote, promote_ready, reject
 from csdn.retraining.workspace import begin, open_run
 from csdn.runtime.errors import UserError
@@ -213,11 +212,11 @@ def test_two_clones_that_promote_at_once_make_one_champion(project, origin, tmp_
 
 KILLED = [
     (False, registry, "sync_local"),
-    (False, mainline, "set_refs"),
-    (False, mainline, "checkout"),
+    (False, branches, "set_refs"),
+    (False, branches, "checkout"),
     (True, git_module, "push"),
     (True, registry, "sync_local"),
-    (True, mainline, "fast_forward_branch"),
+    (True, branches, "fast_forward_branch"),
 ]
 
 

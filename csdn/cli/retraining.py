@@ -33,8 +33,8 @@ def retrain(
 
     For cron: a second call while the first one works requests another scan, and ends.
     """
-    from csdn.retraining.local import retrain_local
     from csdn.retraining.lock import WorkspaceLocked, scan_on_request
+    from csdn.retraining.run import retrain_local
 
     overrides = dict(_setting(text) for text in set_ or ())
     try:

@@ -84,8 +84,8 @@ def tags_for(folder: Path, version: str, change: str) -> dict[str, str]:
         if commit is None:
             api.register(temporary, ARTIFACT, change, version=number, **tagger)
         api.assign(temporary, ARTIFACT, STAGE, version=number, force=True, **tagger)
-        before = known_tags(folder)
-        made = {ref: tag for ref, tag in known_tags(Path(temporary)).items() if ref not in before}
+        known = known_tags(folder)
+        made = {ref: tag for ref, tag in known_tags(Path(temporary)).items() if ref not in known}
         git(folder, "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", temporary, *made)
     return made
 
@@ -104,7 +104,8 @@ def _gto_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except GTOException as error:
-        raise UserError(f"{folder}: GTO: {error}; `gto show {ARTIFACT}` lists the versions") from None
+        advice = f"`gto show {ARTIFACT}` lists the versions, `git tag --list '{ARTIFACT}[@#]*'` their tags"
+        raise UserError(f"{folder}: GTO: {error}; {advice}") from None
 
 
 # The champion that a commit names.

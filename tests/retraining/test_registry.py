@@ -25,9 +25,10 @@ from csdn.cli.main import app
 from csdn.retraining import branches, registry
 from csdn.retraining import git as git_module
 from csdn.retraining.branches import history, update_main
-from csdn.retraining.git import RemoteUnavailable
+from csdn.retraining.git import RemoteUnavailable, set_refs
 from csdn.retraining.lock import workspace_lock
 from csdn.retraining.registry import promote, promote_ready, reject
+from csdn.retraining.versions import tags_for, versions
 from csdn.retraining.workspace import begin, open_run
 from csdn.runtime.errors import UserError
 from csdn.training.champion import read_champion
@@ -264,3 +265,26 @@ def test_the_program_itself_reads_the_history(project):
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True)
     assert done.stdout == ""
     assert json.loads((project / "champion.json").read_text()) == {"champion": None, "start": None}
+
+
+def test_the_eleventh_change_of_champion_follows_the_tenth(project):
+    """GTO itself orders changes by the clocks of the machines that made them."""
+    for number in range(1, 11):
+        git(project, "tag", "--annotate", "--message", "a change", f"csdn#champion#{number}")
+        git(project, "commit", "--quiet", "--allow-empty", "--message", "another")
+    git(project, "tag", "--annotate", "--message", "v1", "csdn@v1.0.0")
+    git(project, "tag", "csdn@not-a-version")
+    head = git(project, "rev-parse", "HEAD").strip()
+    made = tags_for(project, "v1", head)
+    assert list(made) == ["refs/tags/csdn#champion#11"] and versions(project) == ["v1"]
+    set_refs(project, made)
+    assert tags_for(project, "v1", head) == {}
+
+
+def test_a_version_s_tag_that_gto_did_not_make_is_named(project, fault):
+    run = finished(project, DROPS[1])
+    git(project, "tag", "csdn@v1.0.0", run.tip)
+    with pytest.raises(UserError, match=r"GTO: .*v1\.0\.0.*git tag --list") as error:
+        promote(run)
+    assert champion(project) is None
+    fault("registry", "a version's tag was made without GTO", error.value)

@@ -14,23 +14,8 @@ from typing import Any
 
 from csdn.ingest.ledger import LEDGER, Drop, Status, parse_ledger
 from csdn.params import load_params
-from csdn.retraining.dvc import checkout
-from csdn.retraining.git import (
-    ORIGIN,
-    changed_files,
-    check_root,
-    commit_of,
-    contains,
-    fast_forward,
-    fetch,
-    file_at,
-    format_commits,
-    git,
-    has_origin,
-    set_refs,
-    untracked_conflicts,
-    worktree_of,
-)
+from csdn.retraining import dvc, git
+from csdn.retraining.git import ORIGIN
 from csdn.retraining.lock import RUNS
 from csdn.retraining.versions import champion_at, missing_tags
 from csdn.runtime.documents import parse_json
@@ -43,14 +28,14 @@ GENERATED = ("dvc.lock", "metrics/")
 
 def main_branch(workspace: Path) -> str:
     """The branch's name. Raises UserError, also if the workspace is no Git repository."""
-    check_root(workspace)
+    git.check_root(workspace)
     return load_params(workspace / "params.yaml").registry.branch
 
 
 def check_clean(workspace: Path, branch: str) -> None:
     """Raises UserError naming the changed files of the working tree in which the branch is checked out."""
-    place = worktree_of(workspace, branch)
-    changed = changed_files(place) if place else []
+    place = git.worktree_of(workspace, branch)
+    changed = git.changed_files(place) if place else []
     if changed:
         raise UserError(
             f"{place}: files of branch {branch} are changed and not committed: {', '.join(changed)}. "
@@ -65,22 +50,22 @@ def update_main(workspace: Path, branch: str) -> str:
     respond.
     """
     newest = newest_commit(workspace, branch)
-    here = commit_of(workspace, f"refs/heads/{branch}")
+    here = git.commit_of(workspace, f"refs/heads/{branch}")
     if here is not None and here != newest:
-        if not contains(workspace, newest, here):
+        if not git.contains(workspace, newest, here):
             raise UserError(_unpushed_message(workspace, branch, here, newest))
         if problems := blocking_changes(workspace, branch, newest):
             raise UserError(f"{workspace}: cannot follow {ORIGIN}/{branch}: {'; '.join(problems)}")
         fast_forward_branch(workspace, branch, newest)
-    set_refs(workspace, missing_tags(workspace, newest))
+    git.set_refs(workspace, missing_tags(workspace, newest))
     return newest
 
 
 def newest_commit(workspace: Path, branch: str) -> str:
     """The branch's commit at `origin`, which is fetched; the local one if there is no `origin`."""
-    fetch(workspace)
-    origin = has_origin(workspace)
-    commit = commit_of(workspace, f"refs/remotes/{ORIGIN}/{branch}" if origin else f"refs/heads/{branch}")
+    git.fetch(workspace)
+    origin = git.has_origin(workspace)
+    commit = git.commit_of(workspace, f"refs/remotes/{ORIGIN}/{branch}" if origin else f"refs/heads/{branch}")
     if commit is None:
         place = f"the Git remote {ORIGIN}" if origin else str(workspace)
         raise UserError(f"{place}: no branch is called {branch} (params.yaml: registry.branch)")
@@ -88,7 +73,7 @@ def newest_commit(workspace: Path, branch: str) -> str:
 
 
 def _unpushed_message(workspace: Path, branch: str, here: str, newest: str) -> str:
-    if contains(workspace, here, newest):
+    if git.contains(workspace, here, newest):
         advice = f"`git push {ORIGIN} {branch}`"
     else:
         advice = f"the branches have diverged: `git pull --rebase {ORIGIN} {branch}`, then `git push`"
@@ -97,16 +82,16 @@ def _unpushed_message(workspace: Path, branch: str, here: str, newest: str) -> s
 
 def blocking_changes(workspace: Path, branch: str, commit: str) -> list[str]:
     """What blocks a fast-forward of the local branch to a commit: somebody's work; empty if nothing does."""
-    here = commit_of(workspace, f"refs/heads/{branch}")
-    if here is not None and not contains(workspace, commit, here):
+    here = git.commit_of(workspace, f"refs/heads/{branch}")
+    if here is not None and not git.contains(workspace, commit, here):
         return [f"the local branch {branch} has commits of its own"]
-    place = worktree_of(workspace, branch)
+    place = git.worktree_of(workspace, branch)
     if place is None:
         return []
     found = []
-    if changed := changed_files(place):
+    if changed := git.changed_files(place):
         found.append(f"changed and not committed: {', '.join(changed)}")
-    unknown = [path for path in untracked_conflicts(place, commit) if not path.startswith(GENERATED)]
+    unknown = [path for path in git.untracked_conflicts(place, commit) if not path.startswith(GENERATED)]
     if unknown:
         found.append(f"in the way and not in Git: {', '.join(unknown)}")
     return found
@@ -117,18 +102,18 @@ def fast_forward_branch(workspace: Path, branch: str, commit: str) -> list[str]:
 
     Untracked files that the commit has are moved below .runs/replaced/; returns a note that says so.
     """
-    place = worktree_of(workspace, branch)
+    place = git.worktree_of(workspace, branch)
     if place is None:
-        set_refs(workspace, {f"refs/heads/{branch}": commit})
+        git.set_refs(workspace, {f"refs/heads/{branch}": commit})
         return []
     aside = workspace / RUNS / "replaced" / commit[:12]
-    moved = untracked_conflicts(place, commit)
+    moved = git.untracked_conflicts(place, commit)
     for path in moved:
         target = aside / path
         target.parent.mkdir(parents=True, exist_ok=True)
         (place / path).replace(target)
         fsync(target.parent)
-    fast_forward(place, commit)
+    git.fast_forward(place, commit)
     return [f"{', '.join(moved)}: were not in Git; they are in {aside} now"] if moved else []
 
 
@@ -138,11 +123,11 @@ def sync_local(workspace: Path, branch: str, commit: str, tags: Mapping[str, str
     If `origin` has the commit, whatever blocks the local branch is such a note; without `origin` it is a
     UserError.
     """
-    if not has_origin(workspace):
+    if not git.has_origin(workspace):
         notes = _forward(workspace, branch, commit)
-        set_refs(workspace, tags)  # last: if this call is killed before it, `missing_tags` finds them
+        git.set_refs(workspace, tags)  # last: if this call is killed before it, `missing_tags` finds them
         return notes
-    set_refs(workspace, tags)
+    git.set_refs(workspace, tags)
     if problems := blocking_changes(workspace, branch, commit):
         return [f"the local branch {branch} stays behind: {'; '.join(problems)}"]
     try:
@@ -152,14 +137,14 @@ def sync_local(workspace: Path, branch: str, commit: str, tags: Mapping[str, str
 
 
 def _forward(workspace: Path, branch: str, commit: str) -> list[str]:
-    here = commit_of(workspace, f"refs/heads/{branch}")
-    if here is not None and contains(workspace, here, commit):
+    here = git.commit_of(workspace, f"refs/heads/{branch}")
+    if here is not None and git.contains(workspace, here, commit):
         return []
     notes = fast_forward_branch(workspace, branch, commit)
-    place = worktree_of(workspace, branch)
+    place = git.worktree_of(workspace, branch)
     if place is not None:
         try:
-            checkout(place)
+            dvc.checkout(place)
         except UserError as error:
             notes.append(str(error))
     return notes
@@ -190,13 +175,13 @@ def trailer(name: str) -> str:
 
 def decision_of(folder: Path, revision: str) -> str:
     """The decision of a commit; empty if it has none."""
-    return format_commits(folder, trailer("Decision"), "--no-walk", revision)[0]
+    return git.format_commits(folder, trailer("Decision"), "--no-walk", revision)[0]
 
 
 def first_commit(workspace: Path, identifier: str) -> str | None:
     """The commit with which a run began; None if the run was killed before it."""
     form = f"%H {trailer('Run')} {trailer('Decision')}"
-    found = (line.split(" ") for line in format_commits(workspace, form, run_tips(workspace)[identifier]))
+    found = (line.split(" ") for line in git.format_commits(workspace, form, run_tips(workspace)[identifier]))
     return next((first for first, *said in found if said == [identifier, BEGIN]), None)
 
 
@@ -222,18 +207,18 @@ def run_tips(workspace: Path) -> dict[str, str]:
     """{run's id: newest commit} of the runs' branches, local ones and those of `origin`."""
     tips: dict[str, str] = {}
     for place in ("refs/heads", f"refs/remotes/{ORIGIN}"):
-        listed = git(workspace, "for-each-ref", "--format=%(objectname) %(refname)", f"{place}/run/")
+        listed = git.git(workspace, "for-each-ref", "--format=%(objectname) %(refname)", f"{place}/run/")
         for line in listed.splitlines():
             tip, _, name = line.partition(" ")
             here = tips.setdefault(name.rpartition("/")[2], tip)
-            if contains(workspace, tip, here):
+            if git.contains(workspace, tip, here):
                 tips[name.rpartition("/")[2]] = tip
     return tips
 
 
 def ledger_at(workspace: Path, revision: str) -> list[Drop]:
     return parse_ledger(
-        file_at(workspace, revision, str(LEDGER)) or b"", f"{LEDGER} in commit {revision[:12]}"
+        git.file_at(workspace, revision, str(LEDGER)) or b"", f"{LEDGER} in commit {revision[:12]}"
     )
 
 
@@ -273,16 +258,16 @@ def history(workspace: str | Path) -> list[Event]:
 
 
 def _newest_known(workspace: Path, branch: str) -> str:
-    here = commit_of(workspace, f"refs/heads/{branch}")
-    there = commit_of(workspace, f"refs/remotes/{ORIGIN}/{branch}") if has_origin(workspace) else None
+    here = git.commit_of(workspace, f"refs/heads/{branch}")
+    there = git.commit_of(workspace, f"refs/remotes/{ORIGIN}/{branch}") if git.has_origin(workspace) else None
     if here and there:
-        return there if contains(workspace, there, here) else here
-    return here or there or git(workspace, "rev-parse", "HEAD")
+        return there if git.contains(workspace, there, here) else here
+    return here or there or git.git(workspace, "rev-parse", "HEAD")
 
 
 def _on_main(workspace: Path, newest: str) -> Iterator[Event]:
     decided = ("--basic-regexp", "--grep=^Csdn-Decision: ")
-    for entry in format_commits(workspace, _FORM, "--reverse", *decided, newest):
+    for entry in git.format_commits(workspace, _FORM, "--reverse", *decided, newest):
         commit, time, run, decision, body = entry.split("\x1f", 4)
         if decision in (PROMOTE, ROLLBACK):
             champion = champion_at(workspace, commit)
@@ -293,16 +278,16 @@ def _on_main(workspace: Path, newest: str) -> Iterator[Event]:
 
 def _on_branches(workspace: Path, newest: str) -> Iterator[Event]:
     for run, tip in run_tips(workspace).items():
-        if contains(workspace, newest, tip):
+        if git.contains(workspace, newest, tip):
             continue
-        time, body = format_commits(workspace, "%ct%x1f%b", "--no-walk", tip)[0].split("\x1f", 1)
+        time, body = git.format_commits(workspace, "%ct%x1f%b", "--no-walk", tip)[0].split("\x1f", 1)
         decision = READY if (said := decision_of(workspace, tip)) == PROMOTE else said
         outcome = _OUTCOMES.get(decision, "unfinished")
         yield Event(_time(time), outcome, run, None, _reason(body), _headline(workspace, tip))
 
 
 def _headline(workspace: Path, commit: str) -> dict[str, Any]:
-    content = file_at(workspace, commit, "metrics/headline.json")
+    content = git.file_at(workspace, commit, "metrics/headline.json")
     figures = parse_json(content, f"metrics/headline.json in commit {commit[:12]}") if content else {}
     return figures if isinstance(figures, dict) else {}
 

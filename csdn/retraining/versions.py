@@ -34,7 +34,7 @@ def version_tag(version: str) -> str:
     return f"{ARTIFACT}@{version}.0.0"
 
 
-def versions(folder: Path) -> list[str]:
+def all_versions(folder: Path) -> list[str]:
     """The versions with a local tag, oldest first."""
     with _gto_errors(folder):
         from gto import api  # the import takes a second
@@ -50,7 +50,7 @@ def versions(folder: Path) -> list[str]:
 
 def next_version(folder: Path) -> str:
     """The version after the newest."""
-    known = versions(folder)
+    known = all_versions(folder)
     return f"v{1 + int(known[-1][1:])}" if known else "v1"
 
 

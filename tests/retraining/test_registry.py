@@ -22,13 +22,13 @@ from repository import git
 from typer.testing import CliRunner
 
 from csdn.cli.main import app
-from csdn.retraining import branches, registry
+from csdn.retraining import branches, dvc
 from csdn.retraining import git as git_module
 from csdn.retraining.branches import history, update_main
 from csdn.retraining.git import RemoteUnavailable, set_refs
 from csdn.retraining.lock import workspace_lock
 from csdn.retraining.registry import promote, promote_ready, reject
-from csdn.retraining.versions import tags_for, versions
+from csdn.retraining.versions import all_versions, tags_for
 from csdn.retraining.workspace import begin, open_run
 from csdn.runtime.errors import UserError
 from csdn.training.champion import read_champion
@@ -212,11 +212,11 @@ def test_two_clones_that_promote_at_once_make_one_champion(project, origin, tmp_
 
 
 KILLED = [
-    (False, registry, "sync_local"),
-    (False, branches, "set_refs"),
-    (False, branches, "checkout"),
+    (False, branches, "sync_local"),
+    (False, git_module, "set_refs"),
+    (False, dvc, "checkout"),
     (True, git_module, "push"),
-    (True, registry, "sync_local"),
+    (True, branches, "sync_local"),
     (True, branches, "fast_forward_branch"),
 ]
 
@@ -276,7 +276,7 @@ def test_the_eleventh_change_of_champion_follows_the_tenth(project):
     git(project, "tag", "csdn@not-a-version")
     head = git(project, "rev-parse", "HEAD").strip()
     made = tags_for(project, "v1", head)
-    assert list(made) == ["refs/tags/csdn#champion#11"] and versions(project) == ["v1"]
+    assert list(made) == ["refs/tags/csdn#champion#11"] and all_versions(project) == ["v1"]
     set_refs(project, made)
     assert tags_for(project, "v1", head) == {}
 

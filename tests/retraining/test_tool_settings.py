@@ -156,7 +156,7 @@ def test_a_promotion_that_is_repeated_after_midnight_commits_nothing_more(projec
     bare = add_origin(project, tmp_path / "origin.git")
     run_ = finished(project, DROPS[1])
     away = bare.rename(f"{bare}.away")
-    monkeypatch.setattr("csdn.retraining.registry.newest_commit", lambda *_: run_.base)
+    monkeypatch.setattr("csdn.retraining.branches.newest_commit", lambda *_: run_.base)
     with pytest.raises(git_module.RemoteUnavailable):
         promote(run_)
     decided = run_.tip

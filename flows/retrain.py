@@ -18,7 +18,8 @@ from csdn.retraining import run as retraining
 from csdn.retraining import steps
 from csdn.retraining.lock import WorkspaceLocked, scan_on_request
 from csdn.retraining.notify import Notification
-from csdn.retraining.run import Outcome, Scan
+from csdn.retraining.registry import Outcome
+from csdn.retraining.run import Scan
 from csdn.retraining.workspace import Run
 from flows.observability import send, send_failure, show_gate
 from flows.tasks import PROJECT, RETRIED, Settings, check_parameters, run_ingest, run_remaining_stages

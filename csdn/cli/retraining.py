@@ -93,10 +93,10 @@ def promote(
 
     with workspace_lock(Path(), f"csdn promote {run}"):
         done = promote_ready(Path(), run)
-    if done.decision != "promoted":
-        raise UserError(done.reason)
+    if done.event != "promoted":
+        raise UserError("\n".join(done.reasons))
     print(f"run {run} is version {done.version}, and the champion now")
-    _print(done.notes)
+    _print(done.reasons)
 
 
 def rollback(

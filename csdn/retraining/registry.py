@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from csdn.ingest.ledger import LEDGER, Drop, Status, change_ledger
 from csdn.retraining import branches, dvc, git, versions
@@ -25,19 +26,20 @@ from csdn.training.champion import CHAMPION, Champion, ChampionFile, read_champi
 
 
 @dataclass(frozen=True)
-class Promotion:
-    """The result of a promotion: "promoted", or "ready" with the reason why main has not moved.
+class Outcome:
+    """The result of a run; "ready": the gate let it pass, but main could not move. `reasons`: for people."""
 
-    `notes`: further facts for people, a line each.
-    """
+    event: Literal["promoted", "ready", "rejected"]
+    version: str | None
+    reasons: tuple[str, ...]
 
-    decision: str
-    version: str | None = None
-    reason: str = ""
-    notes: tuple[str, ...] = ()
+    @property
+    def lines(self) -> list[str]:
+        """The new champion and the reasons, for people."""
+        return [*([f"{self.version} is champion"] if self.version else []), *self.reasons]
 
 
-def promote(run: Run) -> Promotion:
+def promote(run: Run) -> Outcome:
     """Make a run's model the champion: push the weights to the DVC remote, then move main, branch and tags.
 
     If main has moved or its files have changed since the run began, they are not touched: the run becomes
@@ -64,7 +66,7 @@ def promote(run: Run) -> Promotion:
     return _promoted(run, branch, tip, tags)
 
 
-def promote_ready(workspace: str | Path, identifier: str) -> Promotion:
+def promote_ready(workspace: str | Path, identifier: str) -> Outcome:
     """Promote a run that is ready, after merging main's new commits into it.
 
     Raises UserError if the run is not ready, if the champion is not the one that the gate compared with, or
@@ -150,21 +152,21 @@ def _hash(path: Path) -> str:
     return value
 
 
-def _ready(run: Run, reason: str) -> Promotion:
+def _ready(run: Run, reason: str) -> Outcome:
     """Keep the run for a later `promote_ready`, and push its branch if `origin` responds."""
     if branches.decision_of(run.workspace, run.tip) not in (READY, PROMOTE):
         run.commit("ready", READY, reason)
-    notes = []
+    reasons = [f"{reason}. Later: csdn promote {run.id}"]
     try:
         git.push(run.workspace, {f"refs/heads/{run.branch}": run.tip})
     except (PushRejected, RemoteUnavailable) as error:
-        notes.append(f"its branch is in this clone only: {error}")
-    return Promotion("ready", None, f"{reason}. Later: csdn promote {run.id}", tuple(notes))
+        reasons.append(f"its branch is in this clone only: {error}")
+    return Outcome("ready", None, tuple(reasons))
 
 
-def _promoted(run: Run, branch: str, tip: str, tags: dict[str, str]) -> Promotion:
+def _promoted(run: Run, branch: str, tip: str, tags: dict[str, str]) -> Outcome:
     notes = branches.sync_local(run.workspace, branch, tip, tags)
-    return Promotion("promoted", versions.champion_at(run.workspace, tip).version, "", tuple(notes))
+    return Outcome("promoted", versions.champion_at(run.workspace, tip).version, tuple(notes))
 
 
 # Rollback: a commit on main that names an older version, and a tag; no stage runs again.

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from csdn.data.catalog import PEOPLE_SCHEMA, read_table
 from csdn.ingest.identities import SplitRule, parse_aliases
@@ -29,7 +29,7 @@ from csdn.retraining.gate import PROMOTE, REJECT, Decision, as_json
 from csdn.retraining.git import file_at
 from csdn.retraining.lock import RUNS
 from csdn.retraining.notify import Notification, notify
-from csdn.retraining.registry import promote, reject
+from csdn.retraining.registry import Outcome, promote, reject
 from csdn.retraining.trigger import Arrivals, count_arrivals, should_retrain
 from csdn.retraining.versions import fetch_champion, version_tag
 from csdn.retraining.workspace import AlreadyDecided, Run, begin
@@ -58,20 +58,6 @@ class Scan:
     def title(self) -> str:
         """A title for the run, as in "retrain: 12 new people, 480 images"."""
         return f"retrain: {self.new if self.run else self.reason}"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The result of a run; "ready": the gate let it pass, but main could not move. `reasons`: for people."""
-
-    event: Literal["promoted", "ready", "rejected"]
-    version: str | None
-    reasons: tuple[str, ...]
-
-    @property
-    def lines(self) -> list[str]:
-        """The new champion and the reasons, for people."""
-        return [*([f"{self.version} is champion"] if self.version else []), *self.reasons]
 
 
 class Steps:
@@ -265,8 +251,7 @@ def apply_decision(run: Run) -> Outcome:
     if gate["decision"] != PROMOTE:
         held = reject(run, gate["reasons"])
         return Outcome("rejected", None, (*gate["reasons"], *(f"held: {drop}" for drop in held)))
-    done = promote(run)
-    return Outcome(done.decision, done.version, tuple(filter(None, (done.reason, *done.notes))))
+    return promote(run)
 
 
 def _metrics(run: Run, name: str, command: str, *keys: str) -> dict[str, Any]:

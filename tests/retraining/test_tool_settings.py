@@ -79,7 +79,7 @@ def test_the_registry_under_a_hostile_configuration(project, hostile, tmp_path):
         str(bare),
         "HEAD:main",
     )
-    assert promote(first).decision == "ready"
+    assert promote(first).event == "ready"
     assert promote_ready(project, first.id).version == "v1"
     reasons = ["Camera 3 im Hof: schlechter für Füße", "Csdn: not a trailer"]
     reject(rejected, reasons)

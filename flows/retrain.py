@@ -6,6 +6,7 @@ again.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ from prefect import State, flow, get_run_logger, runtime, task
 from prefect.client.orchestration import get_client
 from prefect.states import Completed
 
-from csdn.retraining import run as run_steps
+from csdn.retraining import run as retraining
 from csdn.retraining import steps
 from csdn.retraining.lock import WorkspaceLocked, scan_on_request
 from csdn.retraining.notify import Notification
-from csdn.retraining.run import Outcome, Scan
+from csdn.retraining.registry import Outcome
+from csdn.retraining.run import Scan
 from csdn.retraining.workspace import Run
-from csdn.runtime.errors import Diverged
 from flows.observability import send, send_failure, show_gate
 from flows.tasks import PROJECT, RETRIED, Settings, check_parameters, run_ingest, run_remaining_stages
 
@@ -49,49 +50,59 @@ def retrain(
 
 def retrain_once(workspace: Path, overrides: dict[str, Any], settings: Settings) -> State:
     """One scan and the run that may follow; the state says what came of it."""
-    found = scan(workspace, overrides)
-    rename(found.title)
-    if found.run is None:
+    found, outcome = retraining.retrain(workspace, overrides, Tasks(settings.environment))
+    if outcome is None:
         return Completed(name="Nothing to do", message=found.reason)
-    outcome = carry_out(found.run, settings)
-    send(Notification(outcome.event, found.title, outcome.version, outcome.reasons), runtime.flow_run.id)
-    run_steps.prune_worktrees(workspace)
-    champion = (f"{outcome.version} is champion",) if outcome.version else ()
-    return Completed(name=outcome.event.capitalize(), message="; ".join([*champion, *outcome.reasons]))
+    return Completed(name=outcome.event.capitalize(), message="; ".join(outcome.lines))
 
 
-def carry_out(run: Run, settings: Settings) -> Outcome:
-    """Run the five stages and the gate, apply its decision. A run whose training diverges is rejected."""
-    run_ingest(run.folder, settings.environment)
-    if not run_steps.nothing_usable(run):
-        try:
-            run_remaining_stages(run.folder, settings.environment)
-            gate(run, dict(settings.environment))
-        except Diverged as error:
-            run_steps.reject_diverged(run, error)
+class Tasks(retraining.Steps):
+    """The steps of a retraining as tasks, shown on the page of the flow run."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self.environment = dict(environment)  # added to the worker's for the stages
+
+    def scan(self, workspace: Path, overrides: Mapping[str, Any], force: bool) -> Scan:
+        found = scan(workspace, overrides, force)
+        rename(found.title)
+        return found
+
+    def ingest(self, folder: Path) -> None:
+        run_ingest(folder, self.environment)
+
+    def train(self, folder: Path) -> None:
+        run_remaining_stages(folder, self.environment)
+
+    def gate(self, folder: Path) -> None:
+        gate(folder, self.environment)
+
+    def apply_decision(self, run: Run) -> Outcome:
         show_gate(run.folder)
-    return apply_decision(run)
+        return apply_decision(run)
+
+    def notify(self, notification: Notification) -> None:
+        send(notification, runtime.flow_run.id)
 
 
 @task(task_run_name="scan for camera data", **RETRIED)
-def scan(workspace: Path, overrides: dict[str, Any]) -> Scan:
+def scan(workspace: Path, overrides: Mapping[str, Any], force: bool) -> Scan:
     """Find out what arrived, and whether it is enough; log the notes about single drops."""
-    found = run_steps.scan(workspace, overrides)
+    found = retraining.scan(workspace, overrides, force)
     for line in (*found.notes, found.reason):
         get_run_logger().info(line)
     return found
 
 
 @task(task_run_name="gate", **RETRIED)
-def gate(run: Run, environment: dict[str, str]) -> None:
+def gate(folder: Path, environment: dict[str, str]) -> None:
     """Compare the candidate with the champion."""
-    steps.gate(run.folder, get_run_logger().info, environment)
+    steps.gate(folder, get_run_logger().info, environment)
 
 
 @task(task_run_name="apply the decision", **RETRIED)
 def apply_decision(run: Run) -> Outcome:
     """Move main to the run, or hold the drops that came with it."""
-    outcome = run_steps.apply_decision(run)
+    outcome = retraining.apply_decision(run)
     for line in outcome.reasons:
         get_run_logger().info(line)
     return outcome

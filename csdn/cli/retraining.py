@@ -33,8 +33,8 @@ def retrain(
 
     For cron: a second call while the first one works requests another scan, and ends.
     """
-    from csdn.retraining.local import retrain_local
     from csdn.retraining.lock import WorkspaceLocked, scan_on_request
+    from csdn.retraining.run import retrain_local
 
     overrides = dict(_setting(text) for text in set_ or ())
     try:
@@ -93,10 +93,10 @@ def promote(
 
     with workspace_lock(Path(), f"csdn promote {run}"):
         done = promote_ready(Path(), run)
-    if done.decision != "promoted":
-        raise UserError(done.reason)
+    if done.event != "promoted":
+        raise UserError("\n".join(done.reasons))
     print(f"run {run} is version {done.version}, and the champion now")
-    _print(done.notes)
+    _print(done.reasons)
 
 
 def rollback(
@@ -120,7 +120,7 @@ def _print(notes: Iterable[str]) -> None:
 
 def fetch_champion_command(version: Version = None) -> None:
     """Fetch the champion's files to champion/, or those of another version."""
-    from csdn.retraining.champions import fetch_champion
+    from csdn.retraining.versions import fetch_champion
 
     champion = read_champion().champion
     if version is None and champion is None:

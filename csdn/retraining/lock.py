@@ -7,14 +7,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 from csdn.runtime.documents import read_json
 from csdn.runtime.errors import UserError
@@ -31,17 +31,17 @@ def workspace_lock(workspace: str | Path, what: str) -> Iterator[None]:
     """Hold the workspace's lock for the block; `what` is shown to others. Raises WorkspaceLocked at once."""
     path = Path(workspace).resolve() / RUNS / "lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise WorkspaceLocked(_locked_message(path)) from None
+    try:
+        lock = FileLock(path).acquire(blocking=False)
+    except Timeout:
+        raise WorkspaceLocked(_locked_message(path)) from None
+    with lock:
         holder = {"what": what, "pid": os.getpid(), "since": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"}
-        _write(file, json.dumps(holder))
+        path.write_text(json.dumps(holder), encoding="utf-8")
         try:
             yield
         finally:
-            _write(file, "")
+            path.write_text("")
 
 
 def scan_on_request(workspace: str | Path, what: str, scan: Callable[[], None]) -> None:
@@ -82,12 +82,6 @@ def _remove(request: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-def _write(file: IO[str], text: str) -> None:
-    file.truncate(0)
-    file.write(text)
-    file.flush()
 
 
 def _locked_message(path: Path) -> str:

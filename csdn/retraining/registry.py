@@ -11,25 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from csdn.ingest.ledger import LEDGER, Drop, Status, change_ledger
-from csdn.retraining import dvc, git
-from csdn.retraining.branches import PROMOTE, READY, REJECT, ROLLBACK, commit_message, decision_of
-from csdn.retraining.champions import fetch_champion, sha256
+from csdn.retraining import branches, dvc, git, versions
+from csdn.retraining.branches import PROMOTE, READY, REJECT, ROLLBACK
 from csdn.retraining.git import PushRejected, RemoteUnavailable
 from csdn.retraining.lock import RUNS
-from csdn.retraining.mainline import (
-    blocking_changes,
-    champion_at,
-    champion_file_at,
-    check_clean,
-    main_branch,
-    missing_tags,
-    newest_commit,
-    sync_local,
-    update_main,
-)
-from csdn.retraining.tags import commit_of_version, known_tags, next_version, tags_for, versions
 from csdn.retraining.workspace import Run, open_run
 from csdn.runtime.documents import expected_in, read_json
 from csdn.runtime.errors import UserError
@@ -38,56 +26,57 @@ from csdn.training.champion import CHAMPION, Champion, ChampionFile, read_champi
 
 
 @dataclass(frozen=True)
-class Promotion:
-    """The result of a promotion: "promoted", or "ready" with the reason why main has not moved.
+class Outcome:
+    """The result of a run; "ready": the gate let it pass, but main could not move. `reasons`: for people."""
 
-    `notes`: further facts for people, a line each.
-    """
+    event: Literal["promoted", "ready", "rejected"]
+    version: str | None
+    reasons: tuple[str, ...]
 
-    decision: str
-    version: str | None = None
-    reason: str = ""
-    notes: tuple[str, ...] = ()
+    @property
+    def lines(self) -> list[str]:
+        """The new champion and the reasons, for people."""
+        return [*([f"{self.version} is champion"] if self.version else []), *self.reasons]
 
 
-def promote(run: Run) -> Promotion:
+def promote(run: Run) -> Outcome:
     """Make a run's model the champion: push the weights to the DVC remote, then move main, branch and tags.
 
     If main has moved or its files have changed since the run began, they are not touched: the run becomes
     "ready", and `promote_ready` promotes it later. Raises UserError, and RemoteUnavailable if a remote does
     not respond; the same call can then be repeated.
     """
-    branch = main_branch(run.workspace)
-    newest = newest_commit(run.workspace, branch)
+    branch = branches.main_branch(run.workspace)
+    newest = branches.newest_commit(run.workspace, branch)
     if git.contains(run.workspace, newest, run.tip):  # decided by a call that was killed
-        return _promoted(run, branch, run.tip, missing_tags(run.workspace, newest))
+        return _promoted(run, branch, run.tip, versions.missing_tags(run.workspace, newest))
     run.commit("results")
     if not git.contains(run.workspace, run.tip, newest):
         return _ready(run, f"{branch} has moved since the run began")
-    if problems := blocking_changes(run.workspace, branch, run.tip):
+    if problems := branches.blocking_changes(run.workspace, branch, run.tip):
         return _ready(run, "; ".join(problems))
     tip = _name_champion(run)
     dvc.push(run.folder)
-    tags = tags_for(run.workspace, read_champion(run.folder).champion.version, tip)
+    tags = versions.tags_for(run.workspace, read_champion(run.folder).champion.version, tip)
     refs = {f"refs/heads/{branch}": tip, f"refs/heads/{run.branch}": tip}
     try:
-        git.push(run.workspace, refs | known_tags(run.workspace) | tags)
+        git.push(run.workspace, refs | versions.known_tags(run.workspace) | tags)
     except PushRejected as error:
         return _ready(run, str(error))
     return _promoted(run, branch, tip, tags)
 
 
-def promote_ready(workspace: str | Path, identifier: str) -> Promotion:
+def promote_ready(workspace: str | Path, identifier: str) -> Outcome:
     """Promote a run that is ready, after merging main's new commits into it.
 
     Raises UserError if the run is not ready, if the champion is not the one that the gate compared with, or
     if the merge has conflicts.
     """
     run = open_run(workspace, identifier)
-    branch = main_branch(run.workspace)
-    newest = newest_commit(run.workspace, branch)
+    branch = branches.main_branch(run.workspace)
+    newest = branches.newest_commit(run.workspace, branch)
     if not git.contains(run.workspace, newest, run.tip):
-        decision = decision_of(run.workspace, run.tip)
+        decision = branches.decision_of(run.workspace, run.tip)
         if decision not in (READY, PROMOTE):
             state = "was rejected by the gate" if decision == REJECT else "has no decision of the gate yet"
             raise UserError(f"run {run.id} {state}; only a run that is ready can be promoted")
@@ -104,7 +93,7 @@ def reject(run: Run, reasons: Sequence[str]) -> list[Drop]:
     """
     reason = f"gate of run {run.id}: {'; '.join(reasons)}"
     held = {drop.id: replace(drop, status=Status.HELD, reason=reason) for drop in run.new_drops}
-    if decision_of(run.workspace, run.tip) != REJECT:
+    if branches.decision_of(run.workspace, run.tip) != REJECT:
         change_ledger(lambda drops: [held.get(drop.id, drop) for drop in drops], run.folder / LEDGER)
         run.commit("rejected by the gate", REJECT, "\n".join(reasons))
     git.push(run.workspace, {f"refs/heads/{run.branch}": run.tip})
@@ -113,13 +102,13 @@ def reject(run: Run, reasons: Sequence[str]) -> list[Drop]:
 
 def _merge(run: Run, newest: str, branch: str) -> None:
     """Merge main into the run, unless the champion has changed since the run began."""
-    then, now = (champion_at(run.workspace, commit) for commit in (run.base, newest))
+    then, now = (versions.champion_at(run.workspace, commit) for commit in (run.base, newest))
     if then != now:
         raise UserError(
             f"run {run.id} was compared with {then.version if then else 'no champion'}, and the champion is "
             f"{now.version if now else 'missing'} now; run again, so that the gate compares it with this one"
         )
-    text = commit_message(f"Run {run.id}: {branch} merged", run.id, READY)
+    text = branches.commit_message(f"Run {run.id}: {branch} merged", run.id, READY)
     if files := git.merge(run.folder, newest, text):
         raise UserError(
             f"run {run.id} and {branch} both changed {', '.join(files)}; merge {branch} into {run.branch} by "
@@ -130,8 +119,8 @@ def _merge(run: Run, newest: str, branch: str) -> None:
 def _name_champion(run: Run) -> str:
     """Commit champion.json with the run as champion, unless a call whose push failed has done so."""
     present = read_champion(run.folder)
-    candidate = _champion(run, next_version(run.workspace))
-    if present.champion and decision_of(run.workspace, run.tip) == PROMOTE:
+    candidate = _champion(run, versions.next_version(run.workspace))
+    if present.champion and branches.decision_of(run.workspace, run.tip) == PROMOTE:
         candidate = candidate.model_copy(update={"date": present.champion.date})  # decided on that day
         if present.champion == candidate:
             return run.tip
@@ -157,27 +146,27 @@ def _champion(run: Run, version: str) -> Champion:
 
 
 def _hash(path: Path) -> str:
-    value = sha256(path)
+    value = versions.sha256(path)
     if value is None:
         raise UserError(f"{path}: no such file; the run is unfinished")
     return value
 
 
-def _ready(run: Run, reason: str) -> Promotion:
+def _ready(run: Run, reason: str) -> Outcome:
     """Keep the run for a later `promote_ready`, and push its branch if `origin` responds."""
-    if decision_of(run.workspace, run.tip) not in (READY, PROMOTE):
+    if branches.decision_of(run.workspace, run.tip) not in (READY, PROMOTE):
         run.commit("ready", READY, reason)
-    notes = []
+    reasons = [f"{reason}. Later: csdn promote {run.id}"]
     try:
         git.push(run.workspace, {f"refs/heads/{run.branch}": run.tip})
     except (PushRejected, RemoteUnavailable) as error:
-        notes.append(f"its branch is in this clone only: {error}")
-    return Promotion("ready", None, f"{reason}. Later: csdn promote {run.id}", tuple(notes))
+        reasons.append(f"its branch is in this clone only: {error}")
+    return Outcome("ready", None, tuple(reasons))
 
 
-def _promoted(run: Run, branch: str, tip: str, tags: dict[str, str]) -> Promotion:
-    notes = sync_local(run.workspace, branch, tip, tags)
-    return Promotion("promoted", champion_at(run.workspace, tip).version, "", tuple(notes))
+def _promoted(run: Run, branch: str, tip: str, tags: dict[str, str]) -> Outcome:
+    notes = branches.sync_local(run.workspace, branch, tip, tags)
+    return Outcome("promoted", versions.champion_at(run.workspace, tip).version, tuple(notes))
 
 
 # Rollback: a commit on main that names an older version, and a tag; no stage runs again.
@@ -190,22 +179,22 @@ def rollback(workspace: str | Path, version: str | None = None, reason: str = ""
     are lost cannot become champion. Raises UserError before anything is changed.
     """
     workspace = Path(workspace).resolve()
-    branch = main_branch(workspace)
-    check_clean(workspace, branch)
-    newest = update_main(workspace, branch)
-    file = champion_file_at(workspace, newest)
+    branch = branches.main_branch(workspace)
+    branches.check_clean(workspace, branch)
+    newest = branches.update_main(workspace, branch)
+    file = versions.champion_file_at(workspace, newest)
     version = version or _previous_version(workspace, file.champion)
     older = _champion_of(workspace, version)
     fetched = workspace / RUNS / "champion"
-    fetch_champion(workspace, version, fetched)
+    versions.fetch_champion(workspace, version, fetched)
     notes = []
     if file.champion != older:
-        text = commit_message(f"Champion: back to {version}", older.run, ROLLBACK, reason)
+        text = branches.commit_message(f"Champion: back to {version}", older.run, ROLLBACK, reason)
         changed = ChampionFile(champion=older, start=file.start).model_dump(mode="json")
         commit = git.commit_file(workspace, newest, CHAMPION, as_json(changed), text)
-        tags = tags_for(workspace, version, commit)
-        git.push(workspace, {f"refs/heads/{branch}": commit} | known_tags(workspace) | tags)
-        notes = sync_local(workspace, branch, commit, tags)
+        tags = versions.tags_for(workspace, version, commit)
+        git.push(workspace, {f"refs/heads/{branch}": commit} | versions.known_tags(workspace) | tags)
+        notes = branches.sync_local(workspace, branch, commit, tags)
     with atomic_folder(workspace / "champion") as temporary:
         shutil.copytree(fetched, temporary, dirs_exist_ok=True)
     shutil.rmtree(fetched)
@@ -214,7 +203,11 @@ def rollback(workspace: str | Path, version: str | None = None, reason: str = ""
 
 def _previous_version(workspace: Path, present: Champion | None) -> str:
     """The newest version before the champion's."""
-    older = [name for name in versions(workspace) if present and int(name[1:]) < int(present.version[1:])]
+    older = [
+        name
+        for name in versions.all_versions(workspace)
+        if present and int(name[1:]) < int(present.version[1:])
+    ]
     if not older:
         raise UserError(
             f"{workspace}: there is no version before {present.version if present else 'the first'}; "
@@ -225,9 +218,9 @@ def _previous_version(workspace: Path, present: Champion | None) -> str:
 
 def _champion_of(workspace: Path, version: str) -> Champion:
     """The entry in champion.json with which a version was promoted."""
-    commit = commit_of_version(workspace, version)
-    champion = champion_at(workspace, commit) if commit else None
+    commit = versions.commit_of_version(workspace, version)
+    champion = versions.champion_at(workspace, commit) if commit else None
     if champion is None:
-        known = ", ".join(versions(workspace)) or "none yet"
+        known = ", ".join(versions.all_versions(workspace)) or "none yet"
         raise UserError(f"{workspace}: no version is called {version!r}; there are: {known}")
     return champion

@@ -1,10 +1,12 @@
-"""A retraining, from a camera drop to a moved main: scan the data, begin a run, apply the gate's decision.
+"""A retraining, from a camera drop to a moved main: `retrain` is its order of steps.
 
-scan            main's ledger and the watched places -> is there enough new data? Then a run begins or
-continues (steps)         the five stages and the gate, in the run's working tree (csdn.retraining.steps)
+scan            main's ledger and the watched places -> is there enough new data? Then a run begins, or an
+                unfinished one continues
+ingest, train   the five stages in the run's working tree, each a process (csdn.retraining.steps)
+gate            the candidate is compared with the champion
 apply_decision  main moves to the run, or the drops that came with it are held
 
-cron (csdn.retraining.local) and Prefect (flows/retrain.py) call the same functions.
+`csdn retrain` runs the steps here, flows/retrain.py runs each as a Prefect task.
 """
 
 from __future__ import annotations
@@ -14,21 +16,22 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from csdn.data.catalog import PEOPLE_SCHEMA, read_table
 from csdn.ingest.identities import SplitRule, parse_aliases
 from csdn.ingest.ledger import LEDGER, Drop, Status, parse_ledger
 from csdn.ingest.sync import sync_ledger
 from csdn.params import Params, parse_params
-from csdn.retraining.champions import fetch_champion
+from csdn.retraining import steps as processes
+from csdn.retraining.branches import champion_at, main_branch
 from csdn.retraining.gate import PROMOTE, REJECT, Decision, as_json
 from csdn.retraining.git import file_at
 from csdn.retraining.lock import RUNS
-from csdn.retraining.mainline import champion_at, main_branch
-from csdn.retraining.registry import promote, reject
-from csdn.retraining.tags import version_tag
+from csdn.retraining.notify import Notification, notify
+from csdn.retraining.registry import Outcome, promote, reject
 from csdn.retraining.trigger import Arrivals, count_arrivals, should_retrain
+from csdn.retraining.versions import fetch_champion, version_tag
 from csdn.retraining.workspace import AlreadyDecided, Run, begin
 from csdn.runtime.documents import expected_in, parse_yaml, read_json
 from csdn.runtime.errors import Diverged, UserError
@@ -57,13 +60,81 @@ class Scan:
         return f"retrain: {self.new if self.run else self.reason}"
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """The result of a run; "ready": the gate let it pass, but main could not move. `reasons`: for people."""
+class Steps:
+    """How the steps of a retraining are run: here, with their output printed. Each raises UserError."""
 
-    event: Literal["promoted", "ready", "rejected"]
-    version: str | None
-    reasons: tuple[str, ...]
+    title = "retrain"  # until the scan has found something
+
+    def scan(self, workspace: Path, overrides: Mapping[str, Any], force: bool) -> Scan:
+        found = scan(workspace, overrides, force)
+        self.title = found.title
+        _print(*found.notes, found.title)
+        if found.run:
+            _print(f"run {found.run.id}: {found.run.folder}")
+        return found
+
+    def ingest(self, folder: Path) -> None:
+        processes.repro(processes.STAGES[0], folder, _print)
+
+    def train(self, folder: Path) -> None:
+        """The stages after ingest. Raises Diverged."""
+        for stage in processes.STAGES[1:]:
+            processes.repro(stage, folder, _print)
+
+    def gate(self, folder: Path) -> None:
+        processes.gate(folder, _print)
+
+    def apply_decision(self, run: Run) -> Outcome:
+        outcome = apply_decision(run)
+        _print(outcome.event, *outcome.lines)
+        return outcome
+
+    def notify(self, notification: Notification) -> None:
+        if problem := notify(notification):
+            _print(problem)
+
+
+def retrain(
+    workspace: Path, overrides: Mapping[str, Any], steps: Steps, force: bool = False
+) -> tuple[Scan, Outcome | None]:
+    """One scan and the run that may follow; the caller holds the workspace's lock. Raises UserError."""
+    found, outcome = steps.scan(workspace, overrides, force), None
+    if found.run:
+        outcome = _carry_out(found.run, steps)
+        steps.notify(Notification(outcome.event, found.title, outcome.version, outcome.reasons))
+    prune_worktrees(workspace)
+    return found, outcome
+
+
+def _carry_out(run: Run, steps: Steps) -> Outcome:
+    """The stages, the gate and its decision. Held data and diverged training are rejected without a gate."""
+    steps.ingest(run.folder)
+    if bad := nothing_usable(run):
+        write_rejection(run, bad)
+        return steps.apply_decision(run)
+    try:
+        steps.train(run.folder)
+        steps.gate(run.folder)
+    except Diverged as error:  # it would diverge again if repeated
+        write_rejection(run, [str(error)])
+    return steps.apply_decision(run)
+
+
+def retrain_local(workspace: Path, overrides: Mapping[str, Any], force: bool) -> None:
+    """`retrain` with its output printed; a failure is sent as a notification, and raised."""
+    steps = Steps()
+    try:
+        retrain(workspace, overrides, steps, force)
+    except UserError as error:
+        steps.notify(Notification("failed", steps.title, reasons=(str(error),)))
+        raise
+
+
+def _print(*lines: str) -> None:
+    print(*lines, sep="\n", flush=True)
+
+
+# The scan: what arrived, and whether it is enough.
 
 
 class _NothingToDo(Exception):
@@ -139,6 +210,9 @@ def _split_rule(workspace: Path, main: str, params: Params) -> SplitRule:
     return SplitRule(params.data.split_salt, params.data.test_percent, aliases, params.data.trial)
 
 
+# The decision on a run.
+
+
 def nothing_usable(run: Run) -> list[str]:
     """Why the run need not train: ingest held every drop that came with it. Empty if it held not all.
 
@@ -156,38 +230,28 @@ def nothing_usable(run: Run) -> list[str]:
     ]
 
 
-def reject_diverged(run: Run, error: Diverged) -> None:
-    """Write a rejection for `apply_decision`: training has diverged, and would diverge again if repeated."""
+def write_rejection(run: Run, reasons: Sequence[str]) -> None:
+    """Write a rejection to metrics/gate.json without a comparison: the run has made no model.
+
+    The metrics that it began with are the champion's, and are removed.
+    """
     champion = read_champion(run.folder).champion
-    _remove_metrics(run)
-    decision = Decision(REJECT, [str(error)])
+    for name in ("headline", "evaluation"):
+        (run.folder / f"metrics/{name}.json").unlink(missing_ok=True)
+    decision = Decision(REJECT, list(reasons))
     write_json(run.folder / "metrics/gate.json", as_json(decision, champion and champion.version, []))
 
 
-def _remove_metrics(run: Run) -> None:
-    """Remove the metrics that the run began with: they are the champion's, and this run has made no model."""
-    for name in ("headline", "evaluation"):
-        (run.folder / f"metrics/{name}.json").unlink(missing_ok=True)
-
-
 def apply_decision(run: Run) -> Outcome:
-    """Apply the gate's decision: main moves to the run, or the drops that came with it are held.
+    """Apply metrics/gate.json: main moves to the run, or the drops that came with it are held.
 
     A call that failed can be repeated. Raises UserError; ServiceUnavailable if a remote does not respond.
     """
-    if bad := nothing_usable(run):
-        _remove_metrics(run)
-        return _rejected(run, bad)
     gate = _metrics(run, "gate", "csdn gate", "decision", "reasons")
     if gate["decision"] != PROMOTE:
-        return _rejected(run, gate["reasons"])
-    done = promote(run)
-    return Outcome(done.decision, done.version, tuple(filter(None, (done.reason, *done.notes))))
-
-
-def _rejected(run: Run, reasons: Sequence[str]) -> Outcome:
-    held = reject(run, reasons)
-    return Outcome("rejected", None, (*reasons, *(f"held: {drop}" for drop in held)))
+        held = reject(run, gate["reasons"])
+        return Outcome("rejected", None, (*gate["reasons"], *(f"held: {drop}" for drop in held)))
+    return promote(run)
 
 
 def _metrics(run: Run, name: str, command: str, *keys: str) -> dict[str, Any]:

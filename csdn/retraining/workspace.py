@@ -21,24 +21,10 @@ from typing import Any
 from csdn.cli.presets import set_value
 from csdn.ingest.ledger import LEDGER, Drop, Status, write_ledger
 from csdn.params import Params, leaves, parse_params
-from csdn.retraining import dvc
-from csdn.retraining.branches import (
-    BEGIN,
-    READY,
-    REJECT,
-    branch_name,
-    commit_message,
-    decision_of,
-    first_commit,
-    ledger_at,
-    rejected_ledgers,
-    run_tips,
-    with_held_drops,
-)
-from csdn.retraining.champions import fetch_champion
-from csdn.retraining.git import commit, commit_of, file_at, git, has_staged_changes, set_refs, stage_files
+from csdn.retraining import branches, dvc, git
+from csdn.retraining.branches import BEGIN, READY, REJECT
 from csdn.retraining.lock import RUNS
-from csdn.retraining.mainline import check_clean, main_branch, update_main
+from csdn.retraining.versions import fetch_champion
 from csdn.runtime.documents import check_values, parse_yaml
 from csdn.runtime.errors import UserError
 from csdn.training.champion import CHAMPION, read_champion, write_champion
@@ -71,22 +57,24 @@ class Run:
 
     @property
     def branch(self) -> str:
-        return branch_name(self.id)
+        return branches.branch_name(self.id)
 
     @property
     def tip(self) -> str:
         """The newest commit of the run's branch."""
-        return git(self.workspace, "rev-parse", f"refs/heads/{self.branch}")
+        return git.git(self.workspace, "rev-parse", f"refs/heads/{self.branch}")
 
     def commit(self, message: str, decision: str = "", body: str = "") -> str:
         """Commit the present results; returns the branch's newest commit.
 
         Without a decision, nothing is committed if nothing has changed.
         """
-        stage_files(self.folder, RESULTS)
-        if not decision and not has_staged_changes(self.folder):
+        git.stage_files(self.folder, RESULTS)
+        if not decision and not git.has_staged_changes(self.folder):
             return self.tip
-        return commit(self.folder, commit_message(f"Run {self.id}: {message}", self.id, decision, body))
+        return git.commit(
+            self.folder, branches.commit_message(f"Run {self.id}: {message}", self.id, decision, body)
+        )
 
     def remove_worktree(self) -> None:
         """Remove the working tree; the branch and DVC's cache stay."""
@@ -106,15 +94,17 @@ def begin(
     AlreadyDecided if the same run has been decided.
     """
     workspace = Path(workspace).resolve()
-    branch = main_branch(workspace)
+    branch = branches.main_branch(workspace)
     values = allowed(overrides or {})
-    check_clean(workspace, branch)
-    base = update_main(workspace, branch)
-    overridden(values, file_at(workspace, base, "params.yaml") or "")
-    drops = ledger_change(with_held_drops(ledger_at(workspace, base), rejected_ledgers(workspace)))
+    branches.check_clean(workspace, branch)
+    base = branches.update_main(workspace, branch)
+    overridden(values, git.file_at(workspace, base, "params.yaml") or "")
+    drops = ledger_change(
+        branches.with_held_drops(branches.ledger_at(workspace, base), branches.rejected_ledgers(workspace))
+    )
     digits = _hash_digits(base, drops, values)
-    identifier = next((name for name in run_tips(workspace) if name.endswith(digits)), None)
-    if identifier and first_commit(workspace, identifier):
+    identifier = next((name for name in branches.run_tips(workspace) if name.endswith(digits)), None)
+    if identifier and branches.first_commit(workspace, identifier):
         _check_undecided(workspace, identifier)
     else:
         identifier = identifier or f"{datetime.now(UTC):%Y%m%d}-{digits}"
@@ -125,20 +115,20 @@ def begin(
 def open_run(workspace: str | Path, identifier: str) -> Run:
     """A run that has begun; its working tree is created again if it is missing. Raises UserError."""
     workspace = Path(workspace).resolve()
-    tip = run_tips(workspace).get(identifier)
-    first = first_commit(workspace, identifier) if tip else None
+    tip = branches.run_tips(workspace).get(identifier)
+    first = branches.first_commit(workspace, identifier) if tip else None
     if first is None:
         raise UserError(f"no run is called {identifier!r}; `csdn history` lists them")
-    base = git(workspace, "rev-parse", f"{first}^")
-    before = {drop.id for drop in ledger_at(workspace, base)}
-    new = [drop for drop in ledger_at(workspace, first) if drop.id not in before]
+    base = git.git(workspace, "rev-parse", f"{first}^")
+    before = {drop.id for drop in branches.ledger_at(workspace, base)}
+    new = [drop for drop in branches.ledger_at(workspace, first) if drop.id not in before]
     run = Run(identifier, workspace, base, tuple(drop for drop in new if drop.status is Status.ACCEPTED))
-    if commit_of(workspace, f"refs/heads/{run.branch}") is None:
-        set_refs(workspace, {f"refs/heads/{run.branch}": tip})
+    if git.commit_of(workspace, f"refs/heads/{run.branch}") is None:
+        git.set_refs(workspace, {f"refs/heads/{run.branch}": tip})
     missing = not (run.folder / ".git").exists()
     if missing:
         _remove_tree(run)
-        git(workspace, "worktree", "add", "--quiet", str(run.folder), run.branch)
+        git.git(workspace, "worktree", "add", "--quiet", str(run.folder), run.branch)
     dvc.link_cache(workspace, run.folder)
     if missing:
         dvc.pull_available(run.folder)
@@ -153,7 +143,7 @@ def _hash_digits(base: str, drops: Sequence[Drop], values: Mapping[str, Any]) ->
 
 
 def _check_undecided(workspace: Path, identifier: str) -> None:
-    decision = decision_of(workspace, run_tips(workspace)[identifier])
+    decision = branches.decision_of(workspace, branches.run_tips(workspace)[identifier])
     if decision == REJECT:
         raise AlreadyDecided(f"run {identifier} had the same data and parameters, and the gate rejected it")
     if decision == READY:
@@ -165,7 +155,7 @@ def _check_undecided(workspace: Path, identifier: str) -> None:
 def _create(run: Run, drops: Sequence[Drop], values: Mapping[str, Any]) -> None:
     """Create the working tree and the first commit; leftovers of a killed call are removed."""
     _remove_tree(run)
-    git(
+    git.git(
         run.workspace, "worktree", "add", "--quiet", "--no-track", "-B", run.branch, str(run.folder), run.base
     )
     dvc.link_cache(run.workspace, run.folder)
@@ -189,7 +179,7 @@ def _fetch_champion(run: Run) -> None:
 def _remove_tree(run: Run) -> None:
     if run.folder.exists():
         shutil.rmtree(run.folder)
-    git(run.workspace, "worktree", "prune")
+    git.git(run.workspace, "worktree", "prune")
 
 
 # Overrides: parameters of one run that differ from params.yaml, checked before the run begins.

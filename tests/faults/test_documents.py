@@ -331,7 +331,7 @@ def test_a_text_is_read_back_as_it_was_set(params, name):
 def test_a_value_of_set_is_parsed_as_in_the_file(monkeypatch):
     given_to = []
     monkeypatch.setattr(
-        "csdn.retraining.local.retrain_local", lambda root, values, now: given_to.append(values)
+        "csdn.retraining.run.retrain_local", lambda root, values, now: given_to.append(values)
     )
     monkeypatch.setattr("csdn.retraining.lock.scan_on_request", lambda root, what, scan: scan())
     retrain(["embedding.learning_rate=1e-5", "data.split_salt=no", "report.store="])

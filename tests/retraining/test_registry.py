@@ -22,13 +22,13 @@ from repository import git
 from typer.testing import CliRunner
 
 from csdn.cli.main import app
+from csdn.retraining import branches, dvc
 from csdn.retraining import git as git_module
-from csdn.retraining import mainline, registry
-from csdn.retraining.branches import history
-from csdn.retraining.git import RemoteUnavailable
+from csdn.retraining.branches import history, update_main
+from csdn.retraining.git import RemoteUnavailable, set_refs
 from csdn.retraining.lock import workspace_lock
-from csdn.retraining.mainline import update_main
 from csdn.retraining.registry import promote, promote_ready, reject
+from csdn.retraining.versions import all_versions, tags_for
 from csdn.retraining.workspace import begin, open_run
 from csdn.runtime.errors import UserError
 from csdn.training.champion import read_champion
@@ -64,7 +64,7 @@ def whole(folder):
 def test_a_promotion_without_a_remote(project):
     run = finished(project, DROPS[1])
     done = promote(run)
-    assert (done.decision, done.version, done.notes) == ("promoted", "v1", ())
+    assert (done.event, done.version, done.reasons) == ("promoted", "v1", ())
     entry = read_champion(project).champion
     assert (entry.run, entry.people, entry.images) == (run.id, 3, 9)
     assert entry.figures == {"vis_to_ir": {"rank1": 52}, "test_people": 2}
@@ -88,10 +88,10 @@ def test_changed_files_are_not_touched_and_the_run_becomes_ready(project, fault)
     (project / "stage.py").write_text("# my work\n")
     before = git(project, "for-each-ref", "refs/heads/main", "refs/tags")
     done = promote(run)
-    assert done.decision == "ready" and "changed and not committed: stage.py" in done.reason
+    assert done.event == "ready" and "changed and not committed: stage.py" in done.reasons[0]
     assert git(project, "for-each-ref", "refs/heads/main", "refs/tags") == before
     assert (project / "stage.py").read_text() == "# my work\n"
-    fault("registry", "files of main are changed during a run", done.reason.replace(run.id, "RUN"))
+    fault("registry", "files of main are changed during a run", done.reasons[0].replace(run.id, "RUN"))
     git(project, "checkout", "stage.py")
     assert promote_ready(project, run.id).version == "v1" and whole(project)
 
@@ -113,7 +113,7 @@ def test_main_that_moved_meanwhile_is_merged_by_a_person(project):
     run = finished(project, DROPS[1])
     commit_file(project, "notes.md", "hello")
     done = promote(run)
-    assert done.decision == "ready" and "main has moved since the run began" in done.reason
+    assert done.event == "ready" and "main has moved since the run began" in done.reasons[0]
     assert champion(project) is None and tags(project) == []
     assert promote_ready(project, run.id).version == "v1"
     assert champion(project) == "v1" and (project / "notes.md").exists() and whole(project)
@@ -133,7 +133,7 @@ def test_a_merge_conflict_is_left_to_a_person(project, fault):
 def test_a_run_that_was_compared_with_another_champion_is_not_promoted(project, fault):
     slow, quick = finished(project, DROPS[1]), finished(project, DROPS[1], seed=1)
     promote(quick)
-    assert promote(slow).decision == "ready"
+    assert promote(slow).event == "ready"
     with pytest.raises(UserError, match="compared with no champion, and the champion is v1 now") as error:
         promote_ready(project, slow.id)
     fault("registry", "another run was promoted since", str(error.value).replace(slow.id, "RUN"))
@@ -165,7 +165,7 @@ def test_results_that_git_does_not_know_are_put_aside(project):
     (project / "metrics").mkdir()
     (project / "metrics/ingest.json").write_text("of a demo run")
     done = promote(finished(project, DROPS[1]))
-    assert "were not in Git; they are in" in done.notes[0]
+    assert "were not in Git; they are in" in done.reasons[0]
     aside = next((project / ".runs/replaced").glob("*/metrics/ingest.json"))
     assert aside.read_text() == "of a demo run" and whole(project)
 
@@ -177,9 +177,9 @@ def test_a_push_that_origin_rejects_leaves_no_tag_and_main_where_it_was(project,
     hook.chmod(0o755)
     before = git(project, "rev-parse", "main")
     done = promote(run)
-    assert done.decision == "ready" and "main is protected" in done.reason
+    assert done.event == "ready" and "main is protected" in done.reasons[0]
     assert tags(project) == tags(origin) == [] and git(project, "rev-parse", "main") == before
-    fault("registry", "the Git remote rejects a promotion", done.reason.replace(run.id, "RUN"))
+    fault("registry", "the Git remote rejects a promotion", done.reasons[0].replace(run.id, "RUN"))
     hook.unlink()
     assert promote_ready(project, run.id).version == "v1" and tags(origin) == FIRST
 
@@ -206,18 +206,18 @@ def test_two_clones_that_promote_at_once_make_one_champion(project, origin, tmp_
 
     monkeypatch.setattr(git_module, "push", others_push_first)
     done = promote(here)
-    assert done.decision == "ready" and champion(origin, "main") == "v1"
+    assert done.event == "ready" and champion(origin, "main") == "v1"
     assert git(origin, "rev-parse", "csdn@v1.0.0^{}").strip() == there.tip
     assert update_main(project, "main") == there.tip and tags(project) == FIRST
 
 
 KILLED = [
-    (False, registry, "sync_local"),
-    (False, mainline, "set_refs"),
-    (False, mainline, "checkout"),
+    (False, branches, "sync_local"),
+    (False, git_module, "set_refs"),
+    (False, dvc, "checkout"),
     (True, git_module, "push"),
-    (True, registry, "sync_local"),
-    (True, mainline, "fast_forward_branch"),
+    (True, branches, "sync_local"),
+    (True, branches, "fast_forward_branch"),
 ]
 
 
@@ -265,3 +265,26 @@ def test_the_program_itself_reads_the_history(project):
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True)
     assert done.stdout == ""
     assert json.loads((project / "champion.json").read_text()) == {"champion": None, "start": None}
+
+
+def test_the_eleventh_change_of_champion_follows_the_tenth(project):
+    """GTO itself orders changes by the clocks of the machines that made them."""
+    for number in range(1, 11):
+        git(project, "tag", "--annotate", "--message", "a change", f"csdn#champion#{number}")
+        git(project, "commit", "--quiet", "--allow-empty", "--message", "another")
+    git(project, "tag", "--annotate", "--message", "v1", "csdn@v1.0.0")
+    git(project, "tag", "csdn@not-a-version")
+    head = git(project, "rev-parse", "HEAD").strip()
+    made = tags_for(project, "v1", head)
+    assert list(made) == ["refs/tags/csdn#champion#11"] and all_versions(project) == ["v1"]
+    set_refs(project, made)
+    assert tags_for(project, "v1", head) == {}
+
+
+def test_a_version_s_tag_that_gto_did_not_make_is_named(project, fault):
+    run = finished(project, DROPS[1])
+    git(project, "tag", "csdn@v1.0.0", run.tip)
+    with pytest.raises(UserError, match=r"GTO: .*v1\.0\.0.*git tag --list") as error:
+        promote(run)
+    assert champion(project) is None
+    fault("registry", "a version's tag was made without GTO", error.value)

@@ -13,10 +13,10 @@ from workspace import run
 
 from csdn.cli.main import app
 from csdn.retraining.branches import history
-from csdn.retraining.champions import FILES, fetch_champion, sha256
 from csdn.retraining.dvc import ArtifactNotFound
 from csdn.retraining.git import RemoteUnavailable
 from csdn.retraining.registry import promote, rollback
+from csdn.retraining.versions import FILES, fetch_champion, sha256
 from csdn.retraining.workspace import begin
 from csdn.runtime.errors import UserError
 from csdn.training.champion import read_champion, write_champion

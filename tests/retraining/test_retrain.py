@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import registry_project
@@ -23,12 +22,12 @@ from csdn.params import load_params
 from csdn.retraining import run as retrain
 from csdn.retraining import steps
 from csdn.retraining.branches import history, rejected_ledgers
-from csdn.retraining.local import retrain_local
 from csdn.retraining.lock import scan_requested, workspace_lock
-from csdn.retraining.run import apply_decision, nothing_usable, scan
+from csdn.retraining.run import apply_decision, nothing_usable, retrain_local, scan
 from csdn.retraining.trigger import Arrivals
 from csdn.runtime.errors import UserError
 from flows import retrain as flow
+from flows.tasks import Settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -151,14 +150,11 @@ def retrained(request, monkeypatch):
         return lambda project: retrain_local(project, {}, force=False)
     monkeypatch.setattr(flow, "run_ingest", lambda folder, _: repro("ingest", folder))
     monkeypatch.setattr(flow, "run_remaining_stages", lambda folder, _: repro("embedding", folder))
-    monkeypatch.setattr(flow, "show_gate", lambda _: None)
-    monkeypatch.setattr(flow, "apply_decision", apply_decision)
-
-    def by_flow(project):
-        found = scan(project)
-        return found.run and flow.carry_out(found.run, SimpleNamespace(environment={}))
-
-    return by_flow
+    for name, replacement in {"scan": scan, "apply_decision": apply_decision}.items():
+        monkeypatch.setattr(flow, name, replacement)
+    for name in ("rename", "show_gate", "send"):
+        monkeypatch.setattr(flow, name, lambda *_: None)
+    return lambda project: flow.retrain_once(project, {}, Settings({}, None))
 
 
 def test_a_training_that_diverged_is_rejected_and_not_repeated(with_champion, retrained):
@@ -220,6 +216,7 @@ def test_if_ingest_holds_all_new_drops_nothing_is_trained(with_champion, bad):
     reasons = [f"{drop}: 9 of 60 images are bad: 9 x truncated (north/1.jpg, ...)" for drop in run.new_drops]
     assert nothing_usable(run) == (reasons if bad == 2 else [])
     if bad == 2:
+        retrain.write_rejection(run, reasons)
         assert apply_decision(run).reasons[:2] == tuple(reasons)
 
 

@@ -11,6 +11,7 @@ from repository import git
 from csdn.ingest.ledger import Status
 from csdn.params import load_params
 from csdn.retraining import dvc
+from csdn.retraining import git as git_module
 from csdn.retraining import workspace as runs_module
 from csdn.retraining.branches import with_held_drops
 from csdn.retraining.git import RemoteUnavailable
@@ -81,7 +82,7 @@ def test_a_kill_while_a_run_is_made_leaves_nothing_that_stops_the_next(project, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((runs_module, moment) if moment == "commit" else (dvc, moment)), killed)
+        patch.setattr(git_module if moment == "commit" else dvc, moment, killed)
         with pytest.raises(KeyboardInterrupt):
             begin(project, arrive(DROPS[1]))
     run = begin(project, arrive(DROPS[1]))

@@ -79,7 +79,7 @@ def test_the_registry_under_a_hostile_configuration(project, hostile, tmp_path):
         str(bare),
         "HEAD:main",
     )
-    assert promote(first).decision == "ready"
+    assert promote(first).event == "ready"
     assert promote_ready(project, first.id).version == "v1"
     reasons = ["Camera 3 im Hof: schlechter für Füße", "Csdn: not a trailer"]
     reject(rejected, reasons)
@@ -156,7 +156,7 @@ def test_a_promotion_that_is_repeated_after_midnight_commits_nothing_more(projec
     bare = add_origin(project, tmp_path / "origin.git")
     run_ = finished(project, DROPS[1])
     away = bare.rename(f"{bare}.away")
-    monkeypatch.setattr("csdn.retraining.registry.newest_commit", lambda *_: run_.base)
+    monkeypatch.setattr("csdn.retraining.branches.newest_commit", lambda *_: run_.base)
     with pytest.raises(git_module.RemoteUnavailable):
         promote(run_)
     decided = run_.tip

@@ -1,0 +1,222 @@
+"""Versions of the model: GTO's tags, the champion that a commit names, and the files of a version.
+
+    csdn@v3.0.0        version v3 is this commit
+    csdn#champion#7    the seventh change of champion: to the version of this commit
+
+GTO writes a tag at once, but a promotion sets its tags together with main, in one push. So GTO works in a
+temporary clone that shares the objects, and only the tag objects are taken from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from csdn.retraining.dvc import link_cache, pull
+from csdn.retraining.git import commit_of, fetch, file_at, format_commits, git
+from csdn.runtime.errors import UserError
+from csdn.runtime.files import atomic_folder
+from csdn.training.champion import CHAMPION, Champion, ChampionFile, Start, parse_champion, read_champion
+
+ARTIFACT, STAGE = "csdn", "champion"
+
+
+def version_tag(version: str) -> str:
+    """GTO's tag of a version; GTO supports semantic versions only.
+
+    >>> version_tag("v3")
+    'csdn@v3.0.0'
+    """
+    return f"{ARTIFACT}@{version}.0.0"
+
+
+def all_versions(folder: Path) -> list[str]:
+    """The versions with a local tag, oldest first."""
+    with _gto_errors(folder):
+        from gto import api  # the import takes a second
+        from gto.exceptions import ArtifactNotFound
+
+        try:
+            shown = api.show(str(folder), ARTIFACT, registered_only=True, deprecated=True)
+        except ArtifactNotFound:
+            return []
+    names = (one["version"].removesuffix(".0.0") for one in shown)
+    return sorted((name for name in names if name[1:].isdigit()), key=lambda name: int(name[1:]))
+
+
+def next_version(folder: Path) -> str:
+    """The version after the newest."""
+    known = all_versions(folder)
+    return f"v{1 + int(known[-1][1:])}" if known else "v1"
+
+
+def known_tags(folder: Path) -> dict[str, str]:
+    """{ref: object} of the registry's local tags; `origin` may lack them if it was added later."""
+    form = "--format=%(refname) %(objectname)"
+    listed = git(folder, "for-each-ref", form, f"refs/tags/{ARTIFACT}@*", f"refs/tags/{ARTIFACT}#*")
+    return dict(line.split(" ") for line in listed.splitlines())
+
+
+def commit_of_version(folder: Path, version: str) -> str | None:
+    """The commit of a version; None if it has no local tag."""
+    return commit_of(folder, f"refs/tags/{version_tag(version)}")
+
+
+def tags_for(folder: Path, version: str, change: str) -> dict[str, str]:
+    """{ref: tag object} that are missing for a change of champion; the objects are written, the refs are not.
+
+    change: the commit whose champion.json names the version; for a new version also its own commit.
+    """
+    commit = commit_of_version(folder, version)
+    if commit is not None and commit == _newest_assigned(folder):
+        return {}
+    name, email = format_commits(folder, "%cn%x1f%ce", "--no-walk", change)[0].split("\x1f")
+    with _gto_errors(folder), TemporaryDirectory() as temporary:
+        from gto import api
+
+        unsigned = ("--config", "tag.gpgSign=false")  # GTO reads Git's files, not our environment
+        git(folder, "clone", "--quiet", "--shared", "--no-checkout", *unsigned, str(folder), temporary)
+        number, tagger = f"{version}.0.0", {"author": name, "author_email": email}
+        if commit is None:
+            api.register(temporary, ARTIFACT, change, version=number, **tagger)
+        api.assign(temporary, ARTIFACT, STAGE, version=number, force=True, **tagger)
+        known = known_tags(folder)
+        made = {ref: tag for ref, tag in known_tags(Path(temporary)).items() if ref not in known}
+        git(folder, "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", temporary, *made)
+    return made
+
+
+def _newest_assigned(folder: Path) -> str | None:
+    """The commit of the newest change of champion, by its number: clocks of machines differ."""
+    newest = ("--sort=-version:refname", "--count=1", "--format=%(refname)")
+    ref = git(folder, "for-each-ref", *newest, f"refs/tags/{ARTIFACT}#{STAGE}#*")
+    return commit_of(folder, ref) if ref else None
+
+
+@contextmanager
+def _gto_errors(folder: Path) -> Iterator[None]:
+    from gto.exceptions import GTOException
+
+    try:
+        yield
+    except GTOException as error:
+        advice = f"`gto show {ARTIFACT}` lists the versions, `git tag --list '{ARTIFACT}[@#]*'` their tags"
+        raise UserError(f"{folder}: GTO: {error}; {advice}") from None
+
+
+# The champion that a commit names.
+
+
+def champion_at(folder: Path, commit: str) -> Champion | None:
+    """The champion in a commit. Raises UserError."""
+    return champion_file_at(folder, commit).champion
+
+
+def champion_file_at(folder: Path, commit: str) -> ChampionFile:
+    """champion.json of a commit; one without a champion if the file is missing. Raises UserError."""
+    content = file_at(folder, commit, CHAMPION)
+    if content is None:
+        return ChampionFile(champion=None, start=None)
+    return parse_champion(content, f"{CHAMPION} in commit {commit[:12]}")
+
+
+def missing_tags(folder: Path, commit: str) -> dict[str, str]:
+    """{ref: tag} of the champion that a killed call has not set."""
+    champion = champion_at(folder, commit)
+    if champion is None:
+        return {}
+    change = format_commits(folder, "%H", "--max-count=1", commit, "--", CHAMPION)[0]
+    return tags_for(folder, champion.version, change)
+
+
+# The files of a version, from DVC's cache or remote, by the commit of its tag.
+
+# Path in the project -> path in the champion's folder.
+FILES = {
+    "models/prompts": "prompts",
+    "models/embedding": "embedding",
+    "data/samples.parquet": "data/samples.parquet",
+    "data/people.parquet": "data/people.parquet",
+}
+# The files that DVC needs to check out a commit's outputs.
+DEFINITION = ("dvc.yaml", "dvc.lock", "params.yaml")
+
+
+def fetch_champion(root: str | Path, version: str, folder: str | Path) -> None:
+    """Fetch a version's files to `folder`: {prompts,embedding,data}/; on an error `folder` is not changed.
+
+    root: a workspace or a run's working tree, whose cache and remotes are used. Raises UserError;
+    `dvc.ArtifactNotFound` if neither the cache nor the remote has a file.
+    """
+    root, folder = Path(root).resolve(), Path(folder)
+    entry = _entry(root, version)
+    commit = commit_of_version(root, version)
+    if commit is None:
+        fetch(root)
+        commit = commit_of_version(root, version)
+    if commit is None:
+        raise UserError(
+            f"{root}: there is no tag {version_tag(version)}, which says where version {version} is; "
+            "`csdn history` lists the versions, `git fetch --tags --unshallow` completes a shallow clone"
+        )
+    entry = entry or champion_at(root, commit)
+    if entry is None or entry.version != version:
+        raise UserError(f"the commit of tag {version_tag(version)} has no champion.json that names {version}")
+    if _is_complete(folder, entry):
+        return
+    with atomic_folder(folder) as temporary:
+        project = temporary / "project"
+        _unpack(root, commit, project)
+        link_cache(root, project, links="reflink,copy", no_scm=True)
+        pull(project, list(FILES), f"files of version {version}")
+        for source, target in FILES.items():
+            (temporary / target).parent.mkdir(exist_ok=True)
+            (project / source).replace(temporary / target)
+        shutil.rmtree(project)
+        if names := _mismatches(temporary, entry):
+            raise UserError(
+                f"version {version}: {', '.join(names)} is not the file that champion.json names by its "
+                "SHA-256; `git log champion.json` shows who changed it"
+            )
+
+
+def _entry(root: Path, version: str) -> Start | None:
+    """The version's entry in champion.json below `root`, which is preferred to the tag's: a tag may move."""
+    file = read_champion(root)
+    return next((one for one in (file.champion, file.start) if one and one.version == version), None)
+
+
+def _is_complete(folder: Path, entry: Start) -> bool:
+    complete = all((folder / target).exists() for target in FILES.values())
+    return complete and not _mismatches(folder, entry)
+
+
+def _mismatches(folder: Path, entry: Start) -> list[str]:
+    """The files of weights whose SHA-256 is not that of the entry."""
+    hashes = {"prompts/prompts.safetensors": entry.prompts, "embedding/model.safetensors": entry.embedding}
+    return [name for name, value in hashes.items() if sha256(folder / name) != value]
+
+
+def sha256(path: Path) -> str | None:
+    """A file's SHA-256 in hex; None if it does not exist."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None
+
+
+def _unpack(root: Path, commit: str, folder: Path) -> None:
+    """Write the files that DVC needs to know a commit's outputs into a folder, without a working tree."""
+    (folder / ".dvc").mkdir(parents=True)
+    for name in DEFINITION:
+        content = file_at(root, commit, name)
+        if content is None:
+            raise UserError(f"{root}: commit {commit[:12]} has no {name}; it is no version of this pipeline")
+        (folder / name).write_bytes(content)
+    # Cache and remotes are those of the workspace (`link_cache`): they may have moved since that commit.
+    (folder / ".dvc" / "config").write_text("")

@@ -68,13 +68,11 @@ def main() -> None:
         parser.error(f"no variant is called {', '.join(sorted(unknown))}; there are: {', '.join(VARIANTS)}")
     chosen = arguments.variants or list(VARIANTS)
     copied = outside_git(load_params().model.weights)
+    if not in_git("dvc.lock"):
+        print("dvc.lock is not in Git, so every experiment ingests the data again; commit it to avoid that")
     for seed in sorted(set(arguments.seeds)):
         for variant in chosen:
-            if subprocess.run(command(variant, seed, copied), check=False).returncode:
-                raise SystemExit(
-                    f"{experiment_name(variant, seed)} failed, as said above; what is computed is kept: "
-                    "run this again when it is repaired"
-                )
+            run(variant, seed, copied)
     names = {experiment_name(variant, seed) for variant in chosen for seed in arguments.seeds}
     table = measured_table(*finished(names))
     write_json(OUT, AblationFile(measured=table).model_dump())
@@ -83,6 +81,17 @@ def main() -> None:
 
 
 # The experiments.
+
+
+def run(variant: str, seed: int, copied: Sequence[str]) -> None:
+    """Run one experiment in place of an older one of its name; ends the program if it fails."""
+    name = experiment_name(variant, seed)
+    # `dvc exp run --force` would replace it too, but train every stage again.
+    subprocess.run(["dvc", "exp", "remove", "--quiet", name], check=False, stderr=subprocess.DEVNULL)
+    if subprocess.run(command(variant, seed, copied), check=False).returncode:
+        raise SystemExit(
+            f"{name} failed, as said above; what is computed is kept: repair it and run this again"
+        )
 
 
 def experiment_name(variant: str, seed: int) -> str:
@@ -95,8 +104,7 @@ def command(variant: str, seed: int, copied: Sequence[str] = ()) -> list[str]:
     settings = [part for key, value in changes.items() for part in ("-S", f"{key}={value}")]
     copies = [part for path in copied for part in ("--copy-paths", path)]
     name = ["--name", experiment_name(variant, seed)]
-    # --force replaces an older experiment of this name; stages are not forced.
-    return ["dvc", "exp", "run", "--temp", "--force", *name, *copies, *settings, "evaluate"]
+    return ["dvc", "exp", "run", "--temp", *name, *copies, *settings, "evaluate"]
 
 
 def outside_git(weights: str) -> list[str]:

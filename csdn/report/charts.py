@@ -31,7 +31,7 @@ from csdn.runtime.sanitize import escape_control_chars
 
 FIGURES = "figures"  # the folder of PNG files beside the page
 DPI = 160  # of the PNG files
-WIDE, SMALL = (4.1, 2.7), (3.1, 2.3)  # inches; a card of the page scales a figure to its width
+WIDE, SMALL = (3.8, 2.6), (3.1, 2.3)  # inches; a card of the page scales a figure to its width
 
 # Colours of the page's light scheme by their names in style.css.j2. In the page a figure refers to the names,
 # and so follows its light and dark scheme.
@@ -64,7 +64,7 @@ RC = {
     "ytick.color": COLOURS["muted"],
     "legend.frameon": False,
     "legend.labelcolor": COLOURS["muted"],
-    "legend.handlelength": 2.1,
+    "legend.handlelength": 1.8,
     "svg.fonttype": "none",
 }
 
@@ -194,7 +194,7 @@ def _legend(figure: Figure, plot: Axes) -> None:
     """The legend below the plots, in the order in which the series were given."""
     handles, labels = plot.get_legend_handles_labels()
     set_margins(figure, bottom=0.64)
-    figure.legend(handles[::-1], labels[::-1], loc="lower left", ncols=4, columnspacing=0.9, borderpad=0.1)
+    figure.legend(handles[::-1], labels[::-1], loc="lower left", ncols=4, columnspacing=0.8, borderpad=0.1)
 
 
 def cmc_charts(rows: Sequence[Mapping[str, str]]) -> list[Chart]:
@@ -329,12 +329,12 @@ def _draw_person(plot: Axes, plane: Plane, person: int) -> None:
     """Dots, triangles, and from the mean of the dots, with the person's number, a line to the triangles'."""
     colour = COLOURS[PEOPLE[person]]
     visible, infrared = plane.images_of(person)
-    plot.scatter(*visible.T, s=16, marker="o", color=colour, linewidths=0, label=str(person + 1))
-    plot.scatter(*infrared.T, s=16, marker="^", facecolors="none", edgecolors=colour, linewidths=1)
+    plot.scatter(*visible.T, s=20, marker="o", color=colour, linewidths=0, label=str(person + 1))
+    plot.scatter(*infrared.T, s=20, marker="^", facecolors="none", edgecolors=colour, linewidths=1)
     means = np.stack([visible.mean(axis=0), infrared.mean(axis=0)])
     plot.plot(*means.T, color=colour, linewidth=1.3)
     box = {"boxstyle": "circle,pad=0.2", "facecolor": colour, "edgecolor": COLOURS["card"]}
-    text = {"color": COLOURS["card"], "fontweight": "bold", "fontsize": 7.5, "ha": "center", "va": "center"}
+    text = {"color": COLOURS["card"], "fontweight": "bold", "fontsize": 8, "ha": "center", "va": "center"}
     plot.text(*means[0], str(person + 1), bbox=box, **text)
 
 

@@ -55,7 +55,7 @@ def test_no_two_variants_are_the_same():
 
 def test_an_experiment_runs_in_a_copy_with_its_seed_and_its_parameters():
     assert command("no-msel", 4) == [
-        *("dvc", "exp", "run", "--temp", "--force", "--name", "ablation-no-msel-seed-4"),
+        *("dvc", "exp", "run", "--temp", "--name", "ablation-no-msel-seed-4"),
         *("-S", "seed=4", "-S", "embedding.losses.msel=0.0", "evaluate"),
     ]
 

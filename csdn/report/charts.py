@@ -115,7 +115,7 @@ def svg(chart: Chart) -> Markup:
     body = body.replace("'DejaVu Sans'", "system-ui, sans-serif")
     body = re.sub(r'<g id="[^"]*"', "<g", body)  # nothing refers to groups
     names = {value: f"var(--{name})" for name, value in COLOURS.items()}
-    body = re.sub(r"(?<=(?:fill|roke): )#\w{6}", lambda found: names.get(found[0], found[0]), body)
+    body = re.sub(r"(fill|stroke): (#\w{6})", lambda of: f"{of[1]}: {names.get(of[2], of[2])}", body)
     return Markup(f'<svg class="chart" {view_box} role="img" aria-label="{escape(chart.label)}">{body}')
 
 

@@ -30,7 +30,7 @@ from prefect.utilities.urls import url_for
 
 from csdn.params import load_params
 from csdn.report.page import published_at
-from csdn.retraining.notify import Notification, cmc_picture, data_page, gate_page, headline_page, notify
+from csdn.retraining.notify import Notification, cmc_pictures, data_page, gate_page, headline_page, notify
 from csdn.training.champion import Champion
 
 WEBHOOK_BLOCK = "csdn-webhook"  # the Secret block with the webhook's address
@@ -80,8 +80,8 @@ def show_figures(folder: Path, champion: Champion | None) -> None:
         figures = headline_page(_read(folder / "metrics/headline.json"), champion)
         # The curves are embedded here: below an image artifact Prefect prints its address, which is a data:
         # URI.
-        picture = f"![CMC]({cmc_picture(folder / 'evaluation/cmc.csv')})"
-        create_markdown_artifact(f"{figures}\n\n{picture}", key="figures", description="On the test people")
+        pictures = cmc_pictures(folder / "report/figures")
+        create_markdown_artifact(f"{figures}\n\n{pictures}", key="figures", description="On the test people")
     with _warn_on_failure("the report"):
         page = (folder / "report/index.html").absolute()
         store = load_params(folder / "params.yaml").report.store

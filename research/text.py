@@ -22,16 +22,18 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from ablation import HEADS
 from machine import machine
 from text_run import TABLES, ingested, run
 from text_tables import paired
 
-from csdn.report.ablation import FIGURES, Line, table
+from csdn.report.tables import ABLATION_FIGURES as FIGURES
 from csdn.runtime.files import atomic_write
 
 RUNS = Path("runs.csv")
 Columns = Mapping[str, Sequence[float]]  # figure -> its value with each seed
 SETTING = ("first", "people", "images", "epochs", "strength")
+HEAD = (f"| variant | seeds | {' | '.join(HEADS)} |", "| --- " * (2 + len(HEADS)) + "|")
 INSIDE = {  # column -> (head, digits)
     "f.mAP": ("mAP of f", 1),
     "g.mAP": ("mAP of g", 1),
@@ -103,11 +105,13 @@ def report(setting: Mapping[str, Any], seeds: Sequence[int], tables: Sequence[st
     yield f"{machine()}, one thread, {date.today():%d %B %Y}"
     yield f"{', '.join(f'{name} {value:g}' for name, value in setting.items())}, seeds {seeds}"
     yield "\nrank-1 and mAP in %, mean ± standard deviation over the seeds\n"
-    yield from table([line(name, len(seeds), columns[name]) for name in tables])
+    yield from HEAD
+    yield from (line(name, len(seeds), columns[name]) for name in tables)
     for reference in [name for name in ("none", "text") if name in tables]:
         others = [name for name in tables if name != reference]
         yield f"\ndifference to `{reference}` seed by seed, mean ± standard error\n"
-        yield from table([line(name, len(seeds), columns[name], columns[reference]) for name in others])
+        yield from HEAD
+        yield from (line(name, len(seeds), columns[name], columns[reference]) for name in others)
     yield "\nmeans over the seeds\n"
     yield f"| variant | {' | '.join(head for head, _ in INSIDE.values())} |"
     yield "| --- " * (1 + len(INSIDE)) + "|"
@@ -122,15 +126,15 @@ def columns_of(rows: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def line(name: str, seeds: int, of: Columns, less: Columns | None = None) -> Line:
-    """A table's figures, or by how much they are above those of another."""
-    figures = {
-        figure: paired(of[figure], less[figure])
+def line(name: str, seeds: int, of: Columns, less: Columns | None = None) -> str:
+    """A table's figures in Markdown, or by how much they are above those of another."""
+    spreads = [
+        paired(of[figure], less[figure])
         if less
         else (statistics.fmean(of[figure]), statistics.stdev(of[figure]))
         for figure in FIGURES
-    }
-    return Line(name, tuple(range(seeds)), figures)
+    ]
+    return f"| {name} | {seeds} | {' | '.join(f'{mean:.1f} ± {spread:.1f}' for mean, spread in spreads)} |"
 
 
 if __name__ == "__main__":

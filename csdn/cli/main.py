@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 
-from csdn.cli.ablation import ablation, table_command
 from csdn.cli.benchmarks import average_command, benchmark, evaluate_features, import_published, mini_dataset
 from csdn.cli.data import accept, add, demo_images, drops, reject, sync
 from csdn.cli.retraining import fetch_champion_command, gate, history, promote, retrain, rollback
@@ -28,7 +27,6 @@ app = typer.Typer(
 DATA, PIPELINE, SETUP = "Camera data", "Stages, one by one (dvc repro runs them all)", "Set-up"
 BENCHMARKS = "Public benchmarks (docs/public-benchmarks.md)"
 RETRAINING = "Retraining (docs/gate.md, docs/registry.md)"
-ABLATION = "Ablation: what each part of the method brings"
 STAGES = {
     "ingest": "Accepted drops of the ledger -> WebDataset shards and index.",
     "prompts": "Stage 1: text tokens of each person and modality, and their integration.",
@@ -115,7 +113,6 @@ for group, commands in {
     PIPELINE: (*map(stage_command, STAGES), summary),
     BENCHMARKS: (benchmark, mini_dataset, evaluate_features, average_command),
     RETRAINING: (retrain, gate, history, promote, rollback, fetch_champion_command),
-    ABLATION: (ablation, table_command),
     SETUP: (preset, fetch_clip, import_published, doctor),
 }.items():
     for function in commands:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from csdn.report.charts import pairs_by_rank1
-from csdn.report.examples import by_direction
+from csdn.report.images import by_direction
+from csdn.report.tables import pairs_by_rank1
 from csdn.report.wording import Figures, bdi, direction_name, percent
 
 STEPS = 6  # shown at most

@@ -26,33 +26,28 @@ from csdn.data.shards import shards_at
 from csdn.data.storage import Store
 from csdn.evaluation.headline import notes
 from csdn.params import Params
-from csdn.report import sections, wording
-from csdn.report.ablation import Table, ablation_shown, data_hash
-from csdn.report.ablation import read_table as read_ablation
+from csdn.report import tables, wording
 from csdn.report.advice import Evidence, next_steps, phase_losses, train_image_counts
 from csdn.report.charts import (
-    LOW,
-    NARROW,
-    SMALL,
-    camera_grids,
-    line_chart,
-    loss_curves,
-    naming_bars,
-    naming_words,
+    FIGURES,
+    PEOPLE,
+    camera_pairs_chart,
+    cmc_charts,
+    distance_charts,
+    loss_charts,
+    naming_charts,
+    plane_charts,
+    write_charts,
+    write_png,
 )
-from csdn.report.distances import distance_panels
-from csdn.report.examples import confusions, ranked_lists
-from csdn.report.images import Gallery
-from csdn.report.png import Drawn, write_pngs
-from csdn.report.projection import planes, scatter
-from csdn.report.sections import cmc_curves, direction_results
-from csdn.report.text_overlays import text_maps_shown
+from csdn.report.feature_space import pairs_by_kind, planes
+from csdn.report.images import Gallery, confusions, ranked_lists, text_maps_shown
+from csdn.report.tables import AblationTable, data_hash, read_ablation
 from csdn.report.wording import shown
 from csdn.runtime.documents import read_json
 from csdn.runtime.errors import UserError
 from csdn.runtime.files import atomic_folder, read_csv
 
-FIGURES = "figures"  # the folder of PNGs beside the page
 HASH_DIGITS = 16  # of the page's SHA-256, the folder of a published copy
 
 
@@ -62,11 +57,8 @@ def write_report(params: Params, root: Path, out: Path) -> Path:
     Raises UserError where a file of an earlier stage is missing or damaged.
     """
     inputs = read_inputs(root, shards_at(params, root / "data"))
-    drawn = drawn_figures(inputs)
     with atomic_folder(out) as folder:
-        names = write_pngs(drawn, folder / FIGURES)
-        pngs = {name: f"{FIGURES}/{name}.png" for name in names}
-        page = render(context(params, inputs, drawn) | {"pngs": pngs})
+        page = render(context(params, inputs, folder / FIGURES))
         (folder / "index.html").write_text(page, encoding="utf-8")
     return out / "index.html"
 
@@ -107,7 +99,7 @@ class ReportInputs:
     text_maps: Mapping[str, np.ndarray]
     prompts_log: list[dict[str, str]]
     embedding_log: list[dict[str, str]]
-    ablation: Table | None  # metrics/ablation.json
+    ablation: AblationTable | None  # metrics/ablation.json
     model: Mapping[str, Any]  # models/embedding/config.json
 
 
@@ -154,29 +146,14 @@ def _json(path: Path) -> dict[str, Any]:
 # The values of page.html.j2, by section.
 
 
-def drawn_figures(inputs: ReportInputs) -> Drawn:
-    """The data of the figures that are both on the page and in PNG files."""
-    table = inputs.dataset.test_table()
-    shown, people = planes(inputs.features, table, inputs.dataset)
-    return Drawn(
-        cmc=cmc_curves(inputs.cmc),
-        losses=loss_curves(inputs.prompts_log, inputs.embedding_log),
-        distances=distance_panels(inputs.features, table),
-        grids=camera_grids(inputs.camera_pairs),
-        naming=naming_bars(inputs.naming),
-        planes=shown,
-        people=people,
-    )
-
-
-def context(params: Params, inputs: ReportInputs, drawn: Drawn) -> dict[str, Any]:
-    """The template's values, by section."""
+def context(params: Params, inputs: ReportInputs, figures: Path) -> dict[str, Any]:
+    """The template's values, by section; writes the PNG of each figure into the folder `figures`."""
     return {
         **_head(params, inputs),
-        **_retrieval(params, inputs, drawn),
-        **_features(drawn),
-        **_training(inputs, drawn),
-        "ablation": ablation_shown(inputs.ablation, params, inputs.data_md5),
+        **_retrieval(params, inputs, figures),
+        **_features(inputs, figures),
+        **_training(inputs, figures),
+        "ablation": tables.ablation_shown(inputs.ablation, params, inputs.data_md5),
         **_data(params, inputs),
         "steps": next_steps(_evidence(params, inputs)),
     }
@@ -187,7 +164,7 @@ def _head(params: Params, inputs: ReportInputs) -> dict[str, Any]:
     return {
         "opening": wording.opening(figures),
         "order": wording.order(figures),
-        "directions": direction_results(figures),
+        "directions": tables.direction_results(figures),
         "trials": params.evaluation.trials,
         "notes": notes(figures["counts"]),
         "protocol": params.evaluation.described(),
@@ -196,53 +173,55 @@ def _head(params: Params, inputs: ReportInputs) -> dict[str, Any]:
     }
 
 
-def _retrieval(params: Params, inputs: ReportInputs, drawn: Drawn) -> dict[str, Any]:
+def _retrieval(params: Params, inputs: ReportInputs, figures: Path) -> dict[str, Any]:
     gallery = Gallery(inputs.dataset.test_table(), inputs.dataset, inputs.shards, inputs.features["trained"])
+    grids = tables.camera_grids(inputs.camera_pairs)
     return {
-        "cmc": [line_chart(curves) for curves in drawn.cmc],
+        "cmc": write_charts(cmc_charts(inputs.cmc), figures),
         "lists": ranked_lists(inputs.queries, params.report.queries, gallery),
         "confusions": confusions(inputs.queries, params.report.queries, gallery),
-        "grids": drawn.grids,
+        "grids": [(grid, write_png(camera_pairs_chart(grid), figures)) for grid in grids],
+        "roomy": all(grid.roomy for grid in grids),
         "pairs_left_out": wording.pairs_left_out(inputs.evaluation),
     }
 
 
-def _features(drawn: Drawn) -> dict[str, Any]:
-    shares = [(plane.between_people, plane.between_modalities) for plane in drawn.planes]
+def _features(inputs: ReportInputs, figures: Path) -> dict[str, Any]:
+    table = inputs.dataset.test_table()
+    pairs = pairs_by_kind(inputs.features, table)
+    areas = {kind: {method: of.area() for method, of in found.items()} for kind, found in pairs.items()}
+    shown_planes, people = planes(inputs.features, table, inputs.dataset)
+    shares = [(plane.between_people, plane.between_modalities) for plane in shown_planes]
     return {
-        "distances": [
-            (panel, [line_chart(curves, LOW) for curves in panel.curves]) for panel in drawn.distances
-        ],
-        "separation": wording.separation({panel.kind: panel.areas for panel in drawn.distances}),
-        "scatters": [scatter(plane) for plane in drawn.planes],
-        "scatter_people": drawn.people,
+        "distances": write_charts(distance_charts(pairs), figures),
+        "separation": wording.separation(areas),
+        "planes": write_charts(plane_charts(shown_planes, people), figures),
+        "plane_people": people,
+        "people_colours": PEOPLE,
         "variance": wording.variance(*shares) if shares else "",
     }
 
 
-def _training(inputs: ReportInputs, drawn: Drawn) -> dict[str, Any]:
+def _training(inputs: ReportInputs, figures: Path) -> dict[str, Any]:
     people = inputs.ingest["people"]["train"]
     gallery = Gallery(inputs.dataset.train_table(), inputs.dataset, inputs.shards)
     return {
-        "losses": {
-            "whole": [line_chart(curves, SMALL) for curves in drawn.losses if len(curves.series) == 1],
-            "terms": [line_chart(curves, NARROW) for curves in drawn.losses if len(curves.series) > 1],
-        },
-        "naming": drawn.naming,
-        "naming_words": naming_words(inputs.naming, people),
+        "losses": write_charts(loss_charts(inputs.prompts_log, inputs.embedding_log), figures),
+        "naming": write_charts(naming_charts(inputs.naming), figures),
+        "naming_words": wording.naming_words(inputs.naming, people),
         "maps": text_maps_shown(inputs.text_map_images, inputs.text_maps, gallery),
     }
 
 
 def _data(params: Params, inputs: ReportInputs) -> dict[str, Any]:
     return {
-        "data": sections.data_rows(inputs.ingest),
-        "remarks": sections.data_remarks(inputs.ingest),
-        "cameras": sections.camera_counts(inputs.ingest),
-        "more_cameras": sections.more_cameras(inputs.ingest),
-        "quarantine": sections.quarantine(inputs.quarantine),
-        "parameters": sections.parameter_groups(params),
-        "versions": sections.versions(),
+        "data": tables.data_rows(inputs.ingest),
+        "remarks": tables.data_remarks(inputs.ingest),
+        "cameras": tables.camera_counts(inputs.ingest),
+        "more_cameras": tables.more_cameras(inputs.ingest),
+        "quarantine": tables.quarantine(inputs.quarantine),
+        "parameters": tables.parameter_groups(params),
+        "versions": tables.versions(),
         "clip_hash": inputs.model["model"]["clip_sha256"],
         "data_hash": inputs.data_hash,
     }

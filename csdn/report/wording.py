@@ -8,12 +8,14 @@ from typing import Any
 
 from markupsafe import Markup
 
+from csdn.data.catalog import MODALITIES
 from csdn.runtime.sanitize import escape_control_chars
 
 Figures = Mapping[str, Any]  # metrics/evaluation.json
 
 NBSP = "\N{NO-BREAK SPACE}"
 
+TEXTS = {"visible": "Visible only", "infrared": "Infrared only", "fused": "Fused by SII"}
 METHOD_NAMES = {
     "trained": "Trained",
     "clip": "CLIP as it is",
@@ -123,7 +125,7 @@ def pairs_left_out(figures: Figures) -> list[str]:
 
 
 def separation(areas: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """A sentence for each kind of pair; areas: separation 0..1 (csdn.report.distances) by kind and method."""
+    """A sentence for each kind of pair; areas: separation 0..1 (Pairs.area) by kind and method."""
     return [
         f"{kind}: separation {percent(100 * of['clip'])} before training, {percent(100 * of['trained'])} "
         f"after ({100 * (of['trained'] - of['clip']):+.1f} points)."
@@ -140,3 +142,36 @@ def variance(before: tuple[float, float], after: tuple[float, float]) -> str:
         f"With training, the share of the variance (in all dimensions) that lies between these people goes "
         f"{people}, and the share between the two modalities {modalities}."
     )
+
+
+def naming_words(naming: Mapping[str, float], people: int) -> list[str]:
+    """Sentences on the six figures, chance with `people` texts, and the effect of SII."""
+    new = naming.get("new_people")
+    if new == 0:
+        return ["No identity is new: the texts are those of the champion that training started from."]
+    cross = (
+        f"A text learnt from visible images alone names {percent(naming['visible_names_infrared'])} of the "
+        f"infrared images; one learnt from infrared images alone names "
+        f"{percent(naming['infrared_names_visible'])} of the visible ones. "
+        f"With {people} texts, chance would name {percent(100 / people)}."
+    )
+    changes = [_text_change(naming, modality.value) for modality in MODALITIES]
+    sentences = [cross, f"Fusing the two (SII) {changes[0]}, and {changes[1]}."]
+    if new is None:
+        return sentences
+    return [
+        f"The images are those of the {new} new identities; the texts of all others are the champion's.",
+        *sentences,
+    ]
+
+
+def _text_change(naming: Mapping[str, float], modality: str) -> str:
+    """The fused text compared with the better one of the two."""
+    fused = naming[f"fused_names_{modality}"]
+    better = max(("visible", "infrared"), key=lambda text: naming[f"{text}_names_{modality}"])
+    gain = fused - naming[f"{better}_names_{modality}"]
+    than = f"the better of the two alone, {TEXTS[better].lower()}"
+    if round(abs(gain), 1) == 0:
+        return f"names as many {modality} images as {than} ({percent(fused)})"
+    more = "more" if gain > 0 else "fewer"
+    return f"names {abs(gain):.1f} points {more} of the {modality} images than {than} ({percent(fused)})"

@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import base64
 import http.client
-import io
 import json
 import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from csdn.ingest.counts import summary_lines
 from csdn.retraining.gate import METRICS
-from csdn.runtime.files import read_csv
 from csdn.runtime.sanitize import as_markdown, escape_control_chars, escape_tags
 
 if TYPE_CHECKING:
@@ -87,7 +85,7 @@ def _send(address: str, body: bytes) -> str | None:
         return type(cause if isinstance(cause, Exception) else error).__name__
 
 
-# Pages in Markdown, and the CMC curves as an image.
+# Pages in Markdown, and the report's CMC curves as images in them.
 
 DIRECTIONS = {"ir_to_vis": "infrared → visible", "vis_to_ir": "visible → infrared"}
 
@@ -153,31 +151,7 @@ def data_page(figures: Mapping[str, Any]) -> str:
     return "\n".join(["```", *lines, "```"])
 
 
-def cmc_picture(path: Path) -> str:
-    """The curves of evaluation/cmc.csv as a PNG in a data: URI, which needs no file."""
-    from matplotlib.figure import Figure  # the import takes a second
-
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    for (direction, method), (ranks, scores) in _curves(read_csv(path)):
-        plot = axes[int(direction.startswith("visible"))]
-        plot.set_title(direction.replace("_", " "))
-        plot.plot(ranks, scores, label=method, linewidth=2 if method == "trained" else 1)
-    for plot in axes:
-        plot.set(xlabel="rank", xlim=(1, None), ylim=(0, 100))
-        plot.xaxis.get_major_locator().set_params(integer=True)
-        plot.grid(alpha=0.3)
-    axes[0].set_ylabel("match found within rank (%)")
-    axes[0].legend()
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=80)
-    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
-
-
-def _curves(rows: Any) -> Iterator[tuple[tuple[str, str], tuple[list[int], list[float]]]]:
-    found: dict[tuple[str, str], tuple[list[int], list[float]]] = {}
-    for row in rows:
-        ranks, scores = found.setdefault((row["direction"], row["method"]), ([], []))
-        ranks.append(int(row["rank"]))
-        scores.append(float(row["score"]))
-    yield from found.items()
+def cmc_pictures(figures: Path) -> str:
+    """The report's CMC curves (report/figures) as images in data: URIs, which need no file."""
+    pictures = (base64.b64encode(path.read_bytes()).decode() for path in sorted(figures.glob("cmc_*.png")))
+    return " ".join(f"![CMC](data:image/png;base64,{picture})" for picture in pictures)

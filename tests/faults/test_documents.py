@@ -25,7 +25,7 @@ from csdn.ingest.ledger import read_ledger
 from csdn.model import read_config
 from csdn.model.clip import facts_in
 from csdn.params import load_params
-from csdn.report import ablation
+from csdn.report import tables
 from csdn.report.page import _json as read_for_report
 from csdn.retraining.run import _metrics
 from csdn.retraining.steps import missing_outs
@@ -102,7 +102,7 @@ DOORS = {
     "champion.json of a commit": lambda path: parse_champion(path.read_bytes(), "champion.json in commit 1"),
     "a saved network": in_place("config.json", read_config),
     "a champion's configuration": lambda path: read_for_warm_start(path, None),
-    "the ablation's table": ablation.read_table,
+    "the ablation's table": tables.read_ablation,
     "what the report reads": read_for_report,
     "the facts of a table": facts_door,
     "csdn average": lambda path: average_command([path]),

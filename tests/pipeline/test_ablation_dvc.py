@@ -1,4 +1,4 @@
-"""The ablation's table from DVC's experiments onto the page, in a repository."""
+"""The ablation from DVC's experiments onto the page, in a repository."""
 
 import json
 import shutil
@@ -6,17 +6,16 @@ import shutil
 import pytest
 from report_project import Elements
 from repository import git
-from workspace import run
+from workspace import ROOT, run
 
 pytestmark = pytest.mark.slow
 
-CSDN = ("python", "-c", "from csdn.cli.main import main; main()")  # the workspace's own code
 TABLE = "metrics/ablation.json"
 
 
 @pytest.fixture(scope="module")
 def folder(finished_repository, tmp_path_factory):
-    """A finished run, committed, and an experiment that has the name of one of the ablation's."""
+    """A finished run, committed."""
     folder = tmp_path_factory.mktemp("ablation") / "project"
     shutil.copytree(finished_repository[0], folder, symlinks=True)
     git(folder, "add", "--all")
@@ -24,23 +23,27 @@ def folder(finished_repository, tmp_path_factory):
     return folder
 
 
-def test_the_table_is_measured_written_and_shown(folder):
-    none = run(folder, *CSDN, "table", "--out", TABLE, check=False)
-    assert none.returncode == 1 and "no experiment of the ablation has figures yet" in none.stderr
-    assert json.loads((folder / TABLE).read_text())["measured"] is None
-    assert 'id="ablation"' not in (folder / "report/index.html").read_text("utf-8")
+def test_variants_are_trained_in_a_copy_and_their_table_is_written_and_shown(folder):
+    script = ("python", str(ROOT / "benchmarks/ablation.py"), "no-msel", "sii", "--seeds", "0")
+    printed = run(folder, *script).stdout
+    assert "| `no-msel` | without MSEL | 1 |" in printed and f"{TABLE}: written" in printed
+    # sii is the finished run: only the variant was trained, from the same texts and data.
+    assert printed.count("Running stage 'embedding'") == 1 and "Running stage 'prompts'" not in printed
+    assert git(folder, "status", "--porcelain").split() == ["M", TABLE]
 
-    run(folder, "dvc", "exp", "run", "--name", "ablation-sii-seed-0", "-S", "evaluation.trials=1")
-    git(folder, "checkout", "--quiet", "params.yaml")  # back to the trials of the page
-    printed = run(folder, *CSDN, "table", "--out", TABLE).stdout
-    assert "| sii | 1 |" in printed and f"{TABLE}: written" in printed
-    commit = git(folder, "rev-parse", "HEAD").strip()
-    assert json.loads((folder / TABLE).read_text())["measured"]["commit"] == commit
+    measured = json.loads((folder / TABLE).read_text())["measured"]
+    assert measured["commit"] == git(folder, "rev-parse", "HEAD").strip()
+    headline = json.loads((folder / "metrics/headline.json").read_text())
+    of_run, variant = measured["variants"]
+    assert of_run["variant"] == "sii"
+    assert of_run["figures"]["ir_to_vis.mAP"]["mean"] == headline["ir_to_vis"]["mAP"]
+    assert variant["figures"] != of_run["figures"]
 
     ran = run(folder, "dvc", "repro").stdout
     assert "Running stage 'report'" in ran and "Running stage 'embedding'" not in ran
     text = Elements((folder / "report/index.html").read_text("utf-8")).text
-    assert f"at commit {commit[:12]}" in text
-    assert "other parameters than the rest of this page: evaluation.trials 1 (here 2)." in text
-    assert "other data" not in text
-    assert "Running stage" not in run(folder, "dvc", "repro").stdout
+    assert f"at commit {measured['commit'][:12]}" in text
+    assert "than the rest of this page" not in text
+
+    again = run(folder, *script).stdout
+    assert "Running stage" not in again and printed.splitlines()[-3:] == again.splitlines()[-3:]

@@ -30,7 +30,7 @@ from csdn.evaluation.scores import (
 from csdn.evaluation.text_maps import TextMaps
 from csdn.model import CSDN, load_clip, save
 from csdn.params import load_params
-from csdn.report.charts import camera_grids
+from csdn.report.tables import camera_grids
 from csdn.report.wording import pairs_left_out
 from csdn.runtime.errors import UserError
 

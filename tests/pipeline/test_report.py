@@ -80,13 +80,18 @@ def test_page_asks_nobody_for_anything_and_links_to_its_own_pictures_alone(proje
             assert re.fullmatch(r"figures/\w+\.png", link)
             assert (project / "report" / link).is_file()
     assert "@import" not in page
-    assert not re.search(r"url\s*\(", page)
+    assert not re.search(r"url\s*\((?!#)", page)  # a clip path of the same page
+    links = [a["xlink:href"] for _, a in Elements(page).found if "xlink:href" in a]
+    assert links and all(link.startswith("#") for link in links)
 
 
 def test_links_within_the_page_lead_somewhere(page):
     elements = Elements(page).found
-    places = {attributes["id"] for _, attributes in elements if "id" in attributes}
+    ids = [attributes["id"] for _, attributes in elements if "id" in attributes]
+    places = set(ids)
+    assert len(ids) == len(places)  # also of all charts
     links = {a["href"][1:] for _, a in elements if a.get("href", "").startswith("#")}
+    links |= {a["xlink:href"][1:] for _, a in elements if "xlink:href" in a}
     assert links <= places
     assert len(links) > 10
 
@@ -110,10 +115,16 @@ def test_page_shows_every_part(page):
     assert 'class="shot is-right"' in page
 
 
-def test_figures_are_pictures_too(project, page):
+def test_figures_are_in_the_page_with_a_text_alternative_and_pictures_too(project, page):
     folder = project / "report" / "figures"
-    names = {"cmc", "losses", "distances", "camera_pairs", "naming", "embedding2d"}
-    assert {path.name for path in folder.iterdir()} == {f"{name}.png" for name in names}
+    names = {path.stem for path in folder.iterdir()}
+    kinds = {"cmc", "loss", "distances", "camera_pairs", "naming", "embedding2d"}
+    assert all(any(name.startswith(kind) for name in names) for kind in kinds)
+    linked = set(re.findall(r'href="figures/(\w+)\.png"', page))
+    assert linked == names
+    charts = [attributes for tag, attributes in Elements(page).found if tag == "svg"]
+    assert len(charts) == len(names) - 2  # camera pairs are tables in the page
+    assert all(chart["role"] == "img" and chart["aria-label"] for chart in charts)
     for path in folder.iterdir():
         with Image.open(path) as image:
             assert min(image.size) > 200
@@ -122,7 +133,7 @@ def test_figures_are_pictures_too(project, page):
 def test_the_same_files_give_the_same_page_and_pictures(project, page, tmp_path):
     write_report(PARAMS, project, tmp_path / "again")
     first = [path for path in (project / "report").rglob("*") if path.is_file()]
-    assert len(first) == 7
+    assert len(first) > 7
     for path in first:
         again = tmp_path / "again" / path.relative_to(project / "report")
         assert path.read_bytes() == again.read_bytes()
@@ -146,7 +157,7 @@ def test_one_test_person_has_a_report_without_the_parts_that_compare_people(tmp_
     assert "<li>test people <b>1</b></li>" in page
     assert 'id="distances"' not in page and 'id="embedding"' not in page
     assert "No query has another person at rank 1." in page
-    assert not (root / "report" / "figures" / "embedding2d.png").exists()
+    assert not list((root / "report" / "figures").glob("embedding2d*"))
 
 
 def test_missing_file_is_named_and_the_old_report_stays(tmp_path, fault):

@@ -9,7 +9,7 @@ import re
 
 from PIL import Image
 
-from csdn.retraining.notify import cmc_picture, data_page, gate_page, headline_page
+from csdn.retraining.notify import cmc_pictures, data_page, gate_page, headline_page
 from csdn.training.champion import Champion
 
 FIGURES = {
@@ -105,15 +105,9 @@ def test_a_name_from_a_drop_cannot_end_the_block_of_text():
     assert page.startswith("```\n") and page.endswith("\n```") and page.count("```") == 2
 
 
-def test_the_curves_are_a_picture_in_the_page(tmp_path):
-    rows = [
-        f"{rank},{10 * rank},{method},{way}"
-        for rank in (1, 2)
-        for method in ("trained", "clip")
-        for way in ("infrared_to_visible", "visible_to_infrared")
-    ]
-    (tmp_path / "cmc.csv").write_text("\n".join(["rank,score,method,direction", *rows]))
-    address = cmc_picture(tmp_path / "cmc.csv")
-    kind, _, data = address.partition(",")
-    assert kind == "data:image/png;base64"
-    assert Image.open(io.BytesIO(base64.b64decode(data))).width == 640
+def test_the_reports_curves_are_pictures_in_the_page(tmp_path):
+    for direction in ("visible_to_infrared", "infrared_to_visible"):
+        Image.new("RGB", (8, 4)).save(tmp_path / f"cmc_{direction}.png")
+    Image.new("RGB", (2, 2)).save(tmp_path / "loss_total.png")
+    addresses = re.findall(r"!\[CMC\]\(data:image/png;base64,([^)]+)\)", cmc_pictures(tmp_path))
+    assert [Image.open(io.BytesIO(base64.b64decode(data))).width for data in addresses] == [8, 8]

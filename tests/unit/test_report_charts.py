@@ -1,31 +1,48 @@
-"""The report's charts, tables and planes: geometry and figures worked by hand."""
+"""The report's charts, tables and planes: figures worked by hand, and charts in which no name can do harm."""
 
 import base64
 import io
+import re
+import warnings
+import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
 from make_images import encoded, pixels
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 
 from csdn.data.catalog import SampleTable
 from csdn.report.charts import (
-    CAMERAS,
     POINTS,
-    Curves,
+    SMALL,
     Series,
-    camera_grids,
+    camera_pairs_chart,
+    distance_charts,
     line_chart,
-    loss_curves,
-    pairs_by_rank1,
-    share,
-    tick_label,
-    ticks,
+    loss_charts,
+    naming_charts,
+    numbered,
+    plane_charts,
+    svg,
+    write_charts,
+    write_png,
 )
-from csdn.report.distances import Pairs, distance_panels, image_pairs
-from csdn.report.images import data_uri
-from csdn.report.projection import Plane, chosen_images, principal_plane, scatter, share_between
-from csdn.report.text_overlays import STRONGEST, TEXT, heat, map_words
+from csdn.report.feature_space import (
+    Pairs,
+    Plane,
+    chosen_images,
+    image_pairs,
+    pairs_by_kind,
+    principal_plane,
+    share_between,
+)
+from csdn.report.images import STRONGEST, TEXT, data_uri, heat, map_words
+from csdn.report.tables import CAMERAS, camera_grids, pairs_by_rank1, share
+
+NAMING = {f"{t}_names_{m}": 50.0 for t in ("visible", "infrared", "fused") for m in ("visible", "infrared")}
+STRANGE = '$\\frac{ 入口 <b>"&'  # mathematics without an end, a script that the font lacks, markup
 
 
 def table_of(labels, modality):
@@ -36,55 +53,93 @@ def table_of(labels, modality):
     return SampleTable(blank, ["s"], blank, blank, blank, labels, labels, modality, blank, ["c"], keys, keys)
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [
-        (0, 87, [0, 20, 40, 60, 80]),
-        (1, 20, [5, 10, 15, 20]),
-        (-0.3, 0.3, [-0.3, -0.2, -0.1, 0, 0.1, 0.2, 0.3]),
-    ],
-)
-def test_ticks_are_round_values_within_the_axis(low, high, expected):
-    assert ticks(low, high) == expected
-
-
-def test_tick_labels_are_short():
-    assert [tick_label(value) for value in (0.0, 0.25, 500.0, 12000.0)] == ["0", "0.25", "500", "12k"]
-
-
 def test_a_share_of_nothing_is_nothing():
     assert share(1, 3) == 33.33
     assert share(0, 0) == 0.0
 
 
-def test_chart_keeps_to_its_axes_and_leaves_out_what_is_no_number():
-    curves = Curves("t", [Series("a", "s", [0, 1, 2, 3], [4, float("nan"), float("inf"), 2])], "x", "y")
-    chart = line_chart(curves)
-    points = [tuple(map(float, point.split(","))) for point in chart.lines[0].points.split()]
-    assert points == [(chart.left, 12.0), (chart.right, (12.0 + chart.bottom) / 2)]
+def chart_of(*series, name="t", title="t"):
+    lines = [Series(label, "trained", "-", xs, ys) for label, xs, ys in series]
+    return line_chart(name, title, lines, "step", "loss", SMALL)
 
 
-def test_chart_of_one_point_or_of_none_has_axes():
-    for xs, ys in (([1], [5]), ([], [])):
-        chart = line_chart(Curves("t", [Series("a", "s", xs, ys)], "x", "y"))
-        assert chart.x_ticks and chart.y_ticks
-        assert len(chart.lines) == len(xs)
+def test_a_chart_leaves_out_what_is_no_number():
+    chart = chart_of(("a", [0, 1, 2, 3], [4, float("nan"), float("inf"), 2]))
+    line, last = chart.figure.axes[0].lines
+    assert line.get_xydata().tolist() == [[0, 4], [3, 2]] and last.get_xydata().tolist() == [[3, 2]]
+    assert chart.figure.axes[0].get_ylim() == (0, pytest.approx(4.16))
 
 
-def test_charts_with_one_top_have_one_scale():
-    low, high = (Curves("t", [Series("a", "s", [0, 1], [0, top])], "x", "y", y_high=8.0) for top in (4, 8))
-    assert [tick.at for tick in line_chart(low).y_ticks] == [tick.at for tick in line_chart(high).y_ticks]
-    assert line_chart(low).lines[0].last[1] > line_chart(high).lines[0].last[1]
+def test_a_chart_of_one_point_or_of_none_is_drawn():
+    for xs, ys in (([1], [5]), ([], []), ([1], [0])):
+        assert "<path" in svg(chart_of(("a", xs, ys)))
+
+
+def test_a_step_is_a_whole_number():
+    (plot,) = chart_of(("a", range(1, 4), range(3))).figure.axes
+    assert all(tick == int(tick) for tick in plot.get_xticks())
 
 
 def test_a_long_log_becomes_means_of_as_many_steps_each():
     rows = [{"phase": "prompts", "step": str(n + 1), "loss": str(n % 2)} for n in range(2 * POINTS)]
     terms = "total,id_gem,id_pool,triplet_gem,triplet_pool,msel_gem,msel_pool,hse_visible,hse_infrared"
     embedding = [{"step": "1", **dict.fromkeys(terms.split(","), "3")}]
-    first, *others = loss_curves(rows, embedding)
-    assert list(first.series[0].xs) == list(range(2, 2 * POINTS + 1, 2))
-    assert set(first.series[0].ys) == {0.5}
-    assert [curves.title[:7] for curves in others] == ["Stage 2"] * 5
+    first, *others = loss_charts(rows, embedding)
+    line = first.figure.axes[0].lines[0]
+    assert line.get_xdata().tolist() == list(range(2, 2 * POINTS + 1, 2))
+    assert set(line.get_ydata()) == {0.5}
+    assert [chart.label[:7] for chart in others] == ["Stage 2"] * 5
+
+
+def test_a_chart_is_an_element_of_the_page_in_the_pages_colours():
+    text = svg(chart_of((STRANGE, [1, 2], [1, 2]), ("b", [1], [1]), title=STRANGE))
+    root = ET.fromstring(text.replace("xlink:", ""))  # markup that is well formed
+    assert root.get("role") == "img" and STRANGE in root.get("aria-label")
+    assert STRANGE in [element.text for element in root.iter("text")]
+    assert "stroke: var(--trained)" in text and not re.search("(fill|stroke): #", text)
+    assert not re.search("<metadata|<script|<style|<image|<!", text)
+
+
+def test_ids_of_two_charts_differ_and_the_same_data_gives_the_same_bytes():
+    one, again, other = (svg(chart_of(("a", [1, 2], [1, 2]), name=name)) for name in ("one", "one", "other"))
+    assert one == again
+    ids = [re.findall(r' id="([^"]+)"', text) for text in (one, other)]
+    assert ids[0] and not set(ids[0]) & set(ids[1])
+    assert set(re.findall(r'(?:#)([\w]+)[)"]', one)) <= set(ids[0])
+
+
+def test_strange_names_are_drawn_as_they_are_without_a_warning(tmp_path):
+    row = {"direction": "a_to_b", "query_camera": STRANGE, "gallery_camera": STRANGE, "queries": "3"}
+    (grid,) = camera_grids([row | {"rank1": "", "mAP": ""}])
+    points = np.array([[-2.0, 0], [2, 0], [0, 1], [0, -1]])
+    plane = Plane("clip", points, np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]), (0.5, 0.2), 0.1, 0.1)
+    charts = [*plane_charts([plane], [STRANGE, "b" * 100]), *naming_charts(NAMING)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        shown = write_charts(charts, tmp_path)
+        write_png(camera_pairs_chart(grid), tmp_path)
+    assert STRANGE[:5] not in shown[0].svg  # the page names people in HTML
+    assert len(list(tmp_path.iterdir())) == 4
+    for path in tmp_path.iterdir():
+        with Image.open(path) as image:
+            assert image.text == {}  # no date, no version
+            assert len(image.getcolors(1 << 24)) > 2
+
+
+def test_a_person_s_number_stands_before_a_name_of_any_script():
+    latin, hebrew, turned = (drawn_text(numbered(7, name)) for name in ("ab", "אב", "\u202eab\u2069"))
+    assert latin[:, :9].any()  # the number
+    assert np.array_equal(latin[:, :9], hebrew[:, :9]) and np.array_equal(latin[:, :9], turned[:, :9])
+    assert not np.array_equal(latin, hebrew)
+
+
+def drawn_text(text):
+    """Which pixels of a picture a text covers that begins at its left edge."""
+    figure = Figure(figsize=(2, 0.3), dpi=100)
+    figure.text(0, 0.3, text)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, 0] < 200
 
 
 def test_area_is_the_share_of_right_orders():
@@ -104,21 +159,26 @@ def test_pairs_within_a_modality_count_once_and_never_an_image_with_itself():
     assert across.other.tolist() == [1.0]
 
 
-def test_panels_leave_out_what_has_no_pair_of_both_kinds():
+def test_kinds_without_a_pair_of_one_person_and_of_two_are_left_out():
     features = dict.fromkeys(("trained", "clip"), np.eye(4))
-    panels = distance_panels(features, table_of([0, 0, 1, 1], [0, 1, 0, 1]))
-    assert [panel.kind for panel in panels] == ["Visible – infrared"]  # one image of each person and modality
-    assert panels[0].areas == {"clip": 0.5, "trained": 0.5}
-    assert distance_panels(features, table_of([0, 0, 0, 0], [0, 1, 0, 1])) == []
+    found = pairs_by_kind(features, table_of([0, 0, 1, 1], [0, 1, 0, 1]))
+    assert list(found) == ["Visible – infrared"]  # one image of each person and modality
+    assert {method: pairs.area() for method, pairs in found["Visible – infrared"].items()} == {
+        "clip": 0.5,
+        "trained": 0.5,
+    }
+    assert pairs_by_kind(features, table_of([0, 0, 0, 0], [0, 1, 0, 1])) == {}
 
 
-def test_panels_have_the_same_axes():
+def test_histograms_have_the_same_axes_and_hold_all_pairs():
     draws = np.random.default_rng(0)
     features = {"clip": draws.random((12, 3)), "trained": draws.standard_normal((12, 3))}
-    panels = distance_panels(features, table_of([0] * 6 + [1] * 6, [0, 1] * 6))
-    assert len({curves.ranges() for panel in panels for curves in panel.curves}) == 1
-    for curves in (curves for panel in panels for curves in panel.curves):
-        assert all(sum(series.ys) == pytest.approx(100) for series in curves.series)
+    charts = distance_charts(pairs_by_kind(features, table_of([0] * 6 + [1] * 6, [0, 1] * 6)))
+    plots = [plot for chart in charts for plot in chart.figure.axes]
+    assert len(plots) == 6
+    assert len({(plot.get_xlim(), plot.get_ylim()) for plot in plots}) == 1
+    for histogram in (histogram for plot in plots for histogram in plot.patches):
+        assert histogram.get_data().values.sum() == pytest.approx(100)
 
 
 def pair(query, gallery, rank1, queries="30"):
@@ -184,17 +244,6 @@ def test_plane_shows_evenly_chosen_people_who_have_both_modalities():
     assert len(shown) == 10
     assert 1 not in shown and {0, 24} <= set(shown)
     assert len(chosen_images(table_of([0, 1], [0, 1]))) == 0
-
-
-def test_scatter_has_one_scale_for_both_axes_and_keeps_inside():
-    points = np.array([[-2.0, 0], [2, 0], [0, 1], [0, -1]])
-    shown = scatter(Plane("t", points, np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]), (0.6, 0.3), 0, 0))
-    left, right, up, down = shown.marks
-    assert (right.x - left.x) == pytest.approx(2 * (down.y - up.y))
-    assert all(0 < mark.x < shown.width and 0 < mark.y < shown.height for mark in shown.marks)
-    assert [mark.infrared for mark in shown.marks] == [False, True, False, True]
-    assert (shown.links[0].x1, shown.links[0].x2) == (left.x, right.x)
-    assert shown.explained == ("60", "30")
 
 
 def decoded(uri):

@@ -1,6 +1,6 @@
 """Which queries the report shows: by rule, never by hand."""
 
-from csdn.report.examples import by_direction, hardest, nearest_wrong, spread_out
+from csdn.report.images import by_direction, hardest, nearest_wrong, spread_out
 
 
 def query(key, person, rank, ap=50.0, first="right"):

@@ -4,7 +4,7 @@ import pytest
 
 from csdn.report import wording
 from csdn.report.advice import naming_gap
-from csdn.report.charts import naming_bars, naming_words
+from csdn.report.charts import naming_charts
 
 
 def figures_of(trained, clip, hog=10.0, chance=2.0, std=1.0):
@@ -78,21 +78,21 @@ def naming(**changes):
 
 def test_naming_compares_the_fused_text_with_the_better_one_alone():
     found = naming(infrared_names_infrared=52.0, fused_names_infrared=47.0, fused_names_visible=50.04)
-    cross, change = map(plain, naming_words(found, people=40))
+    cross, change = map(plain, wording.naming_words(found, people=40))
     assert "names 50.0 % of the infrared images" in cross and "40 texts, chance would name 2.5 %" in cross
     assert "names as many visible images as the better of the two alone" in change
     assert "5.0 points fewer of the infrared images than the better of the two alone, infrared only" in change
 
 
 def test_naming_says_whose_images_it_is_of_where_only_new_people_were_learnt():
-    whose, *rest = map(plain, naming_words(naming(new_people=7), people=40))
+    whose, *rest = map(plain, wording.naming_words(naming(new_people=7), people=40))
     assert "those of the 7 new identities" in whose and len(rest) == 2
-    assert naming_bars({"new_people": 0}) == []
+    assert naming_charts({"new_people": 0}) == []
     assert naming_gap({"new_people": 0}) is None
-    assert "the texts are those of the champion" in naming_words({"new_people": 0}, people=40)[0]
+    assert "the texts are those of the champion" in wording.naming_words({"new_people": 0}, people=40)[0]
 
 
 def test_naming_bars_are_three_texts_for_each_modality():
-    visible, infrared = naming_bars(naming(fused_names_infrared=60.0))
-    assert [row[0] for row in visible.rows] == ["visible", "infrared", "fused"]
-    assert infrared.rows[2][1:3] == ("Fused by SII", 60.0)
+    _, infrared = naming_charts(naming(fused_names_infrared=60.0))
+    assert plain(infrared.label).endswith("Visible only 50.0 %, Infrared only 50.0 %, Fused by SII 60.0 %")
+    assert [bar.get_width() for bar in infrared.figure.axes[0].patches] == [60.0, 50.0, 50.0]

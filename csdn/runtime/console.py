@@ -87,40 +87,31 @@ def progress(stage: str, phase: str, unit: str, images: float = 1) -> Iterator[R
     """
     state, next_line = Phase(stage, phase, unit, images), -math.inf
     live = live_line(state, Console(stderr=True, highlight=False)) if _in_terminal() else None
+    show = partial(_draw, live) if live else log
 
     def report(
         done: int, total: int | None, values: Mapping[str, float] | None = None, note: str | None = None
     ) -> None:
         nonlocal next_line
-        if note and live:
-            live.console.print(Text(f"  {phase:12} {note}"))
-        elif note:
-            log("note", stage=stage, phase=phase, text=note)
+        if note:
+            show("note", stage=stage, phase=phase, text=note)
             next_line = -math.inf  # the next state is shown as well
-        else:
-            state.update(done, total, values)
-            if live:
-                live.update(live.task_ids[0], completed=done, total=total)
-            elif time.monotonic() >= next_line:
-                log("progress", **state.fields())
-                next_line = time.monotonic() + LOG_SECONDS
+            return
+        state.update(done, total, values)
+        if live or time.monotonic() >= next_line:
+            show("progress", **state.fields())
+            next_line = time.monotonic() + LOG_SECONDS
 
-    log("start", stage=stage, phase=phase, unit=unit)
     failure = None
     with live or nullcontext():
-        if live:
-            live.console.show_cursor(True)  # a killed stage would leave it hidden
+        show("start", stage=stage, phase=phase, unit=unit)
         try:
             yield report
         except BaseException as error:
             failure = type(error).__name__
             raise
         finally:
-            if live:
-                mark = "[red]✗[/]" if failure else "[green]✓[/]"
-                live.update(live.task_ids[0], mark=mark, event="end", error=failure, total=state.total or 1)
-            else:
-                log("end", **state.fields(), error=failure)
+            show("end", **state.fields(), error=failure)
 
 
 def _in_terminal() -> bool:
@@ -176,6 +167,21 @@ def live_line(state: Phase, console: Console) -> Progress:
     live = Progress(title, bar, _StateColumn(state), console=console, **options)
     live.add_task(state.phase, total=None, mark=" ", event="progress", error=None)
     return live
+
+
+def _draw(live: Progress, event: str, **fields: Any) -> None:
+    """Show an event of a phase in its line, or a note above it."""
+    (task,) = live.task_ids
+    if event == "start":
+        live.console.show_cursor(True)  # a killed stage would leave it hidden
+    elif event == "note":
+        live.console.print(Text(f"  {fields['phase']:12} {fields['text']}"))
+    elif event == "progress":
+        live.update(task, completed=fields["done"], total=fields["total"])
+    else:
+        mark = "[red]✗[/]" if fields["error"] else "[green]✓[/]"
+        total = fields["total"] or 1  # else the bar would look as if it moved
+        live.update(task, mark=mark, event=event, error=fields["error"], total=total)
 
 
 class _StateColumn(ProgressColumn):

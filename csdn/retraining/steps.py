@@ -41,7 +41,7 @@ class StepFailed(UserError):
 
 
 class StepUnavailable(StepFailed, ServiceUnavailable):
-    """A step failed because an object store or a remote did not respond."""
+    """A step failed because an object store or a remote did not respond; it may be retried."""
 
 
 class StepDiverged(StepFailed, Diverged):

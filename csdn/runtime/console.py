@@ -233,6 +233,8 @@ class TextFormatter(logging.Formatter):
 
 
 class _StandardError(logging.Handler):
+    """Prints events on the standard error of the moment, which tests and notebooks replace."""
+
     def emit(self, record: logging.LogRecord) -> None:
         if line := (JsonFormatter() if wants_json() else TextFormatter()).format(record):
             print(line, file=sys.stderr, flush=True)

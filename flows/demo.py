@@ -24,9 +24,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from csdn.retraining.steps import GUARD
 from csdn.runtime.errors import UserError
-from csdn.runtime.process import reach_loopback_directly
+from csdn.runtime.process import WITH_PARENT, reach_loopback_directly
 
 PROJECT = Path(__file__).resolve().parents[1]
 POOL = "csdn-local"  # as in prefect.yaml
@@ -159,8 +158,9 @@ class LocalServer:
         name = arguments[0]
         with self.log_of(name).open("wb") as log:
             options = {"env": self.environment, "stdout": log, "stderr": subprocess.STDOUT}
-            command = [sys.executable, "-P", str(GUARD), "prefect", *arguments]  # it dies with this process
-            self._started[name] = subprocess.Popen(command, cwd=self.home, **options)
+            self._started[name] = subprocess.Popen(
+                [*WITH_PARENT, "prefect", *arguments], cwd=self.home, **options
+            )
         return self._started[name]
 
     def log_of(self, name: str) -> Path:

@@ -6,11 +6,9 @@ No run fails because something could not be shown or sent.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from logging import Logger, LoggerAdapter
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -31,28 +29,25 @@ from prefect.utilities.urls import url_for
 from csdn.params import load_params
 from csdn.report.page import published_at
 from csdn.retraining.notify import Notification, cmc_pictures, data_page, gate_page, headline_page, notify
+from csdn.runtime.console import Event, text_line
 from csdn.training.champion import Champion
 
 WEBHOOK_BLOCK = "csdn-webhook"  # the Secret block with the webhook's address
-# As in "embedding: 120/1000 steps, 845 images/s, 50 s left  loss 7.042" (csdn.runtime.console).
-_PROGRESS = re.compile(r"(?P<phase>\S.*?): (?P<done>\d+)/(?P<total>\d+) (?P<rest>.*)")
 
 
-class LogWithProgress:
-    """Called with each line of a stage: logs it, and shows the stage's progress as a bar.
+class ProgressBar:
+    """The progress of a stage as a bar on the page of its run.
 
-    The bar is created at the first line with progress, so stages that end at once have none.
+    The bar is created at the first event with progress, so stages that end at once have none.
     """
 
-    def __init__(self, stage: str, logger: Logger | LoggerAdapter) -> None:
-        self.stage, self.logger = stage, logger
-        self.bar = None
+    def __init__(self, stage: str) -> None:
+        self.stage, self.bar = stage, None
 
-    def __call__(self, line: str) -> None:
-        self.logger.info(line)
-        found = _PROGRESS.fullmatch(line)
-        if found and int(found["total"]):
-            self._show(100 * int(found["done"]) / int(found["total"]), line)
+    def show(self, event: Event) -> None:
+        """Show an event of the stage, if it says how far a phase is."""
+        if event.get("total") and (line := text_line(event)):
+            self._show(100 * event["done"] / event["total"], line)
 
     def end(self) -> None:
         """Fill the bar: the stage has succeeded."""

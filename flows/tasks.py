@@ -22,7 +22,7 @@ from csdn.runtime.errors import UserError, is_unavailable
 from csdn.runtime.process import reach_loopback_directly
 from csdn.runtime.sanitize import has_credentials
 from csdn.training.champion import read_champion
-from flows.observability import LogWithProgress, show_data, show_figures
+from flows.observability import ProgressBar, show_data, show_figures
 
 PROJECT = Path(__file__).resolve().parents[1]
 RETRY_DELAYS = [10, 60, 300]  # seconds; the stage itself has already retried for up to one minute
@@ -93,9 +93,9 @@ def push(folder: Path, remote: str) -> None:
 @task(task_run_name="{stage}", **RETRIED)
 def run_stage(stage: str, folder: Path, environment: Mapping[str, str] | None = None) -> None:
     """Bring one stage up to date."""
-    log = LogWithProgress(stage, get_run_logger())
-    steps.repro(stage, folder, log, environment)
-    log.end()
+    bar = ProgressBar(stage)
+    steps.repro(stage, folder, get_run_logger().info, environment, bar.show)
+    bar.end()
 
 
 def run_ingest(folder: Path, environment: Mapping[str, str]) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from csdn.runtime.process import gc_paused, run_stage
+from csdn.runtime.process import run_stage
 
 
 def main() -> None:
@@ -10,11 +10,10 @@ def main() -> None:
     from csdn.runtime.console import stage
 
     with stage("embedding") as progress:
-        with gc_paused():
-            from csdn.params import load_params
-            from csdn.training.champion import read_champion
-            from csdn.training.embedding import run_embedding, train_local
-            from csdn.training.warm_start import WarmStart
+        from csdn.params import load_params
+        from csdn.training.champion import read_champion
+        from csdn.training.embedding import run_embedding, train_local
+        from csdn.training.warm_start import WarmStart
 
         params, start = load_params(), read_champion().start
         warm = WarmStart(start) if start else None

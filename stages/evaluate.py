@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from csdn.runtime.process import gc_paused, run_stage
+from csdn.runtime.process import run_stage
 
 
 def main() -> None:
@@ -10,10 +10,9 @@ def main() -> None:
     from csdn.runtime.console import stage
 
     with stage("evaluate") as progress:
-        with gc_paused():
-            from csdn.evaluation.headline import one_line
-            from csdn.evaluation.run import run_evaluation
-            from csdn.params import load_params
+        from csdn.evaluation.headline import one_line
+        from csdn.evaluation.run import run_evaluation
+        from csdn.params import load_params
 
         params = load_params()
         if params.scaling.workers:

@@ -1,6 +1,6 @@
 """Stage ingest: pack the drops of the ledger into shards; write the tables of people and samples."""
 
-from csdn.runtime.process import gc_paused, run_stage
+from csdn.runtime.process import run_stage
 
 
 def main() -> None:
@@ -8,12 +8,11 @@ def main() -> None:
     from csdn.runtime.console import stage
 
     with stage("ingest") as progress:
-        with gc_paused():
-            from csdn.ingest.counts import summary_lines
-            from csdn.ingest.ledger import read_ledger
-            from csdn.ingest.run import ingest
-            from csdn.params import load_params
-            from csdn.runtime.sanitize import escape_control_chars
+        from csdn.ingest.counts import summary_lines
+        from csdn.ingest.ledger import read_ledger
+        from csdn.ingest.run import ingest
+        from csdn.params import load_params
+        from csdn.runtime.sanitize import escape_control_chars
 
         params = load_params()
         if params.scaling.workers:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from csdn.runtime.process import gc_paused, run_stage
+from csdn.runtime.process import run_stage
 
 
 def main() -> None:
@@ -11,11 +11,10 @@ def main() -> None:
     from csdn.runtime.console import stage
 
     with stage("prompts") as progress:
-        with gc_paused():
-            from csdn.params import load_params
-            from csdn.training.champion import read_champion
-            from csdn.training.prompts import run_prompts
-            from csdn.training.warm_start import WarmStart
+        from csdn.params import load_params
+        from csdn.training.champion import read_champion
+        from csdn.training.prompts import run_prompts
+        from csdn.training.warm_start import WarmStart
 
         params, start = load_params(), read_champion().start
         warm = WarmStart(start) if start else None

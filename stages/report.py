@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from csdn.runtime.process import gc_paused, run_stage
+from csdn.runtime.process import run_stage
 
 
 def main() -> None:
@@ -11,9 +11,8 @@ def main() -> None:
     from csdn.runtime.console import stage
 
     with stage("report"):
-        with gc_paused():
-            from csdn.params import load_params
-            from csdn.report.page import write_report
+        from csdn.params import load_params
+        from csdn.report.page import write_report
 
         params = load_params()
         page = write_report(params, root=Path(), out=Path("report"))

@@ -15,7 +15,7 @@ from csdn.cli.data import accept, add, demo_images, drops, reject, sync
 from csdn.cli.retraining import fetch_champion_command, gate, history, promote, retrain, rollback
 from csdn.params import load_params
 from csdn.runtime.errors import UserError, explain_os_error
-from csdn.runtime.process import reach_loopback_directly
+from csdn.runtime.process import exit_with_error, reach_loopback_directly
 
 app = typer.Typer(
     help="Train and evaluate visible-infrared person re-identification. Run it in the project's root folder.",
@@ -42,14 +42,11 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        message = str(error)
+        exit_with_error(error)
     except (OSError, MemoryError) as error:
         if (message := explain_os_error(error)) is None:
             raise
-    else:
-        return
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(1)
+        exit_with_error(message)
 
 
 def stage_command(name: str) -> Callable[[], None]:

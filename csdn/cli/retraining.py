@@ -11,7 +11,6 @@ import typer
 from csdn.params import leaves, load_params
 from csdn.runtime.documents import parse_yaml
 from csdn.runtime.errors import UserError
-from csdn.runtime.process import gc_paused
 from csdn.runtime.sanitize import escape_control_chars
 from csdn.training.champion import read_champion
 
@@ -58,8 +57,7 @@ def gate() -> None:
 
     params = load_params()
     with stage("gate") as progress:
-        with gc_paused():
-            from csdn.retraining.gate_run import run_gate
+        from csdn.retraining.gate_run import run_gate
 
         if params.scaling.workers:
             from csdn.cluster.extract import extract_on_ray as embedder

@@ -7,7 +7,6 @@ question or change Git's index are overridden in .dvc/config, and again in the c
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 DVC = (sys.executable, "-m", "dvc")
 LINKS = "reflink,hardlink,symlink,copy"
 _LAST_LINES = 6
-_ABSENT = re.compile("do not exist neither locally nor on remote")
 
 
 class ArtifactNotFound(UserError):
@@ -111,7 +109,7 @@ def pull_available(folder: Path) -> None:
     if remote is None or not (folder / "dvc.lock").exists():
         return checkout(folder)
     done = dvc(folder, "pull", "--allow-missing")
-    if done.returncode and not _ABSENT.search(done.stderr.decode(errors="replace")):
+    if done.returncode:
         raise RemoteUnavailable(f"{folder}: dvc pull from {remote} failed:\n{_last(done)}")
 
 
@@ -128,16 +126,16 @@ def pull(folder: Path, paths: list[str], what: str) -> None:
             f"{what}: not in DVC's cache, and no DVC remote is set. Name the remote that has it "
             "(`dvc remote add --default NAME ADDRESS`), or the cache (`dvc cache dir FOLDER`)"
         )
-    done = dvc(folder, "pull", *paths)
-    if done.returncode and _ABSENT.search(done.stderr.decode(errors="replace")):
+    done = dvc(folder, "pull", "--allow-missing", *paths)
+    if done.returncode:
+        raise RemoteUnavailable(
+            f"{what}: not in DVC's cache, and the DVC remote {remote} failed:\n{_last(done)}"
+        )
+    if dvc(folder, "checkout", "--quiet", *paths).returncode:  # the remote responded, and lacks a file
         raise ArtifactNotFound(
             f"{what}: neither in DVC's cache nor in the DVC remote {remote}. "
             "Check that this is the right remote; run `dvc push` where the files were made, or go back to a "
             "version that is there (`csdn rollback`)"
-        )
-    if done.returncode:
-        raise RemoteUnavailable(
-            f"{what}: not in DVC's cache, and the DVC remote {remote} failed:\n{_last(done)}"
         )
 
 

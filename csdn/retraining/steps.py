@@ -1,8 +1,8 @@
 """The steps of a run, each a process: DVC with one stage or with a remote, and the gate.
 
-The output of a step is logged line by line. If the caller ends early, for example as its flow run is
-cancelled, the step's process group is ended; if the caller is killed, Linux kills the step
-(csdn.retraining.guard).
+A stage logs JSON events (csdn.runtime.console), from which readable lines and the step's error are made; the
+lines of other programs, such as DVC, are logged as they are. If the caller ends early, for example as its
+flow run is cancelled, the step's process group is ended; if the caller is killed, Linux kills the step.
 """
 
 from __future__ import annotations
@@ -15,31 +15,24 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from csdn.retraining import dvc
 from csdn.retraining.dvc import DVC
+from csdn.runtime.console import Event, parse_event, text_line, wants_json
 from csdn.runtime.documents import expected_in, read_yaml
 from csdn.runtime.errors import Diverged, ServiceUnavailable, UserError
-from csdn.runtime.process import EX_DATAERR, EX_TEMPFAIL
+from csdn.runtime.process import WITH_PARENT
 from csdn.runtime.sanitize import redact_text
 
 STAGES = ("ingest", "prompts", "embedding", "evaluate", "report")
 # Run in a working tree this uses the tree's own code, as the stages do.
 CSDN = (sys.executable, "-c", "from csdn.cli.main import main; main()")
-GUARD = Path(__file__).with_name("guard.py")
 LAST_LINES = 15  # of a failed command, shown in its error
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
-# Messages of botocore, which DVC's S3 client uses, if the object store does not respond.
-UNAVAILABLE = (
-    "Could not connect to the endpoint URL",
-    "Connect timeout on endpoint URL",
-    "Read timeout on endpoint URL",
-    "Connection was closed before we received a valid response",
-    "Please reduce your request rate",
-    "ServiceUnavailable",
-)
 
 Log = Callable[[str], None]
+OnEvent = Callable[[Event], None]
 Environment = Mapping[str, str]
 
 
@@ -48,16 +41,25 @@ class StepFailed(UserError):
 
 
 class StepUnavailable(StepFailed, ServiceUnavailable):
-    """A step failed because an object store or a remote did not respond."""
+    """A step failed because an object store or a remote did not respond; it may be retried."""
 
 
 class StepDiverged(StepFailed, Diverged):
     """A step failed because training diverged: the run has no model."""
 
 
-def repro(stage: str, folder: Path, log: Log, environment: Environment | None = None) -> None:
-    """Bring one stage of dvc.yaml up to date. Raises StepFailed."""
-    _run(stage, [*DVC, "repro", "--single-item", stage], folder, log, environment)
+KINDS = {"unavailable": StepUnavailable, "diverged": StepDiverged}  # of an error event
+
+
+def repro(
+    stage: str,
+    folder: Path,
+    log: Log,
+    environment: Environment | None = None,
+    on_event: OnEvent | None = None,
+) -> None:
+    """Bring one stage of dvc.yaml up to date; on_event: called with its events. Raises StepFailed."""
+    _run(stage, [*DVC, "repro", "--single-item", stage], folder, log, environment, on_event)
 
 
 def gate(folder: Path, log: Log, environment: Environment | None = None) -> None:
@@ -68,15 +70,16 @@ def gate(folder: Path, log: Log, environment: Environment | None = None) -> None
 def pull(folder: Path, remote: str, log: Log) -> None:
     """Pull what dvc.lock names and the folder lacks; the stages make what the remote lacks too.
 
-    Existing files are not changed. Raises StepFailed.
+    Existing files are not changed. Raises StepUnavailable: DVC does not say why, so it may be retried.
     """
     if missing := missing_outs(folder):
-        _run("pull", [*DVC, "pull", "--allow-missing", "--remote", remote, *missing], folder, log)
+        command = [*DVC, "pull", "--allow-missing", "--remote", remote, *missing]
+        _run("pull", command, folder, log, failed=StepUnavailable)
 
 
 def push(folder: Path, remote: str, log: Log) -> None:
-    """Push what dvc.lock names to the remote. Raises StepFailed."""
-    _run("push", [*DVC, "push", "--remote", remote], folder, log)
+    """Push what dvc.lock names to the remote. Raises StepUnavailable, as `pull`."""
+    _run("push", [*DVC, "push", "--remote", remote], folder, log, failed=StepUnavailable)
 
 
 def missing_outs(folder: Path) -> list[str]:
@@ -91,52 +94,45 @@ def missing_outs(folder: Path) -> list[str]:
     return sorted(path for path in outs if not (folder / path).exists())
 
 
-def _run(
-    name: str, command: Sequence[str], folder: Path, log: Log, environment: Environment | None = None
-) -> None:
+def _run(name: str, *arguments: Any, failed: type[StepFailed] = StepFailed) -> None:
+    """`run` with these arguments. Raises what its error event says, or else `failed` with the last lines."""
     try:
-        run(command, folder, log, environment)
+        run(*arguments)
     except CommandFailed as failure:
-        raise failed(name, failure) from None
-
-
-def failed(name: str, failure: CommandFailed) -> StepFailed:
-    """The error of a step: its own message without DVC's, or all its last lines if it has none."""
-    lines = failure.lines
-    begin = next((n for n, line in enumerate(lines) if line.startswith("error: ")), None)
-    own = [line for line in lines[begin or 0 :] if not line.startswith("ERROR: failed to reproduce")]
-    message = str(failure) if begin is None else "\n".join(own).removeprefix("error: ")
-    output = "\n".join([str(failure), *lines])
-    if any(text in output for text in (*_exit_messages(EX_TEMPFAIL), *UNAVAILABLE)):
-        return StepUnavailable(f"{name}: {message}")
-    diverged = any(text in output for text in _exit_messages(EX_DATAERR))
-    return (StepDiverged if diverged else StepFailed)(f"{name}: {message}")
-
-
-def _exit_messages(code: int) -> tuple[str, str]:
-    """How DVC, and CommandFailed, report an exit code."""
-    return f"exited with {code}", f"exit code {code}"
+        if failure.event is None:
+            raise failed(f"{name}: {failure}") from None
+        error = KINDS.get(failure.event["kind"], StepFailed)
+        raise error(f"{name}: {failure.event['text']}") from None
 
 
 class CommandFailed(RuntimeError):
-    """A command ended with a non-zero code; the message ends with its last lines, which are `lines`."""
+    """A command ended with a non-zero code; the message ends with its last lines. `event`: of the error."""
 
-    def __init__(self, command: Sequence[str], code: int, lines: Sequence[str]) -> None:
+    def __init__(
+        self, command: Sequence[str], code: int, lines: Sequence[str], event: Event | None = None
+    ) -> None:
         reason = f"exit code {code}" if code > 0 else signal.Signals(-code).name
         super().__init__("\n".join([f"{' '.join(command)} ended with {reason}:", *lines]))
-        self.lines = list(lines)
+        self.event = event
 
 
-def run(command: Sequence[str], folder: Path, log: Log, environment: Environment | None = None) -> None:
+def run(
+    command: Sequence[str],
+    folder: Path,
+    log: Log,
+    environment: Environment | None = None,
+    on_event: OnEvent | None = None,
+) -> None:
     """Run `command` in `folder` and pass each line of its output (both streams) to `log` as it comes.
 
+    An event is passed to `on_event`, and to `log` as text (as JSON if this process logs JSON).
     environment: variables added to this process's. The command gets a process group of its own, which is
     ended if this call is interrupted. Raises CommandFailed.
     """
     process = subprocess.Popen(
-        [sys.executable, "-P", str(GUARD), *command],
+        [*WITH_PARENT, *command],
         cwd=folder,
-        env=dvc.environment() | dict(environment or {}),
+        env=dvc.environment() | {"CSDN_LOG": "json"} | dict(environment or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -144,17 +140,24 @@ def run(command: Sequence[str], folder: Path, log: Log, environment: Environment
         start_new_session=True,
     )
     last: deque[str] = deque(maxlen=LAST_LINES)
+    error = None
     try:
         for line in process.stdout:
-            if line.strip():
-                last.append(redact_text(line.rstrip()))
+            event = parse_event(line)
+            if event and on_event:
+                on_event(event)
+            if event and event["event"] == "error":
+                error = event
+            shown = text_line(event) if event and not wants_json() else line
+            for text in filter(str.strip, shown.split("\n")):
+                last.append(redact_text(text.rstrip()))
                 log(last[-1])
         code = process.wait()
     except BaseException:  # Prefect raises one to cancel a run
         end_group(process)
         raise
     if code:
-        raise CommandFailed(command, code, last)
+        raise CommandFailed(command, code, last, error)
 
 
 def end_group(process: subprocess.Popen[str]) -> None:

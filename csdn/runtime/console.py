@@ -1,46 +1,48 @@
-"""Progress of a stage on standard error: a live line in a terminal, else plain lines, or JSON for machines.
+"""Progress of a stage on standard error: a live line in a terminal, else a log of lines, for people or JSON.
 
     embedding: 120/1000 steps, 845 images/s, 50 s left  loss 7.042
 
-With CSDN_LOG=json each line is an object:
+With CSDN_LOG=json each line is an object, an event:
 
     {"event": "progress", "time": "2026-11-21T10:21:03.512Z", "stage": "embedding", "phase": "embedding",
-     "unit": "steps", "done": 120, "total": 1000, "rate": 17.604, "images_per_second": 845.01,
-     "seconds": 6.8, "seconds_left": 50.0, "values": {"loss": 7.042}}
+     "unit": "steps", "done": 120, "total": 1000, "values": {"loss": 7.042}, "rate": 17.604,
+     "images_per_second": 845.01, "seconds": 6.8, "seconds_left": 50.0}
 
-`event` is start, progress (at the first unit, then every ten seconds), note (with a `text`) or end (with
-`error`: null, or the class name of the exception that ended it). `phase` is null in the start and end of a
-whole stage. `rate` is in units a second. Values that are not known yet are null.
+`event` is start, progress (at the first unit, then every ten seconds), note (with a `text`), end (with
+`error`: null, or the class name of the exception that ended it) or error (with a `text` and a `kind`:
+unavailable, diverged or error). `phase` is null in the start and end of a whole stage. `rate` is in units a
+second. Values that are not known yet are null. A retraining reads these events (csdn.retraining.steps).
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.live import Live
-from rich.progress_bar import ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 from csdn.runtime.documents import read_json
-from csdn.runtime.errors import UserError
+from csdn.runtime.errors import Diverged, UserError, is_unavailable
 from csdn.runtime.files import locked, write_json
 
 TIMES = Path(".state/times.json")  # how long each stage took; no result depends on it
 LOG_SECONDS = 10.0  # between two progress lines of a log
-TITLE_WIDTH, BAR_WIDTH = 12, 24  # columns in a terminal; the bar may be narrower
 
+Event = Mapping[str, Any]
 # Called as report(units done, units in total, values to show); cheap enough to call at every step.
 # With a fourth argument, a text, only that text is shown, at once; the total may then be None.
 Report = Callable[..., None]
@@ -49,14 +51,15 @@ Report = Callable[..., None]
 @contextmanager
 def stage(name: str) -> Iterator[Callable]:
     """Yield `progress` for the phases of a stage; record how long a successful stage took."""
-    started = time.monotonic()
-    _stage_event("start", name)
+    started, failure = time.monotonic(), None
+    log("start", stage=name, phase=None)
     try:
         yield partial(progress, name)
     except BaseException as error:
-        _stage_event("end", name, seconds=time.monotonic() - started, error=type(error).__name__)
+        failure = type(error).__name__
         raise
-    _stage_event("end", name, seconds=time.monotonic() - started, error=None)
+    finally:
+        log("end", stage=name, phase=None, seconds=time.monotonic() - started, error=failure)
     with suppress(OSError, UserError):  # a stage that succeeded must not fail here
         record_time(name, time.monotonic() - started)
 
@@ -82,42 +85,37 @@ def progress(stage: str, phase: str, unit: str, images: float = 1) -> Iterator[R
 
     `unit` names what is counted ("images", "steps"); one unit is `images` images.
     """
-    state, view = Phase(stage, phase, unit, images), _view()
+    state, next_line = Phase(stage, phase, unit, images), -math.inf
+    live = live_line(state, Console(stderr=True, highlight=False)) if _in_terminal() else None
+    show = partial(_draw, live) if live else log
 
     def report(
         done: int, total: int | None, values: Mapping[str, float] | None = None, note: str | None = None
     ) -> None:
+        nonlocal next_line
         if note:
-            view.note(state, note)
-        else:
-            state.update(done, total, values)
-            view.update(state)
+            show("note", stage=stage, phase=phase, text=note)
+            next_line = -math.inf  # the next state is shown as well
+            return
+        state.update(done, total, values)
+        if live or time.monotonic() >= next_line:
+            show("progress", **state.fields())
+            next_line = time.monotonic() + LOG_SECONDS
 
-    view.start(state)
-    try:
-        yield report
-    except BaseException as error:
-        view.end(state, type(error).__name__)
-        raise
-    view.end(state, None)
-
-
-def _view() -> View:
-    if _wants_json():
-        return JsonLines()
-    return Terminal() if sys.stderr.isatty() else TextLines()
-
-
-def _wants_json() -> bool:
-    return os.environ.get("CSDN_LOG") == "json"
+    failure = None
+    with live or nullcontext():
+        show("start", stage=stage, phase=phase, unit=unit)
+        try:
+            yield report
+        except BaseException as error:
+            failure = type(error).__name__
+            raise
+        finally:
+            show("end", **state.fields(), error=failure)
 
 
-def _stage_event(event: str, name: str, **fields: float | str | None) -> None:
-    if _wants_json():
-        json_line(event, stage=name, phase=None, **fields)
-
-
-# ---- the state of a phase
+def _in_terminal() -> bool:
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not wants_json()
 
 
 @dataclass
@@ -144,39 +142,157 @@ class Phase:
         self.done, self.total, self.values = done, total, dict(values or {})
 
     @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.started
-
-    @property
     def seconds_left(self) -> float | None:
         return (self.total - self.done) / self.rate if self.rate and self.done < self.total else None
 
-    @property
-    def images_per_second(self) -> float | None:
-        return self.rate * self.images if self.rate else None
+    def fields(self) -> dict[str, Any]:
+        """The fields of its events."""
+        position = ("stage", "phase", "unit", "done", "total", "values", "rate")
+        return {name: getattr(self, name) for name in position} | {
+            "images_per_second": self.rate and self.rate * self.images,
+            "seconds": time.monotonic() - self.started,
+            "seconds_left": self.seconds_left,
+        }
 
-    def count_text(self) -> str:
-        """As in "120/1000 steps"."""
-        return f"{self.done}/{self.total} {self.unit}"
 
-    def speed_text(self) -> str:
-        """As in "845 images/s"; empty if unknown."""
-        speed = self.images_per_second
-        return "" if speed is None else f"{speed:.0f} images/s" if speed >= 100 else f"{speed:.3g} images/s"
+# ---- a terminal: one line for a phase, which stays when the phase ends
 
-    def left_text(self) -> str:
-        """As in "50 s left", in whole seconds, since it is an estimate; empty if unknown."""
-        left = self.seconds_left
-        if left is None:
-            return ""
-        return f"{duration(left) if left >= 9.5 else f'{left:.0f} s'} left"
 
-    def values_text(self) -> str:
-        """As in "loss 7.042"."""
-        return "  ".join(f"{name} {value:.4g}" for name, value in self.values.items())
+def live_line(state: Phase, console: Console) -> Progress:
+    """The line of a phase. A thread redraws it, so it moves during a long step too."""
+    title = TextColumn("{task.fields[mark]} {task.description:12}")
+    bar = BarColumn(bar_width=None, table_column=Column(max_width=24))  # it shrinks if the text is long
+    # No redirection: loader processes are forked while the thread may hold rich's locks.
+    options = {"redirect_stdout": False, "redirect_stderr": False, "refresh_per_second": 8}
+    live = Progress(title, bar, _StateColumn(state), console=console, **options)
+    live.add_task(state.phase, total=None, mark=" ", event="progress", error=None)
+    return live
 
-    def stopped_text(self) -> str:
-        return f"stopped at {self.count_text()}" if self.total else "stopped"
+
+def _draw(live: Progress, event: str, **fields: Any) -> None:
+    """Show an event of a phase in its line, or a note above it."""
+    (task,) = live.task_ids
+    if event == "start":
+        live.console.show_cursor(True)  # a killed stage would leave it hidden
+    elif event == "note":
+        live.console.print(Text(f"  {fields['phase']:12} {fields['text']}"))
+    elif event == "progress":
+        live.update(task, completed=fields["done"], total=fields["total"])
+    else:
+        mark = "[red]✗[/]" if fields["error"] else "[green]✓[/]"
+        total = fields["total"] or 1  # else the bar would look as if it moved
+        live.update(task, mark=mark, event=event, error=fields["error"], total=total)
+
+
+class _StateColumn(ProgressColumn):
+    """The text of a phase at the moment of drawing."""
+
+    def __init__(self, state: Phase) -> None:
+        super().__init__(table_column=Column(no_wrap=True, overflow="ellipsis"))
+        self.state = state
+
+    def render(self, task: Task) -> Text:
+        event = self.state.fields() | task.fields
+        unknown = "nothing left to do" if event["event"] == "end" else duration(event["seconds"])
+        return Text(state_text(event) or unknown)
+
+
+# ---- events as lines of a log
+
+
+def log(event: str, **fields: Any) -> None:
+    """Log an event on standard error."""
+    LOG.info(event, extra={"fields": fields})
+
+
+def log_error(error: UserError | str) -> None:
+    """Log the error that ends this process."""
+    kind = "diverged" if isinstance(error, Diverged) else "error"
+    unavailable = isinstance(error, UserError) and is_unavailable(error)
+    log("error", kind="unavailable" if unavailable else kind, text=str(error))
+
+
+def wants_json() -> bool:
+    return os.environ.get("CSDN_LOG") == "json"
+
+
+class JsonFormatter(logging.Formatter):
+    """An event as JSON with the time in UTC; floats have six digits, NaN and infinity become null."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        now = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        event = {"event": record.msg, "time": now.replace("+00:00", "Z")}
+        return json.dumps(event | _json_value(record.fields))
+
+
+class TextFormatter(logging.Formatter):
+    """An event as a line for people; empty for those that a text log leaves out."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return text_line({"event": record.msg, **record.fields})
+
+
+class _StandardError(logging.Handler):
+    """Prints events on the standard error of the moment, which tests and notebooks replace."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if line := (JsonFormatter() if wants_json() else TextFormatter()).format(record):
+            print(line, file=sys.stderr, flush=True)
+
+
+LOG = logging.getLogger("csdn.events")
+LOG.setLevel(logging.INFO)
+LOG.propagate = False
+LOG.addHandler(_StandardError())
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _json_value(inner) for name, inner in value.items()}
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
+
+
+def parse_event(line: str) -> Event | None:
+    """The event in a line of a JSON log; None for a line of another program."""
+    with suppress(ValueError):
+        event = json.loads(line) if line.startswith('{"event": "') else {}
+        if "time" in event and ("phase" in event or "kind" in event):
+            return event
+    return None
+
+
+# ---- events as text
+
+
+def text_line(event: Event) -> str:
+    """The line of a text log; empty for an event that it leaves out."""
+    if "text" in event:  # a note or an error
+        return f"{event.get('phase', 'error')}: {event['text']}"
+    left_out = "done" not in event or (event["event"] == "progress" and event["done"] == event["total"])
+    text = "" if left_out else state_text(event)
+    return text and f"{event['phase']}: {text}"
+
+
+def state_text(event: Event) -> str:
+    """How far a phase is, as in "120/1000 steps, 845 images/s, 50 s left  loss 7.042"; empty if unknown."""
+    if event["total"] is None:
+        return "stopped" if event.get("error") else ""
+    parts = [f"{event['done']}/{event['total']} {event['unit']}"]
+    if event.get("error"):
+        parts[0] = f"stopped at {parts[0]}"
+    else:
+        ended = event["event"] == "end"
+        if ended:
+            parts[0] += f" in {duration(event['seconds'])}"
+        if speed := event["images_per_second"]:
+            parts.append(f"{speed:.0f} images/s" if speed >= 100 else f"{speed:.3g} images/s")
+        if (left := event["seconds_left"]) and not ended:
+            parts.append(f"{duration(left)} left")
+    # JSON has null for NaN.
+    values = [f"{name} {math.nan if value is None else value:.4g}" for name, value in event["values"].items()]
+    return "  ".join([", ".join(parts), *values])
 
 
 def duration(seconds: float) -> str:
@@ -190,167 +306,3 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-class View(Protocol):
-    """Shows one phase; `failure` is the class name of the exception that ended it early."""
-
-    def start(self, state: Phase) -> None: ...
-    def update(self, state: Phase) -> None: ...
-    def note(self, state: Phase, text: str) -> None: ...
-    def end(self, state: Phase, failure: str | None) -> None: ...
-
-
-# ---- lines of a log
-
-
-class _Throttle:
-    """Returns true at the first call, then once every LOG_SECONDS."""
-
-    def __init__(self) -> None:
-        self.next = -math.inf
-
-    def __call__(self) -> bool:
-        now = time.monotonic()
-        if now < self.next:
-            return False
-        self.next = now + LOG_SECONDS
-        return True
-
-
-class TextLines:
-    """Plain lines. The last state is always shown, so that a short phase shows its result too."""
-
-    def __init__(self) -> None:
-        self.due = _Throttle()
-
-    def start(self, state: Phase) -> None:
-        """Nothing is known yet."""
-
-    def update(self, state: Phase) -> None:
-        if state.done != state.total and self.due():
-            self._print(state, state.count_text(), state.speed_text(), state.left_text())
-
-    def note(self, state: Phase, text: str) -> None:
-        print(f"{state.phase}: {text}", file=sys.stderr, flush=True)
-        self.due = _Throttle()  # show the next state as well
-
-    def end(self, state: Phase, failure: str | None) -> None:
-        if failure:
-            self._print(state, state.stopped_text())
-        elif state.total is not None:
-            self._print(state, f"{state.count_text()} in {duration(state.seconds)}", state.speed_text())
-
-    def _print(self, state: Phase, *parts: str) -> None:
-        line = f"{state.phase}: {', '.join(filter(None, parts))}  {state.values_text()}"
-        print(line.rstrip(), file=sys.stderr, flush=True)
-
-
-class JsonLines:
-    """One JSON object a line."""
-
-    def __init__(self) -> None:
-        self.due = _Throttle()
-
-    def start(self, state: Phase) -> None:
-        json_line("start", stage=state.stage, phase=state.phase, unit=state.unit)
-
-    def update(self, state: Phase) -> None:
-        if self.due():
-            json_line("progress", **_fields(state))
-
-    def note(self, state: Phase, text: str) -> None:
-        json_line("note", stage=state.stage, phase=state.phase, text=text)
-        self.due = _Throttle()
-
-    def end(self, state: Phase, failure: str | None) -> None:
-        json_line("end", **_fields(state), error=failure)
-
-
-def _fields(state: Phase) -> dict[str, Any]:
-    position = ("stage", "phase", "unit", "done", "total", "values")
-    speed = ("rate", "images_per_second", "seconds", "seconds_left")
-    return {name: getattr(state, name) for name in (*position, *speed)}
-
-
-def json_line(event: str, **fields: Any) -> None:
-    """Print an event with the time in UTC; floats have six digits, NaN and infinity become null."""
-    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    print(json.dumps({"event": event, "time": now, **_json_value(fields)}), file=sys.stderr, flush=True)
-
-
-def _json_value(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _json_value(inner) for name, inner in value.items()}
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value
-
-
-# ---- a terminal: one live line for a phase, and one line that stays when the phase ends
-
-
-class Terminal:
-    """A thread redraws the live line, so it moves during a long step too."""
-
-    def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
-
-    def start(self, state: Phase) -> None:
-        # No redirection: loader processes are forked while this thread may hold rich's locks.
-        self.live = Live(
-            LiveLine(state),
-            console=self.console,
-            transient=True,
-            refresh_per_second=8,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
-        self.live.start()
-        self.console.show_cursor(True)  # a killed stage would leave it hidden
-
-    def update(self, state: Phase) -> None:
-        """Nothing to do: the live line reads `state` whenever it is drawn."""
-
-    def note(self, state: Phase, text: str) -> None:
-        self.console.print(Text(f"  {state.phase:{TITLE_WIDTH}} {text}"))
-
-    def end(self, state: Phase, failure: str | None) -> None:
-        self.live.stop()
-        line = Text("✗ " if failure else "✓ ", style="red" if failure else "green")
-        line.append(f"{state.phase:{TITLE_WIDTH}} {_final_text(state, failure)}".rstrip(), style="default")
-        self.console.print(line, no_wrap=True, overflow="ellipsis", crop=True)
-
-
-class LiveLine:
-    """The line at the moment of drawing; the bar takes the columns that are left."""
-
-    def __init__(self, state: Phase) -> None:
-        self.state = state
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        state, width = self.state, options.max_width - 1
-        title, details = f"  {state.phase:{TITLE_WIDTH}} ", f" {_live_text(state)}"
-        bar = min(BAR_WIDTH, width - len(title) - len(details))
-        yield Text(title[:width], end="")
-        if bar >= 4:
-            yield ProgressBar(total=state.total, completed=state.done, width=bar, pulse=state.total is None)
-        yield Text(details[: max(0, width - len(title))], no_wrap=True)
-
-
-def _live_text(state: Phase) -> str:
-    """The text behind the bar."""
-    if state.total is None:
-        return duration(state.seconds)
-    parts = (state.count_text(), state.speed_text(), state.values_text(), state.left_text())
-    return "  ".join(filter(None, parts))
-
-
-def _final_text(state: Phase, failure: str | None) -> str:
-    """The line that stays, after the phase's name."""
-    if failure:
-        return f"{state.stopped_text()} after {duration(state.seconds)}"
-    if state.total is None:
-        return "nothing left to do"
-    count = f"{state.done} {state.unit}"
-    return f"{count:>14}  {duration(state.seconds):>8}  {state.speed_text():>14}  {state.values_text()}"

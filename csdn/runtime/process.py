@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import NoReturn
 
-from csdn.runtime.errors import Diverged, UserError, explain_os_error, is_unavailable
+from csdn.runtime.errors import UserError, explain_os_error
 
 _PR_SET_PDEATHSIG = 1
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-# Exit codes of sysexits.h; a retraining that started the stage reads them.
-EX_TEMPFAIL = 75  # a service did not respond: the same command may succeed later
-EX_DATAERR = 65  # training diverged: the same command would diverge again
+# `(*WITH_PARENT, "dvc", "repro")` is a command that ends when the process that starts it ends.
+WITH_PARENT = (sys.executable, "-P", __file__)
 
 
 def run_stage(main: Callable[[], None], stage: str, reduce: str = "") -> None:
-    """Run a stage's `main`; on an error print it and exit with `_code`, on Ctrl-C with 130.
+    """Run a stage's `main`; on an error log it and exit with 1, on Ctrl-C with 130.
 
     Only a defect of the program shows a traceback. reduce: the parameters to reduce if memory runs out.
     """
@@ -30,25 +27,23 @@ def run_stage(main: Callable[[], None], stage: str, reduce: str = "") -> None:
         set_parent_death_signal()
         main()
     except UserError as error:
-        _exit(_code(error), f"error: {error}")
+        exit_with_error(error)
     except KeyboardInterrupt as interrupt:
-        _exit(130, f"\nstopped. Finished stages are kept; {_kept(stage, interrupt)}")
+        print(f"\nstopped. Finished stages are kept; {_kept(stage, interrupt)}", file=sys.stderr)
+        sys.exit(130)
     except Exception as error:
         fault = explain_os_error(error, reduce)
         if fault is None:
             raise
-        _exit(1, f"error: {fault}\nFinished stages are kept; {_kept(stage, error)}")
+        exit_with_error(f"{fault}\nFinished stages are kept; {_kept(stage, error)}")
 
 
-def _code(error: UserError) -> int:
-    if is_unavailable(error):
-        return EX_TEMPFAIL
-    return EX_DATAERR if isinstance(error, Diverged) else 1
+def exit_with_error(error: UserError | str) -> NoReturn:
+    """Log the error, as JSON if CSDN_LOG=json, and end this process."""
+    from csdn.runtime.console import log_error  # here, as csdn.model works without rich
 
-
-def _exit(code: int, text: str) -> NoReturn:
-    print(text, file=sys.stderr)
-    sys.exit(code)
+    log_error(error)
+    sys.exit(1)
 
 
 def _kept(stage: str, error: BaseException) -> str:
@@ -60,21 +55,6 @@ def _kept(stage: str, error: BaseException) -> str:
         return "so are the drops and shards that ingest has finished: run the same command again to continue."
     nothing = f"{stage} had saved nothing in this run: run the same command again"
     return f"{getattr(error, '__notes__', [nothing])[-1]}."
-
-
-@contextmanager
-def gc_paused() -> Iterator[None]:
-    """Import modules without garbage collection, and exclude them from later collections.
-
-    Modules live until the process ends. Without this, Python collects hundreds of times while torch is
-    imported, and once more at the end of the process.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def set_parent_death_signal(parent: int | None = None) -> None:
@@ -109,24 +89,11 @@ def reach_loopback_directly() -> None:
             os.environ[name] = ",".join(dict.fromkeys([*hosts, *LOOPBACK]))
 
 
-@contextmanager
-def quiet_tracker() -> Iterator[None]:
-    """Around a pool of spawned processes: suppress the resource tracker's warning if this process is killed.
-
-    Python's resource tracker, a separate process, then removes the pool's semaphores and warns of a leak,
-    though nothing leaks. It reads its warning filter from the environment in which it is started.
-    """
-    name, before = "PYTHONWARNINGS", os.environ.get("PYTHONWARNINGS")
-    os.environ[name] = ",".join(filter(None, (before, "ignore:resource_tracker:UserWarning")))
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-
-
 def available_cores() -> int:
     """Cores that this process may use; in a container often fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    set_parent_death_signal()
+    os.execvp(sys.argv[1], sys.argv[1:])

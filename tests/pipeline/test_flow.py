@@ -187,8 +187,18 @@ def small_project(folder, ingest):
 def test_an_outage_is_tried_again_and_a_failure_shows_its_own_words_and_stops_the_run(
     prefect, project, tmp_path
 ):
-    away = "test -e here || { touch here; echo 'error: the store does not answer' >&2; exit 75; }"
-    workspace = small_project(tmp_path / "w", f"{away}; echo 'error: no drop has an image' >&2; exit 1")
+    workspace = small_project(tmp_path / "w", f"exec {sys.executable} {tmp_path / 'ingest.py'}")
+    (tmp_path / "ingest.py").write_text(
+        "from pathlib import Path\n"
+        "from csdn.runtime.errors import ServiceUnavailable, UserError\n"
+        "from csdn.runtime.process import run_stage\n"
+        "def main():\n"
+        "    if not Path('here').exists():\n"
+        "        Path('here').touch()\n"
+        "        raise ServiceUnavailable('the store does not answer')\n"
+        "    raise UserError('no drop has an image')\n"
+        "run_stage(main, 'ingest')\n"
+    )
     identifier = prefect.begin("full-pipeline", workspace=str(workspace))
     failure = prefect.end_of(identifier)
     assert failure["type"] == "FAILED"

@@ -1,6 +1,5 @@
 """Progress: a log has the first and last state and few lines between; a terminal one line for each phase."""
 
-import io
 import json
 import os
 import pty
@@ -13,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from csdn.runtime import console
-from csdn.runtime.console import TIMES, Phase, read_times
+from csdn.runtime.console import TIMES, Phase, live_line, parse_event, read_times, text_line
+from csdn.runtime.errors import Diverged, ServiceUnavailable, UserError
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def test_a_long_phase_shows_a_line_every_ten_seconds(capsys, clock):
             report(done, 100)
     shown = capsys.readouterr().err.splitlines()
     assert 10 <= len(shown) <= 40
-    assert "images/s" in shown[1] and "3:08 left" in shown[1]
+    assert shown[1] == "embedding: 6/100 steps, 20 images/s, 3:46 left"  # the clock: 12 s for 5 steps
 
 
 def test_a_phase_without_work_shows_nothing(capsys):
@@ -67,8 +67,9 @@ def test_rate_and_time_left_exclude_what_was_done_before_a_resume(monkeypatch):
     for now, done in ((10, 500), (12, 504)):
         monkeypatch.setattr(console.time, "monotonic", lambda now=now: now)
         work.update(done, 1000)
-    assert (work.rate, work.images_per_second, work.seconds_left) == (2, 96, 248)
-    assert (work.speed_text(), work.left_text()) == ("96 images/s", "4:08 left")
+    assert (work.rate, work.seconds_left) == (2, 248)
+    line = text_line({"event": "progress", **work.fields()})
+    assert line == "embedding: 504/1000 steps, 96 images/s, 4:08 left"
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
@@ -89,18 +90,6 @@ def test_a_note_is_shown_at_once_even_before_anything_is_done(capsys, monkeypatc
         assert first == "training: lost worker 1"
     assert ["lost worker 0" in line for line in second] == [False, True, False]
     assert re.search(r'2/10 steps|"done": 2,', second[2]), "where it is after a loss is not held back"
-
-
-def test_a_note_in_a_terminal_stays_above_the_live_line():
-    shown = io.StringIO()
-    view = console.Terminal()
-    view.console = Console(file=shown, force_terminal=True, width=60, highlight=False)
-    work = Phase("embedding", "training", "steps", done=3, total=10)
-    view.start(work)
-    view.note(work, "lost worker 1: back to the last checkpoint")
-    view.end(work, None)
-    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue()).replace("\r", "\n").splitlines()
-    assert "  training     lost worker 1: back to the last checkpoint" in [line.rstrip() for line in lines]
 
 
 def json_lines(text):
@@ -149,6 +138,42 @@ def test_only_a_successful_stage_records_its_time():
     assert read_times() == {}
 
 
+def test_an_event_gives_the_line_of_a_text_log_and_other_lines_are_no_events(capsys, monkeypatch):
+    """A retraining runs its stages with CSDN_LOG=json, and shows their events as text."""
+
+    def shown():
+        with pytest.raises(ValueError), console.stage("s") as progress, progress("p", "steps") as report:
+            report(1, 3, {"loss": float("nan")})
+            report(0, None, None, "lost worker 1")
+            report(2, 3, {"loss": 2.5})
+            raise ValueError
+        console.log_error("no drop\nlook there")
+        return re.sub(r"[0-9.e+]+ images/s, [0-9.]+ s left", "...", capsys.readouterr().err)
+
+    text = shown()
+    assert text == (
+        "p: 1/3 steps  loss nan\np: lost worker 1\np: 2/3 steps, ...  loss 2.5\n"
+        "p: stopped at 2/3 steps  loss 2.5\nerror: no drop\nlook there\n"
+    )
+    monkeypatch.setenv("CSDN_LOG", "json")
+    lines = map(text_line, map(parse_event, shown().splitlines()))
+    again = "".join(f"{line}\n" for line in lines if line)
+    assert re.sub(r"[0-9.e+]+ images/s, [0-9.]+ s left", "...", again) == text
+    for line in ("error: no", "{", '{"event": "x', '{"event": "other program", "time": 1}', "[1]", ""):
+        assert parse_event(line) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [(UserError("x"), "error"), (Diverged("x"), "diverged"), (ServiceUnavailable("x"), "unavailable")],
+)
+def test_an_error_event_says_whether_another_try_may_succeed(capsys, monkeypatch, error, kind):
+    monkeypatch.setenv("CSDN_LOG", "json")
+    console.log_error(error)
+    (event,) = json_lines(capsys.readouterr().err)
+    assert (event["event"], event["kind"], event["text"]) == ("error", kind, "x")
+
+
 LONG = Phase("embedding", "integration", "images", 1, 1_234_567, 3_400_000, {"loss": 12.345678}, 123.4, 0)
 
 
@@ -157,11 +182,11 @@ def test_no_line_is_wider_than_the_terminal(width):
     screen = Console(width=width, force_terminal=True, color_system=None)
     with screen.capture() as capture:
         for work in (LONG, Phase("s", "embedding", "steps")):
-            screen.print(console.LiveLine(work))
-    shown = capture.get().splitlines()
+            screen.print(live_line(work, screen).get_renderable())
+    shown = [line.rstrip() for line in capture.get().splitlines()]
     assert len(shown) == 2
-    assert all(len(line) < width for line in shown)
-    assert width < 80 or "left" in shown[0]
+    assert all(len(line) <= width for line in shown)
+    assert width < 200 or "left" in shown[0]
 
 
 PHASES = """
@@ -172,6 +197,7 @@ with stage("prompts") as progress:
             for done in range(1, 31):
                 report(done, 30, {"loss": 3 / done})
     with progress("integration", "steps") as report:
+        report(0, None, None, "lost worker 1")
         report(5, 30)
         raise SystemExit
 """
@@ -184,12 +210,16 @@ def test_in_a_terminal_each_phase_leaves_one_line():
     os.close(slave)
     text = os.read(master, 100_000).decode()
     os.close(master)
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l"), "the cursor is not hidden"
     # A row shows what was written to it after it was last erased.
     rows = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", row.rpartition("\x1b[2K")[2]) for row in text.split("\n")]
-    left = [" ".join(row.split()) for row in rows if row.strip()]
-    assert [row.split(" in ")[0][:20] for row in left if row[0] in "✓✗"] == [
-        "✓ embed 30 images 0.",
-        "✓ prompts 30 steps 0",
-        "✗ integration stoppe",
+    left = [" ".join(row.replace("━", "").split()) for row in rows if row.strip()]
+    ended = [row for row in left if row[0] in "✓✗"]
+    assert [row.split(" in ")[0] for row in ended] == [
+        "✓ embed 30/30 images",
+        "✓ prompts 30/30 steps",
+        ended[2],
     ]
-    assert left[1].endswith("loss 0.1")
+    assert ended[1].endswith("loss 0.1")
+    assert ended[2].startswith("✗ integration") and ended[2].endswith("stopped at 5/30 steps")
+    assert "integration lost worker 1" in left

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from csdn.cli.presets import set_value
+from csdn.params import set_value
 
 ROOT = Path(__file__).parents[1]
 INPUTS = ("csdn", "stages", "params.yaml", "champion.json", "data/drops.json", "data/aliases.json")

@@ -26,8 +26,8 @@ import torch
 from csdn.cluster.session import ray_session
 from csdn.cluster.train import train_on_ray
 from csdn.data.catalog import SampleTable
+from csdn.data.checkpoint_store import CheckpointStore
 from csdn.data.loader import TrainLoader
-from csdn.data.state import CheckpointStore
 from csdn.params import load_params
 from csdn.training.embedding import EmbeddingWork
 

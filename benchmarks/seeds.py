@@ -18,7 +18,7 @@ from typing import Any
 
 from projects import copy_project
 
-from csdn.cli.presets import set_value
+from csdn.params import set_value
 
 STAGES = ("ingest", "prompts", "embedding", "evaluate")
 METHODS = ("chance", "hog", "clip", "trained")

@@ -9,15 +9,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
 from difflib import get_close_matches
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
+from ruamel.yaml import YAML
 
 from csdn.runtime.documents import check_values, read_yaml
 from csdn.runtime.errors import UserError
+from csdn.runtime.files import atomic_write
 from csdn.runtime.sanitize import has_credentials
 
 SHOWN_CHARACTERS = 200  # of a wrong value in an error
@@ -285,6 +291,35 @@ def parse_params(raw: Any, source: str = "parameters") -> Params:
         return Params.model_validate(raw)
     except ValidationError as error:
         raise UserError("\n".join([f"{source}: not usable", *mistakes(error, Params)])) from None
+
+
+# ---- changes of the file, which keep its comments
+
+
+@contextmanager
+def edited(path: Path) -> Iterator[Any]:
+    """Yield the file's nested mappings; what the block changes in them is written, all else is kept."""
+    params = round_trip().load(path)
+    before = deepcopy(params)
+    yield params
+    if params != before:
+        with atomic_write(path) as temporary:
+            round_trip().dump(params, temporary)
+
+
+def round_trip() -> YAML:
+    """A parser that keeps comments, order, quotes, blank lines and the spelling of numbers."""
+    parser = YAML()
+    parser.preserve_quotes = True
+    parser.width = 4096
+    return parser
+
+
+def set_value(path: Path, key: str, value: Any) -> None:
+    """Set one dotted key of a parameter file, in place."""
+    *sections, last = key.split(".")
+    with edited(path) as params:
+        reduce(getitem, sections, params)[last] = value
 
 
 # ---- errors

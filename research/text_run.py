@@ -19,7 +19,7 @@ from csdn.data.catalog import load_dataset
 from csdn.data.features import MakeEmbeds, extract_features, extract_local
 from csdn.data.loader import ImageBatches, TrainLoader, TrainSource
 from csdn.data.shards import shards_at
-from csdn.data.state import CheckpointStore
+from csdn.data.checkpoint_store import CheckpointStore
 from csdn.evaluation.run import Experiment, embedders, prepare, test_batches
 from csdn.evaluation.scores import feature_distances, trial_metrics, trial_statistics
 from csdn.ingest.run import ingest

@@ -17,14 +17,14 @@ from typing import Annotated, Any
 
 import typer
 
-from csdn.cli.presets import apply_preset, set_value
-from csdn.data.state import state_key
+from csdn.cli.presets import apply_preset
+from csdn.data.checkpoint_store import state_key
 from csdn.evaluation.headline import table_lines
 from csdn.evaluation.scores import average, shape
 from csdn.ingest.identities import read_aliases
 from csdn.ingest.ledger import LEDGER, SHORT, Drop, Status, change_ledger, read_ledger
 from csdn.ingest.sync import open_drop
-from csdn.params import load_params
+from csdn.params import load_params, set_value
 from csdn.retraining.dvc import DVC, environment
 from csdn.runtime.documents import expected_in, read_json
 from csdn.runtime.errors import UserError

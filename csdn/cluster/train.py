@@ -20,7 +20,7 @@ from torch import Tensor
 from csdn.cluster.progress import progress_actor
 from csdn.cluster.ray_loader import RayTrainLoader
 from csdn.cluster.session import ray_session
-from csdn.data.state import CheckpointStore, CheckpointTimer, Saved
+from csdn.data.checkpoint_store import CheckpointStore, CheckpointTimer, Saved
 from csdn.model.device import configure_torch
 from csdn.params import Params, ScalingParams
 from csdn.runtime.errors import UserError

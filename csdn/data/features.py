@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from csdn.data.checkpoint_store import CheckpointStore, CheckpointTimer
 from csdn.data.loader import ImageBatches, load_images
-from csdn.data.state import CheckpointStore, CheckpointTimer
 from csdn.params import ScalingParams
 
 # Images [B, 3, H, W] of one modality -> features [B, D].

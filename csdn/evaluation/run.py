@@ -35,10 +35,10 @@ import torch
 from safetensors.torch import save as serialize
 
 from csdn.data.catalog import MODALITIES, Dataset, SampleTable, load_dataset
+from csdn.data.checkpoint_store import open_state, stage_key
 from csdn.data.features import Embed, Embedder, extract_features, extract_local
 from csdn.data.loader import ImageBatches, test_loader
 from csdn.data.shards import shards_at
-from csdn.data.state import open_state, stage_key
 from csdn.evaluation.baselines import clip_embed, flipped, gradient_histograms
 from csdn.evaluation.headline import METHODS, headline
 from csdn.evaluation.protocols import (

@@ -27,8 +27,8 @@ from csdn.data.catalog import (
     table_of,
     write_table,
 )
+from csdn.data.checkpoint_store import CheckpointStore, open_state, state_key
 from csdn.data.shards import VerifiedShards, has_bytes_of
-from csdn.data.state import CheckpointStore, open_state, state_key
 from csdn.ingest.counts import facts_of_cameras, summary
 from csdn.ingest.identities import SplitRule, read_aliases
 from csdn.ingest.ledger import LEDGER, SHORT, Drop, Status, drop_id

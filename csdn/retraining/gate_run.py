@@ -24,10 +24,10 @@ import pyarrow.compute as pc
 import torch
 
 from csdn.data.catalog import Dataset, SampleTable, load_dataset
+from csdn.data.checkpoint_store import CheckpointStore, open_state, stage_key
 from csdn.data.features import Embed, Embedder, extract_features, extract_local
 from csdn.data.loader import ImageBatches
 from csdn.data.shards import shards_at
-from csdn.data.state import CheckpointStore, open_state, stage_key
 from csdn.evaluation.baselines import clip_embed, flipped
 from csdn.evaluation.run import Experiment, prepare, untrained
 from csdn.evaluation.scores import feature_distances, random_ranking

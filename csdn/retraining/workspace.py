@@ -18,9 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from csdn.cli.presets import set_value
 from csdn.ingest.ledger import LEDGER, Drop, Status, write_ledger
-from csdn.params import Params, leaves, parse_params
+from csdn.params import Params, leaves, parse_params, set_value
 from csdn.retraining import branches, dvc, git
 from csdn.retraining.branches import BEGIN, READY, REJECT
 from csdn.retraining.lock import RUNS

@@ -49,7 +49,7 @@ def exit_with_error(error: UserError | str) -> NoReturn:
 def _kept(stage: str, error: BaseException) -> str:
     """The sentence that says from where a stage that ended early continues.
 
-    csdn.data.state adds a note to the error where there is a checkpoint.
+    csdn.data.checkpoint_store adds a note to the error where there is a checkpoint.
     """
     if stage == "ingest":
         return "so are the drops and shards that ingest has finished: run the same command again to continue."

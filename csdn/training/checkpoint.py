@@ -1,6 +1,6 @@
 """Checkpoints of a training: a module and its optimiser as named tensors, the log, the position in the plan.
 
-csdn.data.state keeps them.
+csdn.data.checkpoint_store keeps them.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from csdn.data.state import Saved
+from csdn.data.checkpoint_store import Saved
 from csdn.training.log import check_tensors
 
 Rows = list[dict[str, Any]]  # of the log
 
 
 class State(Protocol):
-    """Where checkpoints go: csdn.data.state.CheckpointStore, or Ray Train's storage (csdn.cluster).
+    """Where checkpoints go: a csdn.data.checkpoint_store.CheckpointStore, or Ray Train's (csdn.cluster).
 
     `leaving` is true where this machine is about to be taken away: the training then saves at once.
     """

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from csdn.data.batch import VIEWS
+from csdn.data.checkpoint_store import CheckpointStore, CheckpointTimer, open_state
 from csdn.data.loader import TrainLoader, TrainSource
 from csdn.data.shards import shards_at
-from csdn.data.state import CheckpointStore, CheckpointTimer, open_state
 from csdn.losses import embedding_losses
 from csdn.model import CSDN, save
 from csdn.model.device import configure_torch

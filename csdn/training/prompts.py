@@ -28,12 +28,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from csdn.data.catalog import MODALITIES
+from csdn.data.checkpoint_store import CheckpointStore, CheckpointTimer, open_state
 from csdn.data.features import Embed, Embedder, MakeEmbeds, extract_features, extract_local
 from csdn.data.loader import ImageBatches
 from csdn.data.rng import Stream, generator
 from csdn.data.sampler import pair_plan, pooled_plan
 from csdn.data.shards import shards_at
-from csdn.data.state import CheckpointStore, CheckpointTimer, open_state
 from csdn.losses import supcon_loss
 from csdn.model import CSDN, fuse_batch_norms
 from csdn.model.device import configure_torch

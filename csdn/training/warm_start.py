@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from csdn.data.catalog import MODALITIES, Dataset, SampleTable, load_dataset
+from csdn.data.checkpoint_store import stage_key
 from csdn.data.rng import Stream, generator
-from csdn.data.state import stage_key
 from csdn.model import CSDN
 from csdn.model.clip import load_clip
 from csdn.model.network import row_std, with_identities

@@ -20,7 +20,7 @@ from ray_work import (
 )
 
 from csdn.data.batch import TrainBatchReader
-from csdn.data.state import CheckpointStore
+from csdn.data.checkpoint_store import CheckpointStore
 from csdn.runtime.errors import Diverged, UserError
 from csdn.training.embedding import train_local
 

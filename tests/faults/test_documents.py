@@ -15,16 +15,15 @@ from csdn.cli import main as cli
 from csdn.cli import summary
 from csdn.cli.benchmarks import average_command
 from csdn.cli.data import drops as list_drops
-from csdn.cli.presets import set_value
 from csdn.cli.retraining import retrain
 from csdn.data.catalog import PEOPLE_SCHEMA, read_facts, table_of, write_table
+from csdn.data.checkpoint_store import CheckpointStore
 from csdn.data.shards import VerifiedShards
-from csdn.data.state import CheckpointStore
 from csdn.ingest.identities import read_aliases
 from csdn.ingest.ledger import read_ledger
 from csdn.model import read_config
 from csdn.model.clip import facts_in
-from csdn.params import load_params
+from csdn.params import load_params, set_value
 from csdn.report import tables
 from csdn.report.page import _json as read_for_report
 from csdn.retraining.run import _metrics

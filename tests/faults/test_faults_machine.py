@@ -36,7 +36,7 @@ import errno, os, resource, sys
 from pathlib import Path
 from csdn.runtime.files import atomic_folder, write_json
 from csdn.runtime.process import run_stage
-from csdn.data.state import open_state
+from csdn.data.checkpoint_store import open_state
 
 def as_nobody():
     if os.geteuid() == 0:

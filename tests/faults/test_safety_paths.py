@@ -18,8 +18,8 @@ from workspace import ROOT
 
 from csdn.data.batch import ImageReader
 from csdn.data.catalog import load_dataset
+from csdn.data.checkpoint_store import open_state
 from csdn.data.shards import ShardReader
-from csdn.data.state import open_state
 from csdn.ingest.ledger import read_ledger, write_ledger
 from csdn.ingest.sources.cameras import CameraSource
 from csdn.runtime.errors import UserError

@@ -22,8 +22,8 @@ from typer.testing import CliRunner
 from csdn.cli.main import app
 from csdn.cli.presets import apply_preset
 from csdn.data.catalog import QUARANTINE_SCHEMA, load_dataset, read_table
+from csdn.data.checkpoint_store import open_state
 from csdn.data.images import BadImage, decode
-from csdn.data.state import open_state
 from csdn.ingest.identities import read_aliases
 from csdn.ingest.ledger import read_ledger
 from csdn.ingest.sync import open_drop

@@ -1,5 +1,6 @@
 """dvc.yaml says of each stage exactly what it reads, so that DVC runs all that is out of date and no more."""
 
+import re
 import subprocess
 from itertools import chain
 from pathlib import Path
@@ -51,6 +52,31 @@ def test_a_stage_depends_on_no_code_that_it_does_not_import(stage):
 def test_a_stage_has_four_to_six_code_dependencies_and_none_that_decides_nothing(stage):
     assert 4 <= len(code(stage)) <= 6
     assert not [path for path in code(stage) if any(covers(free, path) for free in DECIDES_NOTHING)]
+
+
+# What each chapter of csdn may import besides itself.
+IMPORTS = {
+    "runtime": set(),
+    "params": {"runtime"},
+    "model": {"runtime"},
+    "losses": {"model"},
+    "data": {"params", "runtime"},
+    "training": {"data", "losses", "model", "params", "runtime"},
+    "synthetic": {"data", "runtime"},
+    "ingest": {"data", "params", "runtime", "synthetic"},
+    "evaluation": {"data", "model", "params", "runtime"},
+    "retraining": {"data", "evaluation", "ingest", "model", "params", "runtime", "training"},
+    "report": {"data", "evaluation", "params", "runtime"},
+    "cluster": {"data", "ingest", "model", "params", "runtime", "training"},
+}
+
+
+@pytest.mark.parametrize("chapter", IMPORTS)
+def test_a_chapter_imports_only_chapters_that_come_before_it(chapter):
+    place = ROOT / "csdn" / chapter
+    for file in place.rglob("*.py") if place.is_dir() else [place.with_suffix(".py")]:
+        imported = re.findall(r"^ *from csdn\.(\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+        assert {*imported} <= {chapter, *IMPORTS[chapter]}, file
 
 
 def test_the_import_reader_follows_late_and_nested_imports():

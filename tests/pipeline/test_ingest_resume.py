@@ -21,7 +21,7 @@ from make_images import (
     write,
 )
 
-from csdn.data.state import open_state
+from csdn.data.checkpoint_store import open_state
 from csdn.ingest import pack as packing
 from csdn.runtime.errors import UserError
 

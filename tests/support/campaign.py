@@ -15,7 +15,7 @@ from make_images import make_drop, people_named
 from repository import make_repository
 from workspace import STAGES
 
-from csdn.data.state import OVERHEAD
+from csdn.data.checkpoint_store import OVERHEAD
 from csdn.ingest.ledger import write_ledger
 from csdn.ingest.sync import open_drop
 
@@ -99,7 +99,7 @@ class Campaign:
 
 def save_often(project: Path) -> None:
     """A stage of seconds is saved some times too, as one of hours is."""
-    state = project / "csdn/data/state.py"
+    state = project / "csdn/data/checkpoint_store.py"
     text = state.read_text(encoding="utf-8")
     assert text.count(f"OVERHEAD = {OVERHEAD} ") == 1
     state.write_text(text.replace(f"OVERHEAD = {OVERHEAD} ", "OVERHEAD = 0.5 "), encoding="utf-8")

@@ -19,8 +19,8 @@ from small_network import SMALL
 from worker_loop import settings
 
 from csdn.data.catalog import load_dataset
+from csdn.data.checkpoint_store import CheckpointStore
 from csdn.data.loader import TrainLoader
-from csdn.data.state import CheckpointStore
 from csdn.model import CSDN
 from csdn.params import Params, load_params
 from csdn.training.embedding import EmbeddingWork, train_embedding

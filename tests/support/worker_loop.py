@@ -13,8 +13,8 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from small_network import SMALL
 
+from csdn.data.checkpoint_store import CheckpointStore
 from csdn.data.loader import TrainBatch
-from csdn.data.state import CheckpointStore
 from csdn.model import CSDN
 from csdn.params import EmbeddingParams
 from csdn.training.embedding import train_embedding

@@ -7,9 +7,9 @@ import pytest
 import torch
 from feed_data import write_data
 
+from csdn.data.checkpoint_store import CheckpointTimer, open_state
 from csdn.data.features import extract_features
 from csdn.data.loader import ImageBatches, load_images
-from csdn.data.state import CheckpointTimer, open_state
 
 IMAGES = torch.arange(7.0)[:, None, None, None].expand(7, 3, 2, 2)
 BATCHES = [[3, 4], [0, 2], [1], [6, 5]]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from csdn.cli import presets
-from csdn.params import load_params
+from csdn.params import load_params, set_value
 from csdn.runtime.documents import parse_yaml
 from csdn.runtime.errors import UserError
 
@@ -108,5 +108,5 @@ def test_an_invalid_file_stays_unchanged(params_path):
 
 @pytest.mark.parametrize("value", [1e-05, 2.5e-07, 0.0003, 3.0, 1e20])
 def test_a_number_that_is_set_is_read_as_that_number(params_path, value):
-    presets.set_value(params_path, "embedding.weight_decay", value)
+    set_value(params_path, "embedding.weight_decay", value)
     assert load_params(params_path).embedding.weight_decay == value

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from csdn.data.checkpoint_store import CheckpointTimer, open_state
 from csdn.data.sampler import pair_plan, pooled_plan
-from csdn.data.state import CheckpointTimer, open_state
 from csdn.model import CSDN, ModelConfig
 from csdn.params import EmbeddingParams, PhaseParams
 from csdn.runtime.errors import Diverged

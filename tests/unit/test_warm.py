@@ -21,7 +21,7 @@ from warm_work import (
     start_of,
 )
 
-from csdn.data.state import stage_key, state_key
+from csdn.data.checkpoint_store import stage_key, state_key
 from csdn.model import load
 from csdn.model.network import row_std
 from csdn.runtime.errors import UserError

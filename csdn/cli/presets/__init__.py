@@ -7,16 +7,11 @@ protocol). `--small` replaces the size by the small one, for a run of a minute.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import reduce
-from operator import getitem
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
-from csdn.params import load_params
+from csdn.params import edited, load_params, round_trip
 from csdn.runtime.errors import UserError
-from csdn.runtime.files import atomic_write
 
 FOLDER = Path(__file__).parent
 SIZES = ("published", "small")
@@ -30,9 +25,9 @@ def values(name: str, small: bool = False) -> Any:
     """The values of a preset, as nested mappings; UserError for an unknown preset."""
     if name not in names():
         raise UserError(f"no preset is called {name!r}; there are: {', '.join(names())}")
-    preset = _round_trip().load(FOLDER / f"{name}.yaml")
+    preset = round_trip().load(FOLDER / f"{name}.yaml")
     size = "small" if small else preset["size"]
-    merged = _round_trip().load(FOLDER / f"{size}.yaml")
+    merged = round_trip().load(FOLDER / f"{size}.yaml")
     for section, own in preset["values"].items():
         # The model values of a preset are for the published CLIP; the small one has its own stem and size.
         if not (small and section == "model"):
@@ -48,36 +43,16 @@ def apply_preset(name: str, params_path: str | Path = "params.yaml", small: bool
     """
     path = Path(params_path)
     load_params(path)
-    params, preset = _round_trip().load(path), values(name, small)
-    changes = [f"{key}: {_shown(old)} -> {_shown(new)}" for key, old, new in _assign(params, preset)]
+    with edited(path) as params:
+        changes = [
+            f"{key}: {_shown(old)} -> {_shown(new)}" for key, old, new in _assign(params, values(name, small))
+        ]
     if not changes:
         return [f"{path} already has the values of {name!r}"]
-    _write(params, path)
     weights = params["model"]["weights"]
     if not Path(weights).is_file():
         changes.append(f"{weights} is missing: run `csdn fetch-clip`")
     return changes
-
-
-def set_value(path: Path, key: str, value: Any) -> None:
-    """Set one dotted key of a parameter file, in place."""
-    params = _round_trip().load(path)
-    *sections, last = key.split(".")
-    reduce(getitem, sections, params)[last] = value
-    _write(params, path)
-
-
-def _write(params: Any, path: Path) -> None:
-    with atomic_write(path) as temporary:
-        _round_trip().dump(params, temporary)
-
-
-def _round_trip() -> YAML:
-    """A parser that keeps comments, order, quotes, blank lines and the spelling of numbers."""
-    parser = YAML()
-    parser.preserve_quotes = True
-    parser.width = 4096
-    return parser
 
 
 def _shown(value: Any) -> str:

@@ -19,8 +19,15 @@ from make_images import Project, jpeg, make_drop, people_named
 from safetensors.torch import load_file, save_file
 from workspace import ROOT
 
-from csdn.data import state as state_module
-from csdn.data.state import KEPT, CheckpointStore, CheckpointTimer, clone_name, open_state, state_key
+from csdn.data import checkpoint_store
+from csdn.data.checkpoint_store import (
+    KEPT,
+    CheckpointStore,
+    CheckpointTimer,
+    clone_name,
+    open_state,
+    state_key,
+)
 from csdn.params import Params, load_params
 from csdn.runtime.errors import UserError
 from csdn.training.warm_start import training_inputs
@@ -31,7 +38,7 @@ def test_key_changes_with_anything_that_decides_the_result(monkeypatch):
     assert key == state_key(params={"seed": 0}, data="a")
     assert key != state_key(data="b", params={"seed": 0})
     assert key != state_key(data="a", params={"seed": 1})
-    monkeypatch.setattr(state_module, "version", lambda name: "another")
+    monkeypatch.setattr(checkpoint_store, "version", lambda name: "another")
     assert key != state_key(data="a", params={"seed": 0})
 
 
@@ -176,9 +183,9 @@ def test_the_latest_unfinished_runs_of_a_stage_are_kept(tmp_path):
 
 
 def test_a_run_that_starts_while_another_removes_its_state_gets_a_new_state(tmp_path, monkeypatch):
-    monkeypatch.setattr(state_module, "LOCK_SECONDS", 60)
+    monkeypatch.setattr(checkpoint_store, "LOCK_SECONDS", 60)
     code = (
-        "import sys, time; from csdn.data.state import open_state\n"
+        "import sys, time; from csdn.data.checkpoint_store import open_state\n"
         "with open_state('stage', 'k'):\n"
         "    print('began', flush=True); time.sleep(0.5)"
     )
@@ -198,7 +205,7 @@ def test_a_run_that_starts_while_another_removes_its_state_gets_a_new_state(tmp_
 
 def test_a_killed_holder_releases_the_lock_even_if_its_child_lives(tmp_path):
     code = (
-        "import os, time; from csdn.data.state import open_state\n"
+        "import os, time; from csdn.data.checkpoint_store import open_state\n"
         "with open_state('stage', 'k') as state:\n"
         "    state.save({'epoch': 3})\n"
         "    if not os.fork(): time.sleep(30)\n"
@@ -219,7 +226,7 @@ def test_a_killed_holder_releases_the_lock_even_if_its_child_lives(tmp_path):
 
 def test_a_position_without_tensors_is_saved_without_torch(tmp_path):
     code = (
-        "import sys; from csdn.data.state import open_state\n"
+        "import sys; from csdn.data.checkpoint_store import open_state\n"
         "with open_state('stage', 'k') as state:\n"
         "    state.save({'done': 3}); print(state.load(), 'torch' in sys.modules)"
     )
@@ -229,7 +236,7 @@ def test_a_position_without_tensors_is_saved_without_torch(tmp_path):
 
 def test_saving_takes_half_a_percent_of_the_time(monkeypatch):
     now = 0.0
-    monkeypatch.setattr(state_module.time, "monotonic", lambda: now)
+    monkeypatch.setattr(checkpoint_store.time, "monotonic", lambda: now)
     timer = CheckpointTimer()
     spent = 0
     while now < 10_000:
@@ -301,8 +308,8 @@ def test_only_the_tensors_of_the_furthest_checkpoint_are_read(made, monkeypatch)
     for step in (1, 2, 3):
         checkpoint(made, "a", step)
     read = []
-    real = state_module._read_tensors
-    monkeypatch.setattr(state_module, "_read_tensors", lambda *of: read.append(of) or real(*of))
+    real = checkpoint_store._read_tensors
+    monkeypatch.setattr(checkpoint_store, "_read_tensors", lambda *of: read.append(of) or real(*of))
     assert made.load()[0]["step"] == 3
     assert len(read) == 1
 

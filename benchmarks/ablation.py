@@ -5,7 +5,8 @@
 
 It is run in the project's root folder. An experiment is params.yaml with a few values changed; `dvc exp run`
 trains it in a temporary copy of the project, which shares DVC's cache: the working tree is not touched, and
-what was computed once is not computed again, also after an interruption. The table is printed and written to
+stages that no value changes are not run. An experiment belongs to the commit it began from, so changes are
+committed first, and one that this commit has is not run again. The table is printed and written to
 metrics/ablation.json; the report shows it from the next `dvc repro` on.
 """
 
@@ -70,10 +71,15 @@ def main() -> None:
     copied = outside_git(load_params().model.weights)
     if not in_git("dvc.lock"):
         print("dvc.lock is not in Git, so every experiment ingests the data again; commit it to avoid that")
+    if changed := uncommitted():
+        parser.error(f"commit these changes first, or undo them: {', '.join(changed)}")
+    names = {experiment_name(variant, seed) for variant in chosen for seed in arguments.seeds}
+    _, done = finished(names)
+    there = {(one.variant, one.seed) for one in done}
     for seed in sorted(set(arguments.seeds)):
         for variant in chosen:
-            run(variant, seed, copied)
-    names = {experiment_name(variant, seed) for variant in chosen for seed in arguments.seeds}
+            if (variant, seed) not in there:
+                run(variant, seed, copied)
     table = measured_table(*finished(names))
     write_json(OUT, AblationFile(measured=table).model_dump())
     print(*markdown(table.variants), sep="\n")
@@ -84,7 +90,7 @@ def main() -> None:
 
 
 def run(variant: str, seed: int, copied: Sequence[str]) -> None:
-    """Run one experiment in place of an older one of its name; ends the program if it fails."""
+    """Run one experiment in place of another commit's of its name; ends the program if it fails."""
     name = experiment_name(variant, seed)
     # `dvc exp run --force` would replace it too, but train every stage again.
     subprocess.run(["dvc", "exp", "remove", "--quiet", name], check=False, stderr=subprocess.DEVNULL)
@@ -114,6 +120,12 @@ def outside_git(weights: str) -> list[str]:
     """
     folder = str(Path(weights).parent)
     return [] if in_git(weights) else [weights if in_git(folder) else folder]
+
+
+def uncommitted() -> list[str]:
+    """The changed files in Git that decide an experiment; its own results do not."""
+    files = output("git", "diff", "--name-only", "HEAD").splitlines()
+    return [file for file in files if file != "dvc.lock" and not file.startswith("metrics/")]
 
 
 def in_git(path: str) -> bool:

@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 
 from csdn.data.catalog import REFUSED_SCHEMA, read_table
+from csdn.data.outputs import in_words, refused_in_words
 from csdn.ingest.ledger import SHORT, Drop, Status, change_ledger, decide, read_ledger
 from csdn.ingest.sources import LAYOUTS
 from csdn.ingest.sync import DATA, open_drop, sync_ledger
 from csdn.params import load_params
 from csdn.runtime.documents import expected_in, read_json
 from csdn.runtime.errors import UserError
-from csdn.runtime.sanitize import escape_control_chars, in_words, refused_in_words
+from csdn.runtime.sanitize import escape_control_chars
 
 DropId = Annotated[str, typer.Argument(metavar="DROP", help="Its address, its id, or the id's first digits.")]
 Reason = Annotated[str, typer.Option(help="Why; others read it in the ledger.")]

@@ -135,8 +135,19 @@ def _remove_older(stage: str, folder: Path) -> None:
     for other in sorted(others, key=others.get, reverse=True)[KEPT:]:
         lock_file = other.with_name(f"{other.name}.lock")
         with suppress(Timeout), FileLock(lock_file, timeout=0):  # Timeout: it is in use
-            shutil.rmtree(other, ignore_errors=True)
+            _remove_folder(other)
             lock_file.unlink()
+
+
+def _remove_folder(folder: Path) -> None:
+    """Remove a state; `stage` last, by which the next run finds what a killed removal has left."""
+    for entry in sorted(folder.glob("*"), key=lambda entry: entry.name == "stage"):
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+    with suppress(OSError):  # it is not there, or a worker that outlives its run still writes to it
+        folder.rmdir()
 
 
 class CheckpointStore:
@@ -208,7 +219,7 @@ class CheckpointStore:
         filesystem, folder = self.storage
         if filesystem.get_file_info(folder).type == FileType.Directory:
             filesystem.delete_dir(folder)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        _remove_folder(self.folder)
 
     @cached_property
     def storage(self) -> tuple[FileSystem, str]:

@@ -33,7 +33,7 @@ from csdn.data.batch import ImageReader, TestBatchReader, TrainBatchReader
 from csdn.data.catalog import MODALITIES, SampleTable
 from csdn.data.sampler import BatchPlan, EpochPlan, epoch_batches, epoch_plan, sequential_plan
 from csdn.params import Params
-from csdn.runtime.errors import UserError
+from csdn.runtime.errors import UserError, without_cause
 from csdn.runtime.process import set_parent_death_signal
 
 # Batches that each process prepares in advance, and batches that the consumer may hold (one while it requests
@@ -225,7 +225,7 @@ class BatchLoader:
                 results = iter(self.loader)
             for row, slot, error in results:
                 if error:
-                    raise UserError(error)
+                    raise error
                 yield self.make_batch(row, self.slots.lend(slot))
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
@@ -251,21 +251,19 @@ class _SlotSampler:
 
 
 class _RowDataset(TorchDataset):
-    """The data set of the DataLoader: item (row, slot) fills the slot, and is (row, slot, error message or
-    None).
-    """
+    """The data set of the DataLoader: item (row, slot) fills the slot, and is (row, slot, error or None)."""
 
     def __init__(self, reader: BatchReader, slots: Slots) -> None:
         self.reader, self.slots = reader, slots
 
-    def __getitem__(self, task: tuple[Any, int]) -> tuple[Any, int, str | None]:
+    def __getitem__(self, task: tuple[Any, int]) -> tuple[Any, int, UserError | None]:
         row, slot = task
         try:
             self.reader.fill(row, self.slots.array(slot))
-        except UserError as error:  # as text, because a DataLoader wraps an exception in a traceback
-            return row, slot, str(error)
+        except UserError as error:  # returned, because a DataLoader wraps an exception in a traceback
+            return row, slot, without_cause(error)
         except MemoryError:
-            return row, slot, _NO_MEMORY
+            return row, slot, UserError(_NO_MEMORY)
         return row, slot, None
 
 

@@ -357,7 +357,7 @@ def _explained(error: Exception, endpoint: str, tried: float) -> str:
         return _NO_KEYS
     if isinstance(error, _CONNECTION_ERRORS) and not isinstance(error, _PERMANENT):
         return (
-            f"{endpoint} does not answer ({_reason(error)}; tried for {tried:.0f} s); is AWS_ENDPOINT_URL "
+            f"{endpoint} does not respond ({_reason(error)}; tried for {tried:.0f} s); is AWS_ENDPOINT_URL "
             "right, and the store up?"
         )
     return str(error)

@@ -38,6 +38,7 @@ from csdn.data.catalog import MODALITIES, Dataset, SampleTable, load_dataset
 from csdn.data.checkpoint_store import open_state, stage_key
 from csdn.data.features import Embed, Embedder, extract_features, extract_local
 from csdn.data.loader import ImageBatches, test_loader
+from csdn.data.outputs import write_csv
 from csdn.data.shards import shards_at
 from csdn.evaluation.baselines import clip_embed, flipped, gradient_histograms
 from csdn.evaluation.headline import METHODS, headline
@@ -67,7 +68,7 @@ from csdn.model.clip import Clip
 from csdn.model.device import configure_torch
 from csdn.params import Params
 from csdn.runtime.errors import UserError
-from csdn.runtime.files import atomic_folder, write_csv, write_json
+from csdn.runtime.files import atomic_folder, write_json
 
 PAIR = ("query_camera", "gallery_camera")
 PAIR_COLUMNS = ("direction", *PAIR, "queries", "rank1", "mAP")

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from csdn.data.outputs import examples, in_words
 from csdn.ingest.ledger import SHORT, Drop, Status
 from csdn.ingest.merge import IndexedDrop, Merged
 from csdn.ingest.pack import Range, range_of
-from csdn.runtime.sanitize import examples, in_words
 
 
 def summary(

@@ -24,10 +24,10 @@ import pyarrow as pa
 
 from csdn.data.catalog import PEOPLE_SCHEMA, QUARANTINE_SCHEMA, SAMPLES_SCHEMA
 from csdn.data.labels import NO_LABEL, canonical_label, spelling_notes
+from csdn.data.outputs import refused_in_words
 from csdn.ingest.identities import SplitRule, check_trial, people_splits, published_splits
 from csdn.ingest.ledger import SHORT, Drop, Status
 from csdn.runtime.errors import UserError
-from csdn.runtime.sanitize import refused_in_words
 
 TWO_PEOPLE = "same image under two people or modalities"
 EARLIER_DROP = "same image under another person or modality in an earlier drop"

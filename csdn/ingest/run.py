@@ -28,6 +28,7 @@ from csdn.data.catalog import (
     write_table,
 )
 from csdn.data.checkpoint_store import CheckpointStore, open_state, state_key
+from csdn.data.outputs import refused_in_words
 from csdn.data.shards import VerifiedShards, has_bytes_of
 from csdn.ingest.counts import facts_of_cameras, summary
 from csdn.ingest.identities import SplitRule, read_aliases
@@ -46,7 +47,6 @@ from csdn.ingest.sources import open_source
 from csdn.runtime.errors import UserError
 from csdn.runtime.files import remove_temp, write_json
 from csdn.runtime.process import available_cores
-from csdn.runtime.sanitize import refused_in_words
 
 if TYPE_CHECKING:
     from csdn.params import DataParams, IngestParams

@@ -13,12 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from csdn.data.catalog import INDEX_SCHEMA, MODALITIES, REFUSED_SCHEMA, ImageRecord, read_table
+from csdn.data.outputs import refused_in_words
 from csdn.ingest.ledger import SHORT, Drop, Status, content_name, drop_id, whole_address
 from csdn.ingest.sources import Source, open_source
 from csdn.ingest.sources.cameras import MANIFESTS, MARKER
 from csdn.ingest.sources.tree import RemoteTree, is_system_file, kinds_in_words
 from csdn.runtime.errors import ServiceUnavailable, UserError
-from csdn.runtime.sanitize import escape_control_chars, refused_in_words
+from csdn.runtime.sanitize import escape_control_chars
 
 # Threads: hashing and waiting for a store both release the GIL.
 READERS = 8

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
 from csdn.data.catalog import QUARANTINE_SCHEMA, Dataset, load_dataset, read_table
+from csdn.data.outputs import read_csv
 from csdn.data.shards import shards_at
 from csdn.data.storage import Store
 from csdn.evaluation.headline import notes
@@ -46,7 +47,7 @@ from csdn.report.tables import AblationTable, data_hash, read_ablation
 from csdn.report.wording import shown
 from csdn.runtime.documents import read_json
 from csdn.runtime.errors import UserError
-from csdn.runtime.files import atomic_folder, read_csv
+from csdn.runtime.files import atomic_folder
 
 HASH_DIGITS = 16  # of the page's SHA-256, the folder of a published copy
 

@@ -20,6 +20,7 @@ from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from csdn.data.outputs import in_words
 from csdn.evaluation.headline import METHODS
 from csdn.params import Params, leaves
 from csdn.report.wording import (
@@ -34,7 +35,6 @@ from csdn.report.wording import (
 )
 from csdn.runtime.documents import read_json
 from csdn.runtime.errors import UserError
-from csdn.runtime.sanitize import in_words
 
 LADDER = tuple(reversed(METHODS))  # from chance to the trained model
 FIGURE_NAMES = {

@@ -345,7 +345,7 @@ def embed_models(
             embedder, batches, partial(_embeds, same, params.evaluation.flip_tta), params.scaling, device
         )
         with progress("embed", "images") as report:
-            features |= extract_features(extract, len(table), state.part(f"walk-{number}"), report)
+            features |= extract_features(extract, len(table), state.part(f"features-{number}"), report)
     return features
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from csdn.data.catalog import PEOPLE_SCHEMA, read_table
+from csdn.data.outputs import in_words
 from csdn.ingest.identities import SplitRule, parse_aliases
 from csdn.ingest.ledger import LEDGER, Drop, Status, parse_ledger
 from csdn.ingest.sync import sync_ledger
@@ -36,7 +37,7 @@ from csdn.retraining.workspace import AlreadyDecided, Run, begin
 from csdn.runtime.documents import expected_in, parse_yaml, read_json
 from csdn.runtime.errors import Diverged, UserError
 from csdn.runtime.files import write_json
-from csdn.runtime.sanitize import in_words
+from csdn.runtime.sanitize import escape_control_chars
 from csdn.training.champion import Champion, read_champion
 
 KEPT = 3  # working trees of runs, kept for their reports
@@ -131,7 +132,7 @@ def retrain_local(workspace: Path, overrides: Mapping[str, Any], force: bool) ->
 
 
 def _print(*lines: str) -> None:
-    print(*lines, sep="\n", flush=True)
+    print(*(escape_control_chars(line, keep="\n") for line in lines), sep="\n", flush=True)
 
 
 # The scan: what arrived, and whether it is enough.
@@ -225,7 +226,10 @@ def nothing_usable(run: Run) -> list[str]:
         return []
     bad = [(drop, held[drop.id]) for drop in run.new_drops]
     return [
-        f"{drop}: {one['bad']} of {one['images']} images are bad: {in_words(one['reasons'], one['examples'])}"
+        escape_control_chars(
+            f"{drop}: {one['bad']} of {one['images']} images are bad: "
+            f"{in_words(one['reasons'], one['examples'])}"
+        )
         for drop, one in bad
     ]
 

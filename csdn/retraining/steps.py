@@ -23,7 +23,7 @@ from csdn.runtime.console import Event, parse_event, text_line, wants_json
 from csdn.runtime.documents import expected_in, read_yaml
 from csdn.runtime.errors import Diverged, ServiceUnavailable, UserError
 from csdn.runtime.process import WITH_PARENT
-from csdn.runtime.sanitize import redact_text
+from csdn.runtime.sanitize import escape_control_chars, redact_text
 
 STAGES = ("ingest", "prompts", "embedding", "evaluate", "report")
 # Run in a working tree this uses the tree's own code, as the stages do.
@@ -150,7 +150,7 @@ def run(
                 error = event
             shown = text_line(event) if event and not wants_json() else line
             for text in filter(str.strip, shown.split("\n")):
-                last.append(redact_text(text.rstrip()))
+                last.append(escape_control_chars(redact_text(text.rstrip())))
                 log(last[-1])
         code = process.wait()
     except BaseException:  # Prefect raises one to cancel a run

@@ -30,6 +30,11 @@ def is_unavailable(error: BaseException | None) -> bool:
     return error is not None and (isinstance(error, ServiceUnavailable) or is_unavailable(error.__cause__))
 
 
+def without_cause(error: UserError) -> UserError:
+    """The error for another process: pickling loses the cause, which may be a ServiceUnavailable."""
+    return (ServiceUnavailable if is_unavailable(error) else UserError)(str(error))
+
+
 # Error number -> what it means and what to do.
 _FULL = "the disk is full; free some space"
 _FORBIDDEN = "this user may not read or write it; change its permissions, or run as another user"

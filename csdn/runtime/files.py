@@ -1,4 +1,4 @@
-"""Atomic writes, locks, and the JSON and CSV formats of the outputs.
+"""Atomic writes, locks, and the JSON format of the outputs.
 
 A file or folder is written under a temporary name, flushed to disk, then renamed. A killed run leaves at most
 `.<name>.partial` beside the output; `remove_temp` removes such leftovers.
@@ -6,17 +6,15 @@ A file or folder is written under a temporary name, flushed to disk, then rename
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from csdn.runtime.errors import UserError
-from csdn.runtime.sanitize import as_cell, from_cell
 
 LOCK_SECONDS = 60  # to wait for a lock, which is held only while a small file is read and written
 
@@ -130,32 +128,6 @@ def locked(path: str | Path) -> Iterator[None]:
             f"{path}: another process has held {lock.name} beside it for {LOCK_SECONDS} s; wait until that "
             "process ends, or stop it, then run the command again"
         ) from None
-
-
-def write_csv(
-    path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = (), digits: int | None = None
-) -> None:
-    """Write rows as CSV for spreadsheets; texts are escaped by `as_cell`, numbers are unchanged.
-
-    columns: the header of a table without rows; digits: significant digits of floats, by default all.
-    """
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        columns = list(rows[0]) if rows else columns
-        writer.writerow(columns)
-        writer.writerows([_cell(row[column], digits) for column in columns] for row in rows)
-
-
-def _cell(value: Any, digits: int | None) -> Any:
-    if isinstance(value, float) and digits:
-        return f"{value:.{digits}g}"
-    return as_cell(value) if isinstance(value, str) else value
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows that `write_csv` wrote: texts without the escapes, numbers as texts."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{name: from_cell(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
 
 
 def remove_temp(folder: str | Path, keep: Container[str] = ()) -> None:

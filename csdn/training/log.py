@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from csdn.data.outputs import write_csv
 from csdn.runtime.errors import Diverged
-from csdn.runtime.files import write_csv
 from csdn.training.distributed import all_reduce_any, mean_over_ranks
 
 ROWS_PER_EPOCH = 20

@@ -86,7 +86,7 @@ def ingest_in(
 ) -> subprocess.CompletedProcess[str]:
     """Ingest the project in `folder` in a process of its own that does `first` before."""
     body = (*first, f"Project(Path(), processes={processes}).ingest()")
-    imports = "import pandas, pyarrow.parquet\nfrom make_images import Project"
+    imports = "import pandas, pyarrow.parquet\nimport csdn.runtime.console\nfrom make_images import Project"
     return run_main(folder, *body, before=imports, mount=mount, stage="ingest")
 
 
@@ -226,7 +226,7 @@ def test_an_image_that_takes_more_memory_than_there_is(folder, fault):
     project.add(drop)
     settings = "max_pixels=10**8, max_bad_fraction=0.1"
     body = ("more_memory(64)", f"Project(Path()).ingest({settings})")
-    imports = "import pandas, pyarrow.parquet\nfrom make_images import Project"
+    imports = "import pandas, pyarrow.parquet\nimport csdn.runtime.console\nfrom make_images import Project"
     error = error_of(run_main(folder, *body, before=imports, stage="ingest"))
     assert project.ingest(max_pixels=10**8, max_bad_fraction=0.1)["quarantined"] == {"truncated": 1}
     fault("disk and memory", "memory runs out at ingest (RLIMIT_AS)", error)

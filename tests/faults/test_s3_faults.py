@@ -62,7 +62,7 @@ WRONG = {
     ),
     "an object store: nobody listens at its endpoint": (
         {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"},
-        "does not answer (no connection; tried for",
+        "does not respond (no connection; tried for",
     ),
     "an object store: its endpoint is no URL": (
         {"AWS_ENDPOINT_URL": "store"},

@@ -19,12 +19,13 @@ from workspace import run
 
 import stages.ingest
 from csdn.data.labels import canonical_label
+from csdn.data.outputs import as_cell, from_cell, read_csv, write_csv
 from csdn.ingest.ledger import Drop, Status, decide, find_drop, read_ledger, write_ledger
 from csdn.retraining.steps import run as run_in_flow
 from csdn.runtime import console
 from csdn.runtime.errors import UserError
-from csdn.runtime.files import as_json, read_csv, write_csv
-from csdn.runtime.sanitize import as_cell, as_markdown, escape_control_chars, escape_tags, from_cell
+from csdn.runtime.files import as_json
+from csdn.runtime.sanitize import as_markdown, escape_control_chars, escape_tags
 
 EVIL = "\x1b[2J\x1b]0;title\x07in\rx\u202egpj [bold red]y[/] [link=evil]z[/link] %s {0}"
 # Control characters, and characters that reverse or hide text, except the end of a line.

@@ -21,7 +21,7 @@ def paths(entries):
     return [next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries or []]
 
 
-# These decide no byte of a result (README, "Where things are"): wording, progress, Ray, retries, parsing.
+# These decide no byte of a result: wording, progress, Ray, retries, parsing.
 DECIDES_NOTHING = ("csdn/runtime", "csdn/cluster", "csdn/cli", "csdn/params.py")
 
 

@@ -38,8 +38,8 @@ def test_a_killed_run_continues_to_the_same_bytes(campaign, point, fault):
     )
 
 
-# A DataLoader's own processes would notice after five seconds.
-@pytest.mark.parametrize(("workers", "seconds"), [(0, 3), (1, 20)], ids=["loader", "ray"])
+# A DataLoader's own processes would notice after five seconds; a starting worker of Ray within a minute.
+@pytest.mark.parametrize(("workers", "seconds"), [(0, 3), (1, 90)], ids=["loader", "ray"])
 def test_a_killed_dvc_takes_everything_with_it_that_it_started(campaign, tmp_path, workers, seconds, fault):
     project = shutil.copytree(campaign.folder / "embedding", tmp_path / "project", symlinks=True)
     set_params(project, {"embedding.epochs": 1000, "scaling.workers": workers})
@@ -67,7 +67,7 @@ def test_a_killed_dvc_takes_everything_with_it_that_it_started(campaign, tmp_pat
     fault(
         "processes",
         "`dvc` was killed (SIGKILL) while the loader's processes, or Ray's, worked",
-        "They end with it; two idle agents of Ray within about a minute.",
+        "They end with it; idle processes of Ray within about a minute.",
     )
 
 

@@ -43,7 +43,7 @@ def finished(tmp_path_factory):
 def test_every_stage_leaves_its_outputs_and_no_state(finished):
     for name in (*COMPARED, "evaluation/queries.parquet", "evaluation/cmc.csv", "report/index.html"):
         assert (finished / name).stat().st_size > 0, name
-    assert not list(finished.glob(".state/*.lock"))
+    assert not list(finished.glob(".state/[!.]*.lock"))
     assert not list(finished.rglob("*.partial"))
 
 
@@ -105,7 +105,7 @@ def wait_for(process: subprocess.Popen, folder: Path, pattern: str) -> None:
 def test_a_second_run_of_a_stage_is_refused_while_the_first_works(ingested, fault):
     first = subprocess.Popen(["python", "-m", "stages.prompts"], cwd=ingested, env=workspace.environment())
     try:
-        wait_for(first, ingested, ".state/*.lock")
+        wait_for(first, ingested, ".state/[!.]*.lock")
         first.send_signal(signal.SIGSTOP)  # it holds the lock for as long as the test needs
         second = workspace.run(ingested, "python", "-m", "stages.prompts", check=False)
     finally:

@@ -22,7 +22,13 @@ from csdn.ingest.sync import open_drop
 OUTPUTS = ("data/shards", "data/index", "data/*.parquet", "models", "metrics", "evaluation", "report")
 # Written at once; shards and indexes grow drop by drop.
 FOLDERS = ("models/prompts", "models/embedding", "evaluation", "report")
-LEFTOVERS = (".state/*.lock", ".state/*/stage", "data/**/.*.partial", "models/**/.*.partial", ".*.partial")
+LEFTOVERS = (
+    ".state/[!.]*.lock",
+    ".state/*/stage",
+    "data/**/.*.partial",
+    "models/**/.*.partial",
+    ".*.partial",
+)
 # Some seconds of work in each stage, and processes of their own in each that reads images.
 PARAMETERS = {
     "prompts.tokens.epochs": 60,

@@ -124,7 +124,6 @@ GITCONFIG = """
     status = !false
     ci = commit --signoff
 """
-HOOKS = ("pre-commit", "commit-msg", "post-checkout", "pre-push", "reference-transaction", "fsmonitor")
 DVC_CONFIG = """
 [core]
     interactive = true

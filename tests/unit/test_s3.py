@@ -266,7 +266,7 @@ def test_the_doctor_asks_the_stores_of_the_parameters(s3_server, tmp_path):
     shutil.copy(ROOT / "params.yaml", tmp_path)
     set_params(tmp_path, {"ingest.store": "s3://cameras/in", "report.store": "s3://no-such-bucket/out"})
     first, second = (check for check in doctor.report(tmp_path) if check.name == "object store")
-    assert (first.state, first.found) == ("ok", "s3://cameras/in answers")
+    assert (first.state, first.found) == ("ok", "s3://cameras/in responds")
     assert second.state == "problem" and "s3://no-such-bucket/out: there is no such bucket" in second.found
 
 

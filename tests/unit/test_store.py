@@ -62,11 +62,11 @@ def test_requests_are_repeated_while_the_store_is_down(error, clock):
 
 
 def test_retries_end_at_the_timeout(clock):
-    with pytest.raises(UserError, match=r"http://store does not answer \(no connection; tried for \d+ s\)"):
+    with pytest.raises(UserError, match=r"http://store does not respond \(no connection; tried for \d+ s\)"):
         ask(*[exceptions.EndpointConnectionError(**URL)] * 1000)
     assert 50 < sum(clock) <= 60 and max(clock) <= 4
     clock.clear()
-    with pytest.raises(UserError, match="does not answer"):
+    with pytest.raises(UserError, match="does not respond"):
         ask(*[exceptions.ReadTimeoutError(**URL)] * 1000, timeout=storage.FIRST_TIMEOUT)
     assert sum(clock) <= storage.FIRST_TIMEOUT
 

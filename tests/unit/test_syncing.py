@@ -152,5 +152,5 @@ def test_a_store_s_drops_are_compared_by_their_listing(s3_server, tmp_path, monk
     assert skipped.startswith("skipped: s3://cameras/landing/tuesday: no image")
     assert vanished.startswith("vanished: drop ")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(ServiceUnavailable, match="does not answer"):
+    with pytest.raises(ServiceUnavailable, match="does not respond"):
         sync_ledger(drops, [place])

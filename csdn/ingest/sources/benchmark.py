@@ -13,10 +13,10 @@ from collections.abc import Collection, Iterator, Mapping
 
 from csdn.data.catalog import ImageRecord
 from csdn.data.labels import canonical_label, label_fault
+from csdn.data.outputs import refused_in_words
 from csdn.ingest.sources.tree import FileEntry, Files, Kind, kind_of, not_taken, open_tree
 from csdn.runtime.documents import read_text
 from csdn.runtime.errors import UserError
-from csdn.runtime.sanitize import refused_in_words
 
 TRAIN, TEST = "train", "test"
 

@@ -22,6 +22,7 @@ from pyarrow import csv
 
 from csdn.data.catalog import MODALITIES, ImageRecord
 from csdn.data.labels import NO_LABEL, canonical_label, exact_below, label_fault
+from csdn.data.outputs import refused_in_words
 from csdn.ingest.sources.tree import (
     FileEntry,
     Files,
@@ -35,7 +36,7 @@ from csdn.ingest.sources.tree import (
 )
 from csdn.runtime.documents import delimiter_of, read_text
 from csdn.runtime.errors import UserError
-from csdn.runtime.sanitize import escape_control_chars, refused_in_words
+from csdn.runtime.sanitize import escape_control_chars
 
 REQUIRED = ("path", "person", "modality", "camera")
 OPTIONAL = ("captured_at",)
@@ -210,7 +211,7 @@ class CameraSource:
                 words = refused_in_words([(item.path, item.reason or not_taken(item.path)) for item in items])
                 raise UserError(
                     f"{self.address}: {modality} camera {camera}: none of {len(items)} files can be taken: "
-                    f"{words}. Mend them, or take the camera out of the drop; taken are {taken_kinds()}"
+                    f"{words}. Repair them, or take the camera out of the drop; taken are {taken_kinds()}"
                 )
 
 

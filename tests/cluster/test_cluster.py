@@ -202,6 +202,13 @@ def test_a_shard_damaged_after_ingest_is_named_by_ray_data_too(ray_instance, tmp
         list(damaged.epoch(0))
 
 
+def test_stages_import_ray_only_in_a_session():
+    """Ray reads the token, and whether there is one, from the environment when it is imported."""
+    program = "import csdn.cluster.extract, csdn.cluster.ingest, csdn.cluster.train, sys; print('ray' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 @pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
 @pytest.mark.parametrize(("length", "own"), [(39, False), (40, True), (300, True)])
 def test_ray_gets_a_short_temporary_folder_if_the_path_of_a_socket_would_be_too_long(
@@ -276,7 +283,7 @@ def test_a_cluster_that_does_not_respond_is_a_clear_error(fault):
 
 
 def test_lost_workers_are_reported_with_rank_and_error():
-    from csdn.cluster.train import failure_note
+    from csdn.cluster.worker import failure_note
 
     note = failure_note({2: RuntimeError("x"), 0: OSError()})
     assert note == "lost worker 0 (OSError), 2 (RuntimeError): back to the last checkpoint"

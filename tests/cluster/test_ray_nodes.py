@@ -39,7 +39,8 @@ def cluster(monkeypatch):
 
 
 def test_workers_save_a_checkpoint_before_their_node_is_pre_empted(cluster, tmp_path, fault):
-    from csdn.cluster.train import PREEMPTION_NOTE, train_on_ray
+    from csdn.cluster.train import train_on_ray
+    from csdn.cluster.worker import PREEMPTION_NOTE
 
     images = write_images(tmp_path / "images")
     seen, notes = [], []

@@ -14,7 +14,7 @@ Methods: `trained`, and the baselines `clip` (the same CLIP without training), `
     evaluation/text_maps.safetensors for some training people, where in an image their text is (TextMaps);
                                      map n is that of row n of text_maps.csv: key, person, modality
 
-Texts in the CSV files are escaped (csdn.runtime.sanitize.as_cell): people open them in spreadsheets.
+Texts in the CSV files are escaped (csdn.data.outputs.as_cell): people open them in spreadsheets.
 queries.parquet has names as they are.
 """
 

@@ -204,7 +204,8 @@ def test_a_shard_damaged_after_ingest_is_named_by_ray_data_too(ray_instance, tmp
 
 def test_stages_import_ray_only_in_a_session():
     """Ray reads the token, and whether there is one, from the environment when it is imported."""
-    program = "import csdn.cluster.extract, csdn.cluster.ingest, csdn.cluster.train, sys; print('ray' in sys.modules)"
+    modules = "csdn.cluster.extract, csdn.cluster.ingest, csdn.cluster.train"
+    program = f"import sys, {modules}; print('ray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

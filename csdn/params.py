@@ -38,9 +38,9 @@ def _no_credentials(address: str) -> str:
     return address
 
 
-def _s3_address(address: str) -> str:
-    if not re.fullmatch(r"s3://[^/]+(/.*)?", address):
-        raise ValueError("not an address of an object store; expected s3://bucket/prefix")
+def _store_address(address: str) -> str:
+    if not re.fullmatch(r"(s3|gs|az|memory)://[^/]+(/.*)?", address):
+        raise ValueError("not an address of an object store; expected s3://bucket/prefix (or gs://, az://)")
     return address
 
 
@@ -51,7 +51,7 @@ def _black_below_white(ends: list[int]) -> list[int]:
 
 
 Address = Annotated[str, AfterValidator(_no_credentials)]
-StoreAddress = Annotated[str, AfterValidator(_no_credentials), AfterValidator(_s3_address)]
+StoreAddress = Annotated[str, AfterValidator(_no_credentials), AfterValidator(_store_address)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -77,7 +77,7 @@ class IngestParams(Section):
     store: StoreAddress | None = None
     max_bad_fraction: Fraction
     max_pixels: Annotated[int, Field(ge=1, le=MAX_PIXELS)]
-    shard_megabytes: Count
+    shard_megabytes: Annotated[int, Field(ge=1, le=2048)]
     grey16_range: dict[str, Grey16Range] = {}  # by camera; "*": all others (csdn.ingest.pack)
 
 
@@ -229,6 +229,13 @@ class GateParams(Section):
         return self.map_margin if metric == "mAP" else self.rank1_margin
 
 
+class CacheParams(Section):
+    """Shards of an object store on the local disk of each machine (csdn.data.shard_cache); 0: none."""
+
+    folder: str | None = None
+    gigabytes: Annotated[float, Field(ge=0)] = 50.0
+
+
 class ScalingParams(Section):
     """Speed and resources. No state key and no stage depends on them; threads change the last digits only."""
 
@@ -242,6 +249,7 @@ class ScalingParams(Section):
     checkpoint_dir: Address | None = None
     max_failures: Annotated[int, Field(ge=0)] = 3
     checkpoint_seconds: Annotated[int, Field(ge=0)] = 600
+    cache: CacheParams = CacheParams()
 
 
 class RegistryParams(Section):

@@ -59,13 +59,14 @@ def _warn_of_missing_cores(available: float, scaling: ScalingParams) -> None:
 
 
 def _fit(scaling: ScalingParams, config: dict[str, Any], checkpoints: CheckpointStore) -> None:
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from csdn.cluster.worker import WorkerFailureCallback, train_worker
 
     filesystem, folder = checkpoints.storage
-    filesystem.create_dir(folder, recursive=True)
+    filesystem.makedirs(folder, exist_ok=True)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=config,
@@ -78,7 +79,7 @@ def _fit(scaling: ScalingParams, config: dict[str, Any], checkpoints: Checkpoint
         run_config=RunConfig(
             name=secrets.token_hex(8),
             storage_path=folder,
-            storage_filesystem=filesystem,
+            storage_filesystem=PyFileSystem(FSSpecHandler(filesystem)),
             checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
             failure_config=FailureConfig(max_failures=scaling.max_failures),
             callbacks=[WorkerFailureCallback(config["progress"])],

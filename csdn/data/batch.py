@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +21,7 @@ from csdn.data.augment import TestTransform, TrainTransform, draw_views, resize
 from csdn.data.images import EXTENSIONS, BadImage, decode
 from csdn.data.rng import Stream, generator
 from csdn.data.sampler import BatchPlan
-from csdn.data.shards import damaged_image, open_shards
+from csdn.data.shards import Place, Range, damaged_image, open_shards
 from csdn.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,27 +34,32 @@ VIEWS = (Stream.VISIBLE_VIEW1, Stream.VISIBLE_VIEW2, Stream.INFRARED_VIEW)
 class ImageReader:
     """Decoded images by index, resized to (height, width); every process can have a copy."""
 
-    def __init__(self, table: SampleTable, shards: str | Path, image_size: Sequence[int]) -> None:
+    def __init__(self, table: SampleTable, shards: Place, image_size: Sequence[int]) -> None:
         self.shard, self.shard_names = table.shard, table.shard_names
         self.offset, self.size, self.extension = table.offset, table.size, table.extension
         self.digest = table.digest
-        self.shards = open_shards(shards)
+        sizes = np.bincount(table.shard, weights=table.size, minlength=len(table.shard_names))
+        wanted = {name: int(size) for name, size in zip(table.shard_names, sizes, strict=True) if size}
+        self.shards = open_shards(shards, wanted)
         self.image_size = tuple(image_size)
 
     def __call__(self, indices: np.ndarray) -> list[np.ndarray]:
         """uint8 images [height, width, 3]; raises UserError where an image's bytes have changed since
         ingest.
         """
-        contents = self.shards.read_all((*self._place(index), int(self.size[index])) for index in indices)
-        return [self._image(index, data) for index, data in zip(indices, contents, strict=True)]
+        ranges = [(*self._place(index), int(self.size[index])) for index in indices]
+        contents = self.shards.read_all(ranges)
+        return [self._image(*one) for one in zip(indices, ranges, contents, strict=True)]
 
     def _place(self, index: int) -> tuple[str, int]:
         """(shard, offset)"""
         return self.shard_names[self.shard[index]], int(self.offset[index])
 
-    def _image(self, index: int, data: bytes) -> np.ndarray:
-        shard, offset = self._place(index)
-        if hashlib.sha256(data).digest() != self.digest[index].tobytes():
+    def _image(self, index: int, place: Range, data: bytes) -> np.ndarray:
+        if not self._is_recorded(index, data):  # altered on its way, in the cache, or in the shard
+            data = self.shards.read_again(place)
+        shard, offset, _ = place
+        if not self._is_recorded(index, data):
             raise UserError(damaged_image(self.shards, shard, offset))
         try:
             return resize(decode(data, EXTENSIONS[self.extension[index]]), self.image_size)
@@ -65,6 +69,9 @@ class ImageReader:
                 f"decoded any more ({error.reason}); install the versions of constraints.txt, or delete "
                 "data/index and run `dvc repro` again"
             ) from None
+
+    def _is_recorded(self, index: int, data: bytes) -> bool:
+        return hashlib.sha256(data).digest() == self.digest[index].tobytes()
 
 
 class TrainBatchReader:

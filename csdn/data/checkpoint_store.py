@@ -22,7 +22,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cached_property, partial
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ from csdn.runtime.files import atomic_write, locked
 
 if TYPE_CHECKING:
     import torch
-    from pyarrow.fs import FileSystem
+    from fsspec import AbstractFileSystem
 
     from csdn.params import Params
 
@@ -214,49 +214,38 @@ class CheckpointStore:
 
     def remove(self) -> None:
         """Remove everything, when the result is written."""
-        from pyarrow.fs import FileType
-
         filesystem, folder = self.storage
-        if filesystem.get_file_info(folder).type == FileType.Directory:
-            filesystem.delete_dir(folder)
+        if filesystem.isdir(folder):
+            filesystem.rm(folder, recursive=True)
         _remove_folder(self.folder)
 
     @cached_property
-    def storage(self) -> tuple[FileSystem, str]:
+    def storage(self) -> tuple[AbstractFileSystem, str]:
         """The file system and the folder of the attempts."""
-        from pyarrow.fs import LocalFileSystem
+        from fsspec.implementations.local import LocalFileSystem  # imported here: few stages need it
 
         if not self.checkpoint_dir:
             return LocalFileSystem(), str(self.folder.absolute() / "attempts")
         filesystem, root = LocalFileSystem(), str(Path(self.checkpoint_dir).absolute())
         if "://" in self.checkpoint_dir:
-            from csdn.data.storage import arrow_filesystem  # imported here: it imports a client of S3
+            from csdn.data.storage import durable_filesystem
 
-            filesystem, root = arrow_filesystem(self.checkpoint_dir)
+            filesystem, root = durable_filesystem(self.checkpoint_dir)
         return filesystem, f"{root}/{clone_name(self.folder.parent)}/{self.folder.name[:16]}"
 
     def remove_other_attempts(self) -> None:
         """Remove every attempt except the loaded one, which bounds storage."""
-        from pyarrow.fs import FileSelector
-
         filesystem, folder = self.storage
-        for entry in filesystem.get_file_info(FileSelector(folder, allow_not_found=True)):
-            if not self._loaded.startswith(f"{entry.path}/"):
-                filesystem.delete_dir(entry.path)
+        with suppress(FileNotFoundError):
+            for attempt in filesystem.ls(folder, detail=False):
+                if not self._loaded.startswith(f"{attempt}/"):
+                    filesystem.rm(attempt, recursive=True)
 
     def _attempts(self) -> dict[str, Read]:
         """The checkpoints of all attempts: their folders, and what reads their files."""
-        from pyarrow.fs import FileSelector
-
         filesystem, folder = self.storage
-
-        def read(place: str, name: str) -> bytes:
-            with filesystem.open_input_stream(f"{place}/{name}") as file:
-                return file.read()
-
-        files = filesystem.get_file_info(FileSelector(folder, recursive=True, allow_not_found=True))
-        places = [file.path.rpartition("/")[0] for file in files if file.base_name == "state.json"]
-        return {place: partial(read, place) for place in places}
+        places = [path.rpartition("/")[0] for path in filesystem.find(folder) if path.endswith("/state.json")]
+        return {place: lambda name, place=place: filesystem.cat_file(f"{place}/{name}") for place in places}
 
 
 def _read_header(read: Read) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import multiprocessing
 import os
 import signal
 import threading
@@ -21,7 +22,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from multiprocessing.context import BaseContext
+from multiprocessing.reduction import DupFd
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,6 +34,7 @@ from torch.utils.data import Dataset as TorchDataset
 from csdn.data.batch import ImageReader, TestBatchReader, TrainBatchReader
 from csdn.data.catalog import MODALITIES, SampleTable
 from csdn.data.sampler import BatchPlan, EpochPlan, epoch_batches, epoch_plan, sequential_plan
+from csdn.data.shards import Place
 from csdn.params import Params
 from csdn.runtime.errors import UserError, without_cause
 from csdn.runtime.process import set_parent_death_signal
@@ -82,7 +85,7 @@ class TrainSource:
     Picklable: every process makes the same batches of it.
     """
 
-    def __init__(self, params: Params, table: SampleTable, shards: str | Path) -> None:
+    def __init__(self, params: Params, table: SampleTable, shards: Place) -> None:
         batch, model = params.embedding, params.model
         self.labels, self.modalities, self.seed = table.label, table.modality, params.seed
         self.people, self.images = batch.identities_per_batch, batch.images_per_identity
@@ -121,7 +124,7 @@ class TrainLoader:
 def test_loader(
     table: SampleTable,
     indices: np.ndarray,
-    shards: str | Path,
+    shards: Place,
     image_size: Sequence[int],
     normalize: str,
     batch: int,
@@ -142,7 +145,7 @@ class ImageBatches:
     """Every image of `table` once, visible ones first, in batches of up to `batch` of one modality."""
 
     table: SampleTable
-    shards: str | Path
+    shards: Place
     image_size: Sequence[int]
     normalize: str
     batch: int
@@ -210,10 +213,8 @@ class BatchLoader:
             num_workers=processes,
             persistent_workers=processes > 0,
             prefetch_factor=BATCHES_AHEAD if processes else None,
-            multiprocessing_context="fork"
-            if processes
-            else None,  # other processes would not share the slots
-            worker_init_fn=partial(_start_process, os.getpid()),
+            multiprocessing_context=_fork_server() if processes else None,
+            worker_init_fn=partial(_start_process, dict(os.environ)),
             generator=torch.Generator(),  # otherwise each epoch would draw from torch's global generator
         )
 
@@ -267,11 +268,22 @@ class _RowDataset(TorchDataset):
         return row, slot, None
 
 
-def _start_process(parent: int, _number: int) -> None:
-    """Runs in each process: without it the process would outlive a killed parent for seconds, and hold the
-    lock of the stage's state.
+def _fork_server() -> BaseContext:
+    """What starts the processes: a process without threads, which has imported this module, is forked.
+
+    A fork of this process would not be safe: the clients of object stores, and torch, have threads.
     """
-    set_parent_death_signal(parent)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def _start_process(environment: dict[str, str], _number: int) -> None:
+    """Runs in each process, whose parent is the fork server: that ends with the process that uses the loader,
+    and its own environment may be an older one.
+    """
+    set_parent_death_signal(os.getppid())
+    os.environ.update(environment)
 
 
 def _unchanged(item: Any) -> Any:
@@ -295,8 +307,7 @@ def _keep_sigchld_handler() -> Iterator[None]:
 
 
 class Slots:
-    """`count` float32 arrays of one shape in shared memory, filled by forked processes and lent by their
-    parent.
+    """`count` float32 arrays of one shape in shared memory, filled by other processes and lent by this one.
 
     The memory is used again and again, because a fresh shared page costs far more than filling it (measured:
     67 ms against 3 ms for a batch of 48 MB); a DataLoader on its own allocates new shared memory for each
@@ -309,8 +320,12 @@ class Slots:
     def __init__(self, count: int, lendable: int, shape: Sequence[int]) -> None:
         self.shape = tuple(shape)
         self.lendable = lendable
-        # Anonymous memory needs no name and is not limited by the size of /dev/shm.
-        self._memory = [mmap.mmap(-1, 4 * math.prod(self.shape)) for _ in range(count)]
+        self._bytes = 4 * math.prod(self.shape)
+        # A file in memory, which is not limited by the size of /dev/shm; it ends with its last process.
+        self._file = os.memfd_create("slots")
+        os.ftruncate(self._file, count * self._bytes)
+        self._memory = self._mapped(count)
+        weakref.finalize(self, os.close, self._file)
         self._lent: set[int] = set()
         self._free: list[int] = []
         self.reclaim()
@@ -318,6 +333,20 @@ class Slots:
     def reclaim(self) -> None:
         """Free all slots that are not lent, such as those of an epoch that was not read to its end."""
         self._free = [slot for slot in range(len(self._memory)) if slot not in self._lent]
+
+    def _mapped(self, count: int) -> list[memoryview]:
+        """Each array's memory: a view of its own, which can be collected when nothing refers to it."""
+        whole = mmap.mmap(self._file, count * self._bytes)
+        return [memoryview(whole)[n * self._bytes : (n + 1) * self._bytes] for n in range(count)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a process that is being started: it shares the memory."""
+        return {"shape": self.shape, "count": len(self._memory), "file": DupFd(self._file)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.shape, self._bytes = state["shape"], 4 * math.prod(state["shape"])
+        self._file = state["file"].detach()
+        self._memory = self._mapped(state["count"])
 
     def take(self) -> int:
         """The number of a free slot, to be filled."""

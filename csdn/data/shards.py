@@ -1,9 +1,9 @@
 """Shards: WebDataset tars of images that ingest writes once and readers access by byte range.
 
-`ShardWriter` writes plain tar files, with the same bytes for the same images. A shard's name ends with the
-hash of its bytes; `VerifiedShards` checks that the files still match their names. `open_shards` gives
-csdn.data.batch a reader of a local folder, or of a prefix of an object store (csdn.data.storage,
-`ingest.store`).
+`ShardWriter` writes tar files by webdataset, with the same bytes for the same images. A shard's name ends
+with the hash of its bytes; `VerifiedShards` checks that the files still match their names. `open_shards`
+gives csdn.data.batch a reader of a local folder, or of an object store (csdn.data.storage, `ingest.store`),
+whose shards csdn.data.shard_cache keeps on the local disk. docs/webdataset.md reads them without this module.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import json
 import os
 import tarfile
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
@@ -39,52 +40,47 @@ Range = tuple[str, int, int]  # shard, offset, size in bytes
 class ShardWriter:
     """Writes members `<key>.<extension>` and `<key>.json` into an open file; use it as a context manager.
 
-    The images and their facts alone decide the bytes: the tar format is fixed, without times and users.
+    The images and their facts alone decide the bytes: webdataset writes the tar without times and users.
     """
 
     def __init__(self, file: BinaryIO) -> None:
+        from webdataset import TarWriter  # imported here, in the processes that write: it imports torch
+
         self.size = 0
-        self._file = file
-        self._digest = hashlib.sha256()
+        self._file = _HashedFile(file)
+        self._tar = TarWriter(self._file, user="", group="", mode=0o644, mtime=0, encoder=False)
 
     def __enter__(self) -> ShardWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """End the tar as `tar` does: two empty blocks, then zeros up to the end of a record."""
-        end = self.size + 2 * tarfile.BLOCKSIZE
-        self._write(bytes(end - self.size + -end % tarfile.RECORDSIZE))
+        self._tar.close()
+        self.size = self._file.size
 
     def add(self, key: str, extension: str, image: bytes, facts: Mapping[str, Any]) -> int:
         """Append an image with its facts; returns the offset of the image's first byte in the tar."""
         offset = self.size + tarfile.BLOCKSIZE  # after the header, which is one block, as the name is short
         about = json.dumps(facts, sort_keys=True, ensure_ascii=False).encode()
-        self._write(_member(f"{key}.{extension}", image) + _member(f"{key}.json", about))
+        for name, data in ((extension, image), ("json", about)):
+            self._tar.write({"__key__": key, name: data})
+            self.size += tarfile.BLOCKSIZE + len(data) + -len(data) % tarfile.BLOCKSIZE
         return offset
 
     def hexdigest(self) -> str:
-        """SHA-256 of all bytes written."""
-        return self._digest.hexdigest()
+        """SHA-256 of all bytes, when the tar is ended."""
+        return self._file.digest.hexdigest()
 
-    def _write(self, data: bytes) -> None:
-        self._digest.update(data)
-        self._file.write(data)
+
+class _HashedFile:
+    """A file that hashes what is written into it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest, self.size = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
         self.size += len(data)
-
-
-# The header of the standard library with a blank checksum; a member differs in name, size and checksum only.
-_HEADER = bytearray(tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT))
-_CHECKSUM = slice(148, 156)
-_HEADER[_CHECKSUM] = b" " * 8
-
-
-def _member(name: str, data: bytes) -> bytes:
-    """A tar member. tarfile writes the same bytes, but takes a third of the time of decoding an image."""
-    header = bytearray(_HEADER)
-    header[: len(name)] = name.encode("ascii")
-    header[124:136] = b"%011o\0" % len(data)
-    header[_CHECKSUM] = b"%06o\0 " % sum(header)
-    return bytes(header) + data + bytes(-len(data) % tarfile.BLOCKSIZE)
+        return self.file.write(data)
 
 
 # Reading, from a folder or an object store.
@@ -95,31 +91,70 @@ class Shards(Protocol):
 
     again: str  # advice about a damaged shard
 
-    def read(self, shard: str, offset: int, size: int) -> bytes: ...
-    def read_all(self, ranges: Iterable[Range]) -> Iterator[bytes]: ...
-    def where(self, shard: str) -> str: ...
+    def read_all(self, ranges: Sequence[Range]) -> list[bytes]:
+        """The bytes of each range, in order; raises UserError where a shard is missing or too short."""
+        ...
+
+    def read_again(self, one: Range) -> bytes:
+        """The bytes of a range that were not those that ingest recorded, from where they come from."""
+        ...
+
+    def where(self, shard: str) -> str:
+        """The path or address of a shard, for messages."""
+        ...
 
 
-def shards_at(params: Params, data: Path) -> str | Path:
+@dataclass(frozen=True)
+class StoredPlace:
+    """Where shards are: the prefix of an object store, and the folder and bytes of its cache, if there is
+    one.
+    """
+
+    address: str
+    cache: Path | None = None
+    cache_bytes: int = 0
+
+
+Place = Path | StoredPlace
+
+
+def shards_at(params: Params, data: Path) -> Place:
     """Where the shards are: the prefix `ingest.store`, or the folder `shards` of the data."""
-    return params.ingest.store or data / "shards"
+    if not params.ingest.store:
+        return data / "shards"
+    cache = params.scaling.cache
+    if not cache.gigabytes:
+        return StoredPlace(params.ingest.store)
+    folder = Path(cache.folder).expanduser() if cache.folder else default_cache()
+    return StoredPlace(params.ingest.store, folder.absolute(), int(cache.gigabytes * 10**9))
 
 
-def open_shards(place: str | Path) -> Shards:
-    """A reader of the shards at an `s3://` prefix or in a folder.
+def default_cache() -> Path:
+    """The folder for caches of the user (XDG_CACHE_HOME) of this machine."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "csdn/shards"
 
+
+def open_shards(place: Place, wanted: Mapping[str, int] | None = None) -> Shards:
+    """A reader of the shards of a folder or an object store.
+
+    wanted: the shards that will be read, and their bytes at least, for the cache of an object store.
     Raises UserError where an object store does not respond, or refuses.
     """
-    if "://" in str(place):
-        return StoredShards(str(place))
-    return ShardReader(Path(place).absolute())  # another process may have another working directory
+    if isinstance(place, Path):
+        return ShardReader(place.absolute())  # another process may have another working directory
+    stored = StoredShards(place.address)
+    if place.cache is None:
+        return stored
+    from csdn.data.shard_cache import CachedShards
+
+    return CachedShards(stored, place.cache, place.cache_bytes, wanted or {})
 
 
 class ShardReader:
     """Reads images out of the shards of a folder by byte range.
 
-    Keeps up to `open_files` shards open in each process. A forked or spawned process may use a copy, because
-    every read gives its position; within a process one thread at a time may use it.
+    Keeps up to `open_files` shards open in each process; another process may use a copy. Within a process one
+    thread at a time may use it.
     """
 
     again = "Delete the file and run `dvc repro` again: it is made anew from its drop"
@@ -142,12 +177,14 @@ class ShardReader:
             )
         return data
 
-    def read_all(self, ranges: Iterable[Range]) -> Iterator[bytes]:
+    def read_all(self, ranges: Sequence[Range]) -> list[bytes]:
         """The bytes of each (shard, offset, size), in order; raises UserError as `read` does."""
-        return (self.read(*one) for one in ranges)
+        return [self.read(*one) for one in ranges]
+
+    def read_again(self, one: Range) -> bytes:
+        return self.read(*one)
 
     def where(self, shard: str) -> str:
-        """The path of a shard, for messages."""
         return str(self.folder / shard)
 
     def close(self) -> None:
@@ -185,7 +222,7 @@ class ShardReader:
 
 
 class StoredShards:
-    """Reads images out of the shards below an `s3://` prefix, many in parallel."""
+    """Reads images out of the shards of an object store; those of a call are fetched together."""
 
     again = "Delete the object and run `dvc repro --force ingest`: it is made anew from its drop"
 
@@ -195,42 +232,30 @@ class StoredShards:
 
         self.store = Store(address)
         self.store.check()  # here, not again in each process that reads
-        self._threads: tuple[int, ThreadPoolExecutor] | None = None
 
-    def read(self, shard: str, offset: int, size: int) -> bytes:
-        """The `size` bytes at `offset` of a shard; raises UserError where it is missing or too short."""
+    def read_all(self, ranges: Sequence[Range]) -> list[bytes]:
+        """The bytes of each (shard, offset, size), in order; raises UserError where a shard is missing or
+        too short.
+        """
         try:
-            data = self.store.read(shard, offset, size)
-        except FileNotFoundError:
+            contents = self.store.ranges(ranges)
+        except FileNotFoundError as error:
             raise UserError(
-                f"{self.where(shard)}: no such object; `dvc repro --force ingest` makes it anew from its drop"
+                f"{error}: no such object; `dvc repro --force ingest` makes it anew from its drop"
             ) from None
-        if len(data) != size:
-            raise UserError(
-                f"{self.where(shard)}: ends before byte {offset + size}, where ingest put an image. "
-                f"{self.again}"
-            )
-        return data
+        for (shard, offset, size), data in zip(ranges, contents, strict=True):
+            if len(data) != size:
+                raise UserError(
+                    f"{self.where(shard)}: ends before byte {offset + size}, where ingest put an image. "
+                    f"{self.again}"
+                )
+        return contents
 
-    def read_all(self, ranges: Iterable[Range]) -> Iterator[bytes]:
-        """The bytes of each (shard, offset, size), in order; raises UserError as `read` does."""
-        return self._pool().map(lambda one: self.read(*one), ranges)
+    def read_again(self, one: Range) -> bytes:
+        return self.read_all([one])[0]
 
     def where(self, shard: str) -> str:
-        """The address of a shard, for messages."""
         return self.store.address_of(shard)
-
-    def _pool(self) -> ThreadPoolExecutor:
-        """The threads of this process; a forked process does not inherit those of its parent."""
-        from csdn.data.storage import CONNECTIONS
-
-        self.store.client()  # before the threads make one each
-        if self._threads is None or self._threads[0] != os.getpid():
-            self._threads = os.getpid(), ThreadPoolExecutor(CONNECTIONS)
-        return self._threads[1]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_threads": None}
 
 
 # Checking.

@@ -154,7 +154,7 @@ def _write(task: ShardTask, packed: PackedShard) -> ShardWriter:
     with with_filename(task.folder / task.stem), task.temporary.open("wb") as file:
         with ShardWriter(file) as writer:
             offsets: dict[str, int] = {}
-            threads = STORE_READERS if task.drop.address.startswith("s3://") else 0
+            threads = STORE_READERS if "://" in task.drop.address else 0
             for record, pending in prefetch(source.read, task.records, threads):
                 _pack_image(record, pending, task, writer, offsets, packed)
         file.flush()
@@ -232,7 +232,7 @@ _UPLOADS = 4  # in parallel
 
 
 def sizes(address: str) -> dict[str, int]:
-    """Name -> bytes of every object below an `s3://` prefix. Raises UserError."""
+    """Name -> bytes of every object below a prefix of an object store. Raises UserError."""
     return {found.name: found.size for found in store_at(address).objects()}
 
 
@@ -240,7 +240,7 @@ def put_shard(address: str, name: str, path: Path, size: int) -> None:
     """Upload a finished shard of `size` bytes, unless the store has it."""
     store = store_at(address)
     if store.size(name) != size:
-        store.put(name, path, "application/x-tar")
+        store.put(name, path)
 
 
 def missing_shards(address: str, wanted: Mapping[str, int], folder: Path) -> list[str]:

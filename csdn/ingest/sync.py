@@ -7,22 +7,28 @@ csdn.ingest.run reads the drops of the ledger afterwards.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from csdn.data.catalog import INDEX_SCHEMA, MODALITIES, REFUSED_SCHEMA, ImageRecord, read_table
 from csdn.data.outputs import refused_in_words
+from csdn.data.storage import Store
 from csdn.ingest.ledger import SHORT, Drop, Status, content_name, drop_id, whole_address
 from csdn.ingest.sources import Source, open_source
 from csdn.ingest.sources.cameras import MANIFESTS, MARKER
-from csdn.ingest.sources.tree import RemoteTree, is_system_file, kinds_in_words
+from csdn.ingest.sources.tree import FileEntry, RemoteTree, is_system_file, kinds_in_words
+from csdn.runtime.documents import read_json
 from csdn.runtime.errors import ServiceUnavailable, UserError
+from csdn.runtime.files import write_json
 from csdn.runtime.sanitize import escape_control_chars
 
 # Threads: hashing and waiting for a store both release the GIL.
 READERS = 8
+LIST_ALL_DAYS = 7  # after so many days `csdn sync` lists every drop in a store again
 
 
 def open_drop(address: str, layout: str, note: Callable[[str], None] = lambda line: None) -> tuple[Drop, int]:
@@ -31,6 +37,11 @@ def open_drop(address: str, layout: str, note: Callable[[str], None] = lambda li
     `note` gets a line for each kind of file that is left out. Raises UserError, also where the drop is not
     complete yet, or no image of it can be taken.
     """
+    return _opened(address, layout, note)[:2]
+
+
+def _opened(address: str, layout: str, note: Callable[[str], None]) -> tuple[Drop, int, FileEntry | None]:
+    """As `open_drop`, with the file that completes the drop."""
     source = open_source(address, layout)
     records = source.listing()
     if not source.complete:
@@ -43,7 +54,8 @@ def open_drop(address: str, layout: str, note: Callable[[str], None] = lambda li
         raise UserError(f"{address}: no image can be taken: {why}{_inner_drop(source, address)}")
     for line in _left_out(source):
         note(line)
-    return Drop(drop_fingerprint(source, records, address), whole_address(address), layout), len(records)
+    drop = Drop(drop_fingerprint(source, records, address), whole_address(address), layout)
+    return drop, len(records), source.marker
 
 
 def _inner_drop(source: Source, address: str) -> str:
@@ -105,29 +117,83 @@ def sync_ledger(
 ) -> tuple[list[Drop], list[str]]:
     """(the ledger with the new complete drops at the watched `places`, notes about new and changed drops).
 
-    A known drop is compared with what was added: in a store by its listing, in a folder by the names and
-    sizes that ingest recorded below `data`, or with `thorough` by its bytes. Its entry does not change.
-    Raises UserError where a place cannot be listed.
+    A known drop is compared with what was added: in a folder by the names and sizes that ingest recorded
+    below `data`, in a store by its listing, if the file that completes it is another than at the last
+    listing (SeenDrops). Once a week every drop in a store is listed. With `thorough` they are listed now, and
+    the bytes of drops in folders are read. The entry of a known drop does not change. Raises UserError where
+    a place cannot be listed.
     """
     addresses = list(dict.fromkeys(address for place in places for address in sub_folders(place)))
     now, notes = list(drops), []
+    seen = SeenDrops(data.parent / ".state/seen-drops.json", thorough)
+    unchanged = seen.unchanged([drop.address for drop in drops if drop.address in addresses])
     for address in addresses:
         known = [drop for drop in drops if drop.address == address]
         if not known:
-            now, new_notes = _add(now, address)
+            now, new_notes = _add(now, address, seen)
             notes += new_notes
-        notes += [note for drop in known if (note := _change(drop, data, thorough))]
+        elif address not in unchanged:
+            notes += [note for drop in known if (note := _change(drop, data, thorough, seen))]
+    seen.save()
     gone = [drop for drop in drops if drop.address not in addresses and _from(drop, places)]
     return now, notes + [_vanished(drop, data) for drop in gone]
 
 
-def _add(drops: list[Drop], address: str) -> tuple[list[Drop], list[str]]:
+class SeenDrops:
+    """Which drops in object stores were as in the ledger when they were listed, by the file that completes
+    them, so that a nightly sync asks for that file alone: one request a drop, whatever its images.
+
+    The file `path` is only a memory: without it every drop is listed once.
+    """
+
+    def __init__(self, path: Path, list_all: bool) -> None:
+        self.path, self.time = path, time.time()
+        known = _read_seen(path)
+        self.listed: float = known.get("listed", 0.0)
+        self.markers: dict[str, list[str | None]] = known.get("markers", {})  # address -> name, etag
+        self.list_all = list_all or self.time - self.listed > LIST_ALL_DAYS * 86_400
+        if self.list_all:
+            self.listed = self.time
+
+    def unchanged(self, addresses: Iterable[str]) -> set[str]:
+        """Those of the addresses whose file is the same as before."""
+        if self.list_all:
+            return set()
+        remembered = [address for address in addresses if address in self.markers]
+        with ThreadPoolExecutor(READERS) as readers:
+            same = list(readers.map(self._is_same, remembered))
+        return {address for address, is_same in zip(remembered, same, strict=True) if is_same}
+
+    def note(self, address: str, marker: FileEntry | None) -> None:
+        """Remember a drop that was listed."""
+        if marker and marker.etag and "://" in address:
+            self.markers[address] = [marker.path, marker.etag]
+
+    def save(self) -> None:
+        if self.markers:
+            write_json(self.path, {"listed": self.listed, "markers": self.markers})
+
+    def _is_same(self, address: str) -> bool:
+        name, etag = self.markers[address]
+        found = Store(address).find(name)
+        return found is not None and found.etag == etag
+
+
+def _read_seen(path: Path) -> dict[str, Any]:
+    try:
+        known = read_json(path) if path.exists() else {}
+    except UserError:
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _add(drops: list[Drop], address: str, seen: SeenDrops) -> tuple[list[Drop], list[str]]:
     """(the ledger with the drop at `address`, notes); if the drop cannot be added, a note says why."""
     shown, left_out = escape_control_chars(address), []
     try:
         if Path(address).is_symlink():
             raise UserError(f"{address}: a link to another place; if it is meant: csdn add {address}")
-        drop, images = open_drop(address, "cameras", left_out.append)
+        drop, images, marker = _opened(address, "cameras", left_out.append)
     except ServiceUnavailable:  # the state of the drop is unknown
         raise
     except UserError as error:
@@ -135,11 +201,12 @@ def _add(drops: list[Drop], address: str) -> tuple[list[Drop], list[str]]:
     same = next((other for other in drops if other.id == drop.id), None)
     if same:
         return drops, [f"skipped: {shown}: the same images are already in the ledger as {_named(same)}"]
+    seen.note(address, marker)
     added = f"added drop {drop.id[:SHORT]}: {shown}, {images} images"
     return [*drops, drop], [added, *(f"  {escape_control_chars(line)}" for line in left_out)]
 
 
-def _change(drop: Drop, data: Path, thorough: bool) -> str | None:
+def _change(drop: Drop, data: Path, thorough: bool, seen: SeenDrops) -> str | None:
     """A note about a drop that has changed since it was added; None if it has not, or is rejected."""
     if drop.status == Status.REJECTED:
         return None
@@ -155,6 +222,7 @@ def _change(drop: Drop, data: Path, thorough: bool) -> str | None:
     except UserError as error:
         return f"changed: {_named(drop)}: {error}"
     if same:
+        seen.note(drop.address, source.marker)
         return None
     return f"changed: {_named(drop)}: its files are not those that were added; {_advice(drop)}"
 

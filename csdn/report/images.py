@@ -6,7 +6,6 @@ import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from PIL import Image
 
 from csdn.data.catalog import Dataset, SampleTable
 from csdn.data.images import EXTENSIONS, decode
-from csdn.data.shards import open_shards
+from csdn.data.shards import Place, open_shards
 from csdn.report.feature_space import person_names, share_between, unit_rows
 from csdn.report.wording import direction_name, percent
 
@@ -25,7 +24,7 @@ QUALITY = 85  # of JPEG
 class Pictures:
     """Reads images of a table from its shards, each once."""
 
-    def __init__(self, table: SampleTable, shards: str | Path) -> None:
+    def __init__(self, table: SampleTable, shards: Place) -> None:
         self.table, self.shards = table, open_shards(shards)
         self.uris: dict[int, str] = {}
 
@@ -34,7 +33,7 @@ class Pictures:
         if row not in self.uris:
             table = self.table
             shard = table.shard_names[table.shard[row]]
-            data = self.shards.read(shard, int(table.offset[row]), int(table.size[row]))
+            (data,) = self.shards.read_all([(shard, int(table.offset[row]), int(table.size[row]))])
             self.uris[row] = data_uri(data, EXTENSIONS[table.extension[row]])
         return self.uris[row]
 
@@ -63,7 +62,7 @@ class Gallery:
     """The images of `table` by key; `features` [n, D] of its rows are needed for distances only."""
 
     def __init__(
-        self, table: SampleTable, dataset: Dataset, shards: str | Path, features: np.ndarray | None = None
+        self, table: SampleTable, dataset: Dataset, shards: Place, features: np.ndarray | None = None
     ) -> None:
         self.table = table
         self.rows = {str(key): row for row, key in enumerate(table.key)}

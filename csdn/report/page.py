@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import mimetypes
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from safetensors.numpy import load as load_tensors
 
 from csdn.data.catalog import QUARANTINE_SCHEMA, Dataset, load_dataset, read_table
 from csdn.data.outputs import read_csv
-from csdn.data.shards import shards_at
+from csdn.data.shards import Place, shards_at
 from csdn.data.storage import Store
 from csdn.evaluation.headline import notes
 from csdn.params import Params
@@ -85,7 +84,7 @@ class ReportInputs:
     """The outputs of the earlier stages."""
 
     dataset: Dataset
-    shards: str | Path  # folder or s3:// prefix
+    shards: Place  # folder or s3:// prefix
     data_hash: str  # SHA-256 of samples.parquet
     data_md5: str  # of the same file, DVC's hash
     quarantine: pa.Table
@@ -104,7 +103,7 @@ class ReportInputs:
     model: Mapping[str, Any]  # models/embedding/config.json
 
 
-def read_inputs(root: Path, shards: str | Path) -> ReportInputs:
+def read_inputs(root: Path, shards: Place) -> ReportInputs:
     """Read the inputs below the project's root; raises UserError naming the first file that is missing.
 
     shards: their folder or s3:// prefix (csdn.data.shards.shards_at).
@@ -247,15 +246,14 @@ def _evidence(params: Params, inputs: ReportInputs) -> Evidence:
 
 
 def publish(page: Path, address: str) -> str:
-    """Copy `page` and its folder below an `s3://` prefix; returns the copy's address. Raises UserError.
+    """Copy `page` and its folder into an object store; returns the copy's address. Raises UserError.
 
     The page is uploaded last, so its pictures are there when it can be read.
     """
     store = Store(published_at(page, address).rpartition("/")[0])
     pictures = (path for path in page.parent.rglob("*") if path.is_file() and path != page)
     for path in (*sorted(pictures), page):
-        kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-        store.put(path.relative_to(page.parent).as_posix(), path, kind)
+        store.put(path.relative_to(page.parent).as_posix(), path)
     return store.address_of(page.name)
 
 

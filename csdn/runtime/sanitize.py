@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import re
 
-# User information before an @, as in s3://key:secret@bucket, or a query, as in a signed link.
+# User information before an @, as in https://key:secret@host, or a query, as in a signed link.
 _CREDENTIALS = re.compile(r"[a-z0-9+.-]+://([^@]*:[^@]*@|[^/]*@|.*\?)", re.IGNORECASE)
+# In the address of an object store @, : and ? are characters of a key like others. Before the first slash is
+# the bucket, whose name has none of them; a secret of Amazon's may contain a slash.
+_STORE_CREDENTIALS = re.compile(
+    r"(s3|s3a|gs|az|memory)://([^/@:?]*:.*@|[^/]*@|[^/]*\?|.*\?.*(signature|sig|token)=)", re.IGNORECASE
+)
+_STORE = re.compile(r"(s3|s3a|gs|az|memory)://", re.IGNORECASE)
 # Syntax of Markdown and HTML, and the characters by which an address becomes a link.
 _MARKDOWN_SYNTAX = re.compile(r"[\\`*_\[\]<>|&~$@]|(?<=:)/|(?<=www)\.")
 
 # Credentials inside a text. S3 object names may contain a question mark; elsewhere a secret may follow it.
 _USER_IN_TEXT = re.compile(r"(?<=://)[^/?#\s]*@")
-_QUERY_IN_TEXT = re.compile(r"\b((?!s3:)[a-z][a-z0-9+.-]*://[^\s?#]*[?#])[^\s`'\")>]+", re.IGNORECASE)
+_QUERY_IN_TEXT = re.compile(
+    r"\b((?!(?:s3a?|gs|az|memory):)[a-z][a-z0-9+.-]*://[^\s?#]*[?#])[^\s`'\")>]+", re.IGNORECASE
+)
 
 
 def escape_control_chars(text: str, keep: str = "") -> str:
@@ -40,10 +48,11 @@ def as_markdown(text: str) -> str:
 def has_credentials(address: str) -> bool:
     """Whether an address has a user name, a password or a signature, which must not get into Git or logs.
 
-    >>> has_credentials("s3://key:secret@bucket/in"), has_credentials("s3://bucket/in")
+    >>> has_credentials("s3://key:secret@bucket/in"), has_credentials("s3://bucket/10:15@north?")
     (True, False)
     """
-    return _CREDENTIALS.match(address) is not None
+    pattern = _STORE_CREDENTIALS if _STORE.match(address) else _CREDENTIALS
+    return pattern.match(address) is not None
 
 
 def redact(address: str) -> str:

@@ -155,6 +155,7 @@ class BuiltinSource:
         self.ignored: list[str] = []
         self.notes: list[str] = []
         self.complete = True
+        self.marker = None
 
     def listing(self) -> list[ImageRecord]:
         """Every image, sorted by path; sizes are 0, because they are not known before rendering."""

@@ -17,7 +17,7 @@ from command_line import csdn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_images import Project, encoded, jpeg, make_drop, people_named, pixels, write
-from memory_store import memory_tree
+from memory_bucket import memory_tree
 
 from csdn.ingest.counts import summary_lines
 from csdn.ingest.ledger import Drop, change_ledger, read_ledger, write_ledger
@@ -75,7 +75,7 @@ def test_files_of_systems_are_ignored_in_every_layout(tmp_path, layout):
 
 def test_files_of_systems_are_ignored_in_an_object_store():
     names = ["visible/gate/Ana/0.jpg", *(name for name in SYSTEM)]
-    files = memory_tree("s3://bucket/drop", {f"drop/{name}": b"1" for name in names}).files()
+    files = memory_tree("drop", {f"drop/{name}": b"1" for name in names}).files()
     assert list(files.entries) == ["visible/gate/Ana/0.jpg"] and sorted(files.ignored) == sorted(SYSTEM)
 
 

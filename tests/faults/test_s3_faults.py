@@ -21,14 +21,13 @@ from make_images import (
     stage_project,
     write,
 )
-from pyarrow.fs import FileType
 from s3_server import S3Server, s3_environment
 from workspace import set_params
 
 from csdn.data.catalog import load_dataset
 from csdn.data.loader import TrainLoader
-from csdn.data.shards import open_shards
-from csdn.data.storage import Store, arrow_filesystem
+from csdn.data.shards import StoredPlace, open_shards
+from csdn.data.storage import Store, durable_filesystem
 from csdn.ingest.sync import sub_folders
 from csdn.runtime.errors import UserError
 
@@ -104,7 +103,7 @@ def test_ingest_says_what_is_wrong_and_leaves_nothing(wrong, s3_server, tmp_path
 
 def test_whoever_else_uses_a_store_says_the_same(wrong):
     _, place, says = wrong
-    for use in (open_shards, sub_folders, arrow_filesystem):
+    for use in (lambda at: open_shards(StoredPlace(at)), sub_folders, durable_filesystem):
         began = time.monotonic()
         with pytest.raises(UserError) as error:
             use(place)
@@ -169,7 +168,7 @@ def test_the_feed_goes_on_behind_an_outage(s3_server, tmp_path, fault):
     shutil.copytree(project.data / "shards", folder)
     project.ingest(store=place)
     expected, made = (
-        TrainLoader(train_source(table, at), number) for at, number in ((folder, 0), (place, 1))
+        TrainLoader(train_source(table, at), number) for at, number in ((folder, 0), (StoredPlace(place), 1))
     )
     rest = made.epoch(0)
     first = next(rest)
@@ -193,16 +192,16 @@ def test_a_store_that_is_restarted_is_found_again(tmp_path):
     with s3_environment(server):
         server.bucket.put_object(Key="a", Body=b"abc")
         store = Store("s3://cameras")
-        filesystem, path = arrow_filesystem("s3://cameras")
-        assert store.read("a") == b"abc" and filesystem.get_file_info(f"{path}/a").size == 3
+        filesystem, path = durable_filesystem("s3://cameras")
+        assert store.ranges([("a", 0, 3)]) == [b"abc"] and filesystem.size(f"{path}/a") == 3
         server.stop()
         back = threading.Timer(3, server.start)
         back.start()
         try:
             began = time.monotonic()
             with ThreadPoolExecutor() as threads:  # it kept its objects in memory
-                asked = threads.submit(filesystem.get_file_info, f"{path}/a")
-                assert store.size("a") is None and asked.result().type == FileType.NotFound
+                asked = threads.submit(filesystem.exists, f"{path}/a")
+                assert store.size("a") is None and not asked.result()
             assert time.monotonic() - began > 2
         finally:
             back.join()

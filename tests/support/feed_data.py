@@ -58,7 +58,8 @@ def write_data(
             for at, (person, modality, number) in enumerate(images[part::SHARDS]):
                 data = jpeg(rng, *sizes[at % len(sizes)])
                 key = hashlib.sha256(data).hexdigest()
-                offset = shard.add(key, "jpg", data, {})
+                facts = {"person": str(person), "modality": modality}
+                offset = shard.add(key, "jpg", data, facts)
                 path = f"{modality}/c1/{person}/{number}.jpg"
                 place = (key, "jpg", name, offset, len(data))
                 rows.append((*place, person, "train", modality, "c1", path, "drop", None))

@@ -54,6 +54,11 @@ class S3Server:
     def names(self, prefix: str = "") -> list[str]:
         return sorted(found.key for found in self.bucket.objects.filter(Prefix=prefix))
 
+    def requests(self, method: str, part: str) -> int:
+        """How many requests of a method ("": of any) have had `part` in their URL, by the server's log."""
+        lines = self.log.read_text(errors="replace").splitlines()
+        return sum(f'"{method}' in line and part in line for line in lines)
+
     def pause(self) -> None:
         """Keep connections open and answer nothing, until `resume`."""
         self.process.send_signal(signal.SIGSTOP)
@@ -131,4 +136,5 @@ def s3_environment(server: S3Server) -> Iterator[pytest.MonkeyPatch]:
         empty.touch()
         for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
             environment.setenv(name, str(empty))
+        environment.setenv("XDG_CACHE_HOME", str(server.log.with_name("cache")))
         yield environment

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from benchmark_folders import MAKERS, make_llcm, make_regdb, make_sysu, regdb_path, write_text
 from make_images import Project, jpeg, write
-from memory_store import memory_tree
+from memory_bucket import memory_tree
 
 from csdn.data.catalog import PEOPLE_SCHEMA, SAMPLES_SCHEMA, load_dataset, read_table, table_of
 from csdn.ingest.counts import unlike_published
@@ -93,7 +93,7 @@ def test_an_object_store_lists_the_same_as_a_folder(tmp_path, layout):
     objects = {f"{layout}/{path.relative_to(root)}": path.read_bytes() for path in files}
     source = open_source(str(root), layout)
     expected = source.listing()
-    source.tree = memory_tree(f"s3://bucket/{layout}", objects)
+    source.tree = memory_tree(layout, objects)
     assert source.listing() == expected
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import multiprocessing
+import pickle
 import re
 import shutil
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +19,8 @@ from workspace import ROOT, set_params
 from csdn.cli import doctor
 from csdn.data.catalog import SAMPLES_SCHEMA, SampleTable, load_dataset, read_table
 from csdn.data.loader import TrainLoader
-from csdn.data.shards import open_shards
-from csdn.data.storage import Store, arrow_filesystem
+from csdn.data.shards import StoredPlace, open_shards
+from csdn.data.storage import Store, durable_filesystem
 from csdn.ingest import pack as packing
 from csdn.ingest.ledger import Status, decide, read_ledger, write_ledger
 from csdn.ingest.sync import sub_folders
@@ -60,7 +62,7 @@ def ingested(root: Path, drop: Path | str, processes: int = 1, **settings) -> Pr
 
 def contents(place: str) -> dict[str, bytes]:
     store = Store(place)
-    return {found.name: store.read(found.name) for found in store.objects()}
+    return {found.name: store.read(found) for found in store.objects()}
 
 
 def local_shards(project: Project) -> dict[str, bytes]:
@@ -68,7 +70,8 @@ def local_shards(project: Project) -> dict[str, bytes]:
 
 
 def feed_of(table: SampleTable, at: str | Path, processes: int) -> TrainLoader:
-    return TrainLoader(train_source(table, at), processes)
+    place = at if isinstance(at, Path) else StoredPlace(at)
+    return TrainLoader(train_source(table, place), processes)
 
 
 def samples(project: Project) -> list[dict]:
@@ -159,7 +162,7 @@ def test_a_missing_or_cut_object_is_named_and_made_again_from_its_drop(
     broken = s3_server.bucket.Object(f"{place.removeprefix('s3://cameras/')}/{name}")
     broken.delete() if kept is None else broken.put(Body=before[name][:kept])
     with pytest.raises(UserError, match=rf"{name}: (no such object|ends before)") as error:
-        open_shards(place).read(name, len(before[name]) - 1000, 1000)
+        open_shards(StoredPlace(place)).read_all([(name, len(before[name]) - 1000, 1000)])
     fault("shards and index", what, re.sub(r"byte \d+", "byte N", of_any_test(error.value, place)))
     notes = []
     remote.ingest(store=place, note=notes.append)
@@ -236,19 +239,39 @@ def test_objects_of_others_stay(s3_server, remote, place):
     assert len(contents(place)) == 7
 
 
-def test_a_store_gives_back_what_it_was_given(s3_server, tmp_path, place, monkeypatch):
+def test_a_store_gives_back_what_it_was_given(s3_server, tmp_path, place):
     store, data = Store(place), np.random.default_rng(0).bytes(3_000_000)
     store.put("a", write(tmp_path / "a", data))
     assert store.size("a") == len(data) and store.size("b") is None
-    assert store.read("a", 1000, 10) == data[1000:1010]
-    assert store.read("a", len(data) - 5, 10) == data[-5:]
-    assert store.read("a", len(data), 10) == b"" == store.read("a", 7, 0)
-    with monkeypatch.context() as patch:  # without the detour by the whole client
-        patch.setattr(store.client(), "get_object", lambda **_: pytest.fail("it was asked"), raising=False)
-        assert store.read("a", 2_999_000, 500) == data[2_999_000:2_999_500]
+    ranges = [("a", 1000, 10), ("a", len(data) - 5, 10), ("a", len(data), 10), ("a", 2_999_000, 500)]
+    assert store.ranges(ranges) == [data[1000:1010], data[-5:], b"", data[2_999_000:2_999_500]]
     with pytest.raises(FileNotFoundError, match=f"{place}/b"):
-        store.read("b", 0, 10)
-    assert [(one.name, one.size) for one in store.objects()] == [("a", len(data))]
+        store.ranges([("a", 0, 5), ("b", 0, 10)])
+    (listed,) = store.objects()
+    assert (listed.name, listed.size) == ("a", len(data)) and store.read(listed) == data
+
+
+def test_an_object_that_is_replaced_after_it_was_listed_is_noticed(s3_server, tmp_path, place):
+    store = Store(place)
+    store.put("a", write(tmp_path / "a", b"before"))
+    (listed,) = store.objects()
+    store.put("a", write(tmp_path / "a", b"after!"))
+    with pytest.raises(UserError, match=f"{place}/a: was replaced after it was listed"):
+        store.read(listed)
+
+
+def test_every_character_of_a_key_is_part_of_the_key(s3_server, tmp_path, place):
+    """Empty objects whose key ends with a slash are folders to some programs, and no files here."""
+    names = ["a b+c%20.jpg", "10:15@north/x?.jpg", "Zoë/0.jpg", "dir//x.jpg", "tail /x.jpg", "[0]*.jpg"]
+    prefix = f"{place.removeprefix('s3://cameras/')}/2026-11-28T10:15@north"
+    for name in (*names, "dir/", ""):
+        s3_server.bucket.put_object(Key=f"{prefix}/{name}", Body=name.encode())
+    store = Store(f"s3://cameras/{prefix}")
+    assert [(found.name, store.read(found)) for found in store.objects()] == [
+        (name, name.encode()) for name in sorted(names)
+    ]
+    assert store.ranges([(name, 0, 3) for name in names]) == [name.encode()[:3] for name in names]
+    assert Store(f"s3://cameras/{prefix}/dir").address in store.folders()
 
 
 def test_a_report_s_copy_is_named_by_its_content(s3_server, tmp_path, place):
@@ -270,21 +293,21 @@ def test_the_doctor_asks_the_stores_of_the_parameters(s3_server, tmp_path):
     assert second.state == "problem" and "s3://no-such-bucket/out: there is no such bucket" in second.found
 
 
-def test_arrow_reads_and_writes_the_same_store(s3_server, tmp_path, place):
-    filesystem, path = arrow_filesystem(place)
-    with filesystem.open_output_stream(f"{path}/checkpoint/model") as file:
+def test_checkpoints_of_ray_are_in_the_same_store(s3_server, tmp_path, place):
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    filesystem, path = durable_filesystem(place)
+    arrow = pickle.loads(pickle.dumps(PyFileSystem(FSSpecHandler(filesystem))))  # as Ray gives it to workers
+    with arrow.open_output_stream(f"{path}/checkpoint/model") as file:
         file.write(b"weights")
     assert contents(place) == {"checkpoint/model": b"weights"}
-    Store(place).put("more", write(tmp_path / "more", b"1"))
-    assert filesystem.get_file_info(f"{path}/more").size == 1
 
 
-def test_a_forked_process_opens_its_own_connections(s3_server, remote, place):
-    reader = open_shards(place)
+def test_a_process_opens_its_own_connections(s3_server, remote, place):
+    reader = open_shards(StoredPlace(place))
     name, data = sorted(contents(place).items())[0]
-    assert list(reader.read_all([(name, 0, 100)] * 40)) == [data[:100]] * 40
-    child = os.fork()
-    if child == 0:
-        os._exit(0 if list(reader.read_all([(name, 5, 100)] * 40)) == [data[5:105]] * 40 else 1)
-    assert os.waitpid(child, 0)[1] == 0
-    assert list(reader.read_all([(name, 9, 10)])) == [data[9:19]]
+    ranges = [(name, 0, 100)] * 40
+    assert reader.read_all(ranges) == [data[:100]] * 40
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        assert pool.submit(reader.read_all, ranges).result() == [data[:100]] * 40
+    assert reader.read_all([(name, 9, 10)]) == [data[9:19]]

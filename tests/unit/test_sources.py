@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from make_images import jpeg, make_drop, write
-from memory_store import memory_tree
+from memory_bucket import memory_tree
 
 from csdn.data.catalog import ImageRecord
 from csdn.ingest.sources import open_source
@@ -223,10 +223,10 @@ def test_an_object_store_lists_the_same_as_a_folder(tmp_path):
     }
     source = CameraSource(str(tmp_path))
     expected = source.listing()
-    source.tree = memory_tree("s3://bucket/drop/", objects)
+    source.tree = memory_tree("drop/", objects)
     assert source.listing() == expected
     assert source.read(expected[0]) == jpeg(expected[0].path)
-    assert memory_tree("s3://bucket", objects).sub_folders() == ["s3://bucket/a", "s3://bucket/drop"]
-    assert pickle.loads(pickle.dumps(source.tree)).store.address == "s3://bucket/drop"
-    with pytest.raises(UserError, match="s3://bucket/none: nothing there"):
-        memory_tree("s3://bucket/none", objects).files()
+    assert memory_tree("", objects).sub_folders() == ["memory://bucket/a", "memory://bucket/drop"]
+    assert pickle.loads(pickle.dumps(source.tree)).store.address == "memory://bucket/drop"
+    with pytest.raises(UserError, match="memory://bucket/none: nothing there"):
+        memory_tree("none", objects).files()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 
 import pytest
 from botocore import exceptions
 from botocore.exceptions import ClientError
+from memory_bucket import fill
 
 from csdn.data import storage
-from csdn.data.storage import Store
-from csdn.runtime.errors import UserError
+from csdn.data.storage import Store, StoredObject
+from csdn.runtime.errors import ServiceUnavailable, UserError
 
 URL = {"endpoint_url": "http://store/bucket/key"}
 
@@ -38,7 +40,7 @@ def ask(*errors: Exception, timeout: float = 60) -> str:
             raise error
         return "answer"
 
-    return storage.with_retries(request, "s3://bucket/key", "http://store", timeout)
+    return storage.with_retries(request, "s3://bucket/key", lambda: "http://store", timeout)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,7 @@ def test_a_missing_object_is_not_a_missing_store(clock):
         ask(answer(404, "NoSuchBucket"))
 
 
-@pytest.mark.parametrize("address", ["data/shards", "s3://", "s3:///prefix", "gs://bucket/x"])
+@pytest.mark.parametrize("address", ["data/shards", "s3://", "s3:///prefix", "ftp://bucket/x"])
 def test_an_address_that_is_not_of_an_object_store_is_refused(address):
     with pytest.raises(UserError, match=r"it is s3://bucket/prefix"):
         Store(address)
@@ -106,6 +108,57 @@ def test_an_address_that_is_not_of_an_object_store_is_refused(address):
 
 def test_a_store_is_pickled_without_its_connection():
     store = Store("s3://bucket/prefix/")
-    store.client()
     again = pickle.loads(pickle.dumps(store))
-    assert (again.bucket, again.prefix, again._connected) == ("bucket", "prefix", None)
+    assert (again.protocol, again.root) == ("s3", "bucket/prefix")
+
+
+def test_one_file_system_serves_all_stores_of_a_process():
+    assert Store("memory://a/x").filesystem is Store("memory://b").filesystem
+
+
+def test_a_mistake_of_this_program_is_not_an_error_of_the_store(clock):
+    with pytest.raises(ZeroDivisionError):
+        ask(ZeroDivisionError())
+
+
+@pytest.fixture
+def store(tmp_path):
+    fill("store", {"in/a.jpg": b"abcdef"})
+    return Store("memory://store/in")
+
+
+def listed(store):
+    (found,) = store.objects()
+    return found
+
+
+def test_bytes_that_are_not_those_listed_are_asked_for_again_and_then_named(store, monkeypatch):
+    """The transfer is at fault, not the image: nobody may refuse it for that."""
+    answers = iter([b"abc", b"abcdef", b"abcdefg" * 9, b"ab"])
+    monkeypatch.setattr(store.filesystem, "cat_file", lambda path: next(answers))
+    assert store.read(listed(store)) == b"abcdef"
+    with pytest.raises(ServiceUnavailable, match=r"memory://store/in/a\.jpg: the store sent other bytes"):
+        store.read(listed(store))
+
+
+def test_a_flipped_bit_is_found_by_the_md5(store, monkeypatch):
+    md5 = hashlib.md5(b"abcdef", usedforsecurity=False).hexdigest()
+    assert store.read(StoredObject("a.jpg", 6, md5)) == b"abcdef"
+    monkeypatch.setattr(store.filesystem, "cat_file", lambda path: b"abcdeg")
+    with pytest.raises(ServiceUnavailable, match="other bytes"):
+        store.read(StoredObject("a.jpg", 6, md5))
+    assert store.read(StoredObject("a.jpg", 6, f"{md5}-2")) == b"abcdeg"  # of an upload in parts: no MD5
+
+
+def test_a_wrong_range_is_asked_for_again(store, monkeypatch):
+    asked = []
+    intact = store.filesystem.cat_ranges
+
+    def cat_ranges(paths, starts, ends, **options):
+        asked.append(len(paths))
+        got = intact(paths, starts, ends, **options)
+        return [got[0][:1], *got[1:]] if len(asked) == 1 else got
+
+    monkeypatch.setattr(store.filesystem, "cat_ranges", cat_ranges)
+    assert store.ranges([("a.jpg", 0, 3), ("a.jpg", 2, 2)]) == [b"abc", b"cd"]
+    assert asked == [2, 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 
 import pytest
 from make_images import Project, jpeg, make_drop, people_named, write
@@ -144,8 +145,11 @@ def test_a_store_s_drops_are_compared_by_their_listing(s3_server, tmp_path, monk
     key = "landing/monday/visible/north/person 000/0.jpg"
     data = s3_server.bucket.Object(key).get()["Body"].read()
     s3_server.bucket.put_object(Key=key, Body=data[:-1] + b"x")  # of the same size
-    (line,) = sync_ledger(drops, [place])[1]
+    assert sync_ledger(drops, [place]) == (drops, [])  # the file that completes it is the same
+    (line,) = sync_ledger(drops, [place], thorough=True)[1]
     assert line.startswith("changed: drop ")
+    s3_server.bucket.put_object(Key="landing/monday/_SUCCESS", Body=b"again")
+    assert sync_ledger(drops, [place])[1] == [line]
     s3_server.bucket.objects.filter(Prefix="landing/monday").delete()
     s3_server.bucket.put_object(Key="landing/tuesday/readme", Body=b"")
     skipped, vanished = sync_ledger(drops, [place])[1]
@@ -154,3 +158,29 @@ def test_a_store_s_drops_are_compared_by_their_listing(s3_server, tmp_path, monk
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(ServiceUnavailable, match="does not respond"):
         sync_ledger(drops, [place])
+
+
+def put_drops(s3_server, prefix, count, images):
+    for n in range(count):
+        for path in (*(f"visible/c/p/{image}.jpg" for image in range(images)), "_SUCCESS"):
+            s3_server.bucket.put_object(Key=f"{prefix}/{n:03d}/{path}", Body=f"{n} {path}".encode())
+
+
+@pytest.mark.slow
+def test_a_sync_that_finds_nothing_asks_once_for_each_known_drop(s3_server, tmp_path, monkeypatch):
+    """However many images a drop has; once a week all of them are listed."""
+    monkeypatch.chdir(tmp_path)
+    asked = {}
+    for images in (1, 30):
+        place = f"s3://cameras/nightly-{images}"
+        put_drops(s3_server, f"nightly-{images}", 20, images)
+        drops, _ = sync_ledger([], [place])
+        before = s3_server.requests("", f"nightly-{images}")
+        assert len(drops) == 20 and sync_ledger(drops, [place]) == (drops, [])
+        asked[images] = s3_server.requests("", f"nightly-{images}") - before
+    assert asked == {1: 21, 30: 21}
+    clock = time.time
+    monkeypatch.setattr("csdn.ingest.sync.time.time", lambda: clock() + 8 * 86_400)
+    before = s3_server.requests("GET", "nightly-30")
+    sync_ledger(drops, [place])
+    assert s3_server.requests("GET", "nightly-30") - before == 21

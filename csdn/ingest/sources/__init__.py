@@ -13,6 +13,7 @@ from csdn.ingest.sources.cameras import CameraSource
 from csdn.ingest.sources.llcm import LlcmSource
 from csdn.ingest.sources.regdb import RegdbSource
 from csdn.ingest.sources.sysu import SysuSource
+from csdn.ingest.sources.tree import FileEntry
 from csdn.runtime.errors import UserError
 from csdn.synthetic.sets import BuiltinSource
 
@@ -24,6 +25,7 @@ class Source(Protocol):
     ignored: list[str]  # files that are not images of the drop
     notes: list[str]  # messages to the user about how the drop was read
     complete: bool  # all files of the drop have arrived
+    marker: FileEntry | None  # the file that completes the drop, if there is one
 
     def listing(self) -> list[ImageRecord]:
         """Every image, sorted by path; sets the attributes above. Raises UserError."""

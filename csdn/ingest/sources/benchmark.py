@@ -25,7 +25,7 @@ Found = ImageRecord | tuple[str, str]
 
 
 class BenchmarkSource(ABC):
-    """A benchmark in a local folder or at an `s3://` prefix; a subclass implements the layout."""
+    """A benchmark in a local folder or an object store; a subclass implements the layout."""
 
     layout: str
     lists: str  # folder of the authors' lists
@@ -37,6 +37,7 @@ class BenchmarkSource(ABC):
         self.ignored: list[str] = []
         self.notes: list[str] = []
         self.complete = True  # the lists say which files there must be
+        self.marker = None
 
     def listing(self) -> list[ImageRecord]:
         """Every image of a person on the lists, sorted by path.
@@ -61,7 +62,7 @@ class BenchmarkSource(ABC):
         """Every image of a person on the lists, in any order."""
 
     def read(self, record: ImageRecord) -> bytes:
-        return self.tree.read(record.path)
+        return self.tree.read(FileEntry(record.path, record.size, record.etag))
 
     def record(
         self, file: FileEntry, person: int, modality: str, camera: str, splits: tuple[str, ...]
@@ -75,7 +76,7 @@ class BenchmarkSource(ABC):
         if real not in files.entries:
             why = f" ({files.refused[real]})" if real in files.refused else ""
             raise UserError(f"{self.address}: {path} is missing{why}; layout {self.layout} needs it")
-        return self.tree.read(real)
+        return self.tree.read(files.entries[real])
 
     def read_lines(self, files: Files, path: str) -> list[str]:
         return read_text(self.read_bytes(files, path), f"{self.address}: {path}").split("\n")

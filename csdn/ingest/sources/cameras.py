@@ -139,7 +139,7 @@ class _Found(NamedTuple):
 
 
 class CameraSource:
-    """A drop in the layout `cameras` at a local folder or an `s3://` prefix."""
+    """A drop in the layout `cameras` in a local folder or an object store."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -150,6 +150,7 @@ class CameraSource:
         self.ignored: list[str] = []
         self.notes: list[str] = []
         self.complete = False
+        self.marker: FileEntry | None = None
 
     def listing(self) -> list[ImageRecord]:
         """Every image, sorted by path.
@@ -164,7 +165,8 @@ class CameraSource:
         found = list(self._manifest_images(files, manifest) if manifest else _folder_images(files))
         records = [item.record for item in found if item.record]
         self.refused = sorted((item.path, item.reason) for item in found if not item.record and item.reason)
-        self.complete = manifest is not None or MARKER in files.entries
+        self.marker = files.entries.get(manifest or MARKER)
+        self.complete = self.marker is not None
         spoken_of = {record.path for record in records} | {path for path, _ in self.refused}
         others = (set(files.entries) | set(files.refused)) - spoken_of - {manifest, MARKER}
         self.ignored = sorted([*files.ignored, *others])
@@ -180,11 +182,13 @@ class CameraSource:
         return sorted(records, key=_order)
 
     def read(self, record: ImageRecord) -> bytes:
-        return self.tree.read(record.path)
+        return self.tree.read(FileEntry(record.path, record.size, record.etag))
 
     def _manifest_images(self, files: Files, manifest: str) -> Iterator[_Found]:
         backslashes = 0
-        for row in read_manifest(self.tree.read(manifest), f"{self.address.rstrip('/')}: {manifest}"):
+        for row in read_manifest(
+            self.tree.read(files.entries[manifest]), f"{self.address.rstrip('/')}: {manifest}"
+        ):
             path, modality = files.real_path(row.path), _modality(row.modality)
             backslashes += path != row.path and "\\" in row.path
             reason = (

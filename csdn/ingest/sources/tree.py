@@ -1,5 +1,5 @@
-"""The files below a local folder or an s3:// prefix, as all layouts of files read them; nothing outside is
-read.
+"""The files below a local folder or a prefix of an object store, as all layouts of files read them; nothing
+outside is read.
 
 Files that operating systems and file servers add never reach a layout. A link to a folder is an error,
 because otherwise the images behind it would be missing silently.
@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from csdn.data.images import EXTENSIONS, BadImage, extension_of
+from csdn.data.storage import PROTOCOLS, Store, StoredObject
 from csdn.runtime.errors import UserError
 from csdn.runtime.sanitize import has_credentials, redact
 
@@ -80,18 +81,20 @@ def _form(path: str) -> str:
 
 class Tree(Protocol):
     def files(self) -> Files: ...
-    def read(self, path: str) -> bytes: ...
+    def read(self, file: FileEntry) -> bytes: ...
 
 
 def open_tree(address: str) -> Tree:
-    """The tree at a local folder or an `s3://` prefix; raises UserError for any other kind of address."""
+    """The tree at a local folder or a prefix of an object store; raises UserError for any other address."""
     _refuse_credentials(address)
     scheme, separator, _ = address.partition("://")
     if not separator:
         return LocalTree(Path(address))
-    if scheme == "s3":
+    if scheme in PROTOCOLS:
         return RemoteTree(address)
-    raise UserError(f"{address}: {scheme}:// is not supported; give a local folder or an s3:// prefix")
+    raise UserError(
+        f"{address}: {scheme}:// is not supported; give a local folder or an s3:// prefix (or gs://, az://)"
+    )
 
 
 def _refuse_credentials(address: str) -> None:
@@ -152,10 +155,10 @@ class LocalTree:
             "there (move it, or use `mount --bind`), or remove the link if no images belong there"
         )
 
-    def read(self, path: str) -> bytes:
+    def read(self, file: FileEntry) -> bytes:
         try:
-            with open(f"{self.root}/{path}", "rb") as file:  # noqa: PTH123 (joining Paths costs as much)
-                return file.read()
+            with open(f"{self.root}/{file.path}", "rb") as opened:  # noqa: PTH123 (joining Paths costs as much)
+                return opened.read()
         except PermissionError:
             raise BadImage("no permission to read") from None
 
@@ -178,9 +181,6 @@ class RemoteTree:
     """A prefix of an object store."""
 
     def __init__(self, address: str) -> None:
-        # Imported here, because processes that read folders start faster without botocore.
-        from csdn.data.storage import Store
-
         self.store = Store(address)
 
     def files(self) -> Files:
@@ -191,9 +191,10 @@ class RemoteTree:
         entries = (FileEntry(found.name, found.size, found.etag) for found in objects)
         return Files({entry.path: entry for entry in entries if not is_system_file(entry.path)}, {}, ignored)
 
-    def read(self, path: str) -> bytes:
+    def read(self, file: FileEntry) -> bytes:
+        """The bytes that were listed (csdn.data.storage.Store.read)."""
         try:
-            return self.store.read(path)
+            return self.store.read(StoredObject(file.path, file.size, file.etag))
         except FileNotFoundError as error:
             raise UserError(f"{error}: it was listed, but does not exist any more") from None
 

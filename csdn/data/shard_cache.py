@@ -1,0 +1,198 @@
+"""A cache of shards on the local disk: each machine fetches a shard of an object store once, whole.
+
+`scaling.cache` names the folder and its size. A shard is fetched when its first image is wanted, compared
+with the hash in its name, and kept; a shard for which there is no room is read by byte ranges, as without a
+cache. So a cache that is smaller than the data serves the shards that it has, and never exchanges them.
+
+    <folder>/<shard>.tar           fetched and verified
+    <folder>/.<shard>.tar.partial  being fetched; as large as the shard will be
+    <folder>/.<shard>.tar.lock     locked by the process that fetches it
+    <folder>/.room.lock            locked while the folder's size is looked at
+    <folder>/.used                 locked (shared) by every process that reads from the cache
+
+Shards that no reader needs are removed only by a process that is alone in the cache, when it begins: those
+that were not used for the longest time first.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from csdn.data.shards import Range, ShardReader, StoredShards, has_bytes_of
+from csdn.runtime.errors import UserError, explain_os_error
+from csdn.runtime.files import temp_path
+
+CHUNK = 8 * 2**20  # bytes of a request for a part of a shard
+CHUNKS = 8  # such requests at a time
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+log = logging.getLogger(__name__)
+
+
+class CachedShards:
+    """Reads images out of the shards of an object store, those that have room by way of `folder`.
+
+    limit: bytes of the folder, which any number of processes may share. wanted: the shards that this run
+    will read, and their bytes at least: they have room before others.
+    """
+
+    def __init__(self, stored: StoredShards, folder: Path, limit: int, wanted: Mapping[str, int]) -> None:
+        self.stored, self.folder, self.limit, self.wanted = stored, folder, limit, dict(wanted)
+        self.again = stored.again
+        self._local = ShardReader(folder)
+        self._uncached: set[str] = set()  # shards that this process reads by ranges
+        self._in_use: int | None = None  # descriptor of the lock of this process
+
+    def read_all(self, ranges: Sequence[Range]) -> list[bytes]:
+        """The bytes of each (shard, offset, size), in order; raises UserError where a shard is missing, too
+        short, or not what ingest wrote.
+        """
+        contents: list[bytes | None] = [self._cached(one) for one in ranges]
+        rest = [n for n, data in enumerate(contents) if data is None]
+        if rest:
+            for n, data in zip(rest, self.stored.read_all([ranges[n] for n in rest]), strict=True):
+                contents[n] = data
+        return contents
+
+    def read_again(self, one: Range) -> bytes:
+        """The bytes from the store; if the cached shard is not the store's, it is fetched again."""
+        shard = one[0]
+        if not has_bytes_of(shard, self.folder / shard):
+            self._local.close()
+            (self.folder / shard).unlink(missing_ok=True)
+        return self.stored.read_again(one)
+
+    def where(self, shard: str) -> str:
+        return self.stored.where(shard)
+
+    def _cached(self, one: Range) -> bytes | None:
+        """The bytes from the cache; None where the shard is not in it, and has no room."""
+        shard = one[0]
+        if shard in self._uncached:
+            return None
+        self._begin()
+        if not (self.folder / shard).exists() and not self._fetch(shard):
+            self._uncached.add(shard)
+            return None
+        try:
+            return self._local.read(*one)
+        except UserError:  # it was cut or removed
+            return self.read_again(one)
+
+    # ---- the folder
+
+    def _begin(self) -> None:
+        """Make the folder, and room in it if no other process uses it; once in each process."""
+        if self._in_use is not None:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._in_use = os.open(self.folder / ".used", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise UserError(
+                f"{self.folder}: cannot keep shards ({explain_os_error(error) or error}); correct "
+                "scaling.cache.folder, or set scaling.cache.gigabytes to 0 to read without a cache"
+            ) from error
+        try:
+            fcntl.flock(self._in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pass
+        else:
+            self._make_room()
+        fcntl.flock(self._in_use, fcntl.LOCK_SH)
+        for name in self.wanted:
+            with suppress(FileNotFoundError):
+                os.utime(self.folder / name)  # used now
+
+    def _make_room(self) -> None:
+        """Remove what killed processes left, and shards that are not wanted, until the wanted ones fit."""
+        for leftover in (*self.folder.glob(".*.tar.partial"), *self.folder.glob(".*.tar.lock")):
+            leftover.unlink(missing_ok=True)
+        sizes = self._sizes()
+        missing = sum(size for name, size in self.wanted.items() if name not in sizes)
+        others = [name for name in sizes if name not in self.wanted]
+        for name in sorted(others, key=lambda name: (self.folder / name).stat().st_mtime):
+            if sum(sizes.values()) + missing <= self.limit:
+                return
+            (self.folder / name).unlink(missing_ok=True)
+            del sizes[name]
+
+    def _sizes(self) -> dict[str, int]:
+        """Name -> bytes of the shards in the folder, and of those that are being fetched."""
+        return {path.name: path.stat().st_size for path in self.folder.iterdir() if _is_shard(path)}
+
+    def _fetch(self, shard: str) -> bool:
+        """Fetch a shard; False if it has no room. Raises UserError where the store sends other bytes."""
+        path = self.folder / shard
+        with FileLock(temp_path(path).with_suffix(".lock")):
+            if path.exists():  # another process was faster
+                return True
+            temporary = temp_path(path)
+            try:
+                size = self._size(shard)
+                if not self._reserve(temporary, size):
+                    return False
+                self._download(shard, size, temporary)
+                temporary.replace(path)
+                return True
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise
+                log.warning("%s: the disk is full; further shards are read from the store", self.folder)
+                return False
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def _size(self, shard: str) -> int:
+        size = self.stored.store.size(shard)
+        if size is None:
+            raise UserError(
+                f"{self.where(shard)}: no such object; `dvc repro --force ingest` makes it anew from its drop"
+            )
+        return size
+
+    def _reserve(self, temporary: Path, size: int) -> bool:
+        """Make the temporary file, of the shard's size, if that has room in the folder."""
+        with FileLock(self.folder / ".room.lock"):
+            if sum(self._sizes().values()) + size > self.limit:
+                return False
+            with temporary.open("wb") as file:
+                file.truncate(size)
+        return True
+
+    def _download(self, shard: str, size: int, temporary: Path) -> None:
+        """Fetch the whole shard; one whose hash is not that of its name is asked for again once."""
+        for _ in range(2):
+            with temporary.open("r+b") as file:
+                for data in self._parts(shard, size):
+                    file.write(data)
+            if has_bytes_of(shard, temporary):
+                return
+        raise UserError(
+            f"{self.where(shard)}: is not what ingest wrote, its hash is not that in its name. {self.again}"
+        )
+
+    def _parts(self, shard: str, size: int) -> Iterator[bytes]:
+        ranges = [(shard, start, min(CHUNK, size - start)) for start in range(0, size, CHUNK)]
+        for first in range(0, len(ranges), CHUNKS):
+            yield from self.stored.read_all(ranges[first : first + CHUNKS])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_in_use": None}
+
+    def __del__(self) -> None:
+        if self._in_use is not None:
+            os.close(self._in_use)
+
+
+def _is_shard(path: Path) -> bool:
+    return path.name.endswith((".tar", ".tar.partial"))

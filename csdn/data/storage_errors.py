@@ -1,0 +1,123 @@
+"""What an error of an object store means, whether the request may succeed later, and what the user can do.
+
+The clients of all stores raise errors of their own: botocore's (through s3fs, as the cause of an OSError),
+aiohttp's, gcsfs's and Azure's. csdn.data.storage asks here, and repeats the request or raises a UserError.
+"""
+
+from __future__ import annotations
+
+import aiohttp
+from botocore import exceptions
+
+_NO_KEYS = "there is no key for it in the environment; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+_OLD_TOKEN = "the session's token is not valid, or not any more; get new keys (AWS_SESSION_TOKEN)"
+_OTHER_REGION = "the bucket is in another region; set AWS_DEFAULT_REGION to its region"
+_DENIED = "this key may not do that; give it the right, or use another key (AWS_ACCESS_KEY_ID)"
+_MEANINGS = {
+    "InvalidAccessKeyId": "the store does not know this key; correct AWS_ACCESS_KEY_ID, or AWS_PROFILE",
+    "SignatureDoesNotMatch": "the secret is not that of this key; correct AWS_SECRET_ACCESS_KEY",
+    "NoSuchBucket": "there is no such bucket; correct the address, or make the bucket",
+    "AccessDenied": _DENIED,
+    "ExpiredToken": _OLD_TOKEN,
+    "InvalidToken": _OLD_TOKEN,
+    "PermanentRedirect": _OTHER_REGION,
+    "AuthorizationHeaderMalformed": _OTHER_REGION,
+    "RequestTimeTooSkewed": "this machine's clock is wrong; set it",
+    "InvalidBucketName": "this cannot be a bucket's name; correct the address",
+    # The response to HEAD has no body that could name the error, only its status.
+    "301": _OTHER_REGION,
+    "403": _DENIED,
+}
+_BUSY = {"RequestTimeout", "SlowDown", "InternalError", "ServiceUnavailable", "Throttling", "TooManyRequests"}
+_CONNECTION_ERRORS = (
+    exceptions.ConnectionError,
+    exceptions.HTTPClientError,
+    exceptions.IncompleteReadError,
+    exceptions.ResponseStreamingError,
+    aiohttp.ClientConnectionError,
+    aiohttp.ClientPayloadError,
+    ConnectionError,
+    TimeoutError,
+)
+_PERMANENT = (exceptions.SSLError, exceptions.InvalidProxiesConfigError)
+# Azure's errors of a connection, by name: its library is optional.
+_AZURE_CONNECTION_ERRORS = {"ServiceRequestError", "ServiceResponseError"}
+_CLIENTS = {"aiohttp", "azure", "botocore", "aiobotocore", "gcsfs", "google"}
+
+
+def is_of_store(error: BaseException) -> bool:
+    """Whether the error is one of a request, not a mistake of this program."""
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _CLIENTS
+
+
+def code_of(error: BaseException) -> str:
+    """The store's code of an error, such as NoSuchKey, or its HTTP status; "" where it sent none."""
+    for one in (error, error.__cause__):
+        if isinstance(one, exceptions.ClientError):
+            return one.response.get("Error", {}).get("Code", "")
+    status = _status(error)
+    return str(status) if status else ""
+
+
+def is_missing(error: BaseException) -> bool:
+    """Whether the error says that an object is not there, and not that its bucket is not."""
+    return (isinstance(error, FileNotFoundError) and code_of(error) != "NoSuchBucket") or code_of(error) in (
+        "NoSuchKey",
+        "404",
+    )
+
+
+def can_recover(error: BaseException) -> bool:
+    """Whether the same request may succeed a little later."""
+    if code := code_of(error):
+        status = _status(error)
+        return status >= 500 or status in (408, 429) or code in _BUSY
+    return _is_of_connection(error)
+
+
+def explained(error: BaseException, endpoint: str, tried: float) -> str:
+    """What is wrong and what to do. endpoint: URL of the store; tried: seconds of repeated requests."""
+    code = code_of(error)
+    if code in _MEANINGS:
+        return _MEANINGS[code]
+    if code:
+        return f"the store refuses: {_message(error) or code}"
+    if isinstance(error, (exceptions.NoCredentialsError, exceptions.PartialCredentialsError)):
+        return _NO_KEYS
+    if _is_of_connection(error):
+        return (
+            f"{endpoint} does not respond ({_reason(error)}; tried for {tried:.0f} s); is AWS_ENDPOINT_URL "
+            "right, and the store up?"
+        )
+    return str(error) or type(error).__name__
+
+
+def _status(error: BaseException) -> int:
+    """The HTTP status of a response, as each client has it; 0 where there was no response."""
+    for one in (error, error.__cause__):
+        if isinstance(one, exceptions.ClientError):
+            return one.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    status = getattr(error, "status", None) or getattr(error, "status_code", None)
+    if status is None and type(error).__module__.startswith("gcsfs"):
+        status = getattr(error, "code", None)
+    return status if isinstance(status, int) else 0
+
+
+def _message(error: BaseException) -> str:
+    for one in (error, error.__cause__):
+        if isinstance(one, exceptions.ClientError):
+            return one.response.get("Error", {}).get("Message", "")
+    return str(error)
+
+
+def _is_of_connection(error: BaseException) -> bool:
+    azure = _AZURE_CONNECTION_ERRORS & {kind.__name__ for kind in type(error).__mro__}
+    return bool(azure) or (isinstance(error, _CONNECTION_ERRORS) and not isinstance(error, _PERMANENT))
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, (exceptions.ConnectTimeoutError, exceptions.ReadTimeoutError, TimeoutError)):
+        return "timed out"
+    if isinstance(error, (exceptions.EndpointConnectionError, aiohttp.ClientConnectorError)):
+        return "no connection"
+    return "connection lost"

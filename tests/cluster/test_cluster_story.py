@@ -76,7 +76,7 @@ class Repro:
 
 
 @pytest.fixture(scope="module")
-def cluster(s3_server):
+def cluster(s3_server, tmp_path_factory):
     """It asks for a token; its nodes have the environment of this process, and so the store's keys."""
     with pytest.MonkeyPatch.context() as surroundings:
         token = require_token()
@@ -85,8 +85,9 @@ def cluster(s3_server):
         made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         made.token = token
         try:
-            for _ in range(NODES):
-                made.add_node(num_cpus=NODE_CORES)
+            for _ in range(NODES):  # each with a cache of its own, as on a machine of its own
+                cache = {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("node"))}
+                made.add_node(num_cpus=NODE_CORES, env_vars=cache)
             surroundings.setenv("RAY_ADDRESS", made.address)
             yield made
         finally:
@@ -180,6 +181,12 @@ def test_shards_are_only_in_the_store_and_no_checkpoint_is_left(story, plain, s3
     others = [name for name in s3_server.names() if not name.startswith(SHARDS)]
     assert [name for name in others if not name.endswith("/")] == [], "Arrow leaves empty objects for folders"
     assert list(story[0].glob(".state/*/*")) == []
+
+
+def test_each_node_fetched_each_shard_once(story, s3_server):
+    """For all epochs and stages together: by each node, and by this process in the report."""
+    for name in s3_server.names(SHARDS):
+        assert 1 <= s3_server.requests("GET", f"/{name} ") <= NODES + 1, name
 
 
 def test_no_secret_is_in_files_objects_or_logs(story, s3_server, cluster):

@@ -121,6 +121,27 @@ def test_the_feed_from_a_store_gives_the_same_bits(local, remote, place, process
                 assert torch.equal(getattr(one, name), getattr(other, name))
 
 
+@pytest.mark.parametrize("processes", [0, 2])
+def test_from_the_second_epoch_on_the_store_is_not_asked(
+    s3_server, local, remote, place, processes, tmp_path
+):
+    """Each shard is fetched once, though two processes want it at the same time."""
+    prefix = f"/{place.removeprefix('s3://')}"
+    before = s3_server.requests("GET", prefix)
+    cached = StoredPlace(place, tmp_path / "cache", 10**9)
+    made = TrainLoader(train_source(load_dataset(remote.data).train_table(), cached), processes)
+    expected = feed_of(load_dataset(local.data).train_table(), local.data / "shards", 0)
+    for epoch in range(3):
+        for one, other in zip(expected.epoch(epoch), made.epoch(epoch), strict=True):
+            assert torch.equal(one.visible_view1, other.visible_view1)
+        if epoch == 0:
+            first = s3_server.requests("", prefix)
+            used = list((tmp_path / "cache").glob("*.tar"))
+            assert 0 < s3_server.requests("GET", prefix) - before <= len(used)
+    wanted = len(list((tmp_path / "cache").glob("*.tar"))) - len(used)  # by a later epoch alone
+    assert s3_server.requests("", prefix) - first <= 2 * wanted
+
+
 def test_what_is_in_the_store_is_not_sent_again(remote, drop, place, tmp_path, monkeypatch):
     sent = []
     monkeypatch.setattr(Store, "put", lambda *what: sent.append(what))

@@ -171,11 +171,16 @@ def memory(data: Path) -> None:
 
 
 def footprint() -> int:
-    """Bytes of this process and its children; shared pages count once."""
-    children = Path("/proc/self/task").glob("*/children")
-    pids = ["self", *(pid for file in children for pid in file.read_text().split())]
-    rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids]
-    return sum(1024 * int(text.split("\nPss:")[1].split()[0]) for text in rollups)
+    """Bytes of this process and its descendants; shared pages count once."""
+    rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in family("self")]
+    return sum(1024 * int(text.split("\nPss:")[1].split()[0]) for text in rollups if text)
+
+
+def family(pid: str) -> list[str]:
+    """The process and its descendants: the loader's processes are children of a fork server."""
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [child for file in lists for child in file.read_text().split()]
+    return [pid, *(one for child in children for one in family(child))]
 
 
 def plan() -> None:

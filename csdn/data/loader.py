@@ -37,7 +37,6 @@ from csdn.data.sampler import BatchPlan, EpochPlan, epoch_batches, epoch_plan, s
 from csdn.data.shards import Place
 from csdn.params import Params
 from csdn.runtime.errors import UserError, without_cause
-from csdn.runtime.process import set_parent_death_signal
 
 # Batches that each process prepares in advance, and batches that the consumer may hold (one while it requests
 # the next). They bound the memory of the loader, whatever the size of the data.
@@ -279,11 +278,17 @@ def _fork_server() -> BaseContext:
 
 
 def _start_process(environment: dict[str, str], _number: int) -> None:
-    """Runs in each process, whose parent is the fork server: that ends with the process that uses the loader,
-    and its own environment may be an older one.
+    """Runs in each process. It was forked by the fork server, whose environment may be an older one, and
+    which lives as long as any process that it has forked.
     """
-    set_parent_death_signal(os.getppid())
     os.environ.update(environment)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Otherwise this process would outlive a killed stage, and hold the lock of its state."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _unchanged(item: Any) -> Any:

@@ -105,7 +105,7 @@ class Store:
                 f"{self.address}: there is no such bucket; correct the address, or make it"
             ) from None
         for path in sorted(found):
-            name = path.lstrip("/").removeprefix(self.root).lstrip("/")
+            name = path.lstrip("/")[len(self.root) + 1 :]
             if name and not name.endswith("/"):
                 yield StoredObject(name, found[path]["size"], _etag(found[path]))
 

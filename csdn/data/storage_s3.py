@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import s3fs
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, FlexibleChecksumError
 from fsspec.asyn import sync
 
 from csdn.data.storage_errors import can_recover
@@ -36,11 +36,16 @@ class S3(s3fs.S3FileSystem):
         self.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
 
     def read_object(self, path: str, etag: str | None, limit: int) -> bytes:
-        """An object's bytes, `limit` at most; an OSError (PreconditionFailed) where it has another etag."""
+        """An object's bytes, `limit` at most, none if they have not the checksum that the store sends with
+        them; an OSError (PreconditionFailed) where the object has another etag.
+        """
         bucket, _, key = path.partition("/")
         same = {"IfMatch": f'"{etag}"'} if etag else {}
         answer = self.call_s3("get_object", Bucket=bucket, Key=key, **same)
-        return sync(self.loop, _read_body, answer["Body"], limit)
+        try:
+            return sync(self.loop, _read_body, answer["Body"], limit)
+        except FlexibleChecksumError:
+            return b""
 
     def is_encrypted(self, path: str) -> bool:
         """Whether the store encrypts the object with a key of its own, so that its etag is not an MD5."""

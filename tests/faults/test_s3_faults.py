@@ -201,7 +201,11 @@ def test_a_store_that_is_restarted_is_found_again(tmp_path):
             began = time.monotonic()
             with ThreadPoolExecutor() as threads:  # it kept its objects in memory
                 asked = threads.submit(filesystem.exists, f"{path}/a")
-                assert store.size("a") is None and not asked.result()
+                with pytest.raises(
+                    UserError, match="s3://cameras/a: (there is no such bucket|the store does not know)"
+                ):
+                    store.size("a")
+                assert not asked.result()
             assert time.monotonic() - began > 2
         finally:
             back.join()

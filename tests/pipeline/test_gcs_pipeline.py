@@ -31,14 +31,7 @@ def gcs(tmp_path_factory):
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     program = Path(sys.executable).with_name("gcp-storage-emulator")
-    command = [
-        program,
-        "start",
-        f"--port={port}",
-        "--host=127.0.0.1",
-        "--in-memory",
-        "--default-bucket=cameras",
-    ]
+    options = [f"--port={port}", "--host=127.0.0.1", "--in-memory", "--default-bucket=cameras"]
     with pytest.MonkeyPatch.context() as surroundings:
         surroundings.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
         surroundings.setenv("FSSPEC_GS_TOKEN", "anon")

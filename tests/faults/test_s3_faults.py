@@ -202,7 +202,7 @@ def test_a_store_that_is_restarted_is_found_again(tmp_path):
             with ThreadPoolExecutor() as threads:  # it kept its objects in memory
                 asked = threads.submit(filesystem.exists, f"{path}/a")
                 with pytest.raises(
-                    UserError, match="s3://cameras/a: (there is no such bucket|the store does not know)"
+                    UserError, match=r"s3://cameras/a: (there is no such bucket|the store does not know)"
                 ):
                     store.size("a")
                 assert not asked.result()

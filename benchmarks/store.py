@@ -84,10 +84,12 @@ def compare(folder: Path, server, before: Path | None) -> None:
     for _ in range(ROUNDS):
         for name, contender in servers.items():
             best[name] = max(best[name], contender())
+    for contender in servers.values():
+        contender.end()
     print(f"{'':24}{'images/s':>10}{'ratio':>8}")
     for name, rate in best.items():
         base = best["feed, local" if name.startswith("feed") else "ingest, store"]
-        print(f"{name:24}{rate:10.0f}{rate / base:8.2f}")
+        print(f"{name:24}{rate:10.0f}{rate / base:8.2f}", flush=True)
 
 
 class Contender:
@@ -103,6 +105,10 @@ class Contender:
     def __call__(self) -> float:
         print("go", file=self.process.stdin, flush=True)
         return json.loads(self.process.stdout.readline())
+
+    def end(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
 
 
 def serve(what: str, folder: str) -> None:
@@ -148,10 +154,11 @@ def ingesting(folder: Path) -> Callable[[], int]:
 
 def scan(folder: Path, server) -> None:
     """A sync that finds nothing, among drops that are known."""
-    for n in range(DROPS):
-        names = [f"visible/c/p/{image}.jpg" for image in range(IMAGES_OF_DROP)]
-        for name in (*names, "_SUCCESS"):
-            server.bucket.put_object(Key=f"in/{n:04d}/{name}", Body=f"{n}".encode())
+    from csdn.data.storage import Store
+
+    names = [*(f"visible/c/p/{image}.jpg" for image in range(IMAGES_OF_DROP)), "_SUCCESS"]
+    objects = {f"cameras/in/{n:04d}/{name}": f"{n}".encode() for n in range(DROPS) for name in names}
+    Store("s3://cameras").filesystem.pipe(objects)
     data = folder / "sync/data"
     drops, _ = sync_ledger([], ["s3://cameras/in"], data)
     print(f"\n{len(drops)} known drops of {IMAGES_OF_DROP} images")

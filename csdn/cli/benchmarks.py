@@ -41,7 +41,7 @@ Name = Annotated[str, typer.Argument(help="sysu, regdb or llcm.")]
 
 def benchmark(
     name: Name,
-    folder: Annotated[str, typer.Argument(help="Where it is: a folder or an s3:// prefix.")],
+    folder: Annotated[str, typer.Argument(help="Where it is: a folder or an address of an object store.")],
     small: Annotated[
         bool, typer.Option(help="The small CLIP and a short training, for a miniature.")
     ] = False,

@@ -21,6 +21,11 @@ from csdn.runtime.process import available_cores
 
 EXTRAS = ("", "pipeline")
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
+OF_OTHER_STORES = (
+    "GOOGLE_APPLICATION_CREDENTIALS",
+    "AZURE_STORAGE_ACCOUNT_NAME",
+    "AZURE_STORAGE_ACCOUNT_KEY",
+)
 STORE_SETTINGS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_DEFAULT_REGION")
 OLDEST_GIT = (2, 33)  # rev-list --no-commit-header
 ENOUGH_DISK = 5 * 2**30  # bytes; a demo run with its cache needs a tenth of that, real cameras far more
@@ -179,8 +184,8 @@ def _disk(root: Path) -> Check:
 
 def _credentials(environment: Callable[[str], str | None] = os.environ.get) -> Check:
     """Only the names of the variables are shown, never their values."""
-    present = [name for name in (*CREDENTIALS, *STORE_SETTINGS) if environment(name)]
+    present = [name for name in (*CREDENTIALS, *OF_OTHER_STORES, *STORE_SETTINGS) if environment(name)]
     file = Path(environment("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials").expanduser()
     if file.is_file():
         present.append(str(file))
-    return Check("ok", "credentials", ", ".join(present) or "none (only s3:// needs them)")
+    return Check("ok", "credentials", ", ".join(present) or "none (only object stores need them)")

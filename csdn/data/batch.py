@@ -92,7 +92,8 @@ class TrainBatchReader:
 
     def read(self, row: BatchPlan) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """The row's visible and infrared images before augmentation, uint8 [height, width, 3]."""
-        return self.images(row.visible.ravel()), self.images(row.infrared.ravel())
+        both = self.images(np.concatenate([row.visible.ravel(), row.infrared.ravel()]))  # read together
+        return both[: row.visible.size], both[row.visible.size :]
 
     def augment(
         self, row: BatchPlan, visible: Sequence[np.ndarray], infrared: Sequence[np.ndarray], out: np.ndarray

@@ -37,6 +37,7 @@ from csdn.data.sampler import BatchPlan, EpochPlan, epoch_batches, epoch_plan, s
 from csdn.data.shards import Place
 from csdn.params import Params
 from csdn.runtime.errors import UserError, without_cause
+from csdn.runtime.process import quiet_resource_tracker
 
 # Batches that each process prepares in advance, and batches that the consumer may hold (one while it requests
 # the next). They bound the memory of the loader, whatever the size of the data.
@@ -272,6 +273,7 @@ def _fork_server() -> BaseContext:
 
     A fork of this process would not be safe: the clients of object stores, and torch, have threads.
     """
+    quiet_resource_tracker()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return context

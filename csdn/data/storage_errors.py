@@ -39,6 +39,9 @@ _CONNECTION_ERRORS = (
     ConnectionError,
     TimeoutError,
 )
+# What s3fs lets through as it is.
+INVALID_SETTINGS = (exceptions.BotoCoreError, ValueError)  # such as an invalid endpoint URL
+WRONG_CHECKSUM = exceptions.FlexibleChecksumError
 _PERMANENT = (exceptions.SSLError, exceptions.InvalidProxiesConfigError)
 # Azure's errors of a connection, by name: its library is optional.
 _AZURE_CONNECTION_ERRORS = {"ServiceRequestError", "ServiceResponseError"}

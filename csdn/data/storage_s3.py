@@ -8,10 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 import s3fs
-from botocore.exceptions import BotoCoreError, FlexibleChecksumError
 from fsspec.asyn import sync
 
-from csdn.data.storage_errors import can_recover
+from csdn.data.storage_errors import INVALID_SETTINGS, WRONG_CHECKSUM, can_recover
 from csdn.runtime.errors import UserError
 
 
@@ -24,7 +23,7 @@ class S3(s3fs.S3FileSystem):
         """Make the client; raises UserError where the settings in the environment are not usable."""
         try:
             self.connect()  # at once, if it is connected
-        except (BotoCoreError, ValueError) as error:  # such as an invalid endpoint URL
+        except INVALID_SETTINGS as error:
             if can_recover(error):
                 raise
             why = str(error).partition("?")[0]  # the query of the endpoint may be a secret
@@ -44,7 +43,7 @@ class S3(s3fs.S3FileSystem):
         answer = self.call_s3("get_object", Bucket=bucket, Key=key, **same)
         try:
             return sync(self.loop, _read_body, answer["Body"], limit)
-        except FlexibleChecksumError:
+        except WRONG_CHECKSUM:
             return b""
 
     def is_encrypted(self, path: str) -> bool:

@@ -34,7 +34,7 @@ from csdn.ingest.sources import Source, open_source
 from csdn.params import IngestParams
 from csdn.runtime.errors import UserError, explain_os_error
 from csdn.runtime.files import temp_path, with_filename
-from csdn.runtime.process import set_parent_death_signal
+from csdn.runtime.process import quiet_resource_tracker, set_parent_death_signal
 
 # Images of a shard at most, so that small images are spread over all cores.
 SHARD_IMAGES = 1000
@@ -106,8 +106,7 @@ def packed_shards(tasks: Sequence[ShardTask], processes: int) -> Iterator[Packed
     if processes < 2:
         yield from map(pack, tasks)
         return
-    # If this process is killed, Python's resource tracker would warn of a leak, though nothing leaks.
-    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
+    quiet_resource_tracker()
     # A forked process would be unsafe, because the parent may have threads.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_start_worker) as pool:

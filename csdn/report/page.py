@@ -84,7 +84,7 @@ class ReportInputs:
     """The outputs of the earlier stages."""
 
     dataset: Dataset
-    shards: Place  # folder or s3:// prefix
+    shards: Place  # folder, or prefix of an object store
     data_hash: str  # SHA-256 of samples.parquet
     data_md5: str  # of the same file, DVC's hash
     quarantine: pa.Table
@@ -106,7 +106,7 @@ class ReportInputs:
 def read_inputs(root: Path, shards: Place) -> ReportInputs:
     """Read the inputs below the project's root; raises UserError naming the first file that is missing.
 
-    shards: their folder or s3:// prefix (csdn.data.shards.shards_at).
+    shards: their folder, or prefix of an object store (csdn.data.shards.shards_at).
     """
     data, metrics, evaluation, models = (root / name for name in ("data", "metrics", "evaluation", "models"))
     try:

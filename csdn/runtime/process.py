@@ -78,6 +78,14 @@ def _left_by_dvc() -> bool:
         return True
 
 
+def quiet_resource_tracker() -> None:
+    """If this process is killed, Python's resource tracker would warn of a leak, though nothing leaks.
+
+    To be called before the first process is started by `spawn` or `forkserver`.
+    """
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
+
+
 def reach_loopback_directly() -> None:
     """Exclude the loopback addresses from http_proxy, in this process and in those it starts.
 

@@ -53,16 +53,19 @@ def write_data(
     (root / "shards").mkdir(parents=True)
     rows = []
     for part in range(SHARDS):
-        name = f"{'0' * 16}-{part:06d}-{'0' * 16}.tar"
-        with (root / "shards" / name).open("wb") as file, ShardWriter(file) as shard:
+        temporary, placed = root / "shards" / "being-written", []
+        with temporary.open("wb") as file, ShardWriter(file) as shard:
             for at, (person, modality, number) in enumerate(images[part::SHARDS]):
                 data = jpeg(rng, *sizes[at % len(sizes)])
                 key = hashlib.sha256(data).hexdigest()
                 facts = {"person": str(person), "modality": modality}
                 offset = shard.add(key, "jpg", data, facts)
                 path = f"{modality}/c1/{person}/{number}.jpg"
-                place = (key, "jpg", name, offset, len(data))
-                rows.append((*place, person, "train", modality, "c1", path, "drop", None))
+                labels = (person, "train", modality, "c1", path, "drop", None)
+                placed.append(((key, "jpg"), (offset, len(data), *labels)))
+        name = f"{'0' * 16}-{part:06d}-{shard.hexdigest()[:16]}.tar"
+        temporary.rename(root / "shards" / name)
+        rows += [(*image, name, *rest) for image, rest in placed]
     counts = [(row, f"p{row}", 0, "train", "train", visible, infrared) for row in range(people)]
     write_table(root / "samples.parquet", table_of(sorted(rows, key=lambda row: row[9]), SAMPLES_SCHEMA))
     write_table(root / "people.parquet", table_of(counts, PEOPLE_SCHEMA))

@@ -38,32 +38,36 @@ class ImageReader:
         self.shard, self.shard_names = table.shard, table.shard_names
         self.offset, self.size, self.extension = table.offset, table.size, table.extension
         self.digest = table.digest
-        sizes = np.bincount(table.shard, weights=table.size, minlength=len(table.shard_names))
-        wanted = {name: int(size) for name, size in zip(table.shard_names, sizes, strict=True) if size}
-        self.shards = open_shards(shards, wanted)
+        self.shards = open_shards(shards, [table.shard_names[n] for n in np.unique(table.shard)])
         self.image_size = tuple(image_size)
 
     def __call__(self, indices: np.ndarray) -> list[np.ndarray]:
         """uint8 images [height, width, 3]; raises UserError where an image's bytes have changed since
         ingest.
         """
-        ranges = [(*self._place(index), int(self.size[index])) for index in indices]
+        return [self._image(index, data) for index, data in zip(indices, self.contents(indices), strict=True)]
+
+    def contents(self, indices: np.ndarray) -> list[bytes]:
+        """The files of the images, which are those that ingest recorded; raises UserError."""
+        ranges = [self._place(index) for index in indices]
         contents = self.shards.read_all(ranges)
-        return [self._image(*one) for one in zip(indices, ranges, contents, strict=True)]
+        return [self._recorded(*one) for one in zip(indices, ranges, contents, strict=True)]
 
-    def _place(self, index: int) -> tuple[str, int]:
-        """(shard, offset)"""
-        return self.shard_names[self.shard[index]], int(self.offset[index])
+    def _place(self, index: int) -> Range:
+        return self.shard_names[self.shard[index]], int(self.offset[index]), int(self.size[index])
 
-    def _image(self, index: int, place: Range, data: bytes) -> np.ndarray:
+    def _recorded(self, index: int, place: Range, data: bytes) -> bytes:
         if not self._is_recorded(index, data):  # altered on its way, in the cache, or in the shard
             data = self.shards.read_again(place)
-        shard, offset, _ = place
         if not self._is_recorded(index, data):
-            raise UserError(damaged_image(self.shards, shard, offset))
+            raise UserError(damaged_image(self.shards, *place[:2]))
+        return data
+
+    def _image(self, index: int, data: bytes) -> np.ndarray:
         try:
             return resize(decode(data, EXTENSIONS[self.extension[index]]), self.image_size)
         except BadImage as error:
+            shard, offset, _ = self._place(index)
             raise UserError(
                 f"{self.shards.where(shard)}: the image at byte {offset} is unchanged, but cannot be "
                 f"decoded any more ({error.reason}); install the versions of constraints.txt, or delete "

@@ -22,7 +22,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -215,8 +215,8 @@ class CheckpointStore:
     def remove(self) -> None:
         """Remove everything, when the result is written."""
         filesystem, folder = self.storage
-        if filesystem.isdir(folder):
-            filesystem.rm(folder, recursive=True)
+        if self._ask(lambda: filesystem.isdir(folder)):
+            self._ask(lambda: filesystem.rm(folder, recursive=True))
         _remove_folder(self.folder)
 
     @cached_property
@@ -237,15 +237,28 @@ class CheckpointStore:
         """Remove every attempt except the loaded one, which bounds storage."""
         filesystem, folder = self.storage
         with suppress(FileNotFoundError):
-            for attempt in filesystem.ls(folder, detail=False):
+            for attempt in self._ask(lambda: filesystem.ls(folder, detail=False)):
                 if not self._loaded.startswith(f"{attempt}/"):
-                    filesystem.rm(attempt, recursive=True)
+                    self._ask(lambda attempt=attempt: filesystem.rm(attempt, recursive=True))
 
     def _attempts(self) -> dict[str, Read]:
         """The checkpoints of all attempts: their folders, and what reads their files."""
         filesystem, folder = self.storage
-        places = [path.rpartition("/")[0] for path in filesystem.find(folder) if path.endswith("/state.json")]
-        return {place: lambda name, place=place: filesystem.cat_file(f"{place}/{name}") for place in places}
+        files = self._ask(lambda: filesystem.find(folder))
+        places = [path.rpartition("/")[0] for path in files if path.endswith("/state.json")]
+
+        def read(place: str, name: str) -> bytes:
+            return self._ask(lambda: filesystem.cat_file(f"{place}/{name}"))
+
+        return {place: partial(read, place) for place in places}
+
+    def _ask(self, request: Callable[[], Any]) -> Any:
+        """The answer to a request of `storage`; raises UserError where an object store refuses."""
+        if "://" not in (self.checkpoint_dir or ""):
+            return request()
+        from csdn.data.storage import asked
+
+        return asked(request, self.checkpoint_dir, self.storage[0])
 
 
 def _read_header(read: Read) -> dict[str, Any] | None:

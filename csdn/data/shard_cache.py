@@ -20,7 +20,8 @@ import errno
 import fcntl
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ from csdn.runtime.files import temp_path
 CHUNK = 8 * 2**20  # bytes of a request for a part of a shard
 CHUNKS = 8  # such requests at a time
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# The shards that this process reads by ranges, by folder and address. (On Ray each task has its own reader.)
+_WITHOUT_ROOM: dict[tuple[Path, str], set[str]] = defaultdict(set)
 
 log = logging.getLogger(__name__)
 
@@ -42,14 +45,14 @@ class CachedShards:
     """Reads images out of the shards of an object store, those that have room by way of `folder`.
 
     limit: bytes of the folder, which any number of processes may share. wanted: the shards that this run
-    will read, and their bytes at least: they have room before others.
+    will read; they have room before others.
     """
 
-    def __init__(self, stored: StoredShards, folder: Path, limit: int, wanted: Mapping[str, int]) -> None:
-        self.stored, self.folder, self.limit, self.wanted = stored, folder, limit, dict(wanted)
+    def __init__(self, stored: StoredShards, folder: Path, limit: int, wanted: Collection[str]) -> None:
+        self.stored, self.folder, self.limit, self.wanted = stored, folder, limit, frozenset(wanted)
         self.again = stored.again
         self._local = ShardReader(folder)
-        self._uncached: set[str] = set()  # shards that this process reads by ranges
+        self._warned = False
         self._in_use: int | None = None  # descriptor of the lock of this process
 
     def read_all(self, ranges: Sequence[Range]) -> list[bytes]:
@@ -66,8 +69,8 @@ class CachedShards:
     def read_again(self, one: Range) -> bytes:
         """The bytes from the store; if the cached shard is not the store's, it is fetched again."""
         shard = one[0]
+        self._local.close()  # another process may have replaced the file
         if not has_bytes_of(shard, self.folder / shard):
-            self._local.close()
             (self.folder / shard).unlink(missing_ok=True)
         return self.stored.read_again(one)
 
@@ -76,12 +79,17 @@ class CachedShards:
 
     def _cached(self, one: Range) -> bytes | None:
         """The bytes from the cache; None where the shard is not in it, and has no room."""
-        shard = one[0]
-        if shard in self._uncached:
+        shard, without_room = one[0], _WITHOUT_ROOM[self.folder, self.stored.store.address]
+        if shard in without_room:
             return None
-        self._begin()
-        if not (self.folder / shard).exists() and not self._fetch(shard):
-            self._uncached.add(shard)
+        try:
+            self._begin()
+            here = (self.folder / shard).exists() or self._fetch(shard)
+        except OSError as error:
+            self._explain(error)
+            here = False
+        if not here:
+            without_room.add(shard)
             return None
         try:
             return self._local.read(*one)
@@ -94,14 +102,8 @@ class CachedShards:
         """Make the folder, and room in it if no other process uses it; once in each process."""
         if self._in_use is not None:
             return
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._in_use = os.open(self.folder / ".used", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise UserError(
-                f"{self.folder}: cannot keep shards ({explain_os_error(error) or error}); correct "
-                "scaling.cache.folder, or set scaling.cache.gigabytes to 0 to read without a cache"
-            ) from error
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._in_use = os.open(self.folder / ".used", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(self._in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -113,13 +115,27 @@ class CachedShards:
             with suppress(FileNotFoundError):
                 os.utime(self.folder / name)  # used now
 
+    def _explain(self, error: OSError) -> None:
+        """Warn of a full disk; raise UserError for any other error of the folder."""
+        if error.errno not in _FULL:
+            raise UserError(
+                f"{self.folder}: cannot keep shards ({explain_os_error(error) or error}); correct "
+                "scaling.cache.folder, or set scaling.cache.gigabytes to 0 to read without a cache"
+            ) from error
+        if not self._warned:
+            log.warning("%s: the disk is full; further shards are read from the store", self.folder)
+        self._warned = True
+
     def _make_room(self) -> None:
         """Remove what killed processes left, and shards that are not wanted, until the wanted ones fit."""
         for leftover in (*self.folder.glob(".*.tar.partial"), *self.folder.glob(".*.tar.lock")):
             leftover.unlink(missing_ok=True)
         sizes = self._sizes()
-        missing = sum(size for name, size in self.wanted.items() if name not in sizes)
         others = [name for name in sizes if name not in self.wanted]
+        if not others:
+            return
+        listed = {found.name: found.size for found in self.stored.store.objects()}
+        missing = sum(listed.get(name, 0) for name in self.wanted if name not in sizes)
         for name in sorted(others, key=lambda name: (self.folder / name).stat().st_mtime):
             if sum(sizes.values()) + missing <= self.limit:
                 return
@@ -128,7 +144,12 @@ class CachedShards:
 
     def _sizes(self) -> dict[str, int]:
         """Name -> bytes of the shards in the folder, and of those that are being fetched."""
-        return {path.name: path.stat().st_size for path in self.folder.iterdir() if _is_shard(path)}
+        sizes = {}
+        for path in self.folder.iterdir():
+            with suppress(FileNotFoundError):  # a damaged one was removed meanwhile
+                if path.name.endswith((".tar", ".tar.partial")):
+                    sizes[path.name] = path.stat().st_size
+        return sizes
 
     def _fetch(self, shard: str) -> bool:
         """Fetch a shard; False if it has no room. Raises UserError where the store sends other bytes."""
@@ -142,13 +163,9 @@ class CachedShards:
                 if not self._reserve(temporary, size):
                     return False
                 self._download(shard, size, temporary)
-                temporary.replace(path)
+                with self._room():
+                    temporary.replace(path)
                 return True
-            except OSError as error:
-                if error.errno not in _FULL:
-                    raise
-                log.warning("%s: the disk is full; further shards are read from the store", self.folder)
-                return False
             finally:
                 temporary.unlink(missing_ok=True)
 
@@ -160,9 +177,13 @@ class CachedShards:
             )
         return size
 
+    def _room(self) -> FileLock:
+        """The lock of the names in the folder, by which their sizes are added up."""
+        return FileLock(self.folder / ".room.lock")
+
     def _reserve(self, temporary: Path, size: int) -> bool:
         """Make the temporary file, of the shard's size, if that has room in the folder."""
-        with FileLock(self.folder / ".room.lock"):
+        with self._room():
             if sum(self._sizes().values()) + size > self.limit:
                 return False
             with temporary.open("wb") as file:
@@ -192,7 +213,3 @@ class CachedShards:
     def __del__(self) -> None:
         if self._in_use is not None:
             os.close(self._in_use)
-
-
-def _is_shard(path: Path) -> bool:
-    return path.name.endswith((".tar", ".tar.partial"))

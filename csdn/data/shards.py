@@ -13,7 +13,7 @@ import json
 import os
 import tarfile
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,10 +134,10 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "csdn/shards"
 
 
-def open_shards(place: Place, wanted: Mapping[str, int] | None = None) -> Shards:
+def open_shards(place: Place, wanted: Collection[str] = ()) -> Shards:
     """A reader of the shards of a folder or an object store.
 
-    wanted: the shards that will be read, and their bytes at least, for the cache of an object store.
+    wanted: the shards that will be read, for which the cache of an object store makes room.
     Raises UserError where an object store does not respond, or refuses.
     """
     if isinstance(place, Path):
@@ -147,7 +147,7 @@ def open_shards(place: Place, wanted: Mapping[str, int] | None = None) -> Shards
         return stored
     from csdn.data.shard_cache import CachedShards
 
-    return CachedShards(stored, place.cache, place.cache_bytes, wanted or {})
+    return CachedShards(stored, place.cache, place.cache_bytes, wanted)
 
 
 class ShardReader:

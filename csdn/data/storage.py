@@ -93,17 +93,15 @@ class Store:
         """Raise UserError where the environment's keys may not list the bucket."""
         if self.protocol == "s3":
             self._request(lambda: self.filesystem.probe(self.root))
-        else:
-            self._request(lambda: self.filesystem.exists(self.root))
+        elif not self._request(lambda: self.filesystem.exists(self._bucket)):
+            raise self._no_bucket()
 
     def objects(self) -> Iterator[StoredObject]:
         """Every object below the prefix, sorted by name, without folder markers."""
         try:
             found = self._request(lambda: self.filesystem.find(self.root, detail=True))
         except FileNotFoundError:
-            raise UserError(
-                f"{self.address}: there is no such bucket; correct the address, or make it"
-            ) from None
+            raise self._no_bucket() from None
         for path in sorted(found):
             name = path.lstrip("/")[len(self.root) + 1 :]
             if name and not name.endswith("/"):
@@ -114,6 +112,7 @@ class Store:
         try:
             found = self._request(lambda: self.filesystem.ls(self.root, detail=True))
         except FileNotFoundError:
+            self.check()
             return []
         names = (entry["name"].strip("/") for entry in found if entry["type"] == "directory")
         return sorted(f"{self.protocol}://{name}" for name in names if name != self.root)
@@ -141,6 +140,8 @@ class Store:
             data = self._request(lambda: self._download(listed), listed.name)
             if len(data) == listed.size and self._has_md5(data, listed):
                 return data
+            if self.protocol != "s3" and self.find(listed.name) != listed:
+                raise self._replaced(listed)
         raise ServiceUnavailable(
             f"{self.address_of(listed.name)}: the store sent other bytes than those that it lists, twice "
             "(size or MD5): they are altered on their way. Nothing of them was kept; run the command again"
@@ -149,28 +150,51 @@ class Store:
     def ranges(self, wanted: Sequence[Range]) -> list[bytes]:
         """The bytes of each (name, offset, size), fetched together; shorter where an object ends before.
 
-        An answer of another length is asked for again once. Raises FileNotFoundError for a missing object.
+        An answer of another length is asked for again once. Raises FileNotFoundError for a missing object,
+        and UserError where the store sends more than was asked for.
         """
         got: list[bytes | None] = [None] * len(wanted)
         for _ in range(2):
             missing = [n for n, (_, _, size) in enumerate(wanted) if got[n] is None or len(got[n]) != size]
             if missing:
                 self._fetch(wanted, missing, got)
-        return [data or b"" for data in got]
+        for (name, _, size), data in zip(wanted, got, strict=True):
+            if len(data) > size:
+                raise ServiceUnavailable(
+                    f"{self.address_of(name)}: the store sent more bytes than were asked for, twice"
+                )
+        return got
 
     def put(self, name: str, path: Path) -> None:
         """Store a file's bytes under a name, completely or not at all. Raises UserError where the store then
         has other bytes than the file (size, or MD5).
         """
-        self._request(lambda: self.filesystem.put_file(str(path), self._path(name)), name)
         with path.open("rb") as file:
             md5 = hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
-        stored, size = self.find(name), path.stat().st_size
-        if stored is None or stored.size != size or not self._is_md5_of(stored, md5):
-            raise ServiceUnavailable(
-                f"{self.address_of(name)}: the store has other bytes than those that were sent: they were "
-                "altered on their way; run the command again"
-            )
+        for _ in range(2):
+            try:
+                self._request(lambda: self.filesystem.put_file(str(path), self._path(name)), name)
+            except FileNotFoundError:
+                raise self._no_bucket() from None
+            stored = self.find(name)
+            if stored and stored.size == path.stat().st_size and self._is_md5_of(stored, md5):
+                return
+        raise ServiceUnavailable(
+            f"{self.address_of(name)}: the store has other bytes than those that were sent, twice: they were "
+            "altered on their way; run the command again"
+        )
+
+    @property
+    def _bucket(self) -> str:
+        return self.root.partition("/")[0]
+
+    def _no_bucket(self) -> UserError:
+        return UserError(f"{self.address}: there is no such bucket; correct the address, or make it")
+
+    def _replaced(self, listed: StoredObject) -> UserError:
+        return UserError(
+            f"{self.address_of(listed.name)}: was replaced after it was listed; run the command again"
+        )
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}"
@@ -184,9 +208,7 @@ class Store:
             return self.filesystem.read_object(path, listed.etag, limit=listed.size + 1)
         except OSError as error:
             if code_of(error) in ("PreconditionFailed", "412"):
-                raise UserError(
-                    f"{self.address_of(listed.name)}: was replaced after it was listed; run the command again"
-                ) from None
+                raise self._replaced(listed) from None
             raise
 
     def _has_md5(self, data: bytes, listed: StoredObject) -> bool:
@@ -286,7 +308,8 @@ def _filesystem(
         return S3(**settings(CONNECT_SECONDS, READ_SECONDS, CONNECTIONS, attempts))
     import fsspec
 
-    return fsspec.filesystem(protocol, use_listings_cache=False)
+    timeout = {"requests_timeout": READ_SECONDS} if protocol == "gs" else {}
+    return fsspec.filesystem(protocol, use_listings_cache=False, **timeout)
 
 
 def durable_filesystem(address: str) -> tuple[AbstractFileSystem, str]:
@@ -297,6 +320,11 @@ def durable_filesystem(address: str) -> tuple[AbstractFileSystem, str]:
     store = Store(address)
     store.check()
     return _filesystem(store.protocol, _DURABLE_ATTEMPTS, *_surroundings()), store.root
+
+
+def asked(request: Callable[[], T], address: str, filesystem: AbstractFileSystem) -> T:
+    """The answer to a request of a durable file system, whose errors become those of this module."""
+    return with_retries(request, address, lambda: _endpoint(filesystem), timeout=0)
 
 
 def _endpoint(filesystem: AbstractFileSystem) -> str:
@@ -334,9 +362,9 @@ def with_retries(request: Callable[[], T], where: str, endpoint: Callable[[], st
                 raise FileNotFoundError(where) from None
             tried = time.monotonic() - start
             if not can_recover(error):
-                raise UserError(f"{where}: {explained(error, endpoint(), tried)}") from None
+                raise UserError(f"{where}: {explained(error, where, endpoint(), tried)}") from None
             if tried + wait > timeout:
-                raise ServiceUnavailable(f"{where}: {explained(error, endpoint(), tried)}") from None
+                raise ServiceUnavailable(f"{where}: {explained(error, where, endpoint(), tried)}") from None
         # The random factor keeps the processes of a run from retrying at the same moment.
         time.sleep(wait * random.SystemRandom().uniform(0.5, 1))
         wait = min(2 * wait, _LONGEST_WAIT)

@@ -29,6 +29,7 @@ _MEANINGS = {
     "403": _DENIED,
 }
 _BUSY = {"RequestTimeout", "SlowDown", "InternalError", "ServiceUnavailable", "Throttling", "TooManyRequests"}
+_ALTERED = {"BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch"}  # on the way to the store
 _CONNECTION_ERRORS = (
     exceptions.ConnectionError,
     exceptions.HTTPClientError,
@@ -43,14 +44,33 @@ _CONNECTION_ERRORS = (
 INVALID_SETTINGS = (exceptions.BotoCoreError, ValueError)  # such as an invalid endpoint URL
 WRONG_CHECKSUM = exceptions.FlexibleChecksumError
 _PERMANENT = (exceptions.SSLError, exceptions.InvalidProxiesConfigError)
-# Azure's errors of a connection, by name: its library is optional.
-_AZURE_CONNECTION_ERRORS = {"ServiceRequestError", "ServiceResponseError"}
-_CLIENTS = {"aiohttp", "azure", "botocore", "aiobotocore", "gcsfs", "google"}
+# Errors of a connection of the optional libraries, by their names.
+_OF_CONNECTION = {
+    *("azure.ServiceRequestError", "azure.ServiceResponseError"),
+    *("requests.ConnectionError", "requests.Timeout", "requests.ProxyError", "requests.ChunkedEncodingError"),
+    *("google.TransportError", "google.RefreshError", "gcsfs.ChecksumError"),
+}
+_CLIENTS = {"aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "requests"}
 
 
 def is_of_store(error: BaseException) -> bool:
     """Whether the error is one of a request, not a mistake of this program."""
-    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _CLIENTS
+    if isinstance(error, OSError) or _root(type(error).__module__) in _CLIENTS:
+        return True
+    # gcsfs and adlfs raise Python's own errors for refused requests and missing settings.
+    return isinstance(error, (RuntimeError, ValueError)) and _raised_in(error) in ("adlfs", "gcsfs")
+
+
+def _raised_in(error: BaseException) -> str:
+    """The package whose code raised the error."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    return _root(trace.tb_frame.f_globals.get("__name__", "")) if trace else ""
+
+
+def _root(module: str) -> str:
+    return module.partition(".")[0]
 
 
 def code_of(error: BaseException) -> str:
@@ -74,23 +94,29 @@ def can_recover(error: BaseException) -> bool:
     """Whether the same request may succeed a little later."""
     if code := code_of(error):
         status = _status(error)
-        return status >= 500 or status in (408, 429) or code in _BUSY
+        return status >= 500 or status in (408, 429) or code in _BUSY | _ALTERED
     return _is_of_connection(error)
 
 
-def explained(error: BaseException, endpoint: str, tried: float) -> str:
-    """What is wrong and what to do. endpoint: URL of the store; tried: seconds of repeated requests."""
-    code = code_of(error)
-    if code in _MEANINGS:
+def explained(error: BaseException, where: str, endpoint: str, tried: float) -> str:
+    """What is wrong and what to do.
+
+    where: the address of the object; endpoint: URL of the store; tried: seconds of repeated requests.
+    """
+    code, on_s3 = code_of(error), where.startswith("s3://")
+    if on_s3 and code in _MEANINGS:
         return _MEANINGS[code]
+    if code in ("401", "403") or (not on_s3 and str(error).startswith("Forbidden")):
+        return f"these credentials may not do that; give them the right, or use others ({_message(error)})"
     if code:
         return f"the store refuses: {_message(error) or code}"
     if isinstance(error, (exceptions.NoCredentialsError, exceptions.PartialCredentialsError)):
         return _NO_KEYS
     if _is_of_connection(error):
+        right = "AWS_ENDPOINT_URL right" if on_s3 else "the network there"
         return (
-            f"{endpoint} does not respond ({_reason(error)}; tried for {tried:.0f} s); is AWS_ENDPOINT_URL "
-            "right, and the store up?"
+            f"{endpoint} does not respond ({_reason(error)}; tried for {tried:.0f} s); is {right}, and the "
+            "store up?"
         )
     return str(error) or type(error).__name__
 
@@ -114,8 +140,10 @@ def _message(error: BaseException) -> str:
 
 
 def _is_of_connection(error: BaseException) -> bool:
-    azure = _AZURE_CONNECTION_ERRORS & {kind.__name__ for kind in type(error).__mro__}
-    return bool(azure) or (isinstance(error, _CONNECTION_ERRORS) and not isinstance(error, _PERMANENT))
+    kinds = {f"{_root(kind.__module__)}.{kind.__name__}" for kind in type(error).__mro__}
+    if isinstance(error, _PERMANENT) or "requests.SSLError" in kinds:
+        return False
+    return isinstance(error, _CONNECTION_ERRORS) or bool(kinds & _OF_CONNECTION)
 
 
 def _reason(error: BaseException) -> str:

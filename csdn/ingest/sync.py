@@ -169,6 +169,10 @@ class SeenDrops:
         if marker and marker.etag and "://" in address:
             self.markers[address] = [marker.path, marker.etag]
 
+    def forget(self, address: str) -> None:
+        """The next sync lists the drop again."""
+        self.markers.pop(address, None)
+
     def save(self) -> None:
         if self.markers:
             write_json(self.path, {"listed": self.listed, "markers": self.markers})
@@ -220,10 +224,12 @@ def _change(drop: Drop, data: Path, thorough: bool, seen: SeenDrops) -> str | No
     except ServiceUnavailable:
         raise
     except UserError as error:
+        seen.forget(drop.address)
         return f"changed: {_named(drop)}: {error}"
     if same:
         seen.note(drop.address, source.marker)
         return None
+    seen.forget(drop.address)
     return f"changed: {_named(drop)}: its files are not those that were added; {_advice(drop)}"
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from csdn.data.batch import ImageReader
 from csdn.data.catalog import Dataset, SampleTable
 from csdn.data.images import EXTENSIONS, decode
-from csdn.data.shards import Place, open_shards
+from csdn.data.shards import Place
 from csdn.report.feature_space import person_names, share_between, unit_rows
 from csdn.report.wording import direction_name, percent
 
@@ -25,16 +26,14 @@ class Pictures:
     """Reads images of a table from its shards, each once."""
 
     def __init__(self, table: SampleTable, shards: Place) -> None:
-        self.table, self.shards = table, open_shards(shards)
+        self.table, self.reader = table, ImageReader(table, shards, (HEIGHT, HEIGHT))
         self.uris: dict[int, str] = {}
 
     def uri(self, row: int) -> str:
         """Row `row` of the table as `data:image/jpeg;base64,...`."""
         if row not in self.uris:
-            table = self.table
-            shard = table.shard_names[table.shard[row]]
-            (data,) = self.shards.read_all([(shard, int(table.offset[row]), int(table.size[row]))])
-            self.uris[row] = data_uri(data, EXTENSIONS[table.extension[row]])
+            (data,) = self.reader.contents([row])
+            self.uris[row] = data_uri(data, EXTENSIONS[self.table.extension[row]])
         return self.uris[row]
 
 

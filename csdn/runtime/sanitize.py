@@ -8,18 +8,21 @@ import re
 _CREDENTIALS = re.compile(r"[a-z0-9+.-]+://([^@]*:[^@]*@|[^/]*@|.*\?)", re.IGNORECASE)
 # In the address of an object store @, : and ? are characters of a key like others. Before the first slash is
 # the bucket, whose name has none of them; a secret of Amazon's may contain a slash.
-_STORE_CREDENTIALS = re.compile(
-    r"(s3|s3a|gs|az|memory)://([^/@:?]*:.*@|[^/]*@|[^/]*\?|.*\?.*(signature|sig|token)=)", re.IGNORECASE
-)
-_STORE = re.compile(r"(s3|s3a|gs|az|memory)://", re.IGNORECASE)
+_STORE = r"(?:s3a?|gs|az|memory)://"
+_USER_OF_STORE = r"(?:[^/@:?\s]*:\S*@|[^/\s]*@)"
+_SIGNATURE = r"\?(?=\S*(?:sig|signature|token|secret|password|credential|key)[^=/&\s]*=)"
+_STORE_CREDENTIALS = re.compile(rf"{_STORE}(?:{_USER_OF_STORE}|[^/]*\?|\S*{_SIGNATURE})", re.IGNORECASE)
+_IS_STORE = re.compile(_STORE, re.IGNORECASE)
 # Syntax of Markdown and HTML, and the characters by which an address becomes a link.
 _MARKDOWN_SYNTAX = re.compile(r"[\\`*_\[\]<>|&~$@]|(?<=:)/|(?<=www)\.")
 
-# Credentials inside a text. S3 object names may contain a question mark; elsewhere a secret may follow it.
-_USER_IN_TEXT = re.compile(r"(?<=://)[^/?#\s]*@")
+# Credentials inside a text. Names of stored objects may contain a question mark; elsewhere a secret may
+# follow it.
+_USER_IN_TEXT = re.compile(r"(?<=://)[^/?#\s]*@|(?<=s3://)[^/@:?\s]*:\S*@", re.IGNORECASE)
 _QUERY_IN_TEXT = re.compile(
     r"\b((?!(?:s3a?|gs|az|memory):)[a-z][a-z0-9+.-]*://[^\s?#]*[?#])[^\s`'\")>]+", re.IGNORECASE
 )
+_SIGNATURE_IN_TEXT = re.compile(rf"\b({_STORE}[^\s?]*{_SIGNATURE})[^\s`'\")>]+", re.IGNORECASE)
 
 
 def escape_control_chars(text: str, keep: str = "") -> str:
@@ -51,7 +54,7 @@ def has_credentials(address: str) -> bool:
     >>> has_credentials("s3://key:secret@bucket/in"), has_credentials("s3://bucket/10:15@north?")
     (True, False)
     """
-    pattern = _STORE_CREDENTIALS if _STORE.match(address) else _CREDENTIALS
+    pattern = _STORE_CREDENTIALS if _IS_STORE.match(address) else _CREDENTIALS
     return pattern.match(address) is not None
 
 
@@ -64,8 +67,9 @@ def redact(address: str) -> str:
     if not has_credentials(address):
         return address
     scheme, _, rest = address.partition("://")
-    place = rest.rpartition("@")[2].partition("?")
-    return f"{scheme}://{'***@' if '@' in rest else ''}{place[0]}{'?***' if place[1] else ''}"
+    place, query, _ = rest.partition("?")
+    _, at, place = place.rpartition("@")
+    return f"{scheme}://{'***@' if at else ''}{place}{'?***' if query else ''}"
 
 
 def redact_text(text: str) -> str:
@@ -74,7 +78,8 @@ def redact_text(text: str) -> str:
     >>> redact_text("no answer from https://ana:secret@host/in?token=secret")
     'no answer from https://***@host/in?***'
     """
-    return _QUERY_IN_TEXT.sub(r"\1***", _USER_IN_TEXT.sub("***@", text))
+    text = _USER_IN_TEXT.sub("***@", text)
+    return _SIGNATURE_IN_TEXT.sub(r"\1***", _QUERY_IN_TEXT.sub(r"\1***", text))
 
 
 def escape_tags(text: str, keep: str = "") -> str:

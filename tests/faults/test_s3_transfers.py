@@ -14,6 +14,7 @@ from make_images import Project, make_drop, people_named
 from csdn.data.catalog import load_dataset
 from csdn.data.loader import TrainLoader
 from csdn.data.shards import StoredPlace
+from csdn.data.storage import Store
 from csdn.ingest.ledger import read_ledger
 from csdn.ingest.sync import sync_ledger
 from csdn.runtime.errors import UserError
@@ -98,6 +99,14 @@ def test_an_answer_that_does_not_end_is_ended_at_the_listed_size(proxy, drop, tm
         "an object store sends an object and never stops",
         "Reading ends at the listed size; then as if other bytes had been sent.",
     )
+
+
+def test_a_range_that_does_not_end_is_ended_too(proxy, s3_server):
+    s3_server.bucket.put_object(Key="endless.tar", Body=b"abcdef")
+    proxy.of, proxy.endless = ".tar", True
+    with pytest.raises(UserError, match="more bytes than were asked for"):
+        Store("s3://cameras").ranges([("endless.tar", 1, 3)])
+    assert proxy.sent < ENDLESS
 
 
 def test_a_manifest_that_was_altered_on_its_way_is_no_reason_to_refuse_the_drop(proxy, drop, s3_server):

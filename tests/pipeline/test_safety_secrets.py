@@ -75,8 +75,19 @@ WITH_A_KEY = [
     "s3://bucket/in?X-Amz-Signature=hush7",
     "ray://ana:hush7@head:10001",
     "s3://hush7@bucket/in",
+    "s3://bucket/x?access_key=AKIA&secret_key=hush7",
+    "az://container/b?sv=1&sig=hush7@",
 ]
-WITHOUT = ["s3://bucket/in", "builtin:demo", "/data/a:b@c", "ray://head:10001", "head:6379", "C:/in@home"]
+WITHOUT = [
+    "s3://bucket/in",
+    "s3://cams/2026-11-28T10:15@north",
+    "gs://b/why?",
+    "builtin:demo",
+    "/data/a:b@c",
+    "ray://head:10001",
+    "head:6379",
+    "C:/in@home",
+]
 
 
 @pytest.fixture

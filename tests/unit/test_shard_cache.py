@@ -22,7 +22,6 @@ for number in range(4):
     content = np.random.default_rng(number).bytes(SIZE)
     DATA[f"drop-{number:06d}-{hashlib.sha256(content).hexdigest()[:16]}.tar"] = content
 NAMES = list(DATA)
-WANTED = dict.fromkeys(NAMES, SIZE - 1000)
 
 
 @pytest.fixture
@@ -39,7 +38,7 @@ def asked(monkeypatch):
     return asked
 
 
-def cached(folder, limit=10 * SIZE, wanted=WANTED) -> CachedShards:
+def cached(folder, limit=10 * SIZE, wanted=NAMES) -> CachedShards:
     return CachedShards(StoredShards("memory://shards"), folder, limit, wanted)
 
 
@@ -81,15 +80,16 @@ def test_shards_that_nobody_needs_make_room_when_a_run_begins(asked, tmp_path):
     cached(tmp_path).read_all(RANGES)
     old = NAMES[1]
     os.utime(tmp_path / old, (1, 1))
-    wanted = {NAMES[3]: SIZE, "new-000000-0000000000000000.tar": SIZE}
-    cached(tmp_path, limit=4 * SIZE, wanted=wanted).read_all([(NAMES[3], 0, 10)])
+    new = "new-000000-0000000000000000.tar"
+    fill("shards", {**DATA, new: bytes(SIZE)})
+    cached(tmp_path, limit=4 * SIZE, wanted=[NAMES[3], new]).read_all([(NAMES[3], 0, 10)])
     assert sorted(shards_in(tmp_path)) == [name for name in NAMES if name != old]
 
 
 def test_nothing_is_removed_while_another_run_reads(asked, tmp_path):
     running = cached(tmp_path)
     running.read_all(RANGES)
-    cached(tmp_path, limit=SIZE, wanted={}).read_all([(NAMES[0], 0, 10)])
+    cached(tmp_path, limit=SIZE, wanted=()).read_all([(NAMES[0], 0, 10)])
     assert shards_in(tmp_path) == DATA
 
 
@@ -125,11 +125,12 @@ def test_a_full_disk_is_no_reason_to_stop(asked, tmp_path, monkeypatch, fault, c
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with monkeypatch.context() as patch:
-        patch.setattr(CachedShards, "_download", full)
-        assert cached(tmp_path).read_all(RANGES) == EXPECTED
-    assert shards_in(tmp_path) == {} and not list(tmp_path.glob(".*.partial"))
-    assert "the disk is full" in caplog.text
+    for part in ("_download", "_reserve", "_begin"):
+        with monkeypatch.context() as patch:
+            patch.setattr(CachedShards, part, full)
+            assert cached(tmp_path / part).read_all(RANGES) == EXPECTED
+    assert not list(tmp_path.rglob("*.tar")) and not list(tmp_path.rglob(".*.partial"))
+    assert caplog.text.count("the disk is full") == 3
     fault(
         "object stores",
         "the disk of the cache of shards is full",
@@ -142,6 +143,25 @@ def test_a_folder_that_cannot_be_used_is_an_error(asked, tmp_path, fault):
     with pytest.raises(UserError, match=r"cannot keep shards .*scaling\.cache\.folder") as error:
         cached(tmp_path / "cache").read_all(RANGES)
     fault("object stores", "the folder of the cache of shards cannot be made", error.value)
+
+
+def test_a_file_that_vanishes_while_sizes_are_added_up_is_no_error(asked, tmp_path, monkeypatch):
+    cached(tmp_path).read_all(RANGES)
+    (tmp_path / "gone.tar").symlink_to(tmp_path / "nothing")  # listed, and not there when it is looked at
+    os.utime(tmp_path / NAMES[0])
+    (tmp_path / NAMES[1]).unlink()
+    assert cached(tmp_path).read_all(RANGES) == EXPECTED
+
+
+def test_a_file_replaced_by_another_process_is_read_anew(asked, tmp_path):
+    one, other = cached(tmp_path), cached(tmp_path)
+    one.read_all(RANGES)
+    (tmp_path / NAMES[0]).write_bytes(b"x" * SIZE)
+    assert other.read_all([(NAMES[0], 0, 3)]) == [b"xxx"]
+    assert one.read_again((NAMES[0], 0, 100)) == DATA[NAMES[0]][:100]
+    assert one.read_all(RANGES) == EXPECTED
+    assert other.read_again((NAMES[0], 0, 100)) == DATA[NAMES[0]][:100]
+    assert other.read_all(RANGES) == EXPECTED
 
 
 def test_what_a_killed_run_left_is_removed_by_the_next(asked, tmp_path):

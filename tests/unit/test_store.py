@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import pickle
 
+import gcsfs.retry
+import google.auth.exceptions
 import pytest
+import requests
 from botocore import exceptions
 from botocore.exceptions import ClientError
 from memory_bucket import fill
@@ -162,3 +165,49 @@ def test_a_wrong_range_is_asked_for_again(store, monkeypatch):
     monkeypatch.setattr(store.filesystem, "cat_ranges", cat_ranges)
     assert store.ranges([("a.jpg", 0, 3), ("a.jpg", 2, 2)]) == [b"abc", b"cd"]
     assert asked == [2, 1]
+
+
+def raised(call):
+    """The error with its traceback, as a request raises it."""
+    try:
+        call()
+    except Exception as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        requests.exceptions.ProxyError(),  # what gcsfs makes of 502
+        requests.exceptions.ConnectionError(),
+        google.auth.exceptions.TransportError("no connection"),
+        gcsfs.retry.HttpError({"code": 503, "message": "busy"}),
+        answer(400, "BadDigest"),
+    ],
+)
+def test_an_outage_of_another_store_is_one_too(error, clock):
+    assert ask(*[error] * 3) == "answer"
+
+
+def test_a_refusal_that_gcsfs_raises_as_a_python_error_is_the_user_s(clock):
+    refused = raised(lambda: gcsfs.retry.validate_response(400, b'{"error": {"message": "invalid"}}', "b/x"))
+    assert isinstance(refused, ValueError)
+    with pytest.raises(UserError, match="Bad Request"):
+        ask(refused)
+    forbidden = raised(lambda: gcsfs.retry.validate_response(403, b"", "b/x"))
+    with pytest.raises(UserError, match="these credentials may not do that"):
+        storage.with_retries(lambda: (_ for _ in ()).throw(forbidden), "gs://b/x", lambda: "google", 0)
+
+
+def test_more_bytes_than_were_asked_for_are_no_image(store, monkeypatch):
+    monkeypatch.setattr(store.filesystem, "cat_ranges", lambda *_, **__: [b"abcd"])
+    with pytest.raises(ServiceUnavailable, match="more bytes than were asked for"):
+        store.ranges([("a.jpg", 0, 3)])
+
+
+def test_a_bucket_that_is_not_there_is_named(tmp_path):
+    fill("other", {"a": b"1"})
+    for request in (Store("memory://none/in").check, Store("memory://none/in").folders):
+        with pytest.raises(UserError, match="memory://none/in: there is no such bucket"):
+            request()

@@ -148,6 +148,10 @@ def test_a_store_s_drops_are_compared_by_their_listing(s3_server, tmp_path, monk
     assert sync_ledger(drops, [place]) == (drops, [])  # the file that completes it is the same
     (line,) = sync_ledger(drops, [place], thorough=True)[1]
     assert line.startswith("changed: drop ")
+    assert sync_ledger(drops, [place])[1] == [line]  # from now on by every scan
+    s3_server.bucket.put_object(Key=key, Body=data)
+    assert sync_ledger(drops, [place])[1] == sync_ledger(drops, [place])[1] == []
+    s3_server.bucket.put_object(Key=key, Body=data[:-1] + b"x")
     s3_server.bucket.put_object(Key="landing/monday/_SUCCESS", Body=b"again")
     assert sync_ledger(drops, [place])[1] == [line]
     s3_server.bucket.objects.filter(Prefix="landing/monday").delete()

@@ -24,7 +24,6 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
@@ -35,7 +34,9 @@ from csdn.runtime.files import temp_path
 CHUNK = 8 * 2**20  # bytes of a request for a part of a shard
 CHUNKS = 8  # such requests at a time
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# The shards that this process reads by ranges, by folder and address. (On Ray each task has its own reader.)
+# Of this process, for all its readers (on Ray each task has one): the descriptor of the lock of each folder
+# that it uses, and the shards that it reads by ranges, by folder and address.
+_IN_USE: dict[Path, int] = {}
 _WITHOUT_ROOM: dict[tuple[Path, str], set[str]] = defaultdict(set)
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,6 @@ class CachedShards:
         self.again = stored.again
         self._local = ShardReader(folder)
         self._warned = False
-        self._in_use: int | None = None  # descriptor of the lock of this process
 
     def read_all(self, ranges: Sequence[Range]) -> list[bytes]:
         """The bytes of each (shard, offset, size), in order; raises UserError where a shard is missing, too
@@ -100,19 +100,24 @@ class CachedShards:
 
     def _begin(self) -> None:
         """Make the folder, and room in it if no other process uses it; once in each process."""
-        if self._in_use is not None:
+        if self.folder in _IN_USE:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._in_use = os.open(self.folder / ".used", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        lock = os.open(self.folder / ".used", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            fcntl.flock(self._in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pass
-        else:
-            self._make_room()
-        fcntl.flock(self._in_use, fcntl.LOCK_SH)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pass
+            else:
+                self._make_room()
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        except BaseException:
+            os.close(lock)
+            raise
+        _IN_USE[self.folder] = lock  # until the process ends
         for name in self.wanted:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):  # it is not there, or another user's
                 os.utime(self.folder / name)  # used now
 
     def _explain(self, error: OSError) -> None:
@@ -206,10 +211,3 @@ class CachedShards:
         ranges = [(shard, start, min(CHUNK, size - start)) for start in range(0, size, CHUNK)]
         for first in range(0, len(ranges), CHUNKS):
             yield from self.stored.read_all(ranges[first : first + CHUNKS])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_in_use": None}
-
-    def __del__(self) -> None:
-        if self._in_use is not None:
-            os.close(self._in_use)

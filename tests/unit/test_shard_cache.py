@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import pickle
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from memory_bucket import fill
 
+from csdn.data import shard_cache
 from csdn.data.shard_cache import CachedShards
 from csdn.data.shards import StoredShards
 from csdn.runtime.errors import UserError
@@ -38,6 +40,18 @@ def asked(monkeypatch):
     return asked
 
 
+def another_process() -> None:
+    """What this process knows of caches is forgotten, as a new one knows nothing."""
+    while shard_cache._IN_USE:
+        os.close(shard_cache._IN_USE.popitem()[1])
+    shard_cache._WITHOUT_ROOM.clear()
+
+
+@pytest.fixture(autouse=True)
+def new_process():
+    another_process()
+
+
 def cached(folder, limit=10 * SIZE, wanted=NAMES) -> CachedShards:
     return CachedShards(StoredShards("memory://shards"), folder, limit, wanted)
 
@@ -54,6 +68,7 @@ def test_each_shard_is_fetched_once_and_whole(asked, tmp_path):
     reader = cached(tmp_path / "cache")
     assert reader.read_all(RANGES) == EXPECTED
     assert asked == [(name, SIZE) for name in NAMES]
+    another_process()
     assert reader.read_all(RANGES) == cached(tmp_path / "cache").read_all(RANGES) == EXPECTED
     assert len(asked) == len(NAMES)
     assert shards_in(tmp_path / "cache") == DATA
@@ -72,6 +87,7 @@ def test_a_copy_in_another_process_reads_the_same_folder(asked, tmp_path):
     reader = cached(tmp_path)
     reader.read_all(RANGES)
     again = pickle.loads(pickle.dumps(reader))
+    another_process()
     del asked[:]
     assert again.read_all(RANGES) == EXPECTED and asked == []
 
@@ -82,15 +98,21 @@ def test_shards_that_nobody_needs_make_room_when_a_run_begins(asked, tmp_path):
     os.utime(tmp_path / old, (1, 1))
     new = "new-000000-0000000000000000.tar"
     fill("shards", {**DATA, new: bytes(SIZE)})
+    another_process()
     cached(tmp_path, limit=4 * SIZE, wanted=[NAMES[3], new]).read_all([(NAMES[3], 0, 10)])
     assert sorted(shards_in(tmp_path)) == [name for name in NAMES if name != old]
 
 
 def test_nothing_is_removed_while_another_run_reads(asked, tmp_path):
-    running = cached(tmp_path)
-    running.read_all(RANGES)
+    cached(tmp_path).read_all(RANGES)
+    another_process()
+    with (tmp_path / ".used").open() as running:
+        fcntl.flock(running, fcntl.LOCK_SH)
+        cached(tmp_path, limit=SIZE, wanted=()).read_all([(NAMES[0], 0, 10)])
+        assert shards_in(tmp_path) == DATA
+    another_process()
     cached(tmp_path, limit=SIZE, wanted=()).read_all([(NAMES[0], 0, 10)])
-    assert shards_in(tmp_path) == DATA
+    assert len(shards_in(tmp_path)) == 1
 
 
 def test_an_altered_file_is_found_and_fetched_again(asked, tmp_path, fault):

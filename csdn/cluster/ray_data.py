@@ -14,7 +14,7 @@ import ray
 import ray.data
 
 from csdn.data.batch import TestBatchReader
-from csdn.runtime.errors import ServiceUnavailable, UserError, is_unavailable
+from csdn.runtime.errors import UserError, without_cause
 
 if TYPE_CHECKING:
     from csdn.data.batch import TrainBatchReader
@@ -43,8 +43,8 @@ class _Task:
     def __call__(self, block: Block) -> Block:
         try:
             return self.task(int(block["id"][0]))
-        except UserError as error:  # returned as columns: Ray would add a traceback, and retry the task
-            return {"failure": np.array([str(error)]), "unavailable": np.array([is_unavailable(error)])}
+        except UserError as error:  # returned, because Ray would add a traceback, and retry the task
+            return {"failure": np.array([without_cause(error)])}
 
 
 def failed(block: Block) -> bool:
@@ -54,7 +54,7 @@ def failed(block: Block) -> bool:
 def checked(block: Block) -> Any:
     """The block; raises the UserError of its task, if there was one."""
     if failed(block):
-        raise (ServiceUnavailable if block["unavailable"][0] else UserError)(str(block["failure"][0]))
+        raise block["failure"][0]
     return block
 
 

@@ -19,7 +19,7 @@ from csdn.cluster.ray_loader import RayTrainLoader
 from csdn.data.checkpoint_store import CheckpointStore, CheckpointTimer, Saved
 from csdn.model.device import configure_torch
 from csdn.params import ScalingParams
-from csdn.runtime.errors import Diverged, UserError, without_cause
+from csdn.runtime.errors import UserError, without_cause
 from csdn.training.distributed import rank_and_world_size
 from csdn.training.embedding import EmbeddingWork, train_embedding
 
@@ -51,7 +51,7 @@ def train_worker(config: dict[str, Any]) -> None:
     try:
         _train(work, WorkerState(resume, actor), config["scaling"], actor)
     except UserError as error:
-        ray.get(actor.fail.remote(error if isinstance(error, Diverged) else without_cause(error)))
+        ray.get(actor.fail.remote(without_cause(error)))
         raise
 
 

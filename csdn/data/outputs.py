@@ -1,4 +1,4 @@
-"""Texts of the outputs: CSV tables, and the rejected files of a drop. What they escape is part of results."""
+"""Texts of the outputs: CSV tables, and the refused files of a drop. What they escape is part of results."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def from_cell(cell: str) -> str:
     return _ESCAPE.sub(lambda found: found[0].encode().decode("unicode_escape"), cell.removeprefix("'"))
 
 
-# Rejected files of a drop, as text: the reasons, how often each occurred, and its first files.
+# Refused files of a drop, as text: the reasons, how often each occurred, and its first files.
 
 
 EXAMPLES = 3  # files named for each reason

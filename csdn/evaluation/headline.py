@@ -78,6 +78,6 @@ def _notes(count: Mapping[str, Any]) -> Iterator[str]:
     elif left_out:
         yield f"{left_out} of {count['queries']} queries have no match in the gallery and are left out"
     if count["excluded_pairs"] == 0:
-        yield "the rule that excludes images of a query's own person and camera never fires"
+        yield "no gallery image is of a query's own person and camera, so none is excluded"
     if rest := count.get("camera_pairs_left_out"):
         yield f"{rest} pairs of cameras have no figures of their own; the pairs with the most people have"

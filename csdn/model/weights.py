@@ -139,13 +139,18 @@ def _archive(path: Path) -> str | None:
             entries = {name.partition("/")[2] for name in archive.namelist()}
             if "constants.pkl" in entries:
                 return _torchscript(path)
-            if "data.pkl" not in entries or any(entry.compress_type for entry in archive.infolist()):
+            if "data.pkl" not in entries or any(map(_is_packed, archive.infolist())):
                 named = ", ".join(sorted(archive.namelist())[:3])
                 return f"a zip archive, but not one of torch.save ({named}, ...); unpack it, if it is inside"
             damaged = archive.testzip()  # torch does not verify the checksums
             return f"damaged: the checksum of {damaged} is wrong; copy it again" if damaged else None
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError):
+    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError):
         return "damaged or cut short; download or copy it again"
+
+
+def _is_packed(entry: zipfile.ZipInfo) -> bool:
+    """Whether an entry is compressed or encrypted, which torch.save never does."""
+    return bool(entry.compress_type or entry.flag_bits & 1)
 
 
 def _torchscript(path: Path) -> str:

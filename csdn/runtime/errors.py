@@ -31,8 +31,10 @@ def is_unavailable(error: BaseException | None) -> bool:
 
 
 def without_cause(error: UserError) -> UserError:
-    """The error for another process: pickling loses the cause, which may be a ServiceUnavailable."""
-    return (ServiceUnavailable if is_unavailable(error) else UserError)(str(error))
+    """The error for another process. Pickling loses the cause: if that was a ServiceUnavailable, the error is
+    one; otherwise it keeps its class.
+    """
+    return (ServiceUnavailable if is_unavailable(error) else type(error))(str(error))
 
 
 # Error number -> what it means and what to do.

@@ -21,7 +21,7 @@ from processes import descendants
 from csdn.cluster.session import _short_temp_folder, ray_session
 from csdn.data.catalog import load_dataset
 from csdn.data.loader import TrainLoader, train_batch
-from csdn.runtime.errors import UserError
+from csdn.runtime.errors import ServiceUnavailable, UserError
 
 SIZE = (64, 32)
 EPOCHS = 4
@@ -200,6 +200,21 @@ def test_a_shard_damaged_after_ingest_is_named_by_ray_data_too(ray_instance, tmp
         shard.write_bytes(shard.read_bytes()[:2000])
     with pytest.raises(UserError, match=r"shards/.*\.tar: ends before byte"):
         list(damaged.epoch(0))
+
+
+@pytest.mark.slow
+def test_an_outage_in_a_task_of_ray_data_is_one_here_too(ray_instance):
+    from csdn.cluster.ray_data import checked, in_order
+
+    def unavailable(number):
+        try:
+            raise ServiceUnavailable("the store is away")
+        except ServiceUnavailable as error:
+            raise UserError(f"task {number}") from error
+
+    blocks = in_order(1, unavailable).iter_batches(batch_size=None, batch_format="numpy")
+    with pytest.raises(ServiceUnavailable, match="task 0"):
+        list(map(checked, blocks))
 
 
 def test_stages_import_ray_only_in_a_session():

@@ -81,13 +81,16 @@ def error_of(run: subprocess.CompletedProcess[str]) -> str:
     return run.stderr.strip().removeprefix("error: ")
 
 
+# Imported before a limit or another user makes the files of libraries unreadable.
+IMPORTS = "import pandas, pyarrow.parquet\nimport csdn.runtime.console\nfrom make_images import Project"
+
+
 def ingest_in(
     folder: Path, *first: str, processes: int = 1, mount: str = ""
 ) -> subprocess.CompletedProcess[str]:
     """Ingest the project in `folder` in a process of its own that does `first` before."""
     body = (*first, f"Project(Path(), processes={processes}).ingest()")
-    imports = "import pandas, pyarrow.parquet\nimport csdn.runtime.console\nfrom make_images import Project"
-    return run_main(folder, *body, before=imports, mount=mount, stage="ingest")
+    return run_main(folder, *body, before=IMPORTS, mount=mount, stage="ingest")
 
 
 def project_with_drop(folder: Path) -> Project:
@@ -226,8 +229,7 @@ def test_an_image_that_takes_more_memory_than_there_is(folder, fault):
     project.add(drop)
     settings = "max_pixels=10**8, max_bad_fraction=0.1"
     body = ("more_memory(64)", f"Project(Path()).ingest({settings})")
-    imports = "import pandas, pyarrow.parquet\nimport csdn.runtime.console\nfrom make_images import Project"
-    error = error_of(run_main(folder, *body, before=imports, stage="ingest"))
+    error = error_of(run_main(folder, *body, before=IMPORTS, stage="ingest"))
     assert project.ingest(max_pixels=10**8, max_bad_fraction=0.1)["quarantined"] == {"truncated": 1}
     fault("disk and memory", "memory runs out at ingest (RLIMIT_AS)", error)
 

@@ -162,13 +162,13 @@ def test_the_pairs_that_are_left_out_are_in_the_table_and_in_the_counts(fault):
     assert "870 more pairs" in pairs_left_out(results.figures)[0]
 
 
-def test_notes_name_a_rule_that_never_fires_and_queries_without_a_match():
+def test_notes_name_a_rule_that_excludes_nothing_and_queries_without_a_match():
     counts = {
         "infrared_to_visible": {"queries": 4, "valid_queries": 4, "excluded_pairs": 0},
         "visible_to_infrared": {"queries": 4, "valid_queries": 3, "excluded_pairs": 2},
     }
     assert notes(counts) == [
-        "infrared to visible: the rule that excludes images of a query's own person and camera never fires",
+        "infrared to visible: no gallery image is of a query's own person and camera, so none is excluded",
         "visible to infrared: 1 of 4 queries have no match in the gallery and are left out",
     ]
     none_left = {"x_to_y": {"queries": 4, "valid_queries": 0, "excluded_pairs": 4}}

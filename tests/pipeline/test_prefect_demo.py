@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -51,7 +52,16 @@ def demo(project, **more):
 
 
 def left_of(project):
-    """Processes that a demo of this project started."""
+    """Processes that a demo of this project started, and that do not end by themselves within seconds: a
+    program that the server had just started may find its parent gone a moment later.
+    """
+    until = time.monotonic() + 10
+    while (found := started_by(project)) and time.monotonic() < until:
+        time.sleep(0.1)
+    return found
+
+
+def started_by(project):
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:

@@ -23,7 +23,7 @@ OUTPUTS = ("data/shards", "data/index", "data/*.parquet", "models", "metrics", "
 # Written at once; shards and indexes grow drop by drop.
 FOLDERS = ("models/prompts", "models/embedding", "evaluation", "report")
 LEFTOVERS = (
-    ".state/[!.]*.lock",
+    ".state/[!.]*.lock",  # of a state; those of files begin with a dot, and stay
     ".state/*/stage",
     "data/**/.*.partial",
     "models/**/.*.partial",

@@ -16,7 +16,7 @@ from csdn.data.augment import TestTransform, resize
 from csdn.data.images import decode
 from csdn.data.loader import BatchLoader, TrainLoader, test_loader
 from csdn.data.shards import ShardReader
-from csdn.runtime.errors import UserError
+from csdn.runtime.errors import Diverged, ServiceUnavailable, UserError
 
 SIZE = (64, 32)
 VIEWS = ("visible_view1", "visible_view2", "infrared")
@@ -165,6 +165,40 @@ def test_an_image_that_takes_more_memory_than_there_is_is_an_error_that_says_so(
     with pytest.raises(UserError, match="memory ran out") as error:
         next(BatchLoader(LargeRows(), lambda row, images: row, processes)([0]))
     fault("disk and memory", "memory runs out in a data loader process", error.value)
+
+
+class FailingReader:
+    """A reader that always raises the error."""
+
+    shape = (1,)
+
+    def __init__(self, error):
+        self.error = error
+
+    def fill(self, row, out):
+        raise self.error
+
+
+def caused(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (UserError("x"), UserError),
+        (ServiceUnavailable("x"), ServiceUnavailable),
+        (caused(UserError("x"), ServiceUnavailable("away")), ServiceUnavailable),
+        (Diverged("x"), Diverged),
+    ],
+)
+def test_an_error_keeps_its_kind_on_its_way_from_a_process(error, kind, processes):
+    """Prefect tries again what was unavailable, and a retraining that diverged has no model."""
+    with pytest.raises(UserError, match="x") as raised:
+        next(BatchLoader(FailingReader(error), lambda row, images: row, processes)([0]))
+    assert type(raised.value) is kind
 
 
 def test_people_without_a_modality_are_refused_before_any_work(data, fault):

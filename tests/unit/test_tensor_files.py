@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 import resource
 import struct
 import subprocess
@@ -67,6 +68,15 @@ def longer(name, content):
     )
 
 
+def encrypted(data: bytes) -> bytes:
+    """The archive with the mark of encrypted entries, in their headers and in the directory."""
+    changed = bytearray(data)
+    for header, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        for found in re.finditer(re.escape(header), data):
+            changed[found.start() + flags] |= 1
+    return bytes(changed)
+
+
 ONE = saved({"a": torch.arange(4.0)})
 NOT_WEIGHTS = {
     "a pointer of Git LFS": (
@@ -83,6 +93,7 @@ NOT_WEIGHTS = {
     "a zip of a checkpoint": (archive(weights__RN50_pt=ONE), "weights/RN50_pt"),
     "an .npz": (archive(a_npy=b"\x93NUMPY"), "a_npy"),
     "torch.save, then compressed": (rewritten(ONE, compression=zipfile.ZIP_DEFLATED), "zip archive"),
+    "torch.save, then encrypted": (encrypted(ONE), "zip archive"),
     "nothing": (b"", "empty"),
     "half a file": (ONE[: len(ONE) // 2], "cut short"),
     "half an old file": (saved({"a": torch.ones(9)}, _use_new_zipfile_serialization=False)[:-8], "cut short"),

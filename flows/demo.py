@@ -159,7 +159,7 @@ class LocalServer:
         with self.log_of(name).open("wb") as log:
             options = {"env": self.environment, "stdout": log, "stderr": subprocess.STDOUT}
             self._started[name] = subprocess.Popen(
-                [*WITH_PARENT, "prefect", *arguments], cwd=self.home, **options
+                [*WITH_PARENT, "prefect", *arguments], cwd=self.home, start_new_session=True, **options
             )
         return self._started[name]
 
@@ -225,14 +225,18 @@ class LocalServer:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, a second time if the worker ignores the first, then SIGKILL."""
-    for stop in (process.terminate, process.terminate, process.kill):
-        stop()
-        try:
+    """SIGTERM, a second time if the worker ignores the first, then SIGKILL to all that its session has left.
+
+    A process that it had just started would otherwise create its files again after they were deleted.
+    """
+    for _ in range(2):
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
             process.wait(10)
-            return
-        except subprocess.TimeoutExpired:
-            continue
+            break
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 if __name__ == "__main__":

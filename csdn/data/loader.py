@@ -16,6 +16,7 @@ import mmap
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -203,7 +204,7 @@ class BatchLoader:
         self.make_batch = make_batch
         in_progress = max(1, processes * BATCHES_AHEAD)
         # One more slot is for the batch that is on its way from a process to the consumer.
-        self.slots = Slots(in_progress + BATCHES_HELD + 1, BATCHES_HELD, reader.shape)
+        self.slots = Slots(in_progress + BATCHES_HELD + 1, BATCHES_HELD, reader.shape, shared=processes > 0)
         self.sampler = _SlotSampler(self.slots)
         self.loader = DataLoader(
             _RowDataset(reader, self.slots),
@@ -313,6 +314,14 @@ def _keep_sigchld_handler() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, handler)
 
 
+def _memory_file() -> int:
+    """A file in memory, which is not limited by the size of /dev/shm; it ends with its last process."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("slots")
+    with tempfile.TemporaryFile() as file:  # where there is no Linux
+        return os.dup(file.fileno())
+
+
 class Slots:
     """`count` float32 arrays of one shape in shared memory, filled by other processes and lent by this one.
 
@@ -324,15 +333,16 @@ class Slots:
     time; beyond that the consumer gets copies. So it may keep every batch, at the price of the memory.
     """
 
-    def __init__(self, count: int, lendable: int, shape: Sequence[int]) -> None:
+    def __init__(self, count: int, lendable: int, shape: Sequence[int], shared: bool) -> None:
         self.shape = tuple(shape)
         self.lendable = lendable
         self._bytes = 4 * math.prod(self.shape)
-        # A file in memory, which is not limited by the size of /dev/shm; it ends with its last process.
-        self._file = os.memfd_create("slots")
-        os.ftruncate(self._file, count * self._bytes)
+        self._file = -1  # mmap's word for memory of this process alone
+        if shared:
+            self._file = _memory_file()
+            os.ftruncate(self._file, count * self._bytes)
+            weakref.finalize(self, os.close, self._file)
         self._memory = self._mapped(count)
-        weakref.finalize(self, os.close, self._file)
         self._lent: set[int] = set()
         self._free: list[int] = []
         self.reclaim()

@@ -82,7 +82,11 @@ def error_of(run: subprocess.CompletedProcess[str]) -> str:
 
 
 # Imported before a limit or another user makes the files of libraries unreadable.
-IMPORTS = "import pandas, pyarrow.parquet\nimport csdn.runtime.console\nfrom make_images import Project"
+IMPORTS = """
+import email.parser, fsspec.implementations.local, pandas, pyarrow.parquet, webdataset
+import csdn.runtime.console
+from make_images import Project
+"""
 
 
 def ingest_in(
@@ -157,8 +161,7 @@ def test_an_image_of_another_user(folder, fault):
         "project.add('../drop')",
         "project.ingest(max_bad_fraction=0.1)",
     )
-    imports = "import email.parser, pandas, pyarrow.parquet\nfrom make_images import Project"
-    run = run_main(folder, *body, before=imports, stage="ingest")
+    run = run_main(folder, *body, before=IMPORTS, stage="ingest")
     assert run.returncode == 0, run.stderr
     assert project.figures()["quarantined"] == {"no permission to read": 1}
     said = "Quarantined as `no permission to read`; the rest of the drop goes on."

@@ -52,6 +52,7 @@ def contents(folder: Path, stage: str) -> dict[str, bytes]:
 )
 def test_a_full_disk_leaves_a_stage_s_last_outputs_as_they_are(finished, stage, what, fault):
     before = contents(finished, stage)
+    workspace.set_params(finished, {"scaling.loader_workers": 0})  # the limit is for shared memory too
     done = workspace.run(
         finished,
         *("python", "-m", f"stages.{stage}"),
@@ -77,9 +78,9 @@ def test_training_goes_on_after_a_process_of_its_feed_was_killed(finished, fault
         stderr=subprocess.PIPE,
         text=True,
     )
-    while stage.poll() is None and not (saved(finished) and children(stage.pid)):
+    while stage.poll() is None and not (saved(finished) and loader_processes(stage.pid)):
         time.sleep(0.01)
-    os.kill(children(stage.pid)[0], signal.SIGKILL)
+    os.kill(loader_processes(stage.pid)[0], signal.SIGKILL)
     errors = stage.communicate(timeout=120)[1]
     assert stage.returncode == 1 and "Traceback" not in errors, errors
     assert not (finished / "models/embedding").exists() and saved(finished)
@@ -90,6 +91,11 @@ def test_training_goes_on_after_a_process_of_its_feed_was_killed(finished, fault
         "a data loader process is killed in training",
         errors[errors.index("error: ") + 7 :].strip(),
     )
+
+
+def loader_processes(stage: int) -> list[int]:
+    """Those that the stage's fork server has forked."""
+    return [process for child in children(stage) for process in children(child)]
 
 
 def saved(folder: Path) -> list[Path]:

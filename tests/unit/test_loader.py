@@ -172,32 +172,27 @@ class FailingReader:
 
     shape = (1,)
 
-    def __init__(self, error):
-        self.error = error
+    def __init__(self, error, cause):
+        self.error, self.cause = error, cause  # two, as a pickled error has no cause
 
     def fill(self, row, out):
-        raise self.error
-
-
-def caused(error, cause):
-    error.__cause__ = cause
-    return error
+        raise self.error from self.cause
 
 
 @pytest.mark.parametrize("processes", [0, 1])
 @pytest.mark.parametrize(
-    ("error", "kind"),
+    ("error", "cause", "kind"),
     [
-        (UserError("x"), UserError),
-        (ServiceUnavailable("x"), ServiceUnavailable),
-        (caused(UserError("x"), ServiceUnavailable("away")), ServiceUnavailable),
-        (Diverged("x"), Diverged),
+        (UserError("x"), None, UserError),
+        (ServiceUnavailable("x"), None, ServiceUnavailable),
+        (UserError("x"), ServiceUnavailable("away"), ServiceUnavailable),
+        (Diverged("x"), None, Diverged),
     ],
 )
-def test_an_error_keeps_its_kind_on_its_way_from_a_process(error, kind, processes):
+def test_an_error_keeps_its_kind_on_its_way_from_a_process(error, cause, kind, processes):
     """Prefect tries again what was unavailable, and a retraining that diverged has no model."""
     with pytest.raises(UserError, match="x") as raised:
-        next(BatchLoader(FailingReader(error), lambda row, images: row, processes)([0]))
+        next(BatchLoader(FailingReader(error, cause), lambda row, images: row, processes)([0]))
     assert type(raised.value) is kind
 
 

@@ -174,7 +174,7 @@ class SeenDrops:
         self.markers.pop(address, None)
 
     def save(self) -> None:
-        if self.markers:
+        if self.markers or self.path.exists():
             write_json(self.path, {"listed": self.listed, "markers": self.markers})
 
     def _is_same(self, address: str) -> bool:

@@ -195,6 +195,7 @@ def test_a_run_that_starts_while_another_removes_its_state_gets_a_new_state(tmp_
             state.save({"epoch": 1})
             assert other.wait() == 0
             assert state.load() == ({"epoch": 1}, {})
+            monkeypatch.setattr(checkpoint_store, "LOCK_SECONDS", 0.1)
             with (
                 pytest.raises(UserError, match="another process"),
                 open_state("stage", "k", state.folder.parent),

@@ -146,10 +146,12 @@ def test_bytes_that_are_not_those_listed_are_asked_for_again_and_then_named(stor
 
 def test_a_flipped_bit_is_found_by_the_md5(store, monkeypatch):
     md5 = hashlib.md5(b"abcdef", usedforsecurity=False).hexdigest()
-    assert store.read(StoredObject("a.jpg", 6, md5)) == b"abcdef"
+    listed = StoredObject("a.jpg", 6, md5)
+    assert store.read(listed) == b"abcdef"
+    monkeypatch.setattr(store, "find", lambda name: listed)  # memory:// gives no etags
     monkeypatch.setattr(store.filesystem, "cat_file", lambda path: b"abcdeg")
     with pytest.raises(ServiceUnavailable, match="other bytes"):
-        store.read(StoredObject("a.jpg", 6, md5))
+        store.read(listed)
     assert store.read(StoredObject("a.jpg", 6, f"{md5}-2")) == b"abcdeg"  # of an upload in parts: no MD5
 
 

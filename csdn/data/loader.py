@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import mmap
-import multiprocessing
 import os
 import signal
 import tempfile
@@ -23,7 +22,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.context import BaseContext
 from multiprocessing.reduction import DupFd
 from typing import Any, Protocol
 
@@ -38,7 +36,7 @@ from csdn.data.sampler import BatchPlan, EpochPlan, epoch_batches, epoch_plan, s
 from csdn.data.shards import Place
 from csdn.params import Params
 from csdn.runtime.errors import UserError, without_cause
-from csdn.runtime.process import quiet_resource_tracker
+from csdn.runtime.process import follow_parent, fork_server
 
 # Batches that each process prepares in advance, and batches that the consumer may hold (one while it requests
 # the next). They bound the memory of the loader, whatever the size of the data.
@@ -214,7 +212,7 @@ class BatchLoader:
             num_workers=processes,
             persistent_workers=processes > 0,
             prefetch_factor=BATCHES_AHEAD if processes else None,
-            multiprocessing_context=_fork_server() if processes else None,
+            multiprocessing_context=fork_server(__name__) if processes else None,
             worker_init_fn=partial(_start_process, dict(os.environ)),
             generator=torch.Generator(),  # otherwise each epoch would draw from torch's global generator
         )
@@ -269,29 +267,9 @@ class _RowDataset(TorchDataset):
         return row, slot, None
 
 
-def _fork_server() -> BaseContext:
-    """What starts the processes: a process without threads, which has imported this module, is forked.
-
-    A fork of this process would not be safe: the clients of object stores, and torch, have threads.
-    """
-    quiet_resource_tracker()
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
-
-
 def _start_process(environment: dict[str, str], _number: int) -> None:
-    """Runs in each process. It was forked by the fork server, whose environment may be an older one, and
-    which lives as long as any process that it has forked.
-    """
-    os.environ.update(environment)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Otherwise this process would outlive a killed stage, and hold the lock of its state."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    """Runs first in each process."""
+    follow_parent(environment)
 
 
 def _unchanged(item: Any) -> Any:

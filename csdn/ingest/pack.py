@@ -1,15 +1,13 @@
 """Packing: worker processes read the images of a drop, hash and check them, and write them into shards.
 
 csdn.ingest.run cuts a drop into tasks, of one shard each, and collects the results. `pack` executes a task in
-any process, here or on a cluster (csdn.cluster.ingest). A worker process imports neither
-torch nor pandas, so that it starts fast.
+any process, here or on a cluster (csdn.cluster.ingest).
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,7 +32,7 @@ from csdn.ingest.sources import Source, open_source
 from csdn.params import IngestParams
 from csdn.runtime.errors import UserError, explain_os_error
 from csdn.runtime.files import temp_path, with_filename
-from csdn.runtime.process import quiet_resource_tracker, set_parent_death_signal
+from csdn.runtime.process import follow_parent, fork_server
 
 # Images of a shard at most, so that small images are spread over all cores.
 SHARD_IMAGES = 1000
@@ -106,10 +104,8 @@ def packed_shards(tasks: Sequence[ShardTask], processes: int) -> Iterator[Packed
     if processes < 2:
         yield from map(pack, tasks)
         return
-    quiet_resource_tracker()
-    # A forked process would be unsafe, because the parent may have threads.
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_start_worker) as pool:
+    context = fork_server(__name__, "webdataset")  # which takes seconds to import, once for all processes
+    with ProcessPoolExecutor(processes, context, _start_worker, (dict(os.environ),)) as pool:
         try:
             yield from pool.map(pack, tasks)
         except BrokenProcessPool:
@@ -119,10 +115,8 @@ def packed_shards(tasks: Sequence[ShardTask], processes: int) -> Iterator[Packed
             ) from None
 
 
-def _start_worker() -> None:
-    set_parent_death_signal()
-    if os.getppid() != multiprocessing.parent_process().pid:
-        os._exit(1)  # the parent died while this process started: it would wait for work for ever
+def _start_worker(environment: dict[str, str]) -> None:
+    follow_parent(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
 
 

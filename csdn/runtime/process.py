@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
+from multiprocessing.context import BaseContext
 from typing import NoReturn
 
 from csdn.runtime.errors import UserError, explain_os_error
@@ -78,12 +81,35 @@ def _left_by_dvc() -> bool:
         return True
 
 
-def quiet_resource_tracker() -> None:
-    """If this process is killed, Python's resource tracker would warn of a leak, though nothing leaks.
+# Processes that a stage starts for a part of its work.
 
-    To be called before the first process is started by `spawn` or `forkserver`.
+
+def fork_server(*modules: str) -> BaseContext:
+    """Starts processes by a fork of a process that has no threads and has imported `modules`, once for all.
+
+    A fork of this process would not be safe: the clients of object stores, and torch, have threads. The first
+    act of such a process is `follow_parent`.
     """
+    # If this process is killed, Python's resource tracker would warn of a leak, though nothing leaks.
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(modules))
+    return context
+
+
+def follow_parent(environment: Mapping[str, str]) -> None:
+    """Take the environment of the process that has asked for this one, and end when that ends.
+
+    The fork server may have an older environment, and lives as long as any process that it has forked. A
+    process that outlived a killed stage would hold the lock of its state.
+    """
+    os.environ.update(environment)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def reach_loopback_directly() -> None:

@@ -135,6 +135,19 @@ def test_a_read_only_file_system(folder, fault):
     fault("disk and memory", "the outputs are on a read-only file system", error)
 
 
+@no_mounts
+def test_a_cache_of_shards_on_a_read_only_file_system(folder, fault):
+    body = (
+        "fsspec.filesystem('memory').pipe('/shards/a.tar', bytes(100))",
+        "place = StoredPlace('memory://shards', Path('cache'), 1000)",
+        "open_shards(place).read_all([('a.tar', 0, 10)])",
+    )
+    imports = "import fsspec\nfrom csdn.data.shards import StoredPlace, open_shards"
+    mount = "mkdir cache && mount -t tmpfs -o ro none cache"
+    error = error_of(run_main(folder, *body, before=imports, mount=mount))
+    fault("object stores", "the folder of the cache of shards is read-only", error)
+
+
 def test_folders_of_another_user(folder, fault):
     project = project_with_drop(folder)
     for path in (folder, *folder.rglob("*")):

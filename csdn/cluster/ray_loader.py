@@ -43,7 +43,9 @@ class RayTrainLoader:
         self._batches: Iterator[TrainBatch] = iter(())
         views, images, *image = source.rows.shape
         in_progress = 2 * AUGMENTING_THREADS + 1
-        self._slots = Slots(in_progress + BATCHES_HELD, BATCHES_HELD, (views, images // size, *image))
+        self._slots = Slots(
+            in_progress + BATCHES_HELD, BATCHES_HELD, (views, images // size, *image), shared=False
+        )
         self._next: int | None = None  # the step, counted over all epochs, that _batches yields next
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[TrainBatch]:

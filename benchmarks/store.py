@@ -71,7 +71,7 @@ def compare(folder: Path, server, before: Path | None) -> None:
     rng = np.random.default_rng(0)
     for person in range(40):
         for modality in ("visible", "infrared"):
-            for n in range(20):
+            for n in range(100):
                 write(drop / modality / "c1" / f"p{person}" / f"{n}.jpg", jpeg(rng, *SIZE))
     write(drop / "_SUCCESS", b"")
     now = Path(__file__).parents[1]

@@ -65,8 +65,7 @@ def _fit(scaling: ScalingParams, config: dict[str, Any], checkpoints: Checkpoint
 
     from csdn.cluster.worker import WorkerFailureCallback, train_worker
 
-    filesystem, folder = checkpoints.storage
-    filesystem.makedirs(folder, exist_ok=True)
+    filesystem, folder = checkpoints.prepared_storage()
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=config,

@@ -252,6 +252,12 @@ class CheckpointStore:
 
         return {place: partial(read, place) for place in places}
 
+    def prepared_storage(self) -> tuple[AbstractFileSystem, str]:
+        """`storage`, whose folder is there."""
+        filesystem, folder = self.storage
+        self._ask(lambda: filesystem.makedirs(folder, exist_ok=True))
+        return filesystem, folder
+
     def _ask(self, request: Callable[[], Any]) -> Any:
         """The answer to a request of `storage`; raises UserError where an object store refuses."""
         if "://" not in (self.checkpoint_dir or ""):
@@ -263,8 +269,12 @@ class CheckpointStore:
 
 def _read_header(read: Read) -> dict[str, Any] | None:
     """The content of a state.json; None where it is missing or damaged."""
-    with suppress(FileNotFoundError, UserError):
-        match parse_json(read("state.json"), "state.json"):
+    try:
+        text = read("state.json")
+    except FileNotFoundError:
+        return None
+    with suppress(UserError):  # of the text alone: where a store does not answer, the run may not begin anew
+        match parse_json(text, "state.json"):
             case {"position": dict(), "tensors": str() | None, "sha256": str()} as header:
                 return header
     return None

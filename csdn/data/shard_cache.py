@@ -23,7 +23,9 @@ import os
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -43,17 +45,32 @@ log = logging.getLogger(__name__)
 
 
 class CachedShards:
-    """Reads images out of the shards of an object store, those that have room by way of `folder`.
+    """Reads images out of the shards of an object store, those that have room by way of a folder.
 
-    limit: bytes of the folder, which any number of processes may share. wanted: the shards that this run
-    will read; they have room before others.
+    named: the folder; "~" in it, and "", are those of the machine that reads. limit: bytes of the folder,
+    which any number of processes may share. wanted: the shards that this run will read; they have room before
+    others.
     """
 
-    def __init__(self, stored: StoredShards, folder: Path, limit: int, wanted: Collection[str]) -> None:
-        self.stored, self.folder, self.limit, self.wanted = stored, folder, limit, frozenset(wanted)
+    def __init__(self, stored: StoredShards, named: str | Path, limit: int, wanted: Collection[str]) -> None:
+        self.stored, self.named, self.limit, self.wanted = stored, named, limit, frozenset(wanted)
         self.again = stored.again
-        self._local = ShardReader(folder)
         self._warned = False
+
+    @cached_property
+    def folder(self) -> Path:
+        """The folder on this machine; for "" below that for caches of its user (XDG_CACHE_HOME)."""
+        if self.named:
+            return Path(self.named).expanduser().absolute()
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "csdn/shards"
+
+    @cached_property
+    def _local(self) -> ShardReader:
+        return ShardReader(self.folder)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another machine may have another folder."""
+        return {name: value for name, value in vars(self).items() if name not in ("folder", "_local")}
 
     def read_all(self, ranges: Sequence[Range]) -> list[bytes]:
         """The bytes of each (shard, offset, size), in order; raises UserError where a shard is missing, too
@@ -70,8 +87,11 @@ class CachedShards:
         """The bytes from the store; if the cached shard is not the store's, it is fetched again."""
         shard = one[0]
         self._local.close()  # another process may have replaced the file
-        if not has_bytes_of(shard, self.folder / shard):
-            (self.folder / shard).unlink(missing_ok=True)
+        try:
+            if not has_bytes_of(shard, self.folder / shard):
+                (self.folder / shard).unlink(missing_ok=True)
+        except OSError as error:  # of the disk
+            self._explain(error)
         return self.stored.read_again(one)
 
     def where(self, shard: str) -> str:
@@ -103,7 +123,7 @@ class CachedShards:
         if self.folder in _IN_USE:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(self.folder / ".used", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        lock = _opened(self.folder / ".used")
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -211,3 +231,12 @@ class CachedShards:
         ranges = [(shard, start, min(CHUNK, size - start)) for start in range(0, size, CHUNK)]
         for first in range(0, len(ranges), CHUNKS):
             yield from self.stored.read_all(ranges[first : first + CHUNKS])
+
+
+def _opened(path: Path) -> int:
+    """A descriptor to be locked: writable where it can be, as NFS locks no other exclusively."""
+    options = os.O_CREAT | os.O_CLOEXEC
+    try:
+        return os.open(path, os.O_RDWR | options, 0o666)
+    except PermissionError:  # another user made it
+        return os.open(path, os.O_RDONLY | options, 0o666)

@@ -106,12 +106,13 @@ class Shards(Protocol):
 
 @dataclass(frozen=True)
 class StoredPlace:
-    """Where shards are: the prefix of an object store, and the folder and bytes of its cache, if there is
-    one.
+    """Where shards are: the prefix of an object store, and the folder and bytes of each machine's cache.
+
+    cache: as in `scaling.cache.folder`, "" for the user's own. With 0 bytes there is no cache.
     """
 
     address: str
-    cache: Path | None = None
+    cache: str | Path = ""
     cache_bytes: int = 0
 
 
@@ -123,15 +124,10 @@ def shards_at(params: Params, data: Path) -> Place:
     if not params.ingest.store:
         return data / "shards"
     cache = params.scaling.cache
-    if not cache.gigabytes:
-        return StoredPlace(params.ingest.store)
-    folder = Path(cache.folder).expanduser() if cache.folder else default_cache()
-    return StoredPlace(params.ingest.store, folder.absolute(), int(cache.gigabytes * 10**9))
-
-
-def default_cache() -> Path:
-    """The folder for caches of the user (XDG_CACHE_HOME) of this machine."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "csdn/shards"
+    folder = cache.folder or ""
+    if folder and not folder.startswith("~"):  # "~" is each machine's own
+        folder = Path(folder).absolute()
+    return StoredPlace(params.ingest.store, folder, int(cache.gigabytes * 10**9))
 
 
 def open_shards(place: Place, wanted: Collection[str] = ()) -> Shards:
@@ -143,7 +139,7 @@ def open_shards(place: Place, wanted: Collection[str] = ()) -> Shards:
     if isinstance(place, Path):
         return ShardReader(place.absolute())  # another process may have another working directory
     stored = StoredShards(place.address)
-    if place.cache is None:
+    if not place.cache_bytes:
         return stored
     from csdn.data.shard_cache import CachedShards
 

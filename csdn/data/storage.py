@@ -51,6 +51,8 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.1, 4.0
 _DURABLE_ATTEMPTS = 10
 _SETTINGS = ("AWS_", "AZURE_", "FSSPEC_", "GCSFS_", "GOOGLE_", "STORAGE_EMULATOR_HOST")
 _MD5 = re.compile("[0-9a-f]{32}")
+# The stores that have responded to this process, by protocol and `_surroundings`: a failure is an outage.
+_REACHED: set[tuple[str, Any]] = set()
 
 T = TypeVar("T")
 PendingRead = Callable[[], bytes]  # returns the bytes, or raises what reading them raised
@@ -79,7 +81,6 @@ class Store:
     def __init__(self, address: str) -> None:
         self.protocol, self.root = split_address(address)
         self.address = address.rstrip("/")
-        self.responded = False  # once it has, a failure to respond is an outage
 
     def address_of(self, name: str) -> str:
         return f"{self.address}/{name}"
@@ -98,14 +99,24 @@ class Store:
 
     def objects(self) -> Iterator[StoredObject]:
         """Every object below the prefix, sorted by name, without folder markers."""
-        try:
-            found = self._request(lambda: self.filesystem.find(self.root, detail=True))
-        except FileNotFoundError:
-            raise self._no_bucket() from None
-        for path in sorted(found):
+        for path, about in self._listed():
             name = path.lstrip("/")[len(self.root) + 1 :]
             if name and not name.endswith("/"):
-                yield StoredObject(name, found[path]["size"], _etag(found[path]))
+                yield StoredObject(name, about["size"], _etag(about))
+
+    def _listed(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(path, facts) of every object; of S3 a page at a time, as there may be millions."""
+        if self.protocol != "s3":
+            try:
+                yield from sorted(self._request(lambda: self.filesystem.find(self.root, detail=True)).items())
+            except FileNotFoundError:
+                raise self._no_bucket() from None
+            return
+        page, after = self._request(lambda: self.filesystem.page(self.root))
+        yield from page
+        while after:
+            page, after = self._request(lambda after=after: self.filesystem.page(self.root, after))
+            yield from page
 
     def folders(self) -> list[str]:
         """Addresses of the prefixes directly below this one, sorted."""
@@ -254,11 +265,12 @@ class Store:
     def _request(self, request: Callable[[], T], name: str = "") -> T:
         where = self.address_of(name) if name else self.address
         # A worker process was started by a process that has already reached the store.
-        reached = self.responded or multiprocessing.parent_process() is not None
+        settings = self.protocol, _surroundings()
+        reached = settings in _REACHED or multiprocessing.parent_process() is not None
         response = with_retries(
             request, where, lambda: _endpoint(self.filesystem), TIMEOUT if reached else FIRST_TIMEOUT
         )
-        self.responded = True
+        _REACHED.add(settings)
         return response
 
 
@@ -315,7 +327,8 @@ def _filesystem(
 def durable_filesystem(address: str) -> tuple[AbstractFileSystem, str]:
     """(file system that itself repeats requests for a minute, path), for other libraries and other processes.
 
-    Raises UserError where the place cannot be listed.
+    It does not repeat one whose answer breaks off (`asked` does). Raises UserError where the place cannot be
+    listed.
     """
     store = Store(address)
     store.check()
@@ -324,7 +337,7 @@ def durable_filesystem(address: str) -> tuple[AbstractFileSystem, str]:
 
 def asked(request: Callable[[], T], address: str, filesystem: AbstractFileSystem) -> T:
     """The answer to a request of a durable file system, whose errors become those of this module."""
-    return with_retries(request, address, lambda: _endpoint(filesystem), timeout=0)
+    return with_retries(request, address, lambda: _endpoint(filesystem), TIMEOUT)
 
 
 def _endpoint(filesystem: AbstractFileSystem) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import aiohttp
 from botocore import exceptions
+from botocore.parsers import ResponseParserError
 
 _NO_KEYS = "there is no key for it in the environment; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 _OLD_TOKEN = "the session's token is not valid, or not any more; get new keys (AWS_SESSION_TOKEN)"
@@ -35,6 +36,7 @@ _CONNECTION_ERRORS = (
     exceptions.HTTPClientError,
     exceptions.IncompleteReadError,
     exceptions.ResponseStreamingError,
+    ResponseParserError,
     aiohttp.ClientConnectionError,
     aiohttp.ClientPayloadError,
     ConnectionError,

@@ -162,7 +162,7 @@ def live_line(state: Phase, console: Console) -> Progress:
     """The line of a phase. A thread redraws it, so it moves during a long step too."""
     title = TextColumn("{task.fields[mark]} {task.description:12}")
     bar = BarColumn(bar_width=None, table_column=Column(max_width=24))  # it shrinks if the text is long
-    # No redirection: loader processes are forked while the thread may hold rich's locks.
+    # No redirection: rich would replace the streams of all libraries and threads.
     options = {"redirect_stdout": False, "redirect_stderr": False, "refresh_per_second": 8}
     live = Progress(title, bar, _StateColumn(state), console=console, **options)
     live.add_task(state.phase, total=None, mark=" ", event="progress", error=None)

@@ -60,14 +60,11 @@ def _kept(stage: str, error: BaseException) -> str:
     return f"{getattr(error, '__notes__', [nothing])[-1]}."
 
 
-def set_parent_death_signal(parent: int | None = None) -> None:
-    """Have Linux kill this process when its parent dies, so that an orphan never writes beside a new run.
-
-    parent: its process id, if the caller knows it; then a death before this call is detected too.
-    """
+def set_parent_death_signal() -> None:
+    """Have Linux kill this process when its parent dies, so that an orphan never writes beside a new run."""
     if sys.platform != "linux":
         return
-    parent = parent or os.getppid()
+    parent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent or _left_by_dvc():  # it died before prctl took effect
         os.kill(os.getpid(), signal.SIGKILL)
@@ -100,8 +97,8 @@ def fork_server(*modules: str) -> BaseContext:
 def follow_parent(environment: Mapping[str, str]) -> None:
     """Take the environment of the process that has asked for this one, and end when that ends.
 
-    The fork server may have an older environment, and lives as long as any process that it has forked. A
-    process that outlived a killed stage would hold the lock of its state.
+    The fork server may have an older environment, and lives as long as any process that it has forked, so
+    that nothing else would end a process whose stage was killed.
     """
     os.environ.update(environment)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -61,13 +61,15 @@ def has_credentials(address: str) -> bool:
 def redact(address: str) -> str:
     """The address without its credentials; an address that has none is unchanged.
 
-    >>> redact("s3://key:secret@bucket/in")
-    's3://***@bucket/in'
+    >>> redact("s3://key:secret@bucket/in"), redact("s3://key:sec?ret@bucket/in")
+    ('s3://***@bucket/in', 's3://***')
     """
     if not has_credentials(address):
         return address
     scheme, _, rest = address.partition("://")
     place, query, _ = rest.partition("?")
+    if "@" in rest and "@" not in place and ":" in place.partition("/")[0]:  # a secret with a question mark
+        return f"{scheme}://***"
     _, at, place = place.rpartition("@")
     return f"{scheme}://{'***@' if at else ''}{place}{'?***' if query else ''}"
 

@@ -83,11 +83,11 @@ def cluster(s3_server, tmp_path_factory):
         from ray.cluster_utils import Cluster
 
         made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        made.token = token
+        made.token, made.caches = token, []
         try:
             for _ in range(NODES):  # each with a cache of its own, as on a machine of its own
-                cache = {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("node"))}
-                made.add_node(num_cpus=NODE_CORES, env_vars=cache)
+                made.caches.append(tmp_path_factory.mktemp("node"))
+                made.add_node(num_cpus=NODE_CORES, env_vars={"XDG_CACHE_HOME": str(made.caches[-1])})
             surroundings.setenv("RAY_ADDRESS", made.address)
             yield made
         finally:
@@ -183,8 +183,9 @@ def test_shards_are_only_in_the_store_and_no_checkpoint_is_left(story, plain, s3
     assert list(story[0].glob(".state/*/*")) == []
 
 
-def test_each_node_fetched_each_shard_once(story, s3_server):
+def test_each_node_fetched_each_shard_once(story, cluster, s3_server):
     """For all epochs and stages together: by each node, and by this process in the report."""
+    assert sum(bool(list(cache.rglob("*.tar"))) for cache in cluster.caches) >= 2
     for name in s3_server.names(SHARDS):
         assert 1 <= s3_server.requests("GET", f"/{name} ") <= NODES + 1, name
 

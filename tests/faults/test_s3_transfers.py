@@ -134,7 +134,7 @@ def test_altered_bytes_of_a_shard_are_asked_for_again_and_never_trained_on(
     folder = shutil.copytree(project.data / "shards", tmp_path / "shards")
     project.ingest(store=place)
     table = load_dataset(project.data).train_table()
-    at = StoredPlace(place, tmp_path / "cache" if cache else None, 10**9)
+    at = StoredPlace(place, tmp_path / "cache", 10**9 if cache else 0)
     expected = list(TrainLoader(train_source(table, folder), 0).epoch(0))
     proxy.of, proxy.alter = ".tar", times(1, flipped)
     for one, other in zip(expected, TrainLoader(train_source(table, at), 0).epoch(0), strict=True):

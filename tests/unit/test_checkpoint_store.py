@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 import torch
 from make_images import Project, jpeg, make_drop, people_named
+from memory_bucket import fill
 from safetensors.torch import load_file, save_file
 from workspace import ROOT
 
-from csdn.data import checkpoint_store
+from csdn.data import checkpoint_store, storage
 from csdn.data.checkpoint_store import (
     KEPT,
     CheckpointStore,
@@ -29,7 +30,7 @@ from csdn.data.checkpoint_store import (
     state_key,
 )
 from csdn.params import Params, load_params
-from csdn.runtime.errors import UserError
+from csdn.runtime.errors import ServiceUnavailable, UserError
 from csdn.training.warm_start import training_inputs
 
 
@@ -323,6 +324,20 @@ def test_all_attempts_but_the_loaded_one_are_removed(made):
     assert [folder.name for folder in attempts(made).iterdir()] == ["b"]
     made.remove()
     assert not attempts(made).exists() and not made.folder.exists()
+
+
+def test_an_attempt_that_cannot_be_read_is_no_reason_to_begin_anew(tmp_path, monkeypatch):
+    fill("attempts", {"readme": b"", f"{clone_name(tmp_path)}/{KEY[:16]}/a/state.json": b"{}"})
+    monkeypatch.setattr(storage, "TIMEOUT", 0)
+    made = CheckpointStore(tmp_path / KEY, "memory://attempts")
+    assert made.load() is None  # it is not a checkpoint
+
+    def away(path):
+        raise ConnectionError
+
+    monkeypatch.setattr(made.storage[0], "cat_file", away)
+    with pytest.raises(ServiceUnavailable, match="memory://attempts: the store does not respond"):
+        made.load()
 
 
 def workspace(folder: Path, storage: Path) -> CheckpointStore:

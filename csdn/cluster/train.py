@@ -42,7 +42,12 @@ def train_on_ray(
             _fit(scaling, {"job": job, "progress": actor, "scaling": scaling}, checkpoints)
             if failure := ray.get(actor.failure.remote()):
                 raise failure
-    position, tensors = checkpoints.load()
+    position, tensors = checkpoints.load() or ({"epoch": 0}, {})
+    if position["epoch"] < work.settings.epochs:  # an older checkpoint is kept beside the last one
+        raise UserError(
+            "the workers' last checkpoint is missing or damaged; run the same command again to continue from "
+            "the one before"
+        )
     restore_model(work.model, tensors)
     return position["log"]
 

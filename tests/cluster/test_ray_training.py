@@ -66,6 +66,15 @@ def test_one_worker_trains_the_bytes_of_a_single_process(ray_instance, images, p
     assert rows == plain[1]
 
 
+def test_an_older_checkpoint_is_not_taken_for_the_model(ray_instance, images, tmp_path, monkeypatch):
+    """As where a disk has altered the last one."""
+    state = make_state(tmp_path / "state")
+    loaded = iter([None, ({"epoch": 2, "step": 0, "log": []}, {})])
+    monkeypatch.setattr(state, "load", lambda: next(loaded))
+    with pytest.raises(UserError, match="the workers' last checkpoint is missing or damaged"):
+        train(images, state, 1)
+
+
 @pytest.fixture(scope="module")
 def two_workers(ray_instance, images, tmp_path_factory):
     """(model, log, reports) of two undisturbed workers."""

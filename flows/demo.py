@@ -25,7 +25,7 @@ from types import FrameType
 from typing import Any
 
 from csdn.runtime.errors import UserError
-from csdn.runtime.process import WITH_PARENT, reach_loopback_directly
+from csdn.runtime.process import reach_loopback_directly, with_parent
 
 PROJECT = Path(__file__).resolve().parents[1]
 POOL = "csdn-local"  # as in prefect.yaml
@@ -159,7 +159,7 @@ class LocalServer:
         with self.log_of(name).open("wb") as log:
             options = {"env": self.environment, "stdout": log, "stderr": subprocess.STDOUT}
             self._started[name] = subprocess.Popen(
-                [*WITH_PARENT, "prefect", *arguments], cwd=self.home, start_new_session=True, **options
+                with_parent("prefect", *arguments), cwd=self.home, start_new_session=True, **options
             )
         return self._started[name]
 

@@ -22,7 +22,7 @@ from csdn.retraining.dvc import DVC
 from csdn.runtime.console import Event, parse_event, text_line, wants_json
 from csdn.runtime.documents import expected_in, read_yaml
 from csdn.runtime.errors import Diverged, ServiceUnavailable, UserError
-from csdn.runtime.process import WITH_PARENT
+from csdn.runtime.process import with_parent
 from csdn.runtime.sanitize import escape_control_chars, redact_text
 
 STAGES = ("ingest", "prompts", "embedding", "evaluate", "report")
@@ -130,7 +130,7 @@ def run(
     ended if this call is interrupted. Raises CommandFailed.
     """
     process = subprocess.Popen(
-        [*WITH_PARENT, *command],
+        with_parent(*command),
         cwd=folder,
         env=dvc.environment() | {"CSDN_LOG": "json"} | dict(environment or {}),
         stdout=subprocess.PIPE,

@@ -16,8 +16,6 @@ from csdn.runtime.errors import UserError, explain_os_error
 
 _PR_SET_PDEATHSIG = 1
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-# `(*WITH_PARENT, "dvc", "repro")` is a command that ends when the process that starts it ends.
-WITH_PARENT = (sys.executable, "-P", __file__)
 
 
 def run_stage(main: Callable[[], None], stage: str, reduce: str = "") -> None:
@@ -60,11 +58,19 @@ def _kept(stage: str, error: BaseException) -> str:
     return f"{getattr(error, '__notes__', [nothing])[-1]}."
 
 
-def set_parent_death_signal() -> None:
-    """Have Linux kill this process when its parent dies, so that an orphan never writes beside a new run."""
+def with_parent(*command: str) -> list[str]:
+    """A command that ends when this process, which starts it, ends, even while it starts."""
+    return [sys.executable, "-P", __file__, str(os.getpid()), *command]
+
+
+def set_parent_death_signal(parent: int | None = None) -> None:
+    """Have Linux kill this process when its parent dies, so that an orphan never writes beside a new run.
+
+    parent: its process id, if it is known; then a death before this call is detected too.
+    """
     if sys.platform != "linux":
         return
-    parent = os.getppid()
+    parent = parent or os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent or _left_by_dvc():  # it died before prctl took effect
         os.kill(os.getpid(), signal.SIGKILL)
@@ -126,5 +132,5 @@ def available_cores() -> int:
 
 
 if __name__ == "__main__":
-    set_parent_death_signal()
-    os.execvp(sys.argv[1], sys.argv[1:])
+    set_parent_death_signal(int(sys.argv[1]))
+    os.execvp(sys.argv[2], sys.argv[2:])

@@ -103,6 +103,20 @@ def test_a_signal_ends_all_of_it(project, line, number):
     assert not list(project.parent.glob("csdn-prefect-*"))
 
 
+def test_a_command_whose_parent_dies_while_it_starts_ends_too():
+    code = (
+        "import subprocess\n"
+        "from csdn.runtime.process import with_parent\n"
+        "print(subprocess.Popen(with_parent('sleep', '60'), stdout=subprocess.DEVNULL).pid)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    process = Path(f"/proc/{int(run.stdout)}")  # its parent has died at once
+    until = time.monotonic() + 10
+    while process.exists() and "Z" not in (process / "stat").read_text().rpartition(")")[2].split()[:1]:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
 @pytest.mark.parametrize(
     ("behaviour", "seconds", "says"), [("exit 3", 60, "has ended (3)"), ("sleep 9", 1, "within 1 s")]
 )

@@ -57,11 +57,12 @@ class ImageReader:
         return self.shard_names[self.shard[index]], int(self.offset[index]), int(self.size[index])
 
     def _recorded(self, index: int, place: Range, data: bytes) -> bytes:
-        if not self._is_recorded(index, data):  # altered on its way, in the cache, or in the shard
-            data = self.shards.read_again(place)
-        if not self._is_recorded(index, data):
-            raise UserError(damaged_image(self.shards, *place[:2]))
-        return data
+        if self._is_recorded(index, data):
+            return data
+        data = self.shards.read_again(place)  # altered on its way, in the cache, or in the shard
+        if self._is_recorded(index, data):
+            return data
+        raise UserError(damaged_image(self.shards, *place[:2]))
 
     def _image(self, index: int, data: bytes) -> np.ndarray:
         try:

@@ -125,11 +125,7 @@ class CachedShards:
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = _opened(self.folder / ".used")
         try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                pass
-            else:
+            if _is_alone(lock):
                 self._make_room()
             fcntl.flock(lock, fcntl.LOCK_SH)
         except BaseException:
@@ -231,6 +227,15 @@ class CachedShards:
         ranges = [(shard, start, min(CHUNK, size - start)) for start in range(0, size, CHUNK)]
         for first in range(0, len(ranges), CHUNKS):
             yield from self.stored.read_all(ranges[first : first + CHUNKS])
+
+
+def _is_alone(lock: int) -> bool:
+    """Whether no other process holds the lock; then this one does, so that no other can begin to read."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _opened(path: Path) -> int:

@@ -22,12 +22,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from csdn.data.storage_errors import can_recover, code_of, explained, is_missing, is_of_store
 from csdn.runtime.errors import ServiceUnavailable, UserError
 from csdn.runtime.sanitize import has_credentials, redact
 
@@ -51,12 +51,14 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.1, 4.0
 _DURABLE_ATTEMPTS = 10
 _SETTINGS = ("AWS_", "AZURE_", "FSSPEC_", "GCSFS_", "GOOGLE_", "STORAGE_EMULATOR_HOST")
 _MD5 = re.compile("[0-9a-f]{32}")
-# The stores that have responded to this process, by protocol and `_surroundings`: a failure is an outage.
-_REACHED: set[tuple[str, Any]] = set()
 
 T = TypeVar("T")
+Settings = tuple[tuple[str, str], ...]  # names and values of environment variables
 PendingRead = Callable[[], bytes]  # returns the bytes, or raises what reading them raised
 Range = tuple[str, int, int]  # name, offset, size in bytes
+
+# The stores that have responded to this process, by protocol and settings: a failure is an outage then.
+_REACHED: set[tuple[str, Settings]] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +87,21 @@ class Store:
     def address_of(self, name: str) -> str:
         return f"{self.address}/{name}"
 
-    @property
+    @cached_property
     def filesystem(self) -> AbstractFileSystem:
-        """This process's file system of the protocol."""
-        return _connected(self.protocol, self.address)
+        """This process's file system of the protocol, connected."""
+        filesystem = _filesystem(self.protocol, 1, self._settings)
+        if self.protocol == "s3":
+            filesystem.connect_once(self.address)
+        return filesystem
+
+    @cached_property
+    def _settings(self) -> Settings:
+        return _settings()
+
+    def __getstate__(self) -> dict[str, str]:
+        """For another process, which has connections of its own."""
+        return {name: getattr(self, name) for name in ("protocol", "root", "address")}
 
     def check(self) -> None:
         """Raise UserError where the environment's keys may not list the bucket."""
@@ -112,9 +125,8 @@ class Store:
             except FileNotFoundError:
                 raise self._no_bucket() from None
             return
-        page, after = self._request(lambda: self.filesystem.page(self.root))
-        yield from page
-        while after:
+        after: str | None = ""
+        while after is not None:
             page, after = self._request(lambda after=after: self.filesystem.page(self.root, after))
             yield from page
 
@@ -218,7 +230,7 @@ class Store:
         try:
             return self.filesystem.read_object(path, listed.etag, limit=listed.size + 1)
         except OSError as error:
-            if code_of(error) in ("PreconditionFailed", "412"):
+            if _errors().code_of(error) in ("PreconditionFailed", "412"):
                 raise self._replaced(listed) from None
             raise
 
@@ -248,9 +260,9 @@ class Store:
             for n, answer in zip(left, answers, strict=True):
                 if not isinstance(answer, Exception):
                     got[n] = answer
-                elif code_of(answer) in ("InvalidRange", "416"):
+                elif _errors().code_of(answer) in ("InvalidRange", "416"):
                     got[n] = b""  # the object ends before the range
-                elif is_missing(answer):
+                elif _errors().is_missing(answer):
                     gone.append(wanted[n][0])
                 else:
                     failed[n] = answer
@@ -265,12 +277,12 @@ class Store:
     def _request(self, request: Callable[[], T], name: str = "") -> T:
         where = self.address_of(name) if name else self.address
         # A worker process was started by a process that has already reached the store.
-        settings = self.protocol, _surroundings()
-        reached = settings in _REACHED or multiprocessing.parent_process() is not None
+        store = self.protocol, self._settings
+        reached = store in _REACHED or multiprocessing.parent_process() is not None
         response = with_retries(
             request, where, lambda: _endpoint(self.filesystem), TIMEOUT if reached else FIRST_TIMEOUT
         )
-        _REACHED.add(settings)
+        _REACHED.add(store)
         return response
 
 
@@ -292,24 +304,14 @@ def split_address(address: str) -> tuple[str, str]:
 # ---- file systems, one for each protocol and process
 
 
-def _connected(protocol: str, address: str) -> AbstractFileSystem:
-    filesystem = _filesystem(protocol, 1, *_surroundings())
-    if protocol == "s3":
-        filesystem.connect_once(address)
-    return filesystem
-
-
-def _surroundings() -> tuple[int, tuple[tuple[str, str], ...]]:
-    """What a file system belongs to: this process, and the settings in its environment."""
-    settings = ((name, value) for name, value in os.environ.items() if name.startswith(_SETTINGS))
-    return os.getpid(), tuple(sorted(settings))
+def _settings() -> Settings:
+    """The environment's settings of object stores."""
+    return tuple(sorted(item for item in os.environ.items() if item[0].startswith(_SETTINGS)))
 
 
 @cache
-def _filesystem(
-    protocol: str, attempts: int, process: int, settings: tuple[tuple[str, str], ...]
-) -> AbstractFileSystem:
-    """attempts: of each request, by the library itself. The other arguments: as of `_surroundings`."""
+def _filesystem(protocol: str, attempts: int, environment: Settings) -> AbstractFileSystem:
+    """attempts: of each request, by the library itself. environment: in which it is made."""
     library = PROTOCOLS[protocol]
     if find_spec(library) is None:
         extra = _EXTRAS.get(protocol, "pipeline")
@@ -332,7 +334,7 @@ def durable_filesystem(address: str) -> tuple[AbstractFileSystem, str]:
     """
     store = Store(address)
     store.check()
-    return _filesystem(store.protocol, _DURABLE_ATTEMPTS, *_surroundings()), store.root
+    return _filesystem(store.protocol, _DURABLE_ATTEMPTS, _settings()), store.root
 
 
 def asked(request: Callable[[], T], address: str, filesystem: AbstractFileSystem) -> T:
@@ -369,18 +371,28 @@ def with_retries(request: Callable[[], T], where: str, endpoint: Callable[[], st
         try:
             return request()
         except Exception as error:
-            if isinstance(error, UserError) or not is_of_store(error):
+            errors = _errors()
+            if isinstance(error, UserError) or not errors.is_of_store(error):
                 raise
-            if is_missing(error):
+            if errors.is_missing(error):
                 raise FileNotFoundError(where) from None
             tried = time.monotonic() - start
-            if not can_recover(error):
-                raise UserError(f"{where}: {explained(error, where, endpoint(), tried)}") from None
-            if tried + wait > timeout:
-                raise ServiceUnavailable(f"{where}: {explained(error, where, endpoint(), tried)}") from None
+            recovers = errors.can_recover(error)
+            if not recovers or tried + wait > timeout:
+                kind = ServiceUnavailable if recovers else UserError
+                raise kind(f"{where}: {errors.explained(error, where, endpoint(), tried)}") from None
         # The random factor keeps the processes of a run from retrying at the same moment.
         time.sleep(wait * random.SystemRandom().uniform(0.5, 1))
         wait = min(2 * wait, _LONGEST_WAIT)
+
+
+def _errors() -> ModuleType:
+    """csdn.data.storage_errors, imported when a request fails: the clients take half a second, and whoever
+    has folders only needs none.
+    """
+    from csdn.data import storage_errors
+
+    return storage_errors
 
 
 # ---- reading in advance

@@ -34,10 +34,9 @@ class S3(s3fs.S3FileSystem):
         bucket, _, prefix = root.partition("/")
         self.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
 
-    def page(
-        self, root: str, after: str | None = None
-    ) -> tuple[list[tuple[str, dict[str, Any]]], str | None]:
-        """Up to a thousand objects below a prefix, (path, size and ETag) of each, and what asks for the next.
+    def page(self, root: str, after: str) -> tuple[list[tuple[str, dict[str, Any]]], str | None]:
+        """Up to a thousand objects below a prefix, (path, size and ETag) of each, and the `after` of the next
+        page, if there is one; that of the first is "".
 
         `find` of s3fs compares each folder with all before it, which takes minutes for 100,000 people.
         """

@@ -62,7 +62,7 @@ class BenchmarkSource(ABC):
         """Every image of a person on the lists, in any order."""
 
     def read(self, record: ImageRecord) -> bytes:
-        return self.tree.read(FileEntry(record.path, record.size, record.etag))
+        return self.tree.read(record)
 
     def record(
         self, file: FileEntry, person: int, modality: str, camera: str, splits: tuple[str, ...]

@@ -182,7 +182,7 @@ class CameraSource:
         return sorted(records, key=_order)
 
     def read(self, record: ImageRecord) -> bytes:
-        return self.tree.read(FileEntry(record.path, record.size, record.etag))
+        return self.tree.read(record)
 
     def _manifest_images(self, files: Files, manifest: str) -> Iterator[_Found]:
         backslashes = 0

@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
+from csdn.data.catalog import ImageRecord
 from csdn.data.images import EXTENSIONS, BadImage, extension_of
 from csdn.data.storage import PROTOCOLS, Store, StoredObject
 from csdn.runtime.errors import UserError
@@ -81,7 +82,7 @@ def _form(path: str) -> str:
 
 class Tree(Protocol):
     def files(self) -> Files: ...
-    def read(self, file: FileEntry) -> bytes: ...
+    def read(self, file: FileEntry | ImageRecord) -> bytes: ...
 
 
 def open_tree(address: str) -> Tree:
@@ -155,7 +156,7 @@ class LocalTree:
             "there (move it, or use `mount --bind`), or remove the link if no images belong there"
         )
 
-    def read(self, file: FileEntry) -> bytes:
+    def read(self, file: FileEntry | ImageRecord) -> bytes:
         try:
             with open(f"{self.root}/{file.path}", "rb") as opened:  # noqa: PTH123 (joining Paths costs as much)
                 return opened.read()
@@ -191,7 +192,7 @@ class RemoteTree:
         entries = (FileEntry(found.name, found.size, found.etag) for found in objects)
         return Files({entry.path: entry for entry in entries if not is_system_file(entry.path)}, {}, ignored)
 
-    def read(self, file: FileEntry) -> bytes:
+    def read(self, file: FileEntry | ImageRecord) -> bytes:
         """The bytes that were listed (csdn.data.storage.Store.read)."""
         try:
             return self.store.read(StoredObject(file.path, file.size, file.etag))

@@ -26,12 +26,13 @@ import numpy as np
 import simplejpeg
 import torch
 
-from csdn.data.augment import TrainTransform, draw_views, resize
+from csdn.data.augment import crop_views, draw_views, resize
 from csdn.data.batch import VIEWS
 from csdn.data.catalog import SampleTable, load_dataset
 from csdn.data.loader import TrainLoader
 from csdn.data.rng import generator
 from csdn.data.sampler import BatchPlan, epoch_plan
+from csdn.data.views import finish_views
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from feed_data import train_source, write_data
@@ -102,8 +103,7 @@ class PlainLoop:
         self.table = table
         self.plan = make_loader(table, data, 0).source.plan
         self.shards = [os.open(data / "shards" / name, os.O_RDONLY) for name in table.shard_names]
-        self.transform = TrainTransform(SIZE, "imagenet")
-        self.out = np.empty((PEOPLE * IMAGES, 3, *SIZE), np.float32)
+        self.pixels = np.empty((len(VIEWS), PEOPLE * IMAGES, *SIZE, 3), np.uint8)
 
     def __call__(self, epoch: int) -> int:
         plan = self.plan(epoch)
@@ -111,9 +111,15 @@ class PlainLoop:
 
     def batch(self, row: BatchPlan) -> int:
         visible, infrared = self.read(row.visible), self.read(row.infrared)
-        for stream, images in zip(VIEWS, (visible, visible, infrared), strict=True):
+        boxes, channels = [], []
+        for stream, images, view in zip(VIEWS, (visible, visible, infrared), self.pixels, strict=True):
             rng = generator(0, stream, row.epoch, row.step)
-            self.transform(images, draw_views(stream, len(images), SIZE, PADDING, rng), self.out)
+            drawn = draw_views(stream, len(images), SIZE, PADDING, rng)
+            crop_views(images, drawn, view)
+            boxes.append(drawn.box)
+            channels.append(drawn.channels)
+        arrays = self.pixels, np.stack(boxes), np.stack(channels)
+        finish_views(*map(torch.from_numpy, arrays), "imagenet")
         return len(visible) + len(infrared)
 
     def read(self, indices: np.ndarray) -> list[np.ndarray]:

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from csdn.cluster.session import ray_session
-from csdn.data.batch import TestBatchReader
 from csdn.data.features import Embedded, MakeEmbeds, embed_batch
 from csdn.data.loader import BATCHES_AHEAD, ImageBatches
+from csdn.data.views import normalised
 from csdn.model.device import configure_torch
 from csdn.params import ScalingParams
 
@@ -28,7 +28,7 @@ def extract_on_ray(
     with ray_session(scaling.address, cores):
         from csdn.cluster.ray_data import checked
 
-        blocks = _dataset(batches.rows(), steps, make_embeds, scaling).iter_batches(
+        blocks = _dataset(batches, steps, make_embeds, scaling).iter_batches(
             batch_size=None, batch_format="numpy", prefetch_batches=BATCHES_AHEAD
         )
         for (indices, _), block in zip(steps, blocks, strict=True):
@@ -37,7 +37,7 @@ def extract_on_ray(
 
 
 def _dataset(
-    reader: TestBatchReader,
+    batches: ImageBatches,
     steps: list[tuple[np.ndarray, str]],
     make_embeds: MakeEmbeds,
     scaling: ScalingParams,
@@ -47,9 +47,9 @@ def _dataset(
 
     from csdn.cluster.ray_data import ReadImages, in_order
 
-    return in_order(len(steps), ReadImages(reader, steps)).map_batches(
+    return in_order(len(steps), ReadImages(batches.rows(), steps)).map_batches(
         _Extractor,
-        fn_constructor_args=(ray.put(make_embeds), scaling),
+        fn_constructor_args=(ray.put(make_embeds), batches.normalize, scaling),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=scaling.workers),
         num_cpus=scaling.cpus_per_worker,
@@ -60,19 +60,20 @@ def _dataset(
 class _Extractor:
     """An actor that holds the networks."""
 
-    def __init__(self, make_embeds: Any, scaling: ScalingParams) -> None:
+    def __init__(self, make_embeds: Any, normalize: str, scaling: ScalingParams) -> None:
         import ray
 
         device = configure_torch(
             scaling.threads or scaling.cpus_per_worker, "cuda" if scaling.use_gpu else "cpu"
         )
-        self.device, self.embeds = device, ray.get(make_embeds)(device)
+        self.device, self.normalize, self.embeds = device, normalize, ray.get(make_embeds)(device)
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         from csdn.cluster.ray_data import failed
 
         if failed(block):
             return block
-        images = torch.tensor(block["images"][0]).to(self.device)
+        pixels = torch.tensor(block["pixels"][0]).to(self.device)
+        images = normalised(pixels, self.normalize)
         features = embed_batch(self.embeds, images, str(block["modality"][0]))
         return {name: rows.cpu().numpy()[None] for name, rows in features.items()}

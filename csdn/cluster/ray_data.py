@@ -5,15 +5,15 @@ The tasks do not import torch, so that a new task process is ready within a seco
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
 import ray.data
 
-from csdn.data.batch import TestBatchReader
+from csdn.data.batch import VIEWS, TestBatchReader
 from csdn.runtime.errors import UserError, without_cause
 
 if TYPE_CHECKING:
@@ -58,20 +58,11 @@ def checked(block: Block) -> Any:
     return block
 
 
-@lru_cache(maxsize=1)
-def reused_array(shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    """An array for the output of a task, the same one for all tasks of a process.
-
-    Allocating new pages takes longer than filling them. Ray copies a block before the next task begins.
-    """
-    return np.empty(shape, dtype)
-
-
 # ---- images for feature extraction
 
 
 class ReadImages:
-    """Task n reads the images of batch n: `images` float32 [1, B, 3, H, W] and `modality` [1].
+    """Task n reads the images of batch n: `pixels` uint8 [1, B, H, W, 3] and `modality` [1].
 
     batches: (indices [B], modality) of each batch.
     """
@@ -81,14 +72,12 @@ class ReadImages:
 
     def __call__(self, number: int) -> Block:
         indices, modality = self.batches[number]
-        images = reused_array(self.reader.shape, np.float32)[: len(indices)]
-        self.reader.fill(indices, images)
-        return {"images": images[None], "modality": np.array([modality])}
+        return {"pixels": self.reader(indices)[None], "modality": np.array([modality])}
 
 
 # ---- a chunk of the training plan
 
-COLUMNS = ("step", "rank", "pixels")
+COLUMNS = ("step", "rank", "pixels", "boxes", "channels")
 # A data set takes a second to start and a task some 30 ms: these numbers keep both shares small.
 TASKS_PER_CHUNK = 2_000
 STEPS_PER_TASK = 16
@@ -100,25 +89,24 @@ BYTES_PER_TASK = 128 * 2**20
 BLOCKS_STORED = 8
 
 
-def steps_per_task(reader: TrainBatchReader, size: int) -> int:
+def steps_per_task(source: TrainSource, size: int) -> int:
     """Steps of the plan that a task reads for one worker of `size`: BYTES_PER_TASK of them, at least one."""
-    return min(STEPS_PER_TASK, max(1, BYTES_PER_TASK // _step_bytes(reader, size)))
+    return min(STEPS_PER_TASK, max(1, BYTES_PER_TASK // _step_bytes(source, size)))
 
 
-def _step_bytes(reader: TrainBatchReader, size: int) -> int:
+def _step_bytes(source: TrainSource, size: int) -> int:
     """Pixels of a step of the plan, for one worker of `size`."""
-    _, count, channels, height, width = reader.shape
-    return 2 * (count // size) * channels * height * width
+    return len(VIEWS) * (source.people * source.images // size) * 3 * math.prod(source.image_size)
 
 
-def block_bytes(reader: TrainBatchReader, size: int) -> int:
+def block_bytes(source: TrainSource, size: int) -> int:
     """Pixels of a block, for one worker of `size`."""
-    return steps_per_task(reader, size) * _step_bytes(reader, size)
+    return steps_per_task(source, size) * _step_bytes(source, size)
 
 
-def chunk_length(reader: TrainBatchReader, size: int) -> int:
+def chunk_length(source: TrainSource, size: int) -> int:
     """Steps of the plan in a chunk for `size` workers."""
-    return max(1, TASKS_PER_CHUNK // size) * steps_per_task(reader, size)
+    return max(1, TASKS_PER_CHUNK // size) * steps_per_task(source, size)
 
 
 class PlanChunk:
@@ -126,7 +114,7 @@ class PlanChunk:
 
     def __init__(self, source: TrainSource, first: int, last: int, size: int) -> None:
         self.first, self.last, self.size = first, last, size
-        self.steps_per_task = steps_per_task(source.rows, size)
+        self.steps_per_task = steps_per_task(source, size)
         self.steps_per_epoch = source.steps_per_epoch
         epochs = range(first // self.steps_per_epoch, (last - 1) // self.steps_per_epoch + 1)
         self._plans: dict[int, EpochPlan] = {epoch: source.plan(epoch) for epoch in epochs}
@@ -136,35 +124,30 @@ class PlanChunk:
         return self._plans[epoch].slice(rank, self.size)[step_of_epoch]
 
 
-def chunk_dataset(chunk: PlanChunk, reader: TrainBatchReader) -> ray.data.Dataset:
+def chunk_dataset(chunk: PlanChunk, source: TrainSource) -> ray.data.Dataset:
     """Blocks of up to `steps_per_task` steps for one worker each; the workers take turns.
 
-    Columns `step`, `rank`, `pixels` uint8 [2 modalities, n, H, W, 3].
+    COLUMNS: the step and the worker's rank, and the views of csdn.data.batch.RowViews.
     """
     tasks = -(-(chunk.last - chunk.first) // chunk.steps_per_task) * chunk.size
-    dataset = in_order(tasks, _ReadSteps(chunk, reader))
+    dataset = in_order(tasks, _ReadSteps(chunk, source.rows))
     options = dataset.context.execution_options
     options.resource_limits = options.resource_limits.copy(
-        object_store_memory=BLOCKS_STORED * chunk.size * block_bytes(reader, chunk.size)
+        object_store_memory=BLOCKS_STORED * chunk.size * block_bytes(source, chunk.size)
     )
     return dataset
 
 
 class _ReadSteps:
-    """Task n reads the pixels of its steps for one worker."""
+    """Task n reads the views of its steps for one worker."""
 
     def __init__(self, chunk: PlanChunk, reader: TrainBatchReader) -> None:
         self.chunk, self.reader = chunk, reader
 
     def __call__(self, number: int) -> Block:
-        chunk = self.chunk
-        part, rank = divmod(number, chunk.size)
-        first = chunk.first + part * chunk.steps_per_task
-        steps = range(first, min(first + chunk.steps_per_task, chunk.last))
-        _, count, channels, *image = self.reader.shape
-        shape = (chunk.steps_per_task, 2, count // chunk.size, *image, channels)
-        pixels = reused_array(shape, np.uint8)[: len(steps)]
-        for step, out in zip(steps, pixels, strict=True):
-            for images, out_of_modality in zip(self.reader.read(chunk.batch(step, rank)), out, strict=True):
-                np.stack(images, out=out_of_modality)
-        return dict(zip(COLUMNS, (np.array(steps), np.full(len(steps), rank), pixels), strict=True))
+        part, rank = divmod(number, self.chunk.size)
+        first = self.chunk.first + part * self.chunk.steps_per_task
+        steps = range(first, min(first + self.chunk.steps_per_task, self.chunk.last))
+        views = [self.reader(self.chunk.batch(step, rank)) for step in steps]
+        columns = (np.stack([getattr(view, name) for view in views]) for name in COLUMNS[2:])
+        return dict(zip(COLUMNS, (np.array(steps), np.full(len(steps), rank), *columns), strict=True))

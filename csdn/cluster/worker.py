@@ -67,7 +67,7 @@ def _train(work: EmbeddingWork, state: WorkerState, scaling: ScalingParams, acto
         if rank == 0:
             actor.put.remote(done, total, values)
 
-    loader = RayTrainLoader(work.source, work.settings.epochs, rank, size)
+    loader = RayTrainLoader(work.source, work.settings.epochs, rank, size, device)
     model = work.model.to(device)
     timer = CheckpointTimer(max_s=scaling.checkpoint_seconds)
     text_table = work.text_table.to(device)

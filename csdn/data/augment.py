@@ -1,15 +1,13 @@
-"""Decoded images become the normalised float images that the network reads, with CSDN's augmentation.
+"""CSDN's augmentation: what is drawn for each view, and the pixels of its crop.
 
 csdn.data.batch decodes images (csdn.data.images), resizes them here, draws the parameters of the augmentation
-for a whole global batch (`draw_views`), and applies those of its own positions (`TrainTransform`).
-
-Each pixel goes through single IEEE operations in a fixed order, so the result does not depend, bit for bit,
-on the number of processes or images, or on the width of vector instructions.
+for a whole global batch (`draw_views`), and crops its own positions (`crop_views`). csdn.data.views applies
+the rest of what was drawn where the network is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,9 +46,6 @@ class AugmentParams:
 
     def take(self, positions: np.ndarray) -> AugmentParams:
         return AugmentParams(*(values[positions] for values in vars(self).values()))
-
-    def __iter__(self) -> Iterator[tuple]:
-        return zip(*(values.tolist() for values in vars(self).values()), strict=True)
 
 
 def draw_views(
@@ -106,73 +101,14 @@ def resize(image: np.ndarray, image_size: Sequence[int]) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
-class TestTransform:
-    """uint8 images [h, w, 3] -> normalised float32 [n, 3, h, w], written into `out` and returned."""
-
-    __test__ = False  # not a test case
-
-    def __init__(self, normalize: str) -> None:
-        mean, deviation = np.array(NORMALIZATIONS[normalize])
-        self.scale = (1 / (255 * deviation)).astype(np.float32)
-        self.shift = (-mean / deviation).astype(np.float32)
-
-    def __call__(self, images: Sequence[np.ndarray], out: np.ndarray) -> np.ndarray:
-        for image, view in zip(images, out, strict=True):
-            for channel in range(3):
-                self.normalize(np.ascontiguousarray(image[:, :, channel]), channel, view[channel])
-        return out
-
-    def normalize(self, pixels: np.ndarray, channel: int, out: np.ndarray) -> None:
-        """(pixels / 255 - mean) / deviation of one channel: a product and a sum, each rounded once."""
-        np.multiply(pixels, self.scale[channel], out=out)
-        np.add(out, self.shift[channel], out=out)
-
-
-class TrainTransform:
-    """uint8 images [h, w, 3] -> augmented float32 [n, 3, h, w]: crop, flip, normalise, erase, mix
-    channels.
-    """
-
-    def __init__(self, image_size: Sequence[int], normalize: str) -> None:
-        self.plain = TestTransform(normalize)
-        self.image_size = tuple(image_size)
-
-    def __call__(self, images: Sequence[np.ndarray], params: AugmentParams, out: np.ndarray) -> np.ndarray:
-        pixels = np.empty(self.image_size, np.uint8)
-        for image, view, of_image in zip(images, out, params, strict=True):
-            self._augment(image, view, pixels, *of_image)
-        return out
-
-    def _augment(
-        self,
-        image: np.ndarray,
-        view: np.ndarray,
-        pixels: np.ndarray,
-        dy: int,
-        dx: int,
-        flip: bool,
-        box: list,
-        channels: int,
-    ) -> None:
-        """Write the augmented image into `view` [3, h, w]; `pixels` uint8 [h, w] is scratch memory."""
-        source, target = _overlap(dy, dx, flip, self.image_size)
-        top, left, h, w = box
-        pixels.fill(0)
-        # A view that copies one channel to all three computes that channel alone.
-        for channel in range(3) if channels >= GREY else (channels,):
-            pixels[target] = image[:, :, channel][source]
-            self.plain.normalize(pixels, channel, view[channel])
-            view[channel, top : top + h, left : left + w] = ERASED_FILL[channel]
-        if channels == GREY:
-            view[:] = grey(view)
-        elif channels < GREY:
-            view[(channels + 1) % 3] = view[(channels + 2) % 3] = view[channels]
-
-
-def grey(view: np.ndarray) -> np.ndarray:
-    """0.2989 red + 0.5870 green + 0.1140 blue of a view [3, h, w], as [h, w]."""
-    red, green, blue = (plane * weight for plane, weight in zip(view, GREY_WEIGHTS, strict=True))
-    return red + green + blue
+def crop_views(images: Sequence[np.ndarray], params: AugmentParams, out: np.ndarray) -> None:
+    """Write each uint8 image [h, w, 3], shifted, on black, and mirrored, into `out` uint8 [n, h, w, 3]."""
+    for image, view, dy, dx, flip in zip(
+        images, out, *(values.tolist() for values in (params.dy, params.dx, params.flip)), strict=True
+    ):
+        source, target = _overlap(dy, dx, flip, view.shape[:2])
+        view.fill(0)
+        view[target] = image[source]
 
 
 def _overlap(dy: int, dx: int, flip: bool, size: Sequence[int]) -> tuple[tuple, tuple]:

@@ -1,9 +1,9 @@
-"""A row of a plan becomes images: read, verify, decode, resize, augment.
+"""A row of a plan becomes pixels: read, verify, decode, resize, crop.
 
 A row comes from csdn.data.sampler. The readers below fetch its images out of the shards (csdn.data.shards),
-compare the hash of each with the one that ingest recorded, decode it (csdn.data.images), resize and augment
-it (csdn.data.augment). csdn.data.loader runs a reader in the processes of a DataLoader, csdn.cluster in the
-tasks of Ray Data.
+compare the hash of each with the one that ingest recorded, decode it (csdn.data.images), resize and crop it
+(csdn.data.augment). csdn.data.loader runs a reader in the processes of a DataLoader, csdn.cluster in the
+tasks of Ray Data; csdn.data.views finishes their bytes on the training device.
 
 Everything random in a row is a counter (csdn.data.rng), so any process may make any row. A reader needs
 neither torch nor the index.
@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from csdn.data.augment import TestTransform, TrainTransform, draw_views, resize
+from csdn.data.augment import AugmentParams, crop_views, draw_views, resize
 from csdn.data.images import EXTENSIONS, BadImage, decode
 from csdn.data.rng import Stream, generator
 from csdn.data.sampler import BatchPlan
@@ -79,46 +80,48 @@ class ImageReader:
         return hashlib.sha256(data).digest() == self.digest[index].tobytes()
 
 
-class TrainBatchReader:
-    """Makes the images of a plan's rows; a visible image is decoded once for its two views.
-
-    `count` is P*K, the images of a modality; `shape` is [3 views, P*K, 3, height, width].
+@dataclass(frozen=True)
+class RowViews:
+    """The three views of a row: pixels uint8 [3, P*K, H, W, 3], cropped, and what else was drawn for them,
+    boxes int64 [3, P*K, 4] and channels int64 [3, P*K] (csdn.data.augment.AugmentParams).
     """
 
-    def __init__(self, images: ImageReader, normalize: str, padding: int, seed: int, count: int) -> None:
-        self.images, self.padding = images, padding
-        self.transform = TrainTransform(images.image_size, normalize)
-        self.seed = seed
-        self.shape = (len(VIEWS), count, 3, *images.image_size)
+    pixels: np.ndarray
+    boxes: np.ndarray
+    channels: np.ndarray
 
-    def fill(self, row: BatchPlan, out: np.ndarray) -> None:
-        """Write the row's images into `out`, float32 of `shape`."""
-        self.augment(row, *self.read(row), out)
 
-    def read(self, row: BatchPlan) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """The row's visible and infrared images before augmentation, uint8 [height, width, 3]."""
+class TrainBatchReader:
+    """Makes the views of a plan's rows; a visible image is decoded once for its two views."""
+
+    def __init__(self, images: ImageReader, padding: int, seed: int) -> None:
+        self.images, self.padding, self.seed = images, padding, seed
+
+    def __call__(self, row: BatchPlan) -> RowViews:
         both = self.images(np.concatenate([row.visible.ravel(), row.infrared.ravel()]))  # read together
-        return both[: row.visible.size], both[row.visible.size :]
+        visible, infrared = both[: row.visible.size], both[row.visible.size :]
+        drawn = [self._drawn(row, stream) for stream in VIEWS]
+        pixels = np.empty((len(VIEWS), len(visible), *self.images.image_size, 3), np.uint8)
+        for images, params, view in zip((visible, visible, infrared), drawn, pixels, strict=True):
+            crop_views(images, params, view)
+        boxes, channels = ([getattr(params, name) for params in drawn] for name in ("box", "channels"))
+        return RowViews(pixels, np.stack(boxes), np.stack(channels))
 
-    def augment(
-        self, row: BatchPlan, visible: Sequence[np.ndarray], infrared: Sequence[np.ndarray], out: np.ndarray
-    ) -> None:
-        """Write the views of the images that `read` returned, in this process or another, into `out`."""
-        for stream, images, view in zip(VIEWS, (visible, visible, infrared), out, strict=True):
-            rng = generator(self.seed, stream, row.epoch, row.step)
-            params = draw_views(stream, row.global_images, self.images.image_size, self.padding, rng)
-            self.transform(images, params.take(row.positions), view)
+    def _drawn(self, row: BatchPlan, stream: Stream) -> AugmentParams:
+        """What is drawn for the row's images of a view, which are some of those of the global batch."""
+        rng = generator(self.seed, stream, row.epoch, row.step)
+        size = self.images.image_size
+        return draw_views(stream, row.global_images, size, self.padding, rng).take(row.positions)
 
 
 class TestBatchReader:
-    """Makes up to `count` images without augmentation; `shape` is [count, 3, height, width]."""
+    """Makes the images of a batch as they are."""
 
     __test__ = False  # not a test case
 
-    def __init__(self, images: ImageReader, normalize: str, count: int) -> None:
+    def __init__(self, images: ImageReader) -> None:
         self.images = images
-        self.transform = TestTransform(normalize)
-        self.shape = (count, 3, *images.image_size)
 
-    def fill(self, indices: np.ndarray, out: np.ndarray) -> None:
-        self.transform(self.images(indices), out[: len(indices)])
+    def __call__(self, indices: np.ndarray) -> np.ndarray:
+        """The pixels, uint8 [b, H, W, 3]."""
+        return np.stack(self.images(indices))

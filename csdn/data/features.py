@@ -33,8 +33,8 @@ def extract_local(
 ) -> Iterator[Embedded]:
     """The features as this process computes them, of images that `scaling.loader_workers` processes load."""
     embeds = make_embeds(device)
-    for indices, images, modality in load_images(batches, scaling.loader_workers, start):
-        yield indices, embed_batch(embeds, images.to(device), modality)
+    for indices, images, modality in load_images(batches, scaling.loader_workers, start, device):
+        yield indices, embed_batch(embeds, images, modality)
 
 
 @torch.inference_mode()

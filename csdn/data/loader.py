@@ -11,22 +11,18 @@ processes, and from any row on.
 
 from __future__ import annotations
 
-import math
-import mmap
 import os
 import signal
-import tempfile
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.reduction import DupFd
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
@@ -34,14 +30,13 @@ from csdn.data.batch import ImageReader, TestBatchReader, TrainBatchReader
 from csdn.data.catalog import MODALITIES, SampleTable
 from csdn.data.sampler import BatchPlan, EpochPlan, epoch_batches, epoch_plan, sequential_plan
 from csdn.data.shards import Place
+from csdn.data.views import ImageBytes, ViewBytes, finish_views, normalised, on_device
 from csdn.params import Params
 from csdn.runtime.errors import UserError, without_cause
 from csdn.runtime.process import follow_parent, fork_server
 
-# Batches that each process prepares in advance, and batches that the consumer may hold (one while it requests
-# the next). They bound the memory of the loader, whatever the size of the data.
-BATCHES_AHEAD = 2
-BATCHES_HELD = 3
+CPU = torch.device("cpu")
+BATCHES_AHEAD = 2  # that each process prepares in advance: the memory of the loader, whatever the data's size
 
 _NO_MEMORY = (
     "memory ran out in a data loader process. The last checkpoint is kept: lower scaling.loader_workers, "
@@ -60,22 +55,13 @@ class TrainBatch:
     K.
     """
 
-    visible_view1: torch.Tensor
-    visible_view2: torch.Tensor
-    infrared: torch.Tensor
-    labels: torch.Tensor
+    visible_view1: Tensor
+    visible_view2: Tensor
+    infrared: Tensor
+    labels: Tensor
     epoch: int
     step: int
     instances: int
-
-
-def train_batch(row: BatchPlan, images: np.ndarray) -> TrainBatch:
-    """The batch of a row, whose images are float32 [3 views, P*K, 3, H, W] (csdn.data.batch); no copy is
-    made.
-    """
-    instances = row.visible.shape[1]
-    labels = torch.from_numpy(np.repeat(row.identities, instances))
-    return TrainBatch(*torch.from_numpy(images), labels, row.epoch, row.step, instances)
 
 
 class TrainSource:
@@ -88,10 +74,8 @@ class TrainSource:
         batch, model = params.embedding, params.model
         self.labels, self.modalities, self.seed = table.label, table.modality, params.seed
         self.people, self.images = batch.identities_per_batch, batch.images_per_identity
-        images = ImageReader(table, shards, model.image_size)
-        self.rows = TrainBatchReader(
-            images, model.normalize, batch.padding, self.seed, self.people * self.images
-        )
+        self.image_size, self.normalize = tuple(model.image_size), model.normalize
+        self.rows = TrainBatchReader(ImageReader(table, shards, self.image_size), batch.padding, self.seed)
         infrared = int(np.count_nonzero(self.modalities))
         self.steps_per_epoch = epoch_batches(len(table) - infrared, infrared, self.people, self.images)
 
@@ -99,22 +83,41 @@ class TrainSource:
         """Raises UserError where a person lacks a modality, or there are fewer than P people."""
         return epoch_plan(self.labels, self.modalities, self.people, self.images, self.seed, epoch)
 
+    def bytes_of(self, row: BatchPlan) -> ViewBytes:
+        """A row as a process of the loader hands it over."""
+        views = self.rows(row)
+        return view_bytes(row, views.pixels, views.boxes, views.channels)
+
+    def finished(self, batch: ViewBytes) -> TrainBatch:
+        """The batch, on the device on which its bytes are."""
+        views = finish_views(batch.pixels, batch.boxes, batch.channels, self.normalize)
+        return TrainBatch(*views, batch.labels, batch.epoch, batch.step, batch.instances)
+
+
+def view_bytes(row: BatchPlan, pixels: np.ndarray, boxes: np.ndarray, channels: np.ndarray) -> ViewBytes:
+    """A row's views (csdn.data.batch) and labels as tensors; no copy is made of the views."""
+    instances = row.visible.shape[1]
+    arrays = pixels, boxes, channels, np.repeat(row.identities, instances)
+    return ViewBytes(*map(torch.from_numpy, arrays), row.epoch, row.step, instances)
+
 
 class TrainLoader:
-    """The batches of any epoch of a source, made by `processes` processes that stay between epochs.
+    """The batches of any epoch of a source, on `device`, made by `processes` processes that stay between
+    epochs.
 
     With 0 processes the calling process makes them.
     """
 
-    def __init__(self, source: TrainSource, processes: int) -> None:
-        self.source = source
+    def __init__(self, source: TrainSource, processes: int, device: torch.device = CPU) -> None:
+        self.source, self.device = source, device
         self.steps_per_epoch = source.steps_per_epoch
-        self.batches = BatchLoader(source.rows, train_batch, processes)
+        self.batches = BatchLoader(source.bytes_of, processes, device)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[TrainBatch]:
         """The batches of `epoch` from row `start` on, in the plan's order."""
         plan = self.source.plan(epoch)
-        return self.batches(plan[step] for step in range(start, len(plan)))
+        rows = self.batches(plan[step] for step in range(start, len(plan)))
+        return on_device(rows, self.device, self.source.finished)
 
 
 # Every image once, for evaluation and for features.
@@ -128,12 +131,12 @@ def test_loader(
     normalize: str,
     batch: int,
     processes: int,
-) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    device: torch.device = CPU,
+) -> Iterator[tuple[np.ndarray, Tensor]]:
     """Each of `indices` once, in order: (indices [b], images float32 [b, 3, H, W]), b <= `batch`."""
-    reader = TestBatchReader(ImageReader(table, shards, image_size), normalize, batch)
-    return BatchLoader(reader, _test_batch, processes)(
-        indices[step] for step in sequential_plan(len(indices), batch)
-    )
+    reader = TestBatchReader(ImageReader(table, shards, image_size))
+    steps = (indices[step] for step in sequential_plan(len(indices), batch))
+    return _images(reader, steps, normalize, processes, device)
 
 
 test_loader.__test__ = False  # not a test case
@@ -159,54 +162,51 @@ class ImageBatches:
 
     def rows(self) -> TestBatchReader:
         """The reader of a batch's images."""
-        return TestBatchReader(
-            ImageReader(self.table, self.shards, self.image_size), self.normalize, self.batch
-        )
+        return TestBatchReader(ImageReader(self.table, self.shards, self.image_size))
 
 
 def load_images(
-    batches: ImageBatches, processes: int, start: int = 0
-) -> Iterator[tuple[np.ndarray, torch.Tensor, str]]:
+    batches: ImageBatches, processes: int, start: int = 0, device: torch.device = CPU
+) -> Iterator[tuple[np.ndarray, Tensor, str]]:
     """The batches without the first `start` images: (indices [b], images float32 [b, 3, H, W], modality)."""
     steps = list(batches.steps(start))
-    loaded = BatchLoader(batches.rows(), _test_batch, processes)(indices for indices, _ in steps)
+    rows = (indices for indices, _ in steps)
+    loaded = _images(batches.rows(), rows, batches.normalize, processes, device)
     for (_, modality), (indices, images) in zip(steps, loaded, strict=True):
         yield indices, images, modality
 
 
-def _test_batch(indices: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
-    return indices, torch.from_numpy(images[: len(indices)])
+def _images(
+    reader: TestBatchReader,
+    steps: Iterable[np.ndarray],
+    normalize: str,
+    processes: int,
+    device: torch.device,
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """(indices, images on `device`) of each step."""
+    rows = BatchLoader(partial(_image_bytes, reader), processes, device)(steps)
+    return on_device(rows, device, lambda row: (row.indices, normalised(row.pixels, normalize)))
+
+
+def _image_bytes(reader: TestBatchReader, indices: np.ndarray) -> ImageBytes:
+    return ImageBytes(indices, torch.from_numpy(reader(indices)))
 
 
 # Running the rows in the processes of a DataLoader.
 
 
-class BatchReader(Protocol):
-    """Makes the images of a row: writes them into float32 memory of `shape` (csdn.data.batch)."""
-
-    shape: tuple[int, ...]
-
-    def fill(self, row: Any, out: np.ndarray) -> None: ...
-
-
 class BatchLoader:
-    """Makes the batches of rows, in order, in the processes of a DataLoader, which are started once.
+    """Makes `make_batch(row)` of each row, in order, in the processes of a DataLoader.
 
-    A process lets `reader` fill a slot of shared memory with a row's images; the consumer's process makes the
-    batch of them: `make_batch(row, images)`.
+    They are started once, for all plans.
+    For a GPU the tensors are in pinned memory, from which a copy runs beside the computation.
     """
 
-    def __init__(
-        self, reader: BatchReader, make_batch: Callable[[Any, np.ndarray], Any], processes: int
-    ) -> None:
-        self.make_batch = make_batch
-        in_progress = max(1, processes * BATCHES_AHEAD)
-        # One more slot is for the batch that is on its way from a process to the consumer.
-        self.slots = Slots(in_progress + BATCHES_HELD + 1, BATCHES_HELD, reader.shape, shared=processes > 0)
-        self.sampler = _SlotSampler(self.slots)
+    def __init__(self, make_batch: Callable[[Any], Any], processes: int, device: torch.device = CPU) -> None:
+        self.plan = _Plan()
         self.loader = DataLoader(
-            _RowDataset(reader, self.slots),
-            sampler=self.sampler,
+            _RowDataset(make_batch),
+            sampler=self.plan,
             batch_size=None,
             collate_fn=_unchanged,
             num_workers=processes,
@@ -215,18 +215,19 @@ class BatchLoader:
             multiprocessing_context=fork_server(__name__) if processes else None,
             worker_init_fn=partial(_start_process, dict(os.environ)),
             generator=torch.Generator(),  # otherwise each epoch would draw from torch's global generator
+            pin_memory=device.type == "cuda",
         )
 
     def __call__(self, plan: Iterable[Any]) -> Iterator[Any]:
         """The batches of a plan's rows; raises UserError where data is damaged or a process dies."""
-        self.sampler.plan = plan
+        self.plan.rows = plan
         try:
             with _keep_sigchld_handler():
-                results = iter(self.loader)
-            for row, slot, error in results:
-                if error:
-                    raise error
-                yield self.make_batch(row, self.slots.lend(slot))
+                batches = iter(self.loader)
+            for batch in batches:
+                if isinstance(batch, UserError):
+                    raise batch
+                yield batch
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise
@@ -237,34 +238,28 @@ class BatchLoader:
             ) from error
 
 
-class _SlotSampler:
-    """The sampler of the DataLoader: the rows themselves, each with a free slot for its images."""
+class _Plan:
+    """The sampler of the DataLoader: the rows of this epoch."""
 
-    def __init__(self, slots: Slots) -> None:
-        self.slots = slots
-        self.plan: Iterable[Any] = ()
+    rows: Iterable[Any] = ()
 
-    def __iter__(self) -> Iterator[tuple[Any, int]]:
-        self.slots.reclaim()
-        for row in self.plan:
-            yield row, self.slots.take()
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.rows)
 
 
 class _RowDataset(TorchDataset):
-    """The data set of the DataLoader: item (row, slot) fills the slot, and is (row, slot, error or None)."""
+    """The data set of the DataLoader: the item of a row is its batch, or the UserError of making it."""
 
-    def __init__(self, reader: BatchReader, slots: Slots) -> None:
-        self.reader, self.slots = reader, slots
+    def __init__(self, make_batch: Callable[[Any], Any]) -> None:
+        self.make_batch = make_batch
 
-    def __getitem__(self, task: tuple[Any, int]) -> tuple[Any, int, UserError | None]:
-        row, slot = task
+    def __getitem__(self, row: Any) -> Any:
         try:
-            self.reader.fill(row, self.slots.array(slot))
+            return self.make_batch(row)
         except UserError as error:  # returned, because a DataLoader wraps an exception in a traceback
-            return row, slot, without_cause(error)
+            return without_cause(error)
         except MemoryError:
-            return row, slot, UserError(_NO_MEMORY)
-        return row, slot, None
+            return UserError(_NO_MEMORY)
 
 
 def _start_process(environment: dict[str, str], _number: int) -> None:
@@ -290,78 +285,3 @@ def _keep_sigchld_handler() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGCHLD, handler)
-
-
-def _memory_file() -> int:
-    """A file in memory, which is not limited by the size of /dev/shm; it ends with its last process."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("slots")
-    with tempfile.TemporaryFile() as file:  # where there is no Linux
-        return os.dup(file.fileno())
-
-
-class Slots:
-    """`count` float32 arrays of one shape in shared memory, filled by other processes and lent by this one.
-
-    The memory is used again and again, because a fresh shared page costs far more than filling it (measured:
-    67 ms against 3 ms for a batch of 48 MB); a DataLoader on its own allocates new shared memory for each
-    tensor.
-
-    A lent array is free again when nothing refers to it any more. At most `lendable` arrays are lent at a
-    time; beyond that the consumer gets copies. So it may keep every batch, at the price of the memory.
-    """
-
-    def __init__(self, count: int, lendable: int, shape: Sequence[int], shared: bool) -> None:
-        self.shape = tuple(shape)
-        self.lendable = lendable
-        self._bytes = 4 * math.prod(self.shape)
-        self._file = -1  # mmap's word for memory of this process alone
-        if shared:
-            self._file = _memory_file()
-            os.ftruncate(self._file, count * self._bytes)
-            weakref.finalize(self, os.close, self._file)
-        self._memory = self._mapped(count)
-        self._lent: set[int] = set()
-        self._free: list[int] = []
-        self.reclaim()
-
-    def reclaim(self) -> None:
-        """Free all slots that are not lent, such as those of an epoch that was not read to its end."""
-        self._free = [slot for slot in range(len(self._memory)) if slot not in self._lent]
-
-    def _mapped(self, count: int) -> list[memoryview]:
-        """Each array's memory: a view of its own, which can be collected when nothing refers to it."""
-        whole = mmap.mmap(self._file, count * self._bytes)
-        return [memoryview(whole)[n * self._bytes : (n + 1) * self._bytes] for n in range(count)]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For a process that is being started: it shares the memory."""
-        return {"shape": self.shape, "count": len(self._memory), "file": DupFd(self._file)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.shape, self._bytes = state["shape"], 4 * math.prod(state["shape"])
-        self._file = state["file"].detach()
-        self._memory = self._mapped(state["count"])
-
-    def take(self) -> int:
-        """The number of a free slot, to be filled."""
-        return self._free.pop()
-
-    def array(self, slot: int) -> np.ndarray:
-        """The slot's array, in any process."""
-        return np.frombuffer(self._memory[slot], np.float32).reshape(self.shape)
-
-    def lend(self, slot: int) -> np.ndarray:
-        """The slot's array, for the consumer."""
-        if len(self._lent) == self.lendable:
-            self._free.append(slot)
-            return self.array(slot).copy()
-        array = self.array(slot)
-        self._lent.add(slot)
-        # Every view keeps the base array alive, so the slot is free when the base is collected.
-        weakref.finalize(array.base, self._give_back, slot)
-        return array
-
-    def _give_back(self, slot: int) -> None:
-        self._lent.remove(slot)
-        self._free.append(slot)

@@ -53,7 +53,9 @@ ADVICE = (
 
 
 class BatchTensors(Protocol):
-    """One batch of the plan: images float [P*K, 3, H, W], labels int64 [P*K], grouped by identity."""
+    """One batch of the plan, on the device of the model: images float [P*K, 3, H, W], labels int64 [P*K],
+    grouped by identity.
+    """
 
     visible_view1: Tensor
     visible_view2: Tensor
@@ -135,12 +137,12 @@ def training_step(
     precision: str = "float32",
 ) -> dict[str, Tensor]:
     """One step of Adam on one batch; returns its losses. model: a CSDN, or `wrap_for_ddp` of one."""
-    device = text_table.device
-    views = (batch.visible_view1, batch.visible_view2, batch.infrared)
     losses = embedding_losses(
         model,
-        *(view.to(device, non_blocking=True) for view in views),
-        batch.labels.to(device, non_blocking=True),
+        batch.visible_view1,
+        batch.visible_view2,
+        batch.infrared,
+        batch.labels,
         text_table,
         instances=settings.images_per_identity,
         weights=settings.losses.model_dump(),
@@ -241,7 +243,7 @@ def train_local(
 ) -> list[dict[str, Any]]:
     """The loop in this process; processes of this machine make its batches."""
     device = configure_torch(params.scaling.threads, params.scaling.device, work.precision)
-    loader = TrainLoader(work.source, params.scaling.loader_workers)
+    loader = TrainLoader(work.source, params.scaling.loader_workers, device)
     model, text_table = work.model.to(device), work.text_table.to(device)
     timer = CheckpointTimer(max_s=params.scaling.checkpoint_seconds)
     return train_embedding(

@@ -20,7 +20,7 @@ from processes import descendants
 
 from csdn.cluster.session import _short_temp_folder, ray_session
 from csdn.data.catalog import load_dataset
-from csdn.data.loader import TrainLoader, train_batch
+from csdn.data.loader import TrainLoader, view_bytes
 from csdn.runtime.errors import ServiceUnavailable, UserError
 
 SIZE = (64, 32)
@@ -78,7 +78,7 @@ def test_the_parts_of_the_workers_make_up_each_batch(ray_instance, data, size):
 
     made = source(data, people=6)
     chunk = PlanChunk(made, 0, 2 * made.steps_per_epoch, size)
-    found = iterate_together(chunk_dataset(chunk, made.rows).streaming_split(size))
+    found = iterate_together(chunk_dataset(chunk, made).streaming_split(size))
     for rank, rows in enumerate(found):
         assert [row["step"].item() for row in rows] == list(range(chunk.first, chunk.last))
         assert {row["rank"].item() for row in rows} == {rank}
@@ -88,9 +88,8 @@ def test_the_parts_of_the_workers_make_up_each_batch(ray_instance, data, size):
         parts = []
         for rank in range(size):
             row = chunk.batch(step, rank)
-            filled = np.empty((3, len(row.positions), 3, *SIZE), np.float32)
-            made.rows.augment(row, *found[rank][step]["pixels"][0], filled)
-            parts.append(train_batch(row, filled))
+            views = (found[rank][step][name][0].copy() for name in ("pixels", "boxes", "channels"))
+            parts.append(made.finished(view_bytes(row, *views)))
         for name in VIEWS:
             assert torch.equal(getattr(batch, name), torch.cat([getattr(part, name) for part in parts])), name
 
@@ -122,7 +121,7 @@ def test_the_object_store_holds_a_few_blocks_however_long_the_training(ray_insta
     count = sum(1 for epoch in range(epochs) for _ in ray_loader.epoch(epoch))
     assert count == epochs * ray_loader.steps_per_epoch
     # What tasks are writing and the consumer reads ahead comes on top of Ray's limit.
-    block = ray_data.block_bytes(made.rows, 1)
+    block = ray_data.block_bytes(made, 1)
     bound = 4 * ray_data.BLOCKS_STORED * block
     assert count / ray_data.STEPS_PER_TASK * block > 4 * bound
     assert 0 < most_stored() < bound
@@ -130,16 +129,16 @@ def test_the_object_store_holds_a_few_blocks_however_long_the_training(ray_insta
 
 @pytest.mark.parametrize(
     ("images", "rows"),
-    # A row is twice as many images of 288 x 144 x 3 bytes, and 128 MiB hold 539 of those.
-    [(1, 16), (33, 16), (34, 15), (64, 8), (134, 4), (135, 3), (256, 2), (269, 2), (270, 1), (10_000, 1)],
+    # A row is three times as many images of 288 x 144 x 3 bytes, and 128 MiB hold 359 of those.
+    [(1, 16), (22, 16), (23, 15), (44, 8), (89, 4), (90, 3), (179, 2), (180, 1), (10_000, 1)],
 )
 @pytest.mark.parametrize("size", [1, 2, 8])
 def test_a_task_reads_as_many_steps_as_ray_data_does_not_split(images, rows, size):
     from csdn.cluster.ray_data import block_bytes, chunk_length, steps_per_task
 
-    made = SimpleNamespace(shape=(3, size * images, 3, 288, 144))
+    made = SimpleNamespace(people=size, images=images, image_size=(288, 144))
     assert steps_per_task(made, size) == rows
-    assert block_bytes(made, size) == rows * 2 * images * 288 * 144 * 3
+    assert block_bytes(made, size) == rows * 3 * images * 288 * 144 * 3
     assert block_bytes(made, size) <= 128 * 2**20 or rows == 1
     assert chunk_length(made, size) == 2000 // size * rows
 
@@ -147,7 +146,7 @@ def test_a_task_reads_as_many_steps_as_ray_data_does_not_split(images, rows, siz
 @pytest.mark.slow
 @pytest.mark.parametrize(("images", "steps"), [(64, 14), (256, 4)])
 def test_each_worker_gets_its_part_of_large_batches(ray_instance, tmp_path, images, steps, monkeypatch):
-    """At 288x144, `images` of a modality for each worker: 14 steps of the plan have 213 MiB, 4 have 243."""
+    """At 288x144, `images` of a modality for each worker: 14 steps of the plan have 319 MiB, 4 have 364."""
     from csdn.cluster import ray_loader
     from csdn.cluster.ray_loader import RayTrainLoader
 
@@ -168,13 +167,11 @@ def test_each_worker_gets_its_part_of_large_batches(ray_instance, tmp_path, imag
 
     def work(rank):
         over_ray = RayTrainLoader(made, steps, rank, workers)
-        row, out = None, np.empty((3, images, 3, 288, 144), np.float32)
         for epoch in range(steps):
             (batch,) = over_ray.epoch(epoch)
             row = made.plan(epoch).slice(rank, workers)[0]
             assert batch.labels.tolist() == np.repeat(row.identities, workers * images // people).tolist()
-        made.rows.fill(row, out)
-        assert_same(batch, train_batch(row, out))
+        assert_same(batch, made.finished(made.bytes_of(row)))
 
     with ThreadPoolExecutor(workers) as threads:
         list(threads.map(work, range(workers)))

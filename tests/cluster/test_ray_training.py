@@ -19,9 +19,10 @@ from ray_work import (
     write_images,
 )
 
-from csdn.data.batch import TrainBatchReader
 from csdn.data.checkpoint_store import CheckpointStore
+from csdn.data.loader import TrainSource
 from csdn.runtime.errors import Diverged, UserError
+from csdn.training.distributed import rank_and_world_size
 from csdn.training.embedding import train_local
 
 pytestmark = ON_RAY
@@ -178,14 +179,15 @@ def test_a_diverged_training_ends_all_workers_and_is_not_retried(ray_instance, i
     """A pixel in the second worker's part of step 3 is NaN."""
     from csdn.cluster.train import train_on_ray
 
-    class Spoilt(TrainBatchReader):  # a local class, so that it is pickled by value
-        def augment(self, row, visible, infrared, out):
-            super().augment(row, visible, infrared, out)
-            if row.step == 2 and row.positions[0] > 0:
-                out[2, 0] = float("nan")
+    class Spoilt(TrainSource):  # a local class, so that it is pickled by value
+        def finished(self, batch):
+            made = super().finished(batch)
+            if batch.step == 2 and rank_and_world_size()[0] == 1:
+                made.infrared[0] = float("nan")
+            return made
 
     work, state = make_work(images), make_state(tmp_path / "state")
-    work.source.rows.__class__ = Spoilt
+    work.source.__class__ = Spoilt
     reports = []
     with pytest.raises(Diverged, match=r"epoch 1, step 3, .*total = nan"):
         train_on_ray(make_params(2), work, state, lambda *report: reports.append(report))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ import simplejpeg
 import torch
 from feed_data import train_source, write_data
 
-from csdn.data.augment import TestTransform, resize
+from csdn.data.augment import resize
 from csdn.data.images import decode
 from csdn.data.loader import BatchLoader, TrainLoader, test_loader
 from csdn.data.shards import ShardReader
+from csdn.data.views import normalised
 from csdn.runtime.errors import Diverged, ServiceUnavailable, UserError
 
 SIZE = (64, 32)
@@ -118,8 +120,7 @@ def test_test_images_come_once_each_in_order_without_augmentation(data, processe
     last = indices[-1]
     jpeg = reader.read(table.shard_names[table.shard[last]], int(table.offset[last]), int(table.size[last]))
     image = resize(simplejpeg.decode_jpeg(jpeg), SIZE)
-    expected = TestTransform("clip")([image], np.empty((1, 3, *SIZE), np.float32))[0]
-    np.testing.assert_array_equal(got[-1][1][-1].numpy(), expected)
+    assert torch.equal(got[-1][1][-1], normalised(torch.from_numpy(image), "clip"))
 
 
 @pytest.mark.parametrize("processes", [0, 1])
@@ -151,32 +152,21 @@ def test_a_killed_process_is_an_error_that_says_so(data, fault):
     fault("processes", "a data loader process is killed (SIGKILL)", error.value)
 
 
-class LargeRows:
-    """A reader whose images have more bytes than any memory."""
-
-    shape = (1,)
-
-    def fill(self, row, out):
-        np.empty((2**40, 2**10))
+def too_large(row):
+    """A batch with more bytes than any memory."""
+    return np.empty((2**40, 2**10))
 
 
 @pytest.mark.parametrize("processes", [0, 1])
 def test_an_image_that_takes_more_memory_than_there_is_is_an_error_that_says_so(processes, fault):
     with pytest.raises(UserError, match="memory ran out") as error:
-        next(BatchLoader(LargeRows(), lambda row, images: row, processes)([0]))
+        next(BatchLoader(too_large, processes)([0]))
     fault("disk and memory", "memory runs out in a data loader process", error.value)
 
 
-class FailingReader:
-    """A reader that always raises the error."""
-
-    shape = (1,)
-
-    def __init__(self, error, cause):
-        self.error, self.cause = error, cause  # two, as a pickled error has no cause
-
-    def fill(self, row, out):
-        raise self.error from self.cause
+def failing(error, cause, row):
+    """A batch that cannot be made; `cause` is an argument, as a pickled error has none."""
+    raise error from cause
 
 
 @pytest.mark.parametrize("processes", [0, 1])
@@ -192,7 +182,7 @@ class FailingReader:
 def test_an_error_keeps_its_kind_on_its_way_from_a_process(error, cause, kind, processes):
     """Prefect tries again what was unavailable, and a retraining that diverged has no model."""
     with pytest.raises(UserError, match="x") as raised:
-        next(BatchLoader(FailingReader(error, cause), lambda row, images: row, processes)([0]))
+        next(BatchLoader(partial(failing, error, cause), processes)([0]))
     assert type(raised.value) is kind
 
 

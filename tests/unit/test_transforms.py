@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from csdn.data.augment import (
@@ -11,12 +12,12 @@ from csdn.data.augment import (
     GREY,
     UNCHANGED,
     AugmentParams,
-    TestTransform,
-    TrainTransform,
+    crop_views,
     draw_views,
     resize,
 )
 from csdn.data.rng import Stream, generator
+from csdn.data.views import finish_views, normalised
 
 SIZE, PADDING = (48, 24), 10
 MEAN, DEVIATION = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -31,7 +32,15 @@ def draws(dy=0, dx=0, flip=False, box=(0, 0, 0, 0), channels=UNCHANGED):
 
 
 def augment(image, drawn):
-    return TrainTransform(SIZE, "imagenet")([image], drawn, np.empty((1, 3, *SIZE), np.float32))[0]
+    return augmented([image], drawn)[0]
+
+
+def augmented(images, drawn):
+    """Views float32 [n, 3, H, W], as of a batch of one kind of views."""
+    pixels = np.empty((len(images), *images[0].shape), np.uint8)
+    crop_views(images, drawn, pixels)
+    arrays = (torch.from_numpy(array)[None] for array in (pixels, drawn.box, drawn.channels))
+    return finish_views(*arrays, "imagenet")[0].numpy()
 
 
 def by_definition(image, dy, dx, flip):
@@ -45,7 +54,7 @@ def by_definition(image, dy, dx, flip):
 
 def test_test_images_are_normalised_only():
     image = images(1)[0]
-    out = TestTransform("imagenet")([image], np.empty((1, 3, *SIZE), np.float32))[0]
+    out = normalised(torch.from_numpy(image), "imagenet").numpy()
     np.testing.assert_allclose(out, by_definition(image, 0, 0, False), atol=1e-6)
 
 
@@ -60,9 +69,8 @@ def test_crops_and_mirror_images_are_those_of_the_padded_image(dy, dx, flip):
 
 def test_an_image_narrower_than_the_padding_can_be_cropped_away_altogether():
     image = np.full((8, 4, 3), 255, np.uint8)
-    transform = TrainTransform((8, 4), "imagenet")
     for dx in (-10, 10):
-        out = transform([image], draws(dx=dx), np.empty((1, 3, 8, 4), np.float32))
+        out = augmented([image], draws(dx=dx))
         np.testing.assert_allclose(out[0, :, 0, 0], -MEAN / DEVIATION, rtol=1e-6)
         assert (out == out[:, :, :1, :1]).all()
 
@@ -121,10 +129,10 @@ def test_erased_boxes_fit_and_have_the_stated_area_and_aspect(size):
 
 def test_a_rank_s_images_are_those_of_the_whole_batch():
     """Bit for bit: who computes an image, and beside which others, changes nothing."""
-    batch, transform = images(12), TrainTransform(SIZE, "imagenet")
+    batch = images(12)
     drawn = draw_views(Stream.INFRARED_VIEW, 12, SIZE, PADDING, generator(2, 3))
-    whole = transform(batch, drawn, np.empty((12, 3, *SIZE), np.float32))
-    part = transform(batch[5:9], drawn.take(np.arange(5, 9)), np.empty((4, 3, *SIZE), np.float32))
+    whole = augmented(batch, drawn)
+    part = augmented(batch[5:9], drawn.take(np.arange(5, 9)))
     np.testing.assert_array_equal(part, whole[5:9])
 
 

@@ -1,0 +1,134 @@
+"""Bytes become the images that the network reads, on its device: normalise, erase, copy channels.
+
+Processes of the loader (csdn.data.batch) hand over uint8 pixels and the numbers that were drawn, a quarter of
+the bytes of float images. `on_device` copies them to the device, one batch ahead, and finishes them there.
+
+Each pixel goes through single IEEE operations in a fixed order, so a CPU and a GPU, and any number of
+workers, make the same images bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from csdn.data.augment import ERASED_FILL, GREY, GREY_WEIGHTS, NORMALIZATIONS, UNCHANGED
+
+T = TypeVar("T")
+
+
+class ViewBytes(NamedTuple):
+    """A row of the plan before it is finished: the three views of its n = P*K images of each modality.
+
+    pixels: uint8 [3, n, H, W, 3], cropped and mirrored; boxes: int64 [3, n, 4] and channels: int64 [3, n], as
+    in csdn.data.augment.AugmentParams; labels: int64 [n]. `epoch`, `step`, `instances`: as in TrainBatch.
+    """
+
+    pixels: Tensor
+    boxes: Tensor
+    channels: Tensor
+    labels: Tensor
+    epoch: int
+    step: int
+    instances: int
+
+
+class ImageBytes(NamedTuple):
+    """Images as they are: pixels uint8 [b, H, W, 3], and their indices int64 [b] in the table."""
+
+    indices: np.ndarray
+    pixels: Tensor
+
+
+def normalised(pixels: Tensor, normalize: str) -> Tensor:
+    """(pixels / 255 - mean) / deviation, a product and a sum: uint8 [..., H, W, 3] -> float32 [..., 3, H, W].
+
+    normalize: a key of NORMALIZATIONS.
+    """
+    scale, shift, _ = _constants(normalize, pixels.device)
+    images = pixels.movedim(-1, -3).to(torch.float32, memory_format=torch.contiguous_format)
+    return images.mul_(scale).add_(shift)
+
+
+@cache
+def _constants(normalize: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Scale, shift and fill of the channels, float32 [3, 1, 1]."""
+    mean, deviation = torch.tensor(NORMALIZATIONS[normalize], dtype=torch.float64)
+    three = 1 / (255 * deviation), -mean / deviation, torch.from_numpy(ERASED_FILL)
+    return tuple(values.float().to(device)[:, None, None] for values in three)
+
+
+def finish_views(pixels: Tensor, boxes: Tensor, channels: Tensor, normalize: str) -> Tensor:
+    """The views that csdn.data.augment drew, of the pixels of ViewBytes: float32 [3, n, 3, H, W]."""
+    images = normalised(pixels, normalize)
+    _, _, fill = _constants(normalize, images.device)
+    images = torch.where(_inside(boxes, *images.shape[-2:])[:, :, None], fill, images)
+    copied = torch.where(
+        (channels == GREY)[..., None, None],
+        _grey(images),
+        images.gather(2, _plane_of(channels, images)).squeeze(2),
+    )
+    return torch.where((channels == UNCHANGED)[..., None, None, None], images, copied[:, :, None])
+
+
+def _inside(boxes: Tensor, height: int, width: int) -> Tensor:
+    """bool [3, n, H, W]: the pixels of the boxes [3, n, 4]."""
+    top, left, box_height, box_width = boxes.unsqueeze(-1).unbind(-2)
+    rows = torch.arange(height, device=boxes.device)
+    columns = torch.arange(width, device=boxes.device)
+    in_rows = (rows >= top) & (rows < top + box_height)
+    in_columns = (columns >= left) & (columns < left + box_width)
+    return in_rows[..., :, None] & in_columns[..., None, :]
+
+
+def _plane_of(channels: Tensor, images: Tensor) -> Tensor:
+    """The index of the plane that is copied, for `gather`; of GREY and UNCHANGED any, it is not used."""
+    return channels.clamp(max=2)[..., None, None, None].expand(*channels.shape, 1, *images.shape[-2:])
+
+
+def _grey(images: Tensor) -> Tensor:
+    """0.2989 red + 0.5870 green + 0.1140 blue of images [..., 3, H, W], as [..., H, W]."""
+    weights = GREY_WEIGHTS.tolist()
+    red, green, blue = (plane * weight for plane, weight in zip(images.unbind(-3), weights, strict=True))
+    return red + green + blue
+
+
+def on_device(items: Iterable[tuple], device: torch.device, finish: Callable[..., T]) -> Iterator[T]:
+    """`finish(item)` for each item, a NamedTuple whose tensors are then on the device.
+
+    On a GPU the next item is copied and finished by a stream of its own while the consumer computes; that
+    needs pinned memory to be of use.
+    """
+    if device.type != "cuda":
+        yield from map(finish, items)
+        return
+    stream = torch.cuda.Stream(device)
+    waiting: tuple[T, torch.cuda.Event] | None = None
+    for item in items:
+        with torch.cuda.stream(stream):
+            moved = type(item)(*(_moved(value, device) for value in item))
+            following = finish(moved), stream.record_event()
+        if waiting:
+            yield _received(*waiting)
+        waiting = following
+    if waiting:
+        yield _received(*waiting)
+
+
+def _moved(value: T, device: torch.device) -> T:
+    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+
+def _received(item: T, ready: torch.cuda.Event) -> T:
+    """The item, for the consumer's stream; its memory is not used again before that stream is done."""
+    current = torch.cuda.current_stream()
+    current.wait_event(ready)
+    for value in vars(item).values() if hasattr(item, "__dict__") else item:
+        if isinstance(value, Tensor):
+            value.record_stream(current)
+    return item

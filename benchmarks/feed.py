@@ -103,7 +103,7 @@ class PlainLoop:
         self.table = table
         self.plan = make_loader(table, data, 0).source.plan
         self.shards = [os.open(data / "shards" / name, os.O_RDONLY) for name in table.shard_names]
-        self.pixels = np.empty((len(VIEWS), PEOPLE * IMAGES, *SIZE, 3), np.uint8)
+        self.pixels = np.empty((len(VIEWS), PEOPLE * IMAGES, 3, *SIZE), np.uint8)
 
     def __call__(self, epoch: int) -> int:
         plan = self.plan(epoch)

@@ -62,7 +62,7 @@ def checked(block: Block) -> Any:
 
 
 class ReadImages:
-    """Task n reads the images of batch n: `pixels` uint8 [1, B, H, W, 3] and `modality` [1].
+    """Task n reads the images of batch n: `pixels` uint8 [1, B, 3, H, W] and `modality` [1].
 
     batches: (indices [B], modality) of each batch.
     """

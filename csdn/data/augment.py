@@ -102,13 +102,14 @@ def resize(image: np.ndarray, image_size: Sequence[int]) -> np.ndarray:
 
 
 def crop_views(images: Sequence[np.ndarray], params: AugmentParams, out: np.ndarray) -> None:
-    """Write each uint8 image [h, w, 3], shifted, on black, and mirrored, into `out` uint8 [n, h, w, 3]."""
+    """Write each uint8 image [h, w, 3], shifted, on black, and mirrored, into `out` uint8 [n, 3, h, w]."""
     for image, view, dy, dx, flip in zip(
         images, out, *(values.tolist() for values in (params.dy, params.dx, params.flip)), strict=True
     ):
-        source, target = _overlap(dy, dx, flip, view.shape[:2])
+        source, target = _overlap(dy, dx, flip, view.shape[1:])
         view.fill(0)
-        view[target] = image[source]
+        for channel in range(3):
+            view[channel][target] = image[:, :, channel][source]
 
 
 def _overlap(dy: int, dx: int, flip: bool, size: Sequence[int]) -> tuple[tuple, tuple]:

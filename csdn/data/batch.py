@@ -82,7 +82,7 @@ class ImageReader:
 
 @dataclass(frozen=True)
 class RowViews:
-    """The three views of a row: pixels uint8 [3, P*K, H, W, 3], cropped, and what else was drawn for them,
+    """The three views of a row: pixels uint8 [3, P*K, 3, H, W], cropped, and what else was drawn for them,
     boxes int64 [3, P*K, 4] and channels int64 [3, P*K] (csdn.data.augment.AugmentParams).
     """
 
@@ -101,7 +101,7 @@ class TrainBatchReader:
         both = self.images(np.concatenate([row.visible.ravel(), row.infrared.ravel()]))  # read together
         visible, infrared = both[: row.visible.size], both[row.visible.size :]
         drawn = [self._drawn(row, stream) for stream in VIEWS]
-        pixels = np.empty((len(VIEWS), len(visible), *self.images.image_size, 3), np.uint8)
+        pixels = np.empty((len(VIEWS), len(visible), 3, *self.images.image_size), np.uint8)
         for images, params, view in zip((visible, visible, infrared), drawn, pixels, strict=True):
             crop_views(images, params, view)
         boxes, channels = ([getattr(params, name) for params in drawn] for name in ("box", "channels"))
@@ -123,5 +123,6 @@ class TestBatchReader:
         self.images = images
 
     def __call__(self, indices: np.ndarray) -> np.ndarray:
-        """The pixels, uint8 [b, H, W, 3]."""
-        return np.stack(self.images(indices))
+        """The pixels, uint8 [b, 3, H, W]."""
+        pixels = np.empty((len(indices), 3, *self.images.image_size), np.uint8)
+        return np.stack([image.transpose(2, 0, 1) for image in self.images(indices)], out=pixels)

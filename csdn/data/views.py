@@ -20,12 +20,13 @@ from torch import Tensor
 from csdn.data.augment import ERASED_FILL, GREY, GREY_WEIGHTS, NORMALIZATIONS, UNCHANGED
 
 T = TypeVar("T")
+CPU_BLOCK = 8  # views that a CPU finishes at a time, so that what it computes on the way stays in its cache
 
 
 class ViewBytes(NamedTuple):
     """A row of the plan before it is finished: the three views of its n = P*K images of each modality.
 
-    pixels: uint8 [3, n, H, W, 3], cropped and mirrored; boxes: int64 [3, n, 4] and channels: int64 [3, n], as
+    pixels: uint8 [3, n, 3, H, W], cropped and mirrored; boxes: int64 [3, n, 4] and channels: int64 [3, n], as
     in csdn.data.augment.AugmentParams; labels: int64 [n]. `epoch`, `step`, `instances`: as in TrainBatch.
     """
 
@@ -39,20 +40,20 @@ class ViewBytes(NamedTuple):
 
 
 class ImageBytes(NamedTuple):
-    """Images as they are: pixels uint8 [b, H, W, 3], and their indices int64 [b] in the table."""
+    """Images as they are: pixels uint8 [b, 3, H, W], and their indices int64 [b] in the table."""
 
     indices: np.ndarray
     pixels: Tensor
 
 
-def normalised(pixels: Tensor, normalize: str) -> Tensor:
-    """(pixels / 255 - mean) / deviation, a product and a sum: uint8 [..., H, W, 3] -> float32 [..., 3, H, W].
+def normalised(pixels: Tensor, normalize: str, out: Tensor | None = None) -> Tensor:
+    """(pixels / 255 - mean) / deviation, a product and a sum: uint8 [..., 3, H, W] -> float32 of that shape.
 
-    normalize: a key of NORMALIZATIONS.
+    normalize: a key of NORMALIZATIONS. out: memory for the images.
     """
     scale, shift, _ = _constants(normalize, pixels.device)
-    images = pixels.movedim(-1, -3).to(torch.float32, memory_format=torch.contiguous_format)
-    return images.mul_(scale).add_(shift)
+    images = torch.empty(pixels.shape, device=pixels.device) if out is None else out
+    return images.copy_(pixels).mul_(scale).add_(shift)
 
 
 @cache
@@ -65,36 +66,39 @@ def _constants(normalize: str, device: torch.device) -> tuple[Tensor, Tensor, Te
 
 def finish_views(pixels: Tensor, boxes: Tensor, channels: Tensor, normalize: str) -> Tensor:
     """The views that csdn.data.augment drew, of the pixels of ViewBytes: float32 [3, n, 3, H, W]."""
-    images = normalised(pixels, normalize)
-    _, _, fill = _constants(normalize, images.device)
-    images = torch.where(_inside(boxes, *images.shape[-2:])[:, :, None], fill, images)
-    copied = torch.where(
-        (channels == GREY)[..., None, None],
-        _grey(images),
-        images.gather(2, _plane_of(channels, images)).squeeze(2),
-    )
-    return torch.where((channels == UNCHANGED)[..., None, None, None], images, copied[:, :, None])
+    images = torch.empty(pixels.shape, device=pixels.device)
+    flat = [tensor.flatten(0, 1) for tensor in (images, pixels, boxes, channels)]
+    block = CPU_BLOCK if pixels.is_cpu else len(flat[0])
+    for parts in zip(*(tensor.split(block) for tensor in flat), strict=True):
+        _finish(*parts, normalize)
+    return images
+
+
+def _finish(out: Tensor, pixels: Tensor, boxes: Tensor, channels: Tensor, normalize: str) -> None:
+    """Write the views of pixels [m, 3, H, W] into `out`; boxes: [m, 4]; channels: [m]."""
+    normalised(pixels, normalize, out)
+    _, _, fill = _constants(normalize, out.device)
+    torch.where(_inside(boxes, *out.shape[-2:])[:, None], fill, out, out=out)
+    plane = out[torch.arange(len(out), device=out.device), channels.clamp(max=2)]
+    copied = torch.where((channels == GREY)[:, None, None], _grey(out), plane)
+    torch.where((channels == UNCHANGED)[:, None, None, None], out, copied[:, None], out=out)
 
 
 def _inside(boxes: Tensor, height: int, width: int) -> Tensor:
-    """bool [3, n, H, W]: the pixels of the boxes [3, n, 4]."""
-    top, left, box_height, box_width = boxes.unsqueeze(-1).unbind(-2)
+    """bool [m, H, W]: the pixels of the boxes [m, 4]."""
+    top, left, box_height, box_width = boxes.unsqueeze(-1).unbind(1)
     rows = torch.arange(height, device=boxes.device)
     columns = torch.arange(width, device=boxes.device)
     in_rows = (rows >= top) & (rows < top + box_height)
     in_columns = (columns >= left) & (columns < left + box_width)
-    return in_rows[..., :, None] & in_columns[..., None, :]
-
-
-def _plane_of(channels: Tensor, images: Tensor) -> Tensor:
-    """The index of the plane that is copied, for `gather`; of GREY and UNCHANGED any, it is not used."""
-    return channels.clamp(max=2)[..., None, None, None].expand(*channels.shape, 1, *images.shape[-2:])
+    return in_rows[:, :, None] & in_columns[:, None, :]
 
 
 def _grey(images: Tensor) -> Tensor:
-    """0.2989 red + 0.5870 green + 0.1140 blue of images [..., 3, H, W], as [..., H, W]."""
-    weights = GREY_WEIGHTS.tolist()
-    red, green, blue = (plane * weight for plane, weight in zip(images.unbind(-3), weights, strict=True))
+    """0.2989 red + 0.5870 green + 0.1140 blue of images [m, 3, H, W], as [m, H, W]."""
+    red, green, blue = (
+        plane * weight for plane, weight in zip(images.unbind(1), GREY_WEIGHTS.tolist(), strict=True)
+    )
     return red + green + blue
 
 

@@ -37,7 +37,8 @@ def augment(image, drawn):
 
 def augmented(images, drawn):
     """Views float32 [n, 3, H, W], as of a batch of one kind of views."""
-    pixels = np.empty((len(images), *images[0].shape), np.uint8)
+    height, width, _ = images[0].shape
+    pixels = np.empty((len(images), 3, height, width), np.uint8)
     crop_views(images, drawn, pixels)
     arrays = (torch.from_numpy(array)[None] for array in (pixels, drawn.box, drawn.channels))
     return finish_views(*arrays, "imagenet")[0].numpy()
@@ -54,7 +55,7 @@ def by_definition(image, dy, dx, flip):
 
 def test_test_images_are_normalised_only():
     image = images(1)[0]
-    out = normalised(torch.from_numpy(image), "imagenet").numpy()
+    out = normalised(torch.from_numpy(image).permute(2, 0, 1), "imagenet").numpy()
     np.testing.assert_allclose(out, by_definition(image, 0, 0, False), atol=1e-6)
 
 

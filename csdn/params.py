@@ -162,9 +162,9 @@ class WarmParams(Section):
 
 
 class TrainingParams(Section):
-    """The precision of stage 2's matrix products."""
+    """The precision of matrix products, of all stages (csdn.model.device.with_precision replaces "auto")."""
 
-    precision: Literal["float32", "tf32", "bf16"]
+    precision: Literal["auto", "float32", "tf32", "bf16"]
 
 
 class EvaluationParams(Section):

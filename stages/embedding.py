@@ -1,5 +1,6 @@
 """Stage 2 of training: the image encoder, guided by the fused text features of each training person."""
 
+from functools import partial
 from pathlib import Path
 
 from csdn.runtime.process import run_stage
@@ -10,12 +11,13 @@ def main() -> None:
     from csdn.runtime.console import stage
 
     with stage("embedding") as progress:
+        from csdn.model.device import with_precision
         from csdn.params import load_params
         from csdn.training.champion import read_champion
         from csdn.training.embedding import run_embedding, train_local
         from csdn.training.warm_start import WarmStart
 
-        params, start = load_params(), read_champion().start
+        params, start = with_precision(load_params(), partial(print, "embedding:")), read_champion().start
         warm = WarmStart(start) if start else None
         if params.scaling.workers:
             from csdn.cluster.train import train_on_ray as train

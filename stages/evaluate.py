@@ -1,5 +1,6 @@
 """Stage evaluate: metrics of the trained model and of the baselines on the test people, by the protocol."""
 
+from functools import partial
 from pathlib import Path
 
 from csdn.runtime.process import run_stage
@@ -12,9 +13,10 @@ def main() -> None:
     with stage("evaluate") as progress:
         from csdn.evaluation.headline import one_line
         from csdn.evaluation.run import run_evaluation
+        from csdn.model.device import with_precision
         from csdn.params import load_params
 
-        params = load_params()
+        params = with_precision(load_params(), partial(print, "evaluate:"))
         if params.scaling.workers:
             from csdn.cluster.extract import extract_on_ray as embedder
         else:

@@ -1,6 +1,7 @@
 """Stage 1 of training: learn the text tokens of each training person and modality, and fuse both texts."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from csdn.runtime.process import run_stage
@@ -11,12 +12,13 @@ def main() -> None:
     from csdn.runtime.console import stage
 
     with stage("prompts") as progress:
+        from csdn.model.device import with_precision
         from csdn.params import load_params
         from csdn.training.champion import read_champion
         from csdn.training.prompts import run_prompts
         from csdn.training.warm_start import WarmStart
 
-        params, start = load_params(), read_champion().start
+        params, start = with_precision(load_params(), partial(print, "prompts:")), read_champion().start
         warm = WarmStart(start) if start else None
         if params.scaling.workers:
             from csdn.cluster.extract import extract_on_ray as embedder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,10 +56,11 @@ def gate() -> None:
     from csdn.retraining.gate import table_lines
     from csdn.runtime.console import stage
 
-    params = load_params()
     with stage("gate") as progress:
+        from csdn.model.device import with_precision
         from csdn.retraining.gate_run import run_gate
 
+        params = with_precision(load_params(), partial(print, "gate:"))
         if params.scaling.workers:
             from csdn.cluster.extract import extract_on_ray as embedder
         else:

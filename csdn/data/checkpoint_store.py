@@ -62,10 +62,9 @@ def stage_key(section: str, params: Params, clip: str, inputs: Iterable[Path], *
     samples.parquet among the inputs covers the images, since it holds their hashes. `scaling` is not part of
     the key, since it does not change the result. more: further JSON values that decide the result.
     """
-    if section == "embedding":
-        more["precision"] = params.training.precision
     return state_key(
         section=section,
+        precision=params.training.precision,
         **more,
         seed=params.seed,
         model=params.model.model_dump(exclude={"weights", "pretrained"}),

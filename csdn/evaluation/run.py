@@ -65,7 +65,7 @@ from csdn.evaluation.scores import (
 from csdn.evaluation.text_maps import TextMaps, examples, text_maps
 from csdn.model import CSDN, fuse_batch_norms, load, load_clip
 from csdn.model.clip import Clip
-from csdn.model.device import configure_torch
+from csdn.model.device import configure_torch, in_precision
 from csdn.params import Params
 from csdn.runtime.errors import UserError
 from csdn.runtime.files import atomic_folder, write_json
@@ -132,7 +132,7 @@ def run_evaluation(
     Raises UserError where no test person has an image of one modality, a gallery would be empty, or weights
     or features are not finite numbers.
     """
-    device = configure_torch(params.scaling.threads, params.scaling.device)
+    device = configure_torch(params.scaling.threads, params.scaling.device, params.training.precision)
     dataset = load_dataset(data)
     experiment = prepare(dataset, params.evaluation.protocol, **params.evaluation.options())
     clip = load_clip(params.model.clip, params.model.weights)
@@ -216,10 +216,12 @@ def test_batches(table: SampleTable, params: Params, data: Path) -> ImageBatches
 
 def embedders(params: Params, clip: Clip, trained: CSDN, device: torch.device) -> dict[str, Embed]:
     """The function from images to test features of each method that looks at images."""
-    embeds: dict[str, Embed] = {
+    networks: dict[str, Embed] = {
         "trained": trained.to(device).embed,
         "clip": clip_embed(untrained(clip, trained).to(device)),
     }
+    precision = params.training.precision
+    embeds = {name: in_precision(embed, precision, device) for name, embed in networks.items()}
     if params.evaluation.flip_tta:
         embeds = {name: flipped(embed) for name, embed in embeds.items()}
     # The histograms of a flipped image are those of the image in another order: they add no information.

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from csdn.runtime.process import available_cores
 
+if TYPE_CHECKING:
+    from csdn.params import Params
+
+_AMPERE = (8, 0)  # the first CUDA capability whose cards multiply bfloat16 faster than float32
+_CPU_BF16 = {"amx_bf16", "avx512_bf16"}  # the same of CPUs, as Linux names their abilities
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
@@ -21,7 +31,8 @@ def configure_torch(threads: int, device: str, precision: str = "float32") -> to
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(threads or available_cores())
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    rounding = "tf32" if precision == "tf32" else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = rounding
     # Some operations have no deterministic form on GPUs: there PyTorch warns instead of raising an error.
     # use_deterministic_algorithms would import torch's compiler, which takes seconds and is not used here.
     torch.set_deterministic_debug_mode("error" if device == "cpu" else "warn")
@@ -29,6 +40,53 @@ def configure_torch(threads: int, device: str, precision: str = "float32") -> to
     if device == "cpu":
         keep_memory()
     return torch.device(device)
+
+
+def with_precision(params: Params, note: Callable[[str], None]) -> Params:
+    """The parameters with a precision in place of "auto": what is fastest where the networks compute.
+
+    `note` gets a line that says which, and why. On a cluster with GPUs it is bf16; the workers are not asked.
+    """
+    if params.training.precision != "auto":
+        return params
+    precision, reason = _fastest(params)
+    note(f"precision {precision}: {reason} (training.precision: auto)")
+    training = params.training.model_copy(update={"precision": precision})
+    return params.model_copy(update={"training": training})
+
+
+def _fastest(params: Params) -> tuple[str, str]:
+    scaling = params.scaling
+    if scaling.workers and scaling.use_gpu:
+        return "bf16", "GPUs of a cluster; set float32 for cards older than Ampere"
+    if not scaling.workers and scaling.device != "cpu" and torch.cuda.is_available():
+        fast = torch.cuda.get_device_capability() >= _AMPERE
+        return ("bf16" if fast else "float32"), torch.cuda.get_device_name()
+    found = sorted(_CPU_BF16 & _cpu_flags())
+    return ("bf16", f"this CPU has {found[0]}") if found else ("float32", "this CPU has no bfloat16")
+
+
+def _cpu_flags() -> set[str]:
+    """What Linux says that this CPU can do; nothing elsewhere."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("flags"):
+                return set(line.split())
+    return set()
+
+
+def in_precision(
+    embed: Callable[[Tensor, str], Tensor], precision: str, device: torch.device
+) -> Callable[[Tensor, str], Tensor]:
+    """`embed` under autocast for "bf16"; its features are float32 all the same."""
+    if precision != "bf16":
+        return embed
+
+    def lower(images: Tensor, modality: str) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            return embed(images, modality).float()
+
+    return lower
 
 
 def keep_memory() -> None:

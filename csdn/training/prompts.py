@@ -36,7 +36,7 @@ from csdn.data.sampler import pair_plan, pooled_plan
 from csdn.data.shards import shards_at
 from csdn.losses import supcon_loss
 from csdn.model import CSDN, fuse_batch_norms
-from csdn.model.device import configure_torch
+from csdn.model.device import configure_torch, in_precision
 from csdn.params import Params, PhaseParams
 from csdn.runtime.files import atomic_folder, write_json
 from csdn.training.checkpoint import restore_training, save_training
@@ -229,7 +229,7 @@ def run_prompts(
 
     embedder: `extract_local`, or csdn.cluster's. warm: the champion to start from, if any.
     """
-    device = configure_torch(params.scaling.threads, params.scaling.device)
+    device = configure_torch(params.scaling.threads, params.scaling.device, params.training.precision)
     inputs = training_inputs(params, data, "prompts", warm=warm)
     inputs.model.to(device).eval()
 
@@ -254,11 +254,11 @@ def image_batches(inputs: TrainingInputs, params: Params, data: Path) -> tuple[I
     batches = ImageBatches(
         inputs.table, shards_at(params, data), model.image_size, model.normalize, EMBED_BATCH
     )
-    return batches, partial(image_embeddings, fuse_batch_norms(inputs.model))
+    return batches, partial(image_embeddings, fuse_batch_norms(inputs.model), params.training.precision)
 
 
-def image_embeddings(model: CSDN, device: torch.device) -> dict[str, Embed]:
-    return {"embeddings": model.to(device).image_embeddings}
+def image_embeddings(model: CSDN, precision: str, device: torch.device) -> dict[str, Embed]:
+    return {"embeddings": in_precision(model.to(device).image_embeddings, precision, device)}
 
 
 def learn_all(

@@ -228,12 +228,11 @@ class BatchLoader:
                 if isinstance(batch, UserError):
                     raise batch
                 yield batch
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, ConnectionError, EOFError) as error:  # the last two where it held a batch
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
             raise UserError(
-                f"a data loader process died: {error}\n"
-                "It was killed, or memory ran out. The last checkpoint is kept: run the same command again, "
+                "a data loader process was killed, or memory ran out in it. The last checkpoint is kept: run the same command again, "
                 "with a lower scaling.loader_workers if that was not the only time"
             ) from error
 

@@ -147,7 +147,7 @@ def test_a_killed_process_is_an_error_that_says_so(data, fault):
     batches = made.epoch(0)
     next(batches)
     os.kill(made.batches.loader._iterator._workers[0].pid, signal.SIGKILL)
-    with pytest.raises(UserError, match="a data loader process died: DataLoader worker") as error:
+    with pytest.raises(UserError, match="a data loader process was killed") as error:
         list(batches)
     fault("processes", "a data loader process is killed (SIGKILL)", error.value)
 

@@ -188,7 +188,7 @@ def test_the_initial_row_of_a_new_person_does_not_depend_on_others(world, warm, 
 
 def test_the_key_without_warm_start_is_unchanged():
     params = make_params()
-    for section, more in (("prompts", {}), ("embedding", {"precision": "float32"})):
+    for section in ("prompts", "embedding"):
         assert stage_key(section, params, "clip", []) == state_key(
             section=section,
             seed=params.seed,
@@ -196,7 +196,7 @@ def test_the_key_without_warm_start_is_unchanged():
             settings=getattr(params, section).model_dump(),
             clip="clip",
             inputs=[],
-            **more,
+            precision="float32",
         )
 
 

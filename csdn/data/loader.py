@@ -232,8 +232,8 @@ class BatchLoader:
             if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
             raise UserError(
-                "a data loader process was killed, or memory ran out in it. The last checkpoint is kept: run the same command again, "
-                "with a lower scaling.loader_workers if that was not the only time"
+                "a data loader process was killed, or memory ran out in it. The last checkpoint is kept: run "
+                "the same command again, with a lower scaling.loader_workers if that was not the only time"
             ) from error
 
 

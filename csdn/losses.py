@@ -14,6 +14,7 @@ batch 1 to 4 give zero. docs/method.md lists where we differ from the published 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -202,7 +203,7 @@ def embedding_losses(
     _check_batch(model, (visible_view1, visible_view2, infrared), labels, text_table, weights)
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r}; allowed: {', '.join(PRECISIONS)}")
-    with torch.autocast(infrared.device.type, torch.bfloat16, enabled=precision == "bf16"):
+    with torch.autocast(infrared.device.type, torch.bfloat16) if precision == "bf16" else nullcontext():
         outputs = model({"visible": torch.cat([visible_view1, visible_view2]), "infrared": infrared})
     identities = outputs.gem_logits.shape[1]
     if len(text_table) != identities:

@@ -162,9 +162,11 @@ class WarmParams(Section):
 
 
 class TrainingParams(Section):
-    """The precision of matrix products, of all stages (csdn.model.device.with_precision replaces "auto")."""
+    """Arithmetic and kernels of all stages (csdn.model.device); with_precision replaces "auto"."""
 
     precision: Literal["auto", "float32", "tf32", "bf16"]
+    deterministic: bool
+    compile: bool
 
 
 class EvaluationParams(Section):

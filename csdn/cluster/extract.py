@@ -12,23 +12,23 @@ from csdn.cluster.session import ray_session
 from csdn.data.features import Embedded, MakeEmbeds, embed_batch
 from csdn.data.loader import BATCHES_AHEAD, ImageBatches
 from csdn.data.views import normalised
-from csdn.model.device import configure_torch
-from csdn.params import ScalingParams
+from csdn.model.device import worker_device
+from csdn.params import Params
 
 if TYPE_CHECKING:
     import ray.data
 
 
 def extract_on_ray(
-    batches: ImageBatches, make_embeds: MakeEmbeds, scaling: ScalingParams, _device: torch.device, start: int
+    batches: ImageBatches, make_embeds: MakeEmbeds, params: Params, _device: torch.device, start: int
 ) -> Iterator[Embedded]:
     """Extract with `scaling.workers` actors, each with a GPU if `scaling.use_gpu` is set."""
-    steps = list(batches.steps(start))
+    steps, scaling = list(batches.steps(start)), params.scaling
     cores = scaling.workers * scaling.cpus_per_worker + max(1, scaling.loader_workers)
     with ray_session(scaling.address, cores):
         from csdn.cluster.ray_data import checked
 
-        blocks = _dataset(batches, steps, make_embeds, scaling).iter_batches(
+        blocks = _dataset(batches, steps, make_embeds, params).iter_batches(
             batch_size=None, batch_format="numpy", prefetch_batches=BATCHES_AHEAD
         )
         for (indices, _), block in zip(steps, blocks, strict=True):
@@ -40,7 +40,7 @@ def _dataset(
     batches: ImageBatches,
     steps: list[tuple[np.ndarray, str]],
     make_embeds: MakeEmbeds,
-    scaling: ScalingParams,
+    params: Params,
 ) -> ray.data.Dataset:
     """One block for each batch, in order, with a column [1, B, D] for each feature."""
     import ray
@@ -49,23 +49,21 @@ def _dataset(
 
     return in_order(len(steps), ReadImages(batches.rows(), steps)).map_batches(
         _Extractor,
-        fn_constructor_args=(ray.put(make_embeds), batches.normalize, scaling),
+        fn_constructor_args=(ray.put(make_embeds), batches.normalize, params),
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=scaling.workers),
-        num_cpus=scaling.cpus_per_worker,
-        num_gpus=1 if scaling.use_gpu else 0,
+        compute=ray.data.ActorPoolStrategy(size=params.scaling.workers),
+        num_cpus=params.scaling.cpus_per_worker,
+        num_gpus=1 if params.scaling.use_gpu else 0,
     )
 
 
 class _Extractor:
     """An actor that holds the networks."""
 
-    def __init__(self, make_embeds: Any, normalize: str, scaling: ScalingParams) -> None:
+    def __init__(self, make_embeds: Any, normalize: str, params: Params) -> None:
         import ray
 
-        device = configure_torch(
-            scaling.threads or scaling.cpus_per_worker, "cuda" if scaling.use_gpu else "cpu"
-        )
+        device = worker_device(params.scaling, params.training)
         self.device, self.normalize, self.embeds = device, normalize, ray.get(make_embeds)(device)
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

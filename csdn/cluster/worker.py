@@ -17,7 +17,7 @@ from torch import Tensor
 
 from csdn.cluster.ray_loader import RayTrainLoader
 from csdn.data.checkpoint_store import CheckpointStore, CheckpointTimer, Saved
-from csdn.model.device import configure_torch
+from csdn.model.device import worker_device
 from csdn.params import ScalingParams
 from csdn.runtime.errors import UserError, without_cause
 from csdn.training.distributed import rank_and_world_size
@@ -56,11 +56,7 @@ def train_worker(config: dict[str, Any]) -> None:
 
 
 def _train(work: EmbeddingWork, state: WorkerState, scaling: ScalingParams, actor: Any) -> None:
-    device = configure_torch(
-        scaling.threads or scaling.cpus_per_worker,
-        "cuda" if scaling.use_gpu else "cpu",
-        work.precision,
-    )
+    device = worker_device(scaling, work.training)
     rank, size = rank_and_world_size()
 
     def report(done: int, total: int, values: Mapping[str, float]) -> None:
@@ -71,7 +67,7 @@ def _train(work: EmbeddingWork, state: WorkerState, scaling: ScalingParams, acto
     model = work.model.to(device)
     timer = CheckpointTimer(max_s=scaling.checkpoint_seconds)
     text_table = work.text_table.to(device)
-    rows = train_embedding(model, text_table, loader, work.settings, state, report, timer, work.precision)
+    rows = train_embedding(model, text_table, loader, work.settings, state, report, timer, work.training)
     state.save({"epoch": work.settings.epochs, "step": 0, "log": rows}, model.state_dict(prefix="model."))
 
 

@@ -64,7 +64,7 @@ def stage_key(section: str, params: Params, clip: str, inputs: Iterable[Path], *
     """
     return state_key(
         section=section,
-        precision=params.training.precision,
+        training=params.training.model_dump(),
         **more,
         seed=params.seed,
         model=params.model.model_dump(exclude={"weights", "pretrained"}),

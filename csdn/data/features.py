@@ -15,7 +15,7 @@ from torch import Tensor
 
 from csdn.data.checkpoint_store import CheckpointStore, CheckpointTimer
 from csdn.data.loader import ImageBatches, load_images
-from csdn.params import ScalingParams
+from csdn.params import Params
 
 # Images [B, 3, H, W] of one modality -> features [B, D].
 Embed = Callable[[Tensor, str], Tensor]
@@ -23,17 +23,17 @@ Embed = Callable[[Tensor, str], Tensor]
 Embedded = tuple[np.ndarray, Mapping[str, Tensor]]
 # Makes the callables, by name, on the given device; it can be pickled and sent to the machine of the device.
 MakeEmbeds = Callable[[torch.device], Mapping[str, Embed]]
-# extractor(batches, make_embeds, scaling, device, n): the features of the batches without their first n
+# extractor(batches, make_embeds, params, device, n): the features of the batches without their first n
 # images.
-Embedder = Callable[[ImageBatches, MakeEmbeds, ScalingParams, torch.device, int], Iterable[Embedded]]
+Embedder = Callable[[ImageBatches, MakeEmbeds, Params, torch.device, int], Iterable[Embedded]]
 
 
 def extract_local(
-    batches: ImageBatches, make_embeds: MakeEmbeds, scaling: ScalingParams, device: torch.device, start: int
+    batches: ImageBatches, make_embeds: MakeEmbeds, params: Params, device: torch.device, start: int
 ) -> Iterator[Embedded]:
-    """The features as this process computes them, of images that `scaling.loader_workers` processes load."""
+    """The features as this process computes them, of images that the processes of a loader read."""
     embeds = make_embeds(device)
-    for indices, images, modality in load_images(batches, scaling.loader_workers, start, device):
+    for indices, images, modality in load_images(batches, params.scaling.loader_workers, start, device):
         yield indices, embed_batch(embeds, images, modality)
 
 

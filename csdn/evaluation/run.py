@@ -65,7 +65,7 @@ from csdn.evaluation.scores import (
 from csdn.evaluation.text_maps import TextMaps, examples, text_maps
 from csdn.model import CSDN, fuse_batch_norms, load, load_clip
 from csdn.model.clip import Clip
-from csdn.model.device import configure_torch, in_precision
+from csdn.model.device import configured_device, in_precision
 from csdn.params import Params
 from csdn.runtime.errors import UserError
 from csdn.runtime.files import atomic_folder, write_json
@@ -132,13 +132,13 @@ def run_evaluation(
     Raises UserError where no test person has an image of one modality, a gallery would be empty, or weights
     or features are not finite numbers.
     """
-    device = configure_torch(params.scaling.threads, params.scaling.device, params.training.precision)
+    device = configured_device(params)
     dataset = load_dataset(data)
     experiment = prepare(dataset, params.evaluation.protocol, **params.evaluation.options())
     clip = load_clip(params.model.clip, params.model.weights)
     trained = fuse_batch_norms(load(model))
     batches = test_batches(experiment.table, params, data)
-    extract = partial(embedder, batches, partial(embedders, params, clip, trained), params.scaling, device)
+    extract = partial(embedder, batches, partial(embedders, params, clip, trained), params, device)
     inputs = (data / "samples.parquet", data / "people.parquet", *sorted(model.iterdir()))
     with open_state("evaluate", stage_key("evaluation", params, clip.sha256, inputs)) as state:
         with progress("embed", "images") as report:

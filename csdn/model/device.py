@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import shutil
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,36 +12,68 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from csdn.runtime.errors import UserError
 from csdn.runtime.process import available_cores
 
 if TYPE_CHECKING:
-    from csdn.params import Params
+    from csdn.params import Params, ScalingParams, TrainingParams
 
 _AMPERE = (8, 0)  # the first CUDA capability whose cards multiply bfloat16 faster than float32
 _CPU_BF16 = {"amx_bf16", "avx512_bf16"}  # the same of CPUs, as Linux names their abilities
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
-def configure_torch(threads: int, device: str, precision: str = "float32") -> torch.device:
-    """Set the number of threads (0: one per core) and deterministic arithmetic; returns the device.
+def configure_torch(
+    threads: int, device: str, precision: str = "float32", deterministic: bool = True
+) -> torch.device:
+    """Set the number of threads (0: one per core) and the arithmetic; returns the device.
 
     device: "auto" is a GPU if there is one. precision: only "tf32" lets a GPU multiply float32 matrices with
-    10 bits of fraction.
+    10 bits of fraction. deterministic: without it, a GPU tries several kernels for each convolution and takes
+    the fastest, which may differ from run to run; a CPU is always deterministic.
     """
+    # cuBLAS reads it when it starts, and then takes the same kernels whatever memory is free.
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(threads or available_cores())
     rounding = "tf32" if precision == "tf32" else "ieee"
     torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = rounding
+    torch.backends.cudnn.benchmark = not deterministic
     # Some operations have no deterministic form on GPUs: there PyTorch warns instead of raising an error.
-    # use_deterministic_algorithms would import torch's compiler, which takes seconds and is not used here.
-    torch.set_deterministic_debug_mode("error" if device == "cpu" else "warn")
+    # use_deterministic_algorithms would import torch's compiler, which takes seconds.
+    on_gpu = "warn" if deterministic else "default"
+    torch.set_deterministic_debug_mode("error" if device == "cpu" else on_gpu)
     torch.utils.deterministic.fill_uninitialized_memory = False  # no code here reads uninitialised memory
     if device == "cpu":
         keep_memory()
     return torch.device(device)
+
+
+def configured_device(params: Params) -> torch.device:
+    """`configure_torch` for a process that computes alone."""
+    scaling, training = params.scaling, params.training
+    return configure_torch(scaling.threads, scaling.device, training.precision, training.deterministic)
+
+
+def worker_device(scaling: ScalingParams, training: TrainingParams) -> torch.device:
+    """`configure_torch` for a worker of Ray."""
+    device = "cuda" if scaling.use_gpu else "cpu"
+    threads = scaling.threads or scaling.cpus_per_worker
+    return configure_torch(threads, device, training.precision, training.deterministic)
+
+
+def compiled(network: nn.Module) -> nn.Module:
+    """`network` by torch.compile, with the same parameters. Raises UserError without a C++ compiler."""
+    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        raise UserError(
+            "training.compile needs a C++ compiler (c++, g++ or clang++), and this machine has none in PATH; "
+            "install one, or set training.compile to false"
+        )
+    return torch.compile(network, dynamic=False)
 
 
 def with_precision(params: Params, note: Callable[[str], None]) -> Params:

@@ -34,7 +34,7 @@ from csdn.evaluation.scores import feature_distances, random_ranking
 from csdn.ingest.identities import SplitRule, read_aliases
 from csdn.ingest.ledger import Status, read_ledger
 from csdn.model import CSDN, fuse_batch_norms, load, load_clip, read_config
-from csdn.model.device import configure_torch, in_precision
+from csdn.model.device import configured_device, in_precision
 from csdn.params import Params
 from csdn.retraining.comparison import compare, omitted_pairs
 from csdn.retraining.gate import (
@@ -72,7 +72,7 @@ def run_gate(
     written, if the champion's files are missing or differ from those that champion.json names, if no test
     person is left, or if a shard is missing.
     """
-    device = configure_torch(params.scaling.threads, params.scaling.device, params.training.precision)
+    device = configured_device(params)
     inputs = read_inputs(params, root)
     experiments = {data: _prepare(dataset, data, params) for data, dataset in inputs.datasets.items()}
     models, clip = _models(inputs, params, root)
@@ -342,7 +342,7 @@ def embed_models(
         same = {name: model for name, model in models.items() if model.preprocessing == preprocessing}
         batches = ImageBatches(table, shards_at(params, data), *preprocessing, params.evaluation.batch_size)
         make_embeds = partial(_embeds, same, params.evaluation.flip_tta, params.training.precision)
-        extract = partial(embedder, batches, make_embeds, params.scaling, device)
+        extract = partial(embedder, batches, make_embeds, params, device)
         with progress("embed", "images") as report:
             features |= extract_features(extract, len(table), state.part(f"features-{number}"), report)
     return features

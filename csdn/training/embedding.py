@@ -26,9 +26,9 @@ from csdn.data.loader import TrainLoader, TrainSource
 from csdn.data.shards import shards_at
 from csdn.losses import embedding_losses
 from csdn.model import CSDN, save
-from csdn.model.device import configure_torch
+from csdn.model.device import compiled, configured_device
 from csdn.model.weights import check_weights, misfits, read_safetensors, refuse, shapes
-from csdn.params import EmbeddingParams, Params
+from csdn.params import EmbeddingParams, Params, TrainingParams
 from csdn.runtime.files import atomic_folder, write_json
 from csdn.training.checkpoint import State, restore_training, save_training
 from csdn.training.distributed import (
@@ -43,6 +43,8 @@ from csdn.training.prompts import Progress
 from csdn.training.schedules import lr_multiplier
 from csdn.training.warm_start import WarmStart, training_inputs, warm_params
 
+# The arithmetic of a plain CPU.
+PLAIN = TrainingParams(precision="float32", deterministic=True, compile=False)
 ADVICE = (
     "lower learning_rate and head_learning_rate in params.yaml (section embedding; warm_start, where "
     "training starts from a champion), or set training.precision to float32 where it is another"
@@ -80,26 +82,26 @@ def train_embedding(
     state: State,
     report: Callable[..., None],
     timer: CheckpointTimer | None = None,
-    precision: str = "float32",
+    training: TrainingParams = PLAIN,
 ) -> list[dict[str, Any]]:
     """Train `model` in place, from the last checkpoint of `state` if there is one; returns the log's rows.
 
-    text_table: [identities, d], the fused text features, constants of this stage. precision: as in
-    `embedding_losses`. Each of several workers (torch.distributed) calls this with its part of every batch;
-    all save together. Raises Diverged, in all workers and before anything is saved, where losses or weights
-    are not finite.
+    text_table: [identities, d], the fused text features, constants of this stage. Each of several workers
+    (torch.distributed) calls this with its part of every batch; all save together. Raises Diverged, in all
+    workers and before anything is saved, where losses or weights are not finite.
     """
     freeze_text(model)
     optimizer = build_optimizer(model, settings)
     first_epoch, first_step, rows = restore_training(state, model, optimizer)
     log = LossLog(loader.steps_per_epoch, ADVICE, rows)
     trained = wrap_for_ddp(model.train())
+    trained = compiled(trained) if training.compile else trained
     timer, data_wait = timer or CheckpointTimer(), DataWaitTimer()
     total = settings.epochs * loader.steps_per_epoch
     for epoch in range(first_epoch, settings.epochs):
         for batch in data_wait.timed(loader.epoch(epoch, first_step)):
             rate = set_learning_rates(optimizer, settings, epoch, batch.step / loader.steps_per_epoch)
-            losses = training_step(trained, optimizer, batch, text_table, settings, precision)
+            losses = training_step(trained, optimizer, batch, text_table, settings, training.precision)
             done = batch.step + 1
             last = done == loader.steps_per_epoch
             step = epoch * loader.steps_per_epoch + done
@@ -136,7 +138,11 @@ def training_step(
     settings: EmbeddingParams,
     precision: str = "float32",
 ) -> dict[str, Tensor]:
-    """One step of Adam on one batch; returns its losses. model: a CSDN, or `wrap_for_ddp` of one."""
+    """One step of Adam on one batch; returns its losses.
+
+    model: a CSDN, or `wrap_for_ddp` or `compiled` of one. precision: as in `embedding_losses`. On a GPU
+    nothing here waits for it, so that the CPU is always some kernels ahead.
+    """
     losses = embedding_losses(
         model,
         batch.visible_view1,
@@ -194,7 +200,7 @@ class EmbeddingWork:
     text_table: Tensor
     source: TrainSource
     settings: EmbeddingParams
-    precision: str = "float32"
+    training: TrainingParams = PLAIN
 
 
 # train(params, work, checkpoints, report) runs the loop and returns its log's rows.
@@ -223,9 +229,7 @@ def run_embedding(
     model = inputs.model
     text_table = load_prompts(model, weights)
     source = TrainSource(params, inputs.table, shards_at(params, data))
-    work = EmbeddingWork(
-        model.channels_last(), text_table, source, params.embedding, params.training.precision
-    )
+    work = EmbeddingWork(model.channels_last(), text_table, source, params.embedding, params.training)
     with open_state("embedding", inputs.key, checkpoint_dir=params.scaling.checkpoint_dir) as checkpoints:
         step_images = (
             len(VIEWS) * params.embedding.identities_per_batch * params.embedding.images_per_identity
@@ -242,12 +246,12 @@ def train_local(
     params: Params, work: EmbeddingWork, checkpoints: CheckpointStore, report: Callable[..., None]
 ) -> list[dict[str, Any]]:
     """The loop in this process; processes of this machine make its batches."""
-    device = configure_torch(params.scaling.threads, params.scaling.device, work.precision)
+    device = configured_device(params)
     loader = TrainLoader(work.source, params.scaling.loader_workers, device)
     model, text_table = work.model.to(device), work.text_table.to(device)
     timer = CheckpointTimer(max_s=params.scaling.checkpoint_seconds)
     return train_embedding(
-        model, text_table, loader, work.settings, checkpoints, report, timer, work.precision
+        model, text_table, loader, work.settings, checkpoints, report, timer, work.training
     )
 
 

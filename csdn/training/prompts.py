@@ -36,7 +36,7 @@ from csdn.data.sampler import pair_plan, pooled_plan
 from csdn.data.shards import shards_at
 from csdn.losses import supcon_loss
 from csdn.model import CSDN, fuse_batch_norms
-from csdn.model.device import configure_torch, in_precision
+from csdn.model.device import configured_device, in_precision
 from csdn.params import Params, PhaseParams
 from csdn.runtime.files import atomic_folder, write_json
 from csdn.training.checkpoint import restore_training, save_training
@@ -229,13 +229,13 @@ def run_prompts(
 
     embedder: `extract_local`, or csdn.cluster's. warm: the champion to start from, if any.
     """
-    device = configure_torch(params.scaling.threads, params.scaling.device, params.training.precision)
+    device = configured_device(params)
     inputs = training_inputs(params, data, "prompts", warm=warm)
     inputs.model.to(device).eval()
 
     def embed(inputs: TrainingInputs, state: CheckpointStore) -> tuple[Tensor, Tensor]:
         with progress("embed", "images") as report:
-            embedded = partial(embedder, *image_batches(inputs, params, data), params.scaling, device)
+            embedded = partial(embedder, *image_batches(inputs, params, data), params, device)
             features = extract_features(embedded, len(inputs.table), state.part("embeddings"), report)
         arrays = features["embeddings"], inputs.table.label
         return tuple(torch.from_numpy(array).to(device) for array in arrays)

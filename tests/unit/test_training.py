@@ -1,7 +1,7 @@
 """The training loops learn, resume from any kill to the same bytes, and stop when training diverges."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -9,10 +9,11 @@ import torch
 
 from csdn.data.checkpoint_store import CheckpointTimer, open_state
 from csdn.data.sampler import pair_plan, pooled_plan
+from csdn.data.views import finish_views
 from csdn.model import CSDN, ModelConfig
 from csdn.params import EmbeddingParams, PhaseParams
 from csdn.runtime.errors import Diverged
-from csdn.training.embedding import build_optimizer, train_embedding, training_step
+from csdn.training.embedding import build_optimizer, freeze_text, train_embedding, training_step
 from csdn.training.log import LossLog, check_tensors
 from csdn.training.prompts import IntegrationPhase, PromptPhase, train_phase
 
@@ -354,3 +355,26 @@ def test_empty_and_integer_tensors_count_as_finite():
         check_tensors(
             {"a": torch.ones(2)} | {n: torch.tensor([1, -math.inf]) for n in "cdef"}, row, "lower it"
         )
+
+
+def test_a_step_never_waits_for_the_device():
+    """Tensors of the device "meta" have no values: reading one, as a GPU's queue would be waited for, raises."""
+    device = torch.device("meta")
+    model = small_model().to(device).train()
+    freeze_text(model)
+    optimizer = torch.optim.SGD(model.image_parameters(), lr=0.1)  # torch has no fused Adam for this device
+    batch = next(RandomLoader().epoch(0))
+    batch = replace(batch, **{name: getattr(batch, name).to(device) for name in list(vars(batch))[:-1]})
+    text_table = torch.eye(PEOPLE, 16, device=device)
+    losses = training_step(model, optimizer, batch, text_table, EMBEDDING)
+    log = LossLog(100, "")
+    assert not log.add(losses, 0.1, epoch=0, step=1)
+    with pytest.raises(RuntimeError, match="meta"):
+        log.add(losses, 0.1, due=True, epoch=0, step=2)
+
+
+def test_views_are_finished_without_waiting_for_the_device():
+    shapes = (3, 4, 3, 32, 16), (3, 4, 4), (3, 4)
+    pixels, boxes, channels = (torch.zeros(shape, dtype=torch.int64, device="meta") for shape in shapes)
+    images = finish_views(pixels.to(torch.uint8), boxes, channels, "imagenet")
+    assert images.shape == pixels.shape and images[0].is_contiguous(memory_format=torch.channels_last)

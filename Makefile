@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 # With this variable set, each pytest process would compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo prefect-demo test test-fast lint bench clean
+.PHONY: help demo prefect-demo test test-fast test-gpu lint bench clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -31,6 +31,9 @@ test: lint ## Lint and all tests
 
 test-fast: $(INSTALLED) ## Tests that start no servers and no whole pipelines
 	@OMP_NUM_THREADS=1 $(PYTEST) -n 2 -m "not slow"
+
+test-gpu: $(INSTALLED) ## Tests that need a GPU; the others skip them without one
+	@$(PYTEST) tests/gpu
 
 lint: $(INSTALLED) ## Check style and format with ruff
 	@$(BIN)/ruff check

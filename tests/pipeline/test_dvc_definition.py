@@ -58,7 +58,7 @@ def test_a_stage_has_four_to_six_code_dependencies_and_none_that_decides_nothing
 IMPORTS = {
     "runtime": set(),
     "params": {"runtime"},
-    "model": {"runtime"},
+    "model": {"params", "runtime"},
     "losses": {"model"},
     "data": {"params", "runtime"},
     "training": {"data", "losses", "model", "params", "runtime"},

@@ -358,7 +358,7 @@ def test_empty_and_integer_tensors_count_as_finite():
 
 
 def test_a_step_never_waits_for_the_device():
-    """Tensors of the device "meta" have no values: reading one, as a GPU's queue would be waited for, raises."""
+    """Tensors of the device "meta" have no values: reading one, which would wait for a GPU, raises."""
     device = torch.device("meta")
     model = small_model().to(device).train()
     freeze_text(model)

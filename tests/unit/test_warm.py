@@ -196,7 +196,7 @@ def test_the_key_without_warm_start_is_unchanged():
             settings=getattr(params, section).model_dump(),
             clip="clip",
             inputs=[],
-            precision="float32",
+            training={"precision": "float32", "deterministic": True, "compile": False},
         )
 
 

@@ -109,7 +109,7 @@ def step(network: Network, people: int, workers: int) -> dict[str, float]:
         "distances of WRT on each GPU, GFLOP": distance_operations(batch, network.features) / GB,
         "network on each GPU, GFLOP": network.operations * batch / workers / network.rows / GB,
         "image reads of all GPUs, 1/s": reads(people, IMAGES) / compute,
-        "batches received by a GPU, float32, GB/s": AIM * 3 * SIZE[0] * SIZE[1] * FLOAT / GB,
+        "batches received by a GPU, bytes, GB/s": AIM * 3 * SIZE[0] * SIZE[1] / GB,
         f"cores that decode, at {DECODED:,} images/s": reads(people, IMAGES) / compute / DECODED,
     }
 

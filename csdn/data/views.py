@@ -20,7 +20,6 @@ from torch import Tensor
 from csdn.data.augment import ERASED_FILL, GREY, GREY_WEIGHTS, NORMALIZATIONS, UNCHANGED
 
 T = TypeVar("T")
-CPU_BLOCK = 8  # views that a CPU finishes at a time, so that what it computes on the way stays in its cache
 
 
 class ViewBytes(NamedTuple):
@@ -47,7 +46,7 @@ class ImageBytes(NamedTuple):
 
 
 def normalised(pixels: Tensor, normalize: str, out: Tensor | None = None) -> Tensor:
-    """(pixels / 255 - mean) / deviation, a product and a sum: uint8 [n, 3, H, W] -> float32 of that shape.
+    """(pixels / 255 - mean) / deviation, a product and a sum: uint8 [..., 3, H, W] -> float32 of that shape.
 
     normalize: a key of NORMALIZATIONS. out: memory for the images.
     """
@@ -77,14 +76,28 @@ def finish_views(pixels: Tensor, boxes: Tensor, channels: Tensor, normalize: str
     """The views that csdn.data.augment drew, of the pixels of ViewBytes: float32 [3, n, 3, H, W]."""
     flat = [tensor.flatten(0, 1) for tensor in (pixels, boxes, channels)]
     images = _empty_images(flat[0])
-    block = CPU_BLOCK if pixels.is_cpu else len(images)
-    for parts in zip(*(tensor.split(block) for tensor in (images, *flat)), strict=True):
-        _finish(*parts, normalize)
+    finish = _one_by_one if pixels.is_cpu else _at_once
+    finish(images, *flat, normalize)
     return images.unflatten(0, pixels.shape[:2])
 
 
-def _finish(out: Tensor, pixels: Tensor, boxes: Tensor, channels: Tensor, normalize: str) -> None:
-    """Write the views of pixels [m, 3, H, W] into `out`; boxes: [m, 4]; channels: [m]."""
+def _one_by_one(out: Tensor, pixels: Tensor, boxes: Tensor, channels: Tensor, normalize: str) -> None:
+    """As `_at_once`, for a CPU: a view stays in its cache, and a channel that will be replaced is left out."""
+    scale, shift, fill = _constants(normalize, out.device)
+    drawn = zip(out, pixels, boxes.tolist(), channels.tolist(), strict=True)
+    for image, view, (top, left, height, width), channel in drawn:
+        read = slice(None) if channel >= GREY else slice(channel, channel + 1)
+        planes = image[read].copy_(view[read]).mul_(scale[read]).add_(shift[read])
+        planes[:, top : top + height, left : left + width] = fill[read]
+        if channel == GREY:
+            image.copy_(_grey(image))
+        elif channel < GREY:
+            for other in {0, 1, 2} - {channel}:
+                image[other].copy_(planes[0])
+
+
+def _at_once(out: Tensor, pixels: Tensor, boxes: Tensor, channels: Tensor, normalize: str) -> None:
+    """Write the views of pixels [m, 3, H, W] into `out`; boxes: [m, 4]; channels: [m]. Reads no value."""
     normalised(pixels, normalize, out)
     _, _, fill = _constants(normalize, out.device)
     torch.where(_inside(boxes, *out.shape[-2:])[:, None], fill, out, out=out)
@@ -104,9 +117,9 @@ def _inside(boxes: Tensor, height: int, width: int) -> Tensor:
 
 
 def _grey(images: Tensor) -> Tensor:
-    """0.2989 red + 0.5870 green + 0.1140 blue of images [m, 3, H, W], as [m, H, W]."""
+    """0.2989 red + 0.5870 green + 0.1140 blue of images [..., 3, H, W], as [..., H, W]."""
     red, green, blue = (
-        plane * weight for plane, weight in zip(images.unbind(1), GREY_WEIGHTS.tolist(), strict=True)
+        plane * weight for plane, weight in zip(images.unbind(-3), GREY_WEIGHTS.tolist(), strict=True)
     )
     return red + green + blue
 

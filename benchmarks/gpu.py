@@ -87,7 +87,7 @@ def prepared(precision: str, compiled: bool, people: int, device: torch.device) 
     count = people * IMAGES
     views = [torch.randn(count, 3, *SIZE, device=device) for _ in range(3)]
     labels = torch.arange(people, device=device).repeat_interleave(IMAGES)
-    batch = TrainBatch(*views, labels, epoch=0, step=0, instances=IMAGES)
+    batch = TrainBatch(*views, labels, epoch=0, step=0)
     text_table = torch.randn(IDENTITIES, model.config.embed_dim, device=device)
     trained = torch.compile(model) if compiled else model
     return lambda: training_step(trained, optimizer, batch, text_table, settings, precision)

@@ -24,10 +24,10 @@ CPU_BLOCK = 8  # views that a CPU finishes at a time, so that what it computes o
 
 
 class ViewBytes(NamedTuple):
-    """A row of the plan before it is finished: the three views of its n = P*K images of each modality.
+    """A row of the plan before it is finished: the three views of its n images of each modality.
 
     pixels: uint8 [3, n, 3, H, W], cropped and mirrored; boxes: int64 [3, n, 4] and channels: int64 [3, n], as
-    in csdn.data.augment.AugmentParams; labels: int64 [n]. `epoch`, `step`, `instances`: as in TrainBatch.
+    in csdn.data.augment.AugmentParams; labels: int64 [n]. `epoch`, `step`: as in TrainBatch.
     """
 
     pixels: Tensor
@@ -36,7 +36,6 @@ class ViewBytes(NamedTuple):
     labels: Tensor
     epoch: int
     step: int
-    instances: int
 
 
 class ImageBytes(NamedTuple):

@@ -1,9 +1,12 @@
 """Several workers that train one model (torch.distributed). With one process nothing here does anything.
 
-The global batch is split by identity. Only the triplet loss compares images of different identities, so only
-its features are gathered; every other loss is a mean over images, and the mean over the ranks of the ranks'
-means is the mean of the batch. Batch norms are synchronised and gradients averaged, so all workers take the
-step of the whole batch, and any number of workers trains the same model.
+Each worker has as many images of the global batch as every other, and the losses are means over images, so
+the mean over the ranks of the ranks' means is the mean of the batch. Features are gathered for the losses that
+compare images of several workers (csdn.losses). Batch norms are synchronised and gradients averaged, so all
+workers take the step of the whole batch, and any number of workers trains the same model.
+
+On GPUs nothing here makes the host wait for the device but `all_reduce_any` and the reader of
+`mean_over_ranks`, at steps that are logged.
 """
 
 from __future__ import annotations
@@ -114,14 +117,13 @@ def all_reduce_any(flag: bool) -> bool:
     return bool(flags)
 
 
-# Synchronised batch norms: torch's on GPUs; torch has none for CPUs, so there is one here. All ranks have the
-# same number of images.
+# Synchronised batch norms. Torch's allows ranks different numbers of images: to leave out those without any, the
+# host waits for the GPU at each norm, 60 times a step of RN50. Here all ranks have the same number. Torch has
+# none for CPUs.
 
 
 def synchronise_batch_norms(model: nn.Module) -> nn.Module:
     """Replace the batch norms of `model` by synchronised ones with the same parameters and buffers."""
-    if next(model.parameters()).is_cuda:
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, _BatchNorm) and not isinstance(child, SyncedBatchNorm):
@@ -145,11 +147,17 @@ class SyncedBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
+        self.num_batches_tracked.add_(1)
+        if input.is_cuda:
+            running = self.running_mean, self.running_var, self.momentum
+            return _NormOnGpu.apply(input, self.weight, self.bias, *running, self.eps)
+        return self._on_cpu(input)
+
+    def _on_cpu(self, input: Tensor) -> Tensor:
         mean, variance = _Statistics.apply(input, self.running_mean)
         constant_mean, constant_variance = mean.detach(), variance.detach()
         count = input.numel() // input.shape[1] * dist.get_world_size()
         with torch.no_grad():
-            self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(constant_mean, self.momentum)
             self.running_var.lerp_(constant_variance * (count / (count - 1)), self.momentum)
         # The kernel of batch norm takes the statistics as constants. The factor 1 in the weight and the
@@ -168,7 +176,7 @@ class _Statistics(torch.autograd.Function):
         # The kernel of batch norm takes a tenth of the time of var_mean. With this momentum the running
         # statistics are those of the batch. Sums of squares would lose digits.
         own = torch.stack([like, like])
-        F.batch_norm(x, own[0], own[1], training=True, momentum=1.0)
+        torch.batch_norm_update_stats(x, own[0], own[1], 1.0)
         count = x.numel() // x.shape[1]
         own[1] *= (count - 1) / count
         every = own.new_empty(dist.get_world_size() * 2, own.shape[1])
@@ -187,3 +195,48 @@ class _Statistics(torch.autograd.Function):
         channels = (-1, *[1] * (x.dim() - 2))
         offset, factor = by_mean - 2 * by_variance * mean, 2 * by_variance
         return torch.addcmul(offset.view(channels), x, factor.view(channels)).to(x.dtype), None
+
+
+class _NormOnGpu(torch.autograd.Function):
+    """A synchronised batch norm in training mode, of the CUDA kernels of which nn.SyncBatchNorm is made."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        x = _dense(x)
+        own = torch.stack(torch.batch_norm_stats(x, eps))
+        ranks = dist.get_world_size()
+        every = own.new_empty(ranks * 2, own.shape[1])
+        dist.all_gather_into_tensor(every, own)
+        counts = own.new_full((ranks,), x.numel() // x.shape[1])
+        running = running_mean, running_var, momentum
+        mean, inverse = torch.batch_norm_gather_stats_with_counts(
+            x, every[0::2], every[1::2], *running, eps, counts
+        )
+        ctx.save_for_backward(x, weight, mean, inverse, counts.int())
+        return torch.batch_norm_elemt(x, weight, bias, mean, inverse, eps)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, inverse, counts = ctx.saved_tensors
+        gradient = _dense(gradient)
+        *sums, by_weight, by_bias = torch.batch_norm_backward_reduce(
+            gradient, x, mean, inverse, weight, True, True, True
+        )
+        both = torch.stack(sums)
+        dist.all_reduce(both)
+        by_x = torch.batch_norm_backward_elemt(gradient, x, mean, inverse, weight, *both, counts)
+        return by_x, by_weight, by_bias, None, None, None, None
+
+
+def _dense(x: Tensor) -> Tensor:
+    """x in a layout that the kernels take."""
+    return x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()

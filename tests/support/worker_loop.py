@@ -40,7 +40,7 @@ class Slices:
             shape = (len(people), 3, *SIZE)
             views = [torch.randn(shape, generator=draws) + self.colours[people] for _ in range(3)]
             mine = [view.to(self.dtype).chunk(self.size)[self.rank] for view in views]
-            yield TrainBatch(*mine, people.chunk(self.size)[self.rank], epoch, step, IMAGES)
+            yield TrainBatch(*mine, people.chunk(self.size)[self.rank], epoch, step)
 
 
 def settings(dtype: torch.dtype) -> EmbeddingParams:

@@ -14,6 +14,7 @@ batch 1 to 4 give zero. docs/method.md lists where we differ from the published 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -111,11 +112,10 @@ def _cdist(a: Tensor, b: Tensor) -> Tensor:
 
 
 class _Distances(torch.autograd.Function):
-    """`euclidean` for GPUs: in its backward pass torch's cdist would allocate [m, n, d], 39 GB for 96 of 49,152
-    rows. Here no tensor is larger than [n, m], a or b.
+    """`euclidean` on GPUs, where torch's backward pass allocates [m, n, d]: 39 GB for 96 of 49,152 rows.
 
-    With w = gradient / distance, a_i gets sum_j w_ij (a_i - b_j): products of matrices. Rows are taken from
-    the mean of b, which loses fewer digits. A CPU sums the differences themselves, as exactly as the distances.
+    With w = gradient / distance, the gradient of a_i is sum_j w_ij (a_i - b_j), a product of matrices. It
+    loses fewer digits where rows are taken relative to their mean. On CPUs torch sums the differences.
     """
 
     @staticmethod
@@ -248,7 +248,7 @@ def embedding_losses(
     _check_batch(model, (visible_view1, visible_view2, infrared), labels, text_table, weights)
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r}; allowed: {', '.join(PRECISIONS)}")
-    with torch.autocast(infrared.device.type, torch.bfloat16, enabled=precision == "bf16"):
+    with torch.autocast(infrared.device.type, torch.bfloat16) if precision == "bf16" else nullcontext():
         outputs = model({"visible": torch.cat([visible_view1, visible_view2]), "infrared": infrared})
     identities = outputs.gem_logits.shape[1]
     if len(text_table) != identities:
@@ -270,9 +270,9 @@ def batch_losses(
 ) -> dict[str, Tensor]:
     """The eight losses of outputs of 3n rows, in the order view 1, view 2, infrared; labels: [n].
 
-    gather, rank: as in `embedding_losses`. The loss of the whole batch is the mean of the workers' losses: each
-    is a mean over images, whose features are compared with those of the whole batch by the triplet loss, with
-    the other images of their identity by MSEL, and otherwise with constants.
+    gather, rank: as in `embedding_losses`. A worker's losses are means over its own images, so those of the
+    whole batch are the means of the workers'. The triplet loss compares its images with all of the batch,
+    MSEL with the others of their identity; the other losses compare them with constants.
     """
     labels_of_all = labels.repeat(3)
     gathered_labels = gather(labels_of_all)
@@ -304,10 +304,10 @@ def batch_losses(
 
 
 class _PeopleOfWorker:
-    """The rows of all images of the people of whom worker `rank` has some; it has `count` images of each view,
-    and people have `instances`.
+    """Where the images are of all people of whom worker `rank` has some.
 
-    whole: whether it has all images of its people. own: where its images are among those of `rows`.
+    count: images of the worker in each view; instances: of a person. `whole`: whether it has all images of
+    its people. `own`: where its images are among those of `rows`.
     """
 
     def __init__(self, count: int, instances: int, rank: int) -> None:

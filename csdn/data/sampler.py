@@ -42,8 +42,7 @@ class BatchPlan:
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """All batches of an epoch, with P people and K images of each and modality: identities [B, P], visible and
-    infrared [B, P, K].
+    """All batches of an epoch, each of P people: identities [B, P], visible and infrared [B, P, K].
 
     Item n is the part of batch n that worker `rank` of `workers` takes: all of it, if there is only one.
     """

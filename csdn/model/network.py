@@ -320,9 +320,10 @@ def check_images(images: Mapping[str, Tensor], config: ModelConfig, dtype: torch
 
 
 def _fits(batch: Tensor, dtype: torch.dtype) -> bool:
-    if torch.is_autocast_enabled(batch.device.type):  # autocast converts floats itself
-        return batch.is_floating_point()
-    return batch.dtype == dtype
+    if batch.dtype == dtype:
+        return True
+    # Autocast converts floats itself.
+    return batch.is_floating_point() and torch.is_autocast_enabled(batch.device.type)
 
 
 def check_people(people: Tensor, identities: int) -> None:

@@ -1,12 +1,11 @@
 """Several workers that train one model (torch.distributed). With one process nothing here does anything.
 
-Each worker has as many images of the global batch as every other, and the losses are means over images, so
-the mean over the ranks of the ranks' means is the mean of the batch. Features are gathered for the losses that
-compare images of several workers (csdn.losses). Batch norms are synchronised and gradients averaged, so all
-workers take the step of the whole batch, and any number of workers trains the same model.
+All workers have equally many images of the global batch, and losses are means over images, so the mean over
+the ranks of the ranks' means is the mean of the batch. Features are gathered for the losses that compare
+images of several workers (csdn.losses). Batch norms are synchronised and gradients averaged, so all workers
+take the step of the whole batch, and any number of workers trains the same model.
 
-On GPUs nothing here makes the host wait for the device but `all_reduce_any` and the reader of
-`mean_over_ranks`, at steps that are logged.
+Only `all_reduce_any` makes the host wait for a GPU, and it is for steps that are logged.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ def wrap_for_ddp(model: nn.Module) -> nn.Module:
         broadcast_buffers=False,
         gradient_as_bucket_view=True,
         # With it DDP keeps its buckets after the first step, so that a resumed run sums gradients in the same
-        # order as an uninterrupted one.
+        # order as an uninterrupted one. By default and with static_graph, DDP would build others then.
         find_unused_parameters=True,
     )
 
@@ -117,9 +116,8 @@ def all_reduce_any(flag: bool) -> bool:
     return bool(flags)
 
 
-# Synchronised batch norms. Torch's allows ranks different numbers of images: to leave out those without any, the
-# host waits for the GPU at each norm, 60 times a step of RN50. Here all ranks have the same number. Torch has
-# none for CPUs.
+# Synchronised batch norms. Here all ranks have the same number of images. In torch's a rank may have none: to
+# find out, the host waits for the GPU at each norm, 60 times a step of RN50. Torch has none for CPUs.
 
 
 def synchronise_batch_norms(model: nn.Module) -> nn.Module:

@@ -154,8 +154,7 @@ def msel_loss(visible: Tensor, infrared: Tensor, labels: Tensor, instances: int)
     check_features("visible", visible, "labels", labels)
     check_features("infrared", infrared, "labels", labels)
     check_same_width("visible", visible, "infrared", infrared)
-    if instances < 1:
-        raise ValueError(f"instances = {instances}: each identity needs at least one image per modality")
+    check_instances(instances)
     return _msel_of_images(visible, infrared, labels, instances).sum() / (2 * max(len(labels), 1))
 
 
@@ -274,6 +273,7 @@ def batch_losses(
     whole batch are the means of the workers'. The triplet loss compares its images with all of the batch,
     MSEL with the others of their identity; the other losses compare them with constants.
     """
+    check_instances(instances)
     labels_of_all = labels.repeat(3)
     gathered_labels = gather(labels_of_all)
     # MSEL and HSE use the first visible view only.
@@ -368,6 +368,12 @@ def check_same_width(name: str, one: Tensor, other_name: str, other: Tensor) -> 
     if other.ndim != 2 or one.shape[1] != other.shape[1]:
         found = f"{name} is {_describe(one)}, {other_name} {_describe(other)}"
         raise ValueError(f"{found}; rows of the same length are needed")
+
+
+def check_instances(instances: int) -> None:
+    """Raise ValueError for a K that no batch has."""
+    if instances < 1:
+        raise ValueError(f"instances = {instances}: each identity needs at least one image per modality")
 
 
 def check_label_range(labels: Tensor, table: Tensor) -> None:

@@ -70,14 +70,17 @@ def norm_traffic(channels: int, workers: int) -> float:
     return forward + 2 * (2 * channels * FLOAT) * (workers - 1) / workers
 
 
-def pairs_bytes(batch_rows: int, matrices: float) -> float:
-    """Bytes of this many matrices of all pairs of rows of the global batch."""
-    return batch_rows**2 * FLOAT * matrices
+def pairs_bytes(own_rows: float, batch_rows: int, matrices: float) -> float:
+    """Bytes of this many matrices of the pairs of a worker's rows with those of the global batch."""
+    return own_rows * batch_rows * FLOAT * matrices
 
 
-def distance_operations(batch_rows: int, features: int) -> float:
-    """Operations of all distances (subtract, multiply, add per feature), and twice as many backward."""
-    return 3 * 3 * float(batch_rows) ** 2 * features
+def distance_operations(own_rows: float, batch_rows: int, features: int) -> float:
+    """Operations of the distances of a worker's rows to those of the global batch, on a GPU.
+
+    Forward subtract, multiply and add for each feature; backward two products of matrices, multiply and add.
+    """
+    return (3 + 2 * 2) * float(own_rows) * batch_rows * features
 
 
 def adam_bytes(floats: int) -> int:

@@ -124,7 +124,7 @@ class PlainLoop:
 
     def read(self, indices: np.ndarray) -> list[np.ndarray]:
         images = []
-        for index in indices.ravel():
+        for index in indices:
             shard = self.shards[self.table.shard[index]]
             data = os.pread(shard, self.table.size[index], self.table.offset[index])
             images.append(resize(simplejpeg.decode_jpeg(data, colorspace="RGB"), SIZE))

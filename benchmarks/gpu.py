@@ -160,7 +160,7 @@ def prepared(variant: Variant, device: str) -> Callable[[], object]:
     count = variant.people * IMAGES
     views = torch.randn(3, count, 3, *SIZE, device=step.device)
     labels = torch.arange(variant.people, device=step.device).repeat_interleave(IMAGES) % IDENTITIES
-    batch = TrainBatch(*views, labels, epoch=0, step=0, instances=IMAGES)
+    batch = TrainBatch(*views, labels, epoch=0, step=0)
     return lambda: step(batch)
 
 

@@ -95,19 +95,20 @@ def tables(found: Mapping[str, Mapping[str, Any]], images: int) -> dict[str, flo
 def step(network: Network, people: int, workers: int) -> dict[str, float]:
     """The cost of a step for each of `workers` GPUs if the global batch has `people` identities."""
     batch = rows(people, IMAGES)
-    compute = batch / workers / AIM
+    own = batch / workers
+    compute = own / AIM
     return {
         "rows of the global batch": batch,
-        "rows of a GPU": batch / workers,
+        "rows of a GPU": own,
         f"time of a GPU at {AIM:,} rows/s, ms": compute * 1e3,
         "gradients received, MB": gradient_traffic(network.parameters, workers) / MB,
         "f and g received, both ways, MB": gather_traffic(batch, network.features, workers) / MB,
         "f and g held by each GPU, MB": gathered_bytes(batch, network.features) / MB,
         "batch norms received, MB": norm_traffic(network.norm_channels, workers) / MB,
         "batch norms: messages one after another": 2 * network.norms,
-        "pairs of rows kept by WRT on each GPU, MB": pairs_bytes(batch, network.kept_matrices) / MB,
-        "distances of WRT on each GPU, GFLOP": distance_operations(batch, network.features) / GB,
-        "network on each GPU, GFLOP": network.operations * batch / workers / network.rows / GB,
+        "pairs of rows kept by WRT on each GPU, MB": pairs_bytes(own, batch, network.kept_matrices) / MB,
+        "distances of WRT on each GPU, GFLOP": distance_operations(own, batch, network.features) / GB,
+        "network on each GPU, GFLOP": network.operations * own / network.rows / GB,
         "image reads of all GPUs, 1/s": reads(people, IMAGES) / compute,
         "batches received by a GPU, bytes, GB/s": AIM * 3 * SIZE[0] * SIZE[1] / GB,
         f"cores that decode, at {DECODED:,} images/s": reads(people, IMAGES) / compute / DECODED,

@@ -177,7 +177,7 @@ def requests(images: int) -> dict[str, Any]:
 
 def ranges(row: BatchPlan, places: np.ndarray, gap: int) -> tuple[int, float]:
     """(requests, bytes read / bytes needed) of one batch; places: positions of the images in the shards."""
-    at = np.unique(places[np.concatenate([row.visible.ravel(), row.infrared.ravel()])])
+    at = np.unique(places[np.concatenate([row.visible, row.infrared])])
     per_shard = SHARD // JPEG
     between = (np.diff(at) - 1) * JPEG
     joined = (between <= gap) & (at[1:] // per_shard == at[:-1] // per_shard)

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from csdn.model import CSDN, TrainingOutputs
 
@@ -97,7 +99,42 @@ def euclidean(a: Tensor, b: Tensor) -> Tensor:
     """
     precision = torch.promote_types(a.dtype, torch.float32)
     a, b = a.to(precision), b.to(precision)
-    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").clamp(min=1e-6)
+    if not a.is_cpu:
+        return _Distances.apply(a, b)
+    return _cdist(a, b).clamp(min=_LEAST_DISTANCE)
+
+
+_LEAST_DISTANCE = 1e-6
+
+
+def _cdist(a: Tensor, b: Tensor) -> Tensor:
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+class _Distances(torch.autograd.Function):
+    """`euclidean` on GPUs, where torch's backward pass allocates [m, n, d]: 39 GB for 96 of 49,152 rows.
+
+    With w = gradient / distance, the gradient of a_i is sum_j w_ij (a_i - b_j), a product of matrices. It
+    loses fewer digits where rows are taken relative to their mean. On CPUs torch sums the differences.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        distances = _cdist(a, b).clamp_(min=_LEAST_DISTANCE)
+        ctx.save_for_backward(a, b, distances)
+        return distances
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        a, b, distances = ctx.saved_tensors
+        weights = (gradient / distances).masked_fill_(distances <= _LEAST_DISTANCE, 0)
+        centre = b.mean(0)
+        a, b = a - centre, b - centre
+        return (
+            torch.addmm(weights.sum(1)[:, None] * a, weights, b, alpha=-1),
+            torch.addmm(weights.sum(0)[:, None] * b, weights.T, a, alpha=-1),
+        )
 
 
 # 3. MSEL, the modality-shared enhancement loss (PMT, arXiv 2212.00226): the distances between images of one
@@ -117,13 +154,17 @@ def msel_loss(visible: Tensor, infrared: Tensor, labels: Tensor, instances: int)
     check_features("visible", visible, "labels", labels)
     check_features("infrared", infrared, "labels", labels)
     check_same_width("visible", visible, "infrared", infrared)
-    if instances < 1:
-        raise ValueError(f"instances = {instances}: each identity needs at least one image per modality")
+    check_instances(instances)
+    return _msel_of_images(visible, infrared, labels, instances).sum() / (2 * max(len(labels), 1))
+
+
+def _msel_of_images(visible: Tensor, infrared: Tensor, labels: Tensor, instances: int) -> Tensor:
+    """[n]: (cross - intra)^2 of visible image i and of infrared image i together."""
     same = labels[:, None] == labels
     cross = euclidean(visible, infrared).masked_fill(~same, 0)
     gap_visible = _mean_of_largest(cross, instances) - _intra(visible, same, instances)
     gap_infrared = _mean_of_largest(cross.T, instances) - _intra(infrared, same, instances)
-    return (gap_visible.square() + gap_infrared.square()).sum() / (2 * max(len(labels), 1))
+    return gap_visible.square() + gap_infrared.square()
 
 
 def _intra(features: Tensor, same: Tensor, instances: int) -> Tensor:
@@ -180,6 +221,7 @@ def embedding_losses(
     weights: Mapping[str, float] = PUBLISHED_WEIGHTS,
     precision: str = "float32",
     gather: Gather = one_worker,
+    rank: int = 0,
 ) -> dict[str, Tensor]:
     """The losses of one batch, scalars: id_gem, id_pool, triplet_gem, triplet_pool, msel_gem, msel_pool,
     hse_visible, hse_infrared (all unweighted), and total, their weighted sum.
@@ -195,6 +237,8 @@ def embedding_losses(
         The losses themselves are at least float32
     gather: where several workers (torch.distributed) share a batch,
         `csdn.training.distributed.all_gather_with_grad`; the losses are then those of this worker's part
+    rank: this worker's number. Worker r has rows r n to (r + 1) n of the batch, which is grouped by identity;
+        an identity's images may be those of several workers
 
     Raises ValueError for a model in evaluation mode, tensors that do not fit one another, labels that are not
     rows of the table (on the CPU), identities with different numbers of images where `instances` is not
@@ -211,38 +255,74 @@ def embedding_losses(
     if precision == "bf16":
         outputs = TrainingOutputs(*(part.float() for part in outputs))
     instances = instances_per_identity(labels) if instances is None else instances
-    losses = batch_losses(outputs, labels, text_table, instances, gather)
+    losses = batch_losses(outputs, labels, text_table, instances, gather, rank)
     return losses | {"total": weighted_sum(losses, weights)}
 
 
 def batch_losses(
-    outputs: TrainingOutputs, labels: Tensor, text_table: Tensor, instances: int, gather: Gather = one_worker
+    outputs: TrainingOutputs,
+    labels: Tensor,
+    text_table: Tensor,
+    instances: int,
+    gather: Gather = one_worker,
+    rank: int = 0,
 ) -> dict[str, Tensor]:
     """The eight losses of outputs of 3n rows, in the order view 1, view 2, infrared; labels: [n].
 
-    A batch is split among workers by identity. All losses but the triplet loss compare images of one identity
-    or an image with constants, so only the triplet loss needs the features of the other workers. The loss of
-    the whole batch is the mean of the workers' losses.
+    gather, rank: as in `embedding_losses`. A worker's losses are means over its own images, so those of the
+    whole batch are the means of the workers'. The triplet loss compares its images with all of the batch,
+    MSEL with the others of their identity; the other losses compare them with constants.
     """
+    check_instances(instances)
     labels_of_all = labels.repeat(3)
     gathered_labels = gather(labels_of_all)
     # MSEL and HSE use the first visible view only.
-    visible_gem, _, infrared_gem = outputs.gem.chunk(3)
-    visible_pool, _, infrared_pool = outputs.pool.chunk(3)
+    gem_views, pool_views = outputs.gem.chunk(3), outputs.pool.chunk(3)
+    gathered_gem, gathered_pool = gather(outputs.gem), gather(outputs.pool)
+    people = _PeopleOfWorker(len(labels), instances, rank)
 
-    def triplet(features: Tensor) -> Tensor:
-        return wrt_loss_of_anchors(features, labels_of_all, gather(features), gathered_labels)
+    def triplet(features: Tensor, gathered: Tensor) -> Tensor:
+        return wrt_loss_of_anchors(features, labels_of_all, gathered, gathered_labels)
+
+    def msel(views: Sequence[Tensor], gathered: Tensor) -> Tensor:
+        if people.whole:
+            return msel_loss(views[0], views[2], labels, instances)
+        visible, _, infrared = people.rows(gathered)
+        of_images = _msel_of_images(visible, infrared, people.rows(gathered_labels)[0], instances)
+        return of_images[people.own].sum() / (2 * len(labels))
 
     return {
         "id_gem": F.cross_entropy(outputs.gem_logits, labels_of_all),
         "id_pool": F.cross_entropy(outputs.pool_logits, labels_of_all),
-        "triplet_gem": triplet(outputs.gem),
-        "triplet_pool": triplet(outputs.pool),
-        "msel_gem": msel_loss(visible_gem, infrared_gem, labels, instances),
-        "msel_pool": msel_loss(visible_pool, infrared_pool, labels, instances),
-        "hse_visible": hse_loss(visible_pool, text_table, labels),
-        "hse_infrared": hse_loss(infrared_pool, text_table, labels),
+        "triplet_gem": triplet(outputs.gem, gathered_gem),
+        "triplet_pool": triplet(outputs.pool, gathered_pool),
+        "msel_gem": msel(gem_views, gathered_gem),
+        "msel_pool": msel(pool_views, gathered_pool),
+        "hse_visible": hse_loss(pool_views[0], text_table, labels),
+        "hse_infrared": hse_loss(pool_views[2], text_table, labels),
     }
+
+
+class _PeopleOfWorker:
+    """Where the images are of all people of whom worker `rank` has some.
+
+    count: images of the worker in each view; instances: of a person. `whole`: whether it has all images of
+    its people. `own`: where its images are among those of `rows`.
+    """
+
+    def __init__(self, count: int, instances: int, rank: int) -> None:
+        self.count = count
+        self.whole = count % instances == 0
+        first, last = rank * count, (rank + 1) * count
+        self.start, self.stop = first - first % instances, last + -last % instances
+        self.own = slice(first - self.start, last - self.start)
+
+    def rows(self, gathered: Tensor) -> tuple[Tensor, ...]:
+        """View 1, view 2 and infrared; gathered: [workers * 3 * count, ...], worker by worker."""
+        begin, end = self.start // self.count, -(-self.stop // self.count)  # the workers who have them
+        views = gathered.unflatten(0, (-1, 3, self.count))[begin:end].transpose(0, 1).flatten(1, 2)
+        skipped = begin * self.count
+        return views[:, self.start - skipped : self.stop - skipped].unbind(0)
 
 
 def weighted_sum(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
@@ -288,6 +368,12 @@ def check_same_width(name: str, one: Tensor, other_name: str, other: Tensor) -> 
     if other.ndim != 2 or one.shape[1] != other.shape[1]:
         found = f"{name} is {_describe(one)}, {other_name} {_describe(other)}"
         raise ValueError(f"{found}; rows of the same length are needed")
+
+
+def check_instances(instances: int) -> None:
+    """Raise ValueError for a K that no batch has."""
+    if instances < 1:
+        raise ValueError(f"instances = {instances}: each identity needs at least one image per modality")
 
 
 def check_label_range(labels: Tensor, table: Tensor) -> None:

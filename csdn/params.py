@@ -278,11 +278,12 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _batches_can_be_split(self) -> Params:
-        identities, workers = self.embedding.identities_per_batch, self.scaling.workers
-        if workers and identities % workers:
+        people, images = self.embedding.identities_per_batch, self.embedding.images_per_identity
+        workers = self.scaling.workers
+        if workers and people * images % workers:
             raise ValueError(
-                f"embedding.identities_per_batch = {identities} cannot be split over scaling.workers = "
-                f"{workers}: choose a number of workers that divides it"
+                f"embedding.identities_per_batch x images_per_identity = {people} x {images} cannot be split "
+                f"over scaling.workers = {workers}: choose a number of workers that divides {people * images}"
             )
         return self
 

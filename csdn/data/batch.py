@@ -82,8 +82,8 @@ class ImageReader:
 
 @dataclass(frozen=True)
 class RowViews:
-    """The three views of a row: pixels uint8 [3, P*K, 3, H, W], cropped, and what else was drawn for them,
-    boxes int64 [3, P*K, 4] and channels int64 [3, P*K] (csdn.data.augment.AugmentParams).
+    """The three views of a row: pixels uint8 [3, n, 3, H, W], cropped, and what else was drawn for them,
+    boxes int64 [3, n, 4] and channels int64 [3, n] (csdn.data.augment.AugmentParams).
     """
 
     pixels: np.ndarray
@@ -98,7 +98,7 @@ class TrainBatchReader:
         self.images, self.padding, self.seed = images, padding, seed
 
     def __call__(self, row: BatchPlan) -> RowViews:
-        both = self.images(np.concatenate([row.visible.ravel(), row.infrared.ravel()]))  # read together
+        both = self.images(np.concatenate([row.visible, row.infrared]))  # read together
         visible, infrared = both[: row.visible.size], both[row.visible.size :]
         drawn = [self._drawn(row, stream) for stream in VIEWS]
         pixels = np.empty((len(VIEWS), len(visible), 3, *self.images.image_size), np.uint8)

@@ -49,10 +49,10 @@ _NO_MEMORY = (
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """A row of the plan as tensors: images float32 [P*K, 3, H, W] and labels int64 [P*K], grouped by person.
+    """A row of the plan as tensors: images float32 [n, 3, H, W] and labels int64 [n], grouped by person.
 
-    The three views share their labels; `epoch` and `step` are the row's position in the plan, `instances` is
-    K.
+    n is P*K, or a worker's part of that. The three views share their labels; `epoch` and `step` are the row's
+    position in the plan.
     """
 
     visible_view1: Tensor
@@ -61,7 +61,6 @@ class TrainBatch:
     labels: Tensor
     epoch: int
     step: int
-    instances: int
 
 
 class TrainSource:
@@ -91,14 +90,13 @@ class TrainSource:
     def finished(self, batch: ViewBytes) -> TrainBatch:
         """The batch, on the device on which its bytes are."""
         views = finish_views(batch.pixels, batch.boxes, batch.channels, self.normalize)
-        return TrainBatch(*views, batch.labels, batch.epoch, batch.step, batch.instances)
+        return TrainBatch(*views, batch.labels, batch.epoch, batch.step)
 
 
 def view_bytes(row: BatchPlan, pixels: np.ndarray, boxes: np.ndarray, channels: np.ndarray) -> ViewBytes:
     """A row's views (csdn.data.batch) and labels as tensors; no copy is made of the views."""
-    instances = row.visible.shape[1]
-    arrays = pixels, boxes, channels, np.repeat(row.identities, instances)
-    return ViewBytes(*map(torch.from_numpy, arrays), row.epoch, row.step, instances)
+    arrays = pixels, boxes, channels, row.labels
+    return ViewBytes(*map(torch.from_numpy, arrays), row.epoch, row.step)
 
 
 class TrainLoader:

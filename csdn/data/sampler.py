@@ -11,7 +11,7 @@ epoch; a table of 10 million images takes seconds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,16 +24,16 @@ _LABELS_SHOWN = 5
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """One batch, or a worker's part of it: K visible and K infrared images of each of p people.
+    """One batch, or a worker's part of it: n visible and n infrared images, in pairs of one person.
 
-    identities: labels [p]; visible, infrared: indices of images [p, K]; positions: [p * K], where these
+    labels: of the people [n], grouped; visible, infrared: indices of images [n]; positions: [n], where these
     images are in the global batch, which has `global_images` of each modality (augmentation draws for all of
     them).
     """
 
     epoch: int
     step: int
-    identities: np.ndarray
+    labels: np.ndarray
     visible: np.ndarray
     infrared: np.ndarray
     positions: np.ndarray
@@ -42,46 +42,40 @@ class BatchPlan:
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """All batches of an epoch: identities [B, p], visible and infrared [B, p, K].
+    """All batches of an epoch, each of P people: identities [B, P], visible and infrared [B, P, K].
 
-    `people` is P of the global batch. This plan holds p of them, from number `first` on: all, or a worker's
-    share.
+    Item n is the part of batch n that worker `rank` of `workers` takes: all of it, if there is only one.
     """
 
     epoch: int
-    people: int
-    first: int
     identities: np.ndarray
     visible: np.ndarray
     infrared: np.ndarray
+    rank: int = 0
+    workers: int = 1
 
     def __len__(self) -> int:
         return len(self.identities)
 
     def __getitem__(self, step: int) -> BatchPlan:
         people, images = self.visible.shape[1:]
+        share = people * images // self.workers
+        positions = np.arange(self.rank * share, (self.rank + 1) * share)
         return BatchPlan(
             epoch=self.epoch,
             step=step,
-            identities=self.identities[step],
-            visible=self.visible[step],
-            infrared=self.infrared[step],
-            positions=np.arange(self.first * images, (self.first + people) * images),
-            global_images=self.people * images,
+            labels=self.identities[step][positions // images],
+            visible=self.visible[step].ravel()[positions],
+            infrared=self.infrared[step].ravel()[positions],
+            positions=positions,
+            global_images=people * images,
         )
 
-    def slice(self, rank: int, world: int) -> EpochPlan:
-        """The people of each batch that worker `rank` of `world` takes; `world` divides P (csdn.params)."""
-        share = self.people // world
-        own = slice(rank * share, (rank + 1) * share)
-        return EpochPlan(
-            self.epoch,
-            self.people,
-            rank * share,
-            self.identities[:, own],
-            self.visible[:, own],
-            self.infrared[:, own],
-        )
+    def slice(self, rank: int, workers: int) -> EpochPlan:
+        """The part of worker `rank`: successive images of each modality, which may begin and end within a
+        person's. `workers` divides P x K (csdn.params).
+        """
+        return replace(self, rank=rank, workers=workers)
 
 
 def epoch_batches(visible_count: int, infrared_count: int, people: int, images: int) -> int:
@@ -110,8 +104,6 @@ def epoch_plan(
     identities = draw_without_replacement(all_people, people, generator(seed, Stream.IDENTITIES, epoch))
     return EpochPlan(
         epoch=epoch,
-        people=people,
-        first=0,
         identities=identities,
         visible=visible.draw(identities, images, generator(seed, Stream.VISIBLE_IMAGES, epoch)),
         infrared=infrared.draw(identities, images, generator(seed, Stream.INFRARED_IMAGES, epoch)),

@@ -23,10 +23,10 @@ T = TypeVar("T")
 
 
 class ViewBytes(NamedTuple):
-    """A row of the plan before it is finished: the three views of its n = P*K images of each modality.
+    """A row of the plan before it is finished: the three views of its n images of each modality.
 
     pixels: uint8 [3, n, 3, H, W], cropped and mirrored; boxes: int64 [3, n, 4] and channels: int64 [3, n], as
-    in csdn.data.augment.AugmentParams; labels: int64 [n]. `epoch`, `step`, `instances`: as in TrainBatch.
+    in csdn.data.augment.AugmentParams; labels: int64 [n]. `epoch`, `step`: as in TrainBatch.
     """
 
     pixels: Tensor
@@ -35,7 +35,6 @@ class ViewBytes(NamedTuple):
     labels: Tensor
     epoch: int
     step: int
-    instances: int
 
 
 class ImageBytes(NamedTuple):
@@ -82,7 +81,7 @@ def finish_views(pixels: Tensor, boxes: Tensor, channels: Tensor, normalize: str
 
 
 def _one_by_one(out: Tensor, pixels: Tensor, boxes: Tensor, channels: Tensor, normalize: str) -> None:
-    """As `_at_once`, for a CPU: a view stays in its cache, and a channel that will be replaced is left out."""
+    """As `_at_once`, for a CPU: a view stays in its cache, and replaced channels are left out."""
     scale, shift, fill = _constants(normalize, out.device)
     drawn = zip(out, pixels, boxes.tolist(), channels.tolist(), strict=True)
     for image, view, (top, left, height, width), channel in drawn:

@@ -1,9 +1,11 @@
 """Several workers that train one model (torch.distributed). With one process nothing here does anything.
 
-The global batch is split by identity. Only the triplet loss compares images of different identities, so only
-its features are gathered; every other loss is a mean over images, and the mean over the ranks of the ranks'
-means is the mean of the batch. Batch norms are synchronised and gradients averaged, so all workers take the
-step of the whole batch, and any number of workers trains the same model.
+All workers have equally many images of the global batch, and losses are means over images, so the mean over
+the ranks of the ranks' means is the mean of the batch. Features are gathered for the losses that compare
+images of several workers (csdn.losses). Batch norms are synchronised and gradients averaged, so all workers
+take the step of the whole batch, and any number of workers trains the same model.
+
+Only `all_reduce_any` makes the host wait for a GPU, and it is for steps that are logged.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ def wrap_for_ddp(model: nn.Module) -> nn.Module:
         broadcast_buffers=False,
         gradient_as_bucket_view=True,
         # With it DDP keeps its buckets after the first step, so that a resumed run sums gradients in the same
-        # order as an uninterrupted one.
+        # order as an uninterrupted one. By default and with static_graph, DDP would build others then.
         find_unused_parameters=True,
     )
 
@@ -114,14 +116,12 @@ def all_reduce_any(flag: bool) -> bool:
     return bool(flags)
 
 
-# Synchronised batch norms: torch's on GPUs; torch has none for CPUs, so there is one here. All ranks have the
-# same number of images.
+# Synchronised batch norms. In torch's a rank may have no images: to find out, the host waits for the GPU at
+# each norm, 60 times a step of RN50; and torch has none for CPUs. Here all ranks have the same number.
 
 
 def synchronise_batch_norms(model: nn.Module) -> nn.Module:
     """Replace the batch norms of `model` by synchronised ones with the same parameters and buffers."""
-    if next(model.parameters()).is_cuda:
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, _BatchNorm) and not isinstance(child, SyncedBatchNorm):

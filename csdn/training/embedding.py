@@ -55,8 +55,8 @@ ADVICE = (
 
 
 class BatchTensors(Protocol):
-    """One batch of the plan, on the device of the model: images float [P*K, 3, H, W], labels int64 [P*K],
-    grouped by identity.
+    """One batch of the plan, on the device of the model: images float [n, 3, H, W], labels int64 [n],
+    grouped by identity; n is P*K, or a worker's part of that.
     """
 
     visible_view1: Tensor
@@ -154,6 +154,7 @@ def training_step(
         weights=settings.losses.model_dump(),
         precision=precision,
         gather=all_gather_with_grad,
+        rank=rank_and_world_size()[0],
     )
     optimizer.zero_grad(set_to_none=True)
     losses["total"].backward()

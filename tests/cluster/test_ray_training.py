@@ -131,9 +131,11 @@ def stopped(ray_instance, images, tmp_path_factory):
     return plain, two, str(error.value)
 
 
-@pytest.mark.parametrize("workers", [3, 0])
+@pytest.mark.parametrize("workers", [4, 0])
 def test_another_number_of_workers_continues_a_stopped_run(stopped, images, plain, tmp_path, workers, fault):
-    """The run was stopped twice before: with one process, then with two workers."""
+    """The run was stopped twice before: with one process, then with two workers. Four workers share the six
+    people of a batch, with two images of each.
+    """
     shutil.copytree(stopped[1].folder, tmp_path / "state")
     state = CheckpointStore(tmp_path / "state")
     first, second = stopped[0].load()[0]["log"], state.load()[0]["log"]

@@ -46,7 +46,8 @@ def make_work(root: Path, epochs: int = 3) -> EmbeddingWork:
     text = torch.randn(IDENTITIES, SMALL.embed_dim, generator=torch.Generator().manual_seed(1))
     table = load_dataset(root).train_table()
     source = train_source(table, root / "shards", PEOPLE, IMAGES, SIZE, padding=2)
-    return EmbeddingWork(model, text, source, settings(torch.float32).model_copy(update={"epochs": epochs}))
+    made = settings(torch.float32, PEOPLE, IMAGES).model_copy(update={"epochs": epochs})
+    return EmbeddingWork(model, text, source, made)
 
 
 def make_state(folder: Path, storage: str | None = None) -> CheckpointStore:

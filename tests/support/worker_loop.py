@@ -19,13 +19,13 @@ from csdn.model import CSDN
 from csdn.params import EmbeddingParams
 from csdn.training.embedding import train_embedding
 
-IDENTITIES, PEOPLE, IMAGES, SIZE = 20, 6, 2, (64, 32)
-STEPS, EPOCHS = 25, 2
+IDENTITIES, PEOPLE, IMAGES, SIZE = 20, 4, 4, (64, 32)
+STEPS, EPOCHS = 12, 2
 RATES = {torch.float64: 7e-4, torch.float32: 3e-5}
 
 
 class Slices:
-    """Each batch is a function of (epoch, step); this process takes its people of it."""
+    """Each batch is a function of (epoch, step); this process takes its images of it."""
 
     steps_per_epoch = STEPS
 
@@ -40,15 +40,15 @@ class Slices:
             shape = (len(people), 3, *SIZE)
             views = [torch.randn(shape, generator=draws) + self.colours[people] for _ in range(3)]
             mine = [view.to(self.dtype).chunk(self.size)[self.rank] for view in views]
-            yield TrainBatch(*mine, people.chunk(self.size)[self.rank], epoch, step, IMAGES)
+            yield TrainBatch(*mine, people.chunk(self.size)[self.rank], epoch, step)
 
 
-def settings(dtype: torch.dtype) -> EmbeddingParams:
+def settings(dtype: torch.dtype, people: int = PEOPLE, images: int = IMAGES) -> EmbeddingParams:
     rate = RATES[dtype]
     return EmbeddingParams(
         epochs=EPOCHS,
-        identities_per_batch=PEOPLE,
-        images_per_identity=IMAGES,
+        identities_per_batch=people,
+        images_per_identity=images,
         padding=0,
         learning_rate=rate,
         head_learning_rate=2 * rate,

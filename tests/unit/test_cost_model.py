@@ -57,8 +57,8 @@ def test_what_is_gathered_is_f_and_g():
         (cost.gather_traffic(96, 3072, 4), 1_769_472),  # twice three quarters of it
         (cost.gradient_traffic(10**6, 4), 6 * 10**6),  # twice three quarters of 4 MB
         (cost.norm_traffic(10, 2), 160),  # 80 bytes of the other's, then 2 x 80 / 2
-        (cost.pairs_bytes(96, 2), 73_728),
-        (cost.distance_operations(10, 3), 2700),  # 100 pairs x 3 x (subtract, multiply, add) x 3
+        (cost.pairs_bytes(12, 96, 2), 9_216),
+        (cost.distance_operations(5, 10, 3), 1050),  # 50 pairs x 3 x (subtract, multiply, add; two products)
         (cost.adam_bytes(10), 160),
         (cost.adam_step_bytes(10), 280),
         (cost.table_operations(2, 3, 5, trained=False), 120),  # 2 x 30 forward, as much to the rows

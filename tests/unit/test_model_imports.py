@@ -73,7 +73,7 @@ def test_training_from_shipped_weights_does_not_import_open_clip():
         "model = CSDN.from_clip(clip, identities=2, image_size=(64, 32)).train()\n"
         "settings = params.embedding.model_copy(update={'images_per_identity': 4})\n"
         "images, labels = torch.randn(8, 3, 64, 32), torch.tensor([0, 1]).repeat_interleave(4)\n"
-        "batch = TrainBatch(images, images, images, labels, 0, 0, 4)\n"
+        "batch = TrainBatch(images, images, images, labels, 0, 0)\n"
         "text = torch.randn(2, model.config.embed_dim)\n"
         "training_step(model, build_optimizer(model, settings), batch, text, settings)\n",
     )

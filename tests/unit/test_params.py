@@ -78,10 +78,13 @@ def test_values_that_contradict_each_other_are_named(raw, fault):
     raw["scaling"]["workers"] = 3
     with pytest.raises(UserError) as error:
         parse_params(raw, source="params.yaml")
-    assert "\n  embedding.identities_per_batch = 8 cannot be split over scaling.workers = 3: choose" in str(
-        error.value
-    )
-    fault("training", "the people of a batch cannot be split over the workers", error.value)
+    assert "images_per_identity = 8 x 2 cannot be split over scaling.workers = 3: choose" in str(error.value)
+    fault("training", "the images of a batch cannot be split over the workers", error.value)
+
+
+def test_a_person_s_images_may_be_split_over_workers(raw):
+    raw["scaling"]["workers"] = 16
+    assert parse_params(raw).embedding.identities_per_batch == 8
 
 
 def test_all_mistakes_are_reported_at_once(raw):

@@ -54,9 +54,9 @@ def test_each_batch_has_distinct_people_with_images_of_both_modalities_in_one_or
     plan = epoch_plan(labels, modalities, people, images, seed, epoch)
     assert len(plan) == epoch_batches((modalities == 0).sum(), (modalities == 1).sum(), people, images)
     for row in (plan[step] for step in range(len(plan))):
-        assert len(set(row.identities)) == people
+        assert len(set(row.labels)) == people
         for indices, modality in ((row.visible, VISIBLE), (row.infrared, INFRARED)):
-            assert (labels[indices] == row.identities[:, None]).all()
+            assert (labels[indices] == row.labels).all()
             assert (modalities[indices] == modality).all()
 
 
@@ -74,16 +74,19 @@ def test_images_of_a_person_repeat_only_when_they_must_and_then_evenly(crowd, im
 
 
 @settings(max_examples=40, deadline=None)
-@given(crowd=crowds, share=st.integers(1, 2), world=st.integers(1, 4), seed=seeds)
-def test_slices_of_the_ranks_are_disjoint_and_together_the_plan(crowd, share, world, seed):
-    crowd = crowd * 4
-    plan = epoch_plan(*samples(crowd), share * world, 3, seed, 1)
-    parts = [plan.slice(rank, world) for rank in range(world)]
-    for name in ("identities", "visible", "infrared"):
-        joined = np.concatenate([getattr(part, name) for part in parts], axis=1)
-        np.testing.assert_array_equal(joined, getattr(plan, name))
-    positions = np.concatenate([part[0].positions for part in parts])
-    np.testing.assert_array_equal(positions, np.arange(plan[0].global_images))
+@given(crowd=crowds, people=st.integers(1, 8), images=st.integers(1, 4), data=st.data(), seed=seeds)
+def test_parts_of_the_workers_are_disjoint_and_together_the_plan(crowd, people, images, data, seed):
+    """For any number of workers that divides P x K; a person's images may be those of several workers."""
+    divisors = [n for n in range(1, people * images + 1) if people * images % n == 0]
+    workers = data.draw(st.sampled_from(divisors))
+    plan = epoch_plan(*samples(crowd * 4), people, images, seed, 1)
+    parts = [plan.slice(rank, workers)[0] for rank in range(workers)]
+    for name in ("labels", "visible", "infrared", "positions"):
+        joined = np.concatenate([getattr(part, name) for part in parts])
+        np.testing.assert_array_equal(joined, getattr(plan[0], name))
+        assert {len(getattr(part, name)) for part in parts} == {people * images // workers}
+    np.testing.assert_array_equal(plan[0].positions, np.arange(people * images))
+    assert {part.global_images for part in parts} == {people * images}
 
 
 @settings(max_examples=40, deadline=None)

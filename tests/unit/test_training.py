@@ -1,17 +1,20 @@
 """The training loops learn, resume from any kill to the same bytes, and stop when training diverges."""
 
 import math
+import threading
+import time
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 
-from csdn.data.checkpoint_store import CheckpointTimer, open_state
+from csdn.data.checkpoint_store import CheckpointStore, CheckpointTimer, open_state
 from csdn.data.sampler import pair_plan, pooled_plan
 from csdn.model import CSDN, ModelConfig
 from csdn.params import EmbeddingParams, PhaseParams
 from csdn.runtime.errors import Diverged
+from csdn.training.checkpoint import LocalState
 from csdn.training.embedding import build_optimizer, train_embedding, training_step
 from csdn.training.log import LossLog, check_tensors
 from csdn.training.prompts import IntegrationPhase, PromptPhase, train_phase
@@ -97,6 +100,14 @@ def always():
     return CheckpointTimer(overhead=math.inf, min_s=0)
 
 
+class EachStep(LocalState):
+    """Each checkpoint is written before the next step, so that a timer that is always due saves each step."""
+
+    def save(self, *what):
+        super().save(*what)
+        self.wait()
+
+
 def seldom():
     """A timer that is due once."""
     return CheckpointTimer(min_s=math.inf)
@@ -111,7 +122,7 @@ def train(tmp_path, kill_after=None, timer=None):
 
     def once(report):
         model = small_model()
-        with open_state("stage", "k", tmp_path) as state:
+        with open_state("stage", "k", tmp_path) as store, EachStep(store) as state:
             rows = train_embedding(
                 model, torch.eye(PEOPLE, 16), RandomLoader(), EMBEDDING, state, report, timer
             )
@@ -132,6 +143,52 @@ def test_a_killed_and_resumed_run_gives_the_same_bytes(tmp_path, kill_after, tim
     assert rows_again == rows
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
+
+
+class BusyStore(CheckpointStore):
+    """Writes nothing before the last step is done."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.last_step, self.positions = threading.Event(), []
+
+    def save(self, position, tensors):
+        assert self.last_step.wait(60), "the training waited for the store"
+        self.positions.append((position["epoch"], position["step"], len(position["log"])))
+        super().save(position, tensors)
+
+
+def test_a_slow_store_does_not_delay_the_steps(tmp_path):
+    store, model = BusyStore(tmp_path / "k"), small_model()
+
+    def report(done, total, _values):
+        if done == total:
+            store.last_step.set()
+
+    with LocalState(store) as state:
+        rows = train_embedding(
+            model, torch.eye(PEOPLE, 16), RandomLoader(), EMBEDDING, state, report, always()
+        )
+    assert store.positions[0] == (0, 1, 1), "the log of that step, too"
+    assert len(store.positions) <= 2, "no further one was begun meanwhile"
+    plain, plain_rows = train(tmp_path)
+    assert rows == plain_rows
+    assert all(torch.equal(plain.state_dict()[n], tensor) for n, tensor in model.state_dict().items())
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_training(tmp_path):
+    steps = []
+
+    def report(done, *_):
+        (tmp_path / "k").write_text("in the way")
+        steps.append(done)
+        time.sleep(0.1)  # for the thread
+
+    with pytest.raises(FileExistsError), LocalState(CheckpointStore(tmp_path / "k")) as state:
+        train_embedding(
+            small_model(), torch.eye(PEOPLE, 16), RandomLoader(), EMBEDDING, state, report, always()
+        )
+    assert steps == [1, 2]
 
 
 def test_stage_2_learns_and_does_not_change_the_text_side(tmp_path):
@@ -244,7 +301,11 @@ class SpoiltLoader(RandomLoader):
 
 def diverge(folder, loader=None, settings=EMBEDDING, report=lambda *_: None):
     """(the error, the last checkpoint's step over all epochs, whether all of it is finite) of a stage 2."""
-    with pytest.raises(Diverged) as error, open_state("stage", "k", folder) as state:
+    with (
+        pytest.raises(Diverged) as error,
+        open_state("stage", "k", folder) as store,
+        EachStep(store) as state,
+    ):
         train_embedding(
             small_model(), torch.eye(PEOPLE, 16), loader or RandomLoader(), settings, state, report, always()
         )

@@ -263,7 +263,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
 
     with atomic_write(path) as temporary:
         try:
-            # Not `save`: to make bytes of a large state would stop the other threads for half a second.
+            # Not `save`, which makes bytes: for a large state that stops the other threads for half a second.
             save_file(
                 {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, temporary
             )

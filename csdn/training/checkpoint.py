@@ -35,9 +35,10 @@ class State(Saves, Protocol):
     """Checkpoints that are written beside the training, one at a time: a `LocalState`, or Ray Train's
     (csdn.cluster).
 
-    `save` waits until the checkpoint before is written, then for a copy of the tensors. `saving` tells whether
-    one is being written, and raises the error of one that failed. `leaving` is true where this machine is about
-    to be taken away: the training then saves at once, and `save` returns when the checkpoint is complete.
+    `save` waits until the checkpoint before is written, then for a copy of the tensors. `saving` tells
+    whether one is being written, and raises the error of one that failed. `leaving` is true where this
+    machine is about to be taken away: the training then saves at once, and `save` returns when the checkpoint
+    is complete.
     """
 
     def saving(self) -> bool: ...

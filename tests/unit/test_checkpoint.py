@@ -1,4 +1,4 @@
-"""An optimiser resumes from its saved state to the same bytes; checkpoints are written beside the training."""
+"""An optimiser resumes from its saved state to the same bytes; a thread writes the checkpoints."""
 
 import signal
 import subprocess

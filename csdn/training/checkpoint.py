@@ -13,15 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from csdn.data.checkpoint_store import CheckpointStore, Saved
+from csdn.data.checkpoint_store import OVERHEAD, CheckpointStore, Saved
 from csdn.training.log import check_tensors
 
 Rows = list[dict[str, Any]]  # of the log
 
 
-# Fraction of the time that stage 2 may wait for checkpoints. To write one takes a core about eight times as
-# long as the training waits.
-WAIT = 0.001
+# Fraction of the time that stage 2 may wait for checkpoints. To write one takes a core several times as long.
+WAIT = OVERHEAD / 5
 
 
 class Saves(Protocol):

@@ -17,7 +17,7 @@ from csdn.runtime.errors import Diverged
 from csdn.training.checkpoint import LocalState
 from csdn.training.embedding import build_optimizer, train_embedding, training_step
 from csdn.training.log import LossLog, check_tensors
-from csdn.training.prompts import IntegrationPhase, PromptPhase, train_phase
+from csdn.training.prompts import IntegrationPhase, PromptPhase, text_accuracy, train_phase
 
 PEOPLE, IMAGES, SIZE = 3, 2, (32, 16)
 CONFIG = ModelConfig(
@@ -247,6 +247,24 @@ def test_a_phase_trains_only_its_own_parameters_and_resumes_exactly(tmp_path, na
     for key, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[key], tensor), key
         assert key.startswith(name) or torch.equal(tensor, before[key]), f"{key} was trained in {name}"
+
+
+def test_texts_and_their_accuracy_are_those_of_one_block(monkeypatch):
+    model, phase = small_model(), phases(small_model())["prompts"]
+    modality = np.repeat([0, 1], [4 * PEOPLE, 3 * PEOPLE])
+
+    def found():
+        figures = text_accuracy(model, phase.embeddings, phase.labels, modality)
+        with torch.no_grad():
+            return figures, model.fused_text_features()
+
+    figures, fused = found()
+    assert len(set(figures.values())) > 1
+    monkeypatch.setattr("csdn.model.network.TEXT_BLOCK", 2)
+    monkeypatch.setattr("csdn.training.prompts.BLOCK_PRODUCTS", 4 * PEOPLE)
+    blocks, fused_by_blocks = found()
+    assert blocks == figures
+    assert torch.allclose(fused_by_blocks, fused, rtol=1e-6, atol=1e-6)
 
 
 def test_finished_phases_are_not_trained_again(tmp_path):

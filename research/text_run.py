@@ -30,6 +30,7 @@ from csdn.params import Params, parse_params
 from csdn.runtime.documents import read_yaml
 from csdn.runtime.files import atomic_folder
 from csdn.synthetic.sets import MARKER, PeopleSet, images_of, png
+from csdn.training.checkpoint import LocalState
 from csdn.training.embedding import load_prompts, train_embedding
 from csdn.training.warm_start import TrainingInputs, training_inputs
 from csdn.training.prompts import image_batches, run_prompts
@@ -182,10 +183,11 @@ def cosines(g: np.ndarray, clip: np.ndarray, people: np.ndarray, modality: np.nd
 
 
 @contextmanager
-def unsaved() -> Iterator[CheckpointStore]:
+def unsaved() -> Iterator[LocalState]:
     """State of a run that is not continued: a killed one starts again."""
     with tempfile.TemporaryDirectory() as folder:
-        yield CheckpointStore(Path(folder))
+        with LocalState(CheckpointStore(Path(folder))) as state:
+            yield state
 
 
 @contextmanager

@@ -71,9 +71,10 @@ def _fit(scaling: ScalingParams, config: dict[str, Any], checkpoints: Checkpoint
     from csdn.cluster.worker import WorkerFailureCallback, train_worker
 
     filesystem, folder = checkpoints.prepared_storage()
+    storage, name = PyFileSystem(FSSpecHandler(filesystem)), secrets.token_hex(8)
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config=config,
+        train_loop_config=config | {"storage": (storage, f"{folder}/{name}")},
         torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=scaling.workers,
@@ -81,9 +82,9 @@ def _fit(scaling: ScalingParams, config: dict[str, Any], checkpoints: Checkpoint
             resources_per_worker={"CPU": scaling.cpus_per_worker} | ({"GPU": 1} if scaling.use_gpu else {}),
         ),
         run_config=RunConfig(
-            name=secrets.token_hex(8),
+            name=name,
             storage_path=folder,
-            storage_filesystem=PyFileSystem(FSSpecHandler(filesystem)),
+            storage_filesystem=storage,
             checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
             failure_config=FailureConfig(max_failures=scaling.max_failures),
             callbacks=[WorkerFailureCallback(config["progress"])],

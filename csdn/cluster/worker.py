@@ -7,12 +7,16 @@ settings of csdn.cluster.session when it is imported.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow.fs
 import ray
 import ray.train
+from ray.train import Checkpoint, CheckpointUploadMode
 from torch import Tensor
 
 from csdn.cluster.ray_loader import RayTrainLoader
@@ -20,6 +24,7 @@ from csdn.data.checkpoint_store import CheckpointStore, CheckpointTimer, Saved
 from csdn.model.device import worker_device
 from csdn.params import ScalingParams
 from csdn.runtime.errors import UserError, without_cause
+from csdn.training.checkpoint import WAIT, copied
 from csdn.training.distributed import rank_and_world_size
 from csdn.training.embedding import EmbeddingWork, train_embedding
 
@@ -48,8 +53,14 @@ def train_worker(config: dict[str, Any]) -> None:
     if ray.get(actor.failure.remote()):
         return
     work, resume = ray.get(config["job"])
+    with user_errors_to(actor), WorkerState(resume, actor, *config["storage"]) as state:
+        _train(work, state, config["scaling"], actor)
+
+
+@contextmanager
+def user_errors_to(actor: Any) -> Iterator[None]:
     try:
-        _train(work, WorkerState(resume, actor), config["scaling"], actor)
+        yield
     except UserError as error:
         ray.get(actor.fail.remote(without_cause(error)))
         raise
@@ -65,7 +76,7 @@ def _train(work: EmbeddingWork, state: WorkerState, scaling: ScalingParams, acto
 
     loader = RayTrainLoader(work.source, work.settings.epochs, rank, size, device)
     model = work.model.to(device)
-    timer = CheckpointTimer(max_s=scaling.checkpoint_seconds)
+    timer = CheckpointTimer(WAIT, max_s=scaling.checkpoint_seconds)
     text_table = work.text_table.to(device)
     rows = train_embedding(model, text_table, loader, work.settings, state, report, timer, work.training)
     state.save({"epoch": work.settings.epochs, "step": 0, "log": rows}, model.state_dict(prefix="model."))
@@ -74,12 +85,27 @@ def _train(work: EmbeddingWork, state: WorkerState, scaling: ScalingParams, acto
 class WorkerState:
     """The training state, kept in Ray Train's checkpoints; the interface is csdn.training.checkpoint.State.
 
-    resume: the state that earlier runs saved, for the first start. All workers call each method together.
+    A thread of Ray Train writes and uploads them; rank 0 alone has something to write. A context, whose end
+    waits until the last checkpoint is uploaded.
+
+    resume: the state that earlier runs saved, for the first start. filesystem, folder: of this run in the
+    storage. All workers call `save`, `load` and `leaving` together.
     """
 
-    def __init__(self, resume: Saved | None, actor: Any) -> None:
+    def __init__(
+        self, resume: Saved | None, actor: Any, filesystem: pyarrow.fs.FileSystem, folder: str
+    ) -> None:
         self.resume, self.actor = resume, actor
+        self.filesystem, self.folder = filesystem, folder
         self.preemption: Any = None
+        self._uploaded = threading.Event()
+        self._uploaded.set()
+
+    def __enter__(self) -> WorkerState:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._uploaded.wait()
 
     def load(self) -> Saved | None:
         checkpoint = ray.train.get_checkpoint()
@@ -89,13 +115,40 @@ class WorkerState:
             return CheckpointStore(Path(folder)).load() or self.resume
 
     def save(self, position: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
-        """Report a checkpoint to Ray Train; rank 0 writes it, the others wait until it is complete."""
+        """Report a checkpoint to Ray Train, with a copy of rank 0's tensors."""
         if rank_and_world_size()[0] != 0:
-            ray.train.report({})
+            ray.train.report({}, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
             return
-        with tempfile.TemporaryDirectory() as folder:
-            CheckpointStore(Path(folder)).save(position, tensors)
-            ray.train.report({}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        self._uploaded.wait()
+        uploaded, copies = threading.Event(), copied(tensors or {})
+
+        def upload(local: Checkpoint, name: str) -> Checkpoint:
+            try:
+                with user_errors_to(self.actor):
+                    CheckpointStore(Path(local.path)).save(position, copies)
+                    return self._upload(local, name)
+            finally:
+                uploaded.set()
+
+        ray.train.report(
+            {},
+            checkpoint=Checkpoint.from_directory(tempfile.mkdtemp()),  # Ray Train removes it after the upload
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=upload,
+        )
+        self._uploaded = uploaded
+        if self.preemption is not None:
+            self._uploaded.wait()
+
+    def _upload(self, local: Checkpoint, name: str) -> Checkpoint:
+        place = f"{self.folder}/{name}"
+        self.filesystem.create_dir(place)
+        pyarrow.fs.copy_files(local.path, place, destination_filesystem=self.filesystem)
+        return Checkpoint(place, self.filesystem)
+
+    def saving(self) -> bool:
+        """Whether rank 0's last checkpoint is not uploaded yet. Ray Train ends the workers if it fails."""
+        return not self._uploaded.is_set()
 
     def leaving(self) -> bool:
         """Whether Ray has announced since the last call that it will remove a node of these workers."""

@@ -3,7 +3,7 @@
     .state/clone                            random text that names this clone in storage that clones share
     .state/<key>.lock                       locked while the stage runs
     .state/<key>/stage                      the stage's name
-    .state/<key>/<part>/<hash>.safetensors  tensors of a part of the stage
+    .state/<key>/<part>/<name>.safetensors  tensors of a part of the stage; each save has a name of its own
     .state/<key>/<part>/state.json          position, name and hash of the tensors; replaced last
 
 The key is a hash of everything that decides the result, so a run never continues from the state of other data
@@ -171,21 +171,15 @@ class CheckpointStore:
 
         position: JSON values. Imports torch only where there are tensors.
         """
-        data = b""
+        name, digest = None, ""
         if tensors:
-            from safetensors.torch import save
-
-            data = save({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()})
-        digest = hashlib.sha256(data).hexdigest()
-        name = f"{digest[:16]}.safetensors" if data else None
-        if name:
-            with atomic_write(self.folder / name) as temporary:
-                temporary.write_bytes(data)
+            name = f"{secrets.token_hex(8)}.safetensors"
+            digest = _write_tensors(self.folder / name, tensors)
         header = {"tensors": name, "sha256": digest, "position": position}
         with atomic_write(self.folder / "state.json") as temporary:
             temporary.write_text(json.dumps(header, allow_nan=False))
-        for other in self.folder.glob("*.safetensors"):
-            if other.name != name:
+        for other in (*self.folder.glob("*.safetensors"), *self.folder.glob(".*")):
+            if other.name != name:  # the checkpoint before, or what a killed save has left
                 other.unlink()
 
     def load(self) -> Saved | None:
@@ -206,10 +200,6 @@ class CheckpointStore:
                 self._loaded = place
                 return headers[place]["position"], tensors
         return None
-
-    def leaving(self) -> bool:
-        """Whether this machine is about to be taken away; only Ray announces that (csdn.cluster)."""
-        return False
 
     def remove(self) -> None:
         """Remove everything, when the result is written."""
@@ -264,6 +254,23 @@ class CheckpointStore:
         from csdn.data.storage import asked
 
         return asked(request, self.checkpoint_dir, self.storage[0])
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Write the tensors; returns the file's SHA-256."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with atomic_write(path) as temporary:
+        try:
+            # Not `save`, which makes bytes: for a large state that stops the other threads for half a second.
+            save_file(
+                {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, temporary
+            )
+        except SafetensorError as error:
+            error.filename = str(path)  # `explain_os_error` shows it
+            raise
+        return _file_hash(temporary)
 
 
 def _read_header(read: Read) -> dict[str, Any] | None:

@@ -28,6 +28,9 @@ MakeEmbeds = Callable[[torch.device], Mapping[str, Embed]]
 Embedder = Callable[[ImageBatches, MakeEmbeds, Params, torch.device, int], Iterable[Embedded]]
 
 
+PART_BATCHES = 256  # at most, of a saved part
+
+
 def extract_local(
     batches: ImageBatches, make_embeds: MakeEmbeds, params: Params, device: torch.device, start: int
 ) -> Iterator[Embedded]:
@@ -84,12 +87,17 @@ def _store(
 def _save(
     features: Mapping[str, np.ndarray], unsaved: list[np.ndarray], done: int, state: CheckpointStore
 ) -> int:
-    """Save the features of the unsaved indices after `done` saved images; returns how many are saved now."""
-    indices = np.concatenate(unsaved)
-    tensors = {name: torch.from_numpy(values[indices]) for name, values in features.items()}
-    images = done + len(indices)
-    state.part(f"after-{done}").save({"images": images}, {"rows": torch.from_numpy(indices), **tensors})
-    return images
+    """Save the features of the unsaved indices after `done` saved images; returns how many are saved now.
+
+    In parts of at most PART_BATCHES batches, since each is copied; a part ends between two batches.
+    """
+    for start in range(0, len(unsaved), PART_BATCHES):
+        indices = np.concatenate(unsaved[start : start + PART_BATCHES])
+        tensors = {name: torch.from_numpy(values[indices]) for name, values in features.items()}
+        images = done + len(indices)
+        state.part(f"after-{done}").save({"images": images}, {"rows": torch.from_numpy(indices), **tensors})
+        done = images
+    return done
 
 
 def _load(features: dict[str, np.ndarray], count: int, state: CheckpointStore) -> int:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 MODALITIES = ("visible", "infrared")
 CLASSIFIER_STD = 0.001  # of the weights before training
+TEXT_BLOCK = 1024  # identities whose texts are encoded at once, which bounds memory: RN50 0.2 GB
 
 
 class CSDN(nn.Module):
@@ -152,7 +153,8 @@ class CSDN(nn.Module):
         check_modality(modality)
         if people is not None:
             check_people(people, self.config.identities)
-        return self.text_encoder(self.prompts(modality, people))
+        blocks = self.prompts(modality, people).split(TEXT_BLOCK)
+        return torch.cat([self.text_encoder(block) for block in blocks])
 
     def fused_text_features(self) -> Tensor:
         """SII of the visible and infrared text of each identity, floats [identities, d], without dropout.

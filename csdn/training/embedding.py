@@ -30,7 +30,7 @@ from csdn.model.device import compiled, configured_device
 from csdn.model.weights import check_weights, misfits, read_safetensors, refuse, shapes
 from csdn.params import EmbeddingParams, Params, TrainingParams
 from csdn.runtime.files import atomic_folder, write_json
-from csdn.training.checkpoint import State, restore_training, save_training
+from csdn.training.checkpoint import WAIT, LocalState, State, restore_training, save_training
 from csdn.training.distributed import (
     all_gather_with_grad,
     all_reduce_any,
@@ -125,9 +125,13 @@ def freeze_text(model: CSDN) -> None:
 
 
 def checkpoint_due(timer: CheckpointTimer, state: State) -> bool:
-    """Whether to save now; the same answer in all workers: the first worker's clock decides for all."""
+    """Whether to save now; the same answer in all workers: the first worker decides for all.
+
+    Not while a checkpoint is being written, unless this machine is about to be taken away.
+    """
     leaving = state.leaving()
-    return all_reduce_any(leaving or (rank_and_world_size()[0] == 0 and timer.due()))
+    first = rank_and_world_size()[0] == 0
+    return all_reduce_any(leaving or (first and not state.saving() and timer.due()))
 
 
 def training_step(
@@ -250,10 +254,9 @@ def train_local(
     device = configured_device(params)
     loader = TrainLoader(work.source, params.scaling.loader_workers, device)
     model, text_table = work.model.to(device), work.text_table.to(device)
-    timer = CheckpointTimer(max_s=params.scaling.checkpoint_seconds)
-    return train_embedding(
-        model, text_table, loader, work.settings, checkpoints, report, timer, work.training
-    )
+    timer = CheckpointTimer(WAIT, max_s=params.scaling.checkpoint_seconds)
+    with LocalState(checkpoints) as state:
+        return train_embedding(model, text_table, loader, work.settings, state, report, timer, work.training)
 
 
 def load_prompts(model: CSDN, weights: Path) -> Tensor:

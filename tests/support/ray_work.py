@@ -23,6 +23,7 @@ from csdn.data.checkpoint_store import CheckpointStore
 from csdn.data.loader import TrainLoader
 from csdn.model import CSDN
 from csdn.params import Params, load_params
+from csdn.training.checkpoint import LocalState
 from csdn.training.embedding import EmbeddingWork, train_embedding
 
 # The marks of modules that run Ray.
@@ -62,7 +63,8 @@ def make_params(workers: int, **scaling: object) -> Params:
 
 def train_plainly(work: EmbeddingWork, state: CheckpointStore) -> list[dict]:
     loader = TrainLoader(work.source, 0)
-    return train_embedding(work.model, work.text_table, loader, work.settings, state, lambda *_: None)
+    with LocalState(state) as saves:
+        return train_embedding(work.model, work.text_table, loader, work.settings, saves, lambda *_: None)
 
 
 def difference(one: CSDN, other: CSDN) -> float:

@@ -17,6 +17,7 @@ from csdn.data.checkpoint_store import CheckpointStore
 from csdn.data.loader import TrainBatch
 from csdn.model import CSDN
 from csdn.params import EmbeddingParams
+from csdn.training.checkpoint import LocalState
 from csdn.training.embedding import train_embedding
 
 IDENTITIES, PEOPLE, IMAGES, SIZE = 20, 4, 4, (64, 32)
@@ -73,7 +74,8 @@ def train(out: Path, rank: int, size: int, dtype: torch.dtype) -> None:
     text = torch.randn(IDENTITIES, config.embed_dim, generator=torch.Generator().manual_seed(1)).to(dtype)
     state = out / f"state-{dtype}-{size}-{rank}".replace("torch.", "")
     feed = Slices(rank, size, dtype)
-    rows = train_embedding(model, text, feed, settings(dtype), CheckpointStore(state), lambda *_: None)
+    with LocalState(CheckpointStore(state)) as saves:
+        rows = train_embedding(model, text, feed, settings(dtype), saves, lambda *_: None)
     if rank == 0:
         name = f"{dtype}-{size}".removeprefix("torch.")
         save_file({k: v.contiguous() for k, v in model.state_dict().items()}, out / f"{name}.safetensors")

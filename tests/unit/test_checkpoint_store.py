@@ -162,6 +162,18 @@ def test_only_one_tensor_file_is_kept(tmp_path):
     assert names == {"", ".json", ".safetensors"}
 
 
+def test_a_save_removes_what_a_killed_one_has_left(tmp_path):
+    code = (
+        "import os, torch; from csdn.data import checkpoint_store as c\n"
+        "c._file_hash = lambda path: os.kill(os.getpid(), 9)\n"
+        "c.CheckpointStore(c.Path('k')).save({'epoch': 0}, {'w': torch.ones(4)})"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == -signal.SIGKILL
+    assert len(list((tmp_path / "k").iterdir())) == 1
+    CheckpointStore(tmp_path / "k").save({"epoch": 1}, {"w": torch.ones(4)})
+    assert sorted(path.suffix for path in (tmp_path / "k").iterdir()) == [".json", ".safetensors"]
+
+
 def unfinished(stage, key, root):
     """Leave the state of a run that failed."""
     with pytest.raises(OSError), open_state(stage, key, root) as state:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from feed_data import write_data
 
+from csdn.data import features
 from csdn.data.checkpoint_store import CheckpointTimer, open_state
 from csdn.data.features import extract_features
 from csdn.data.loader import ImageBatches, load_images
@@ -50,6 +51,15 @@ def test_features_are_at_the_indices_of_their_images_whatever_the_order_of_batch
         found = mean_and_first(Batches(), state)
     np.testing.assert_array_equal(found["mean"], np.arange(7.0)[:, None].repeat(3, axis=1))
     np.testing.assert_array_equal(found["first"], np.arange(7.0)[:, None].repeat(2, axis=1))
+
+
+def test_what_is_saved_at_once_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "PART_BATCHES", 2)
+    with open_state("stage", "k", tmp_path) as state:
+        found = mean_and_first(Batches(), state, CheckpointTimer(min_s=math.inf))
+        assert sorted(part.name for part in state.folder.glob("after-*")) == ["after-0", "after-2", "after-5"]
+        again = mean_and_first(Batches(kill_after=0), state)
+    np.testing.assert_array_equal(again["mean"], found["mean"])
 
 
 @pytest.mark.parametrize("kills", [[0], [1], [2], [3], [1, 1, 1], [2, 0, 1]])

@@ -1,21 +1,24 @@
 """The training loops learn, resume from any kill to the same bytes, and stop when training diverges."""
 
 import math
+import threading
+import time
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 
-from csdn.data.checkpoint_store import CheckpointTimer, open_state
+from csdn.data.checkpoint_store import CheckpointStore, CheckpointTimer, open_state
 from csdn.data.sampler import pair_plan, pooled_plan
 from csdn.data.views import finish_views
 from csdn.model import CSDN, ModelConfig
 from csdn.params import EmbeddingParams, PhaseParams
 from csdn.runtime.errors import Diverged
+from csdn.training.checkpoint import LocalState
 from csdn.training.embedding import build_optimizer, freeze_text, train_embedding, training_step
 from csdn.training.log import LossLog, check_tensors
-from csdn.training.prompts import IntegrationPhase, PromptPhase, train_phase
+from csdn.training.prompts import IntegrationPhase, PromptPhase, text_accuracy, train_phase
 
 PEOPLE, IMAGES, SIZE = 3, 2, (32, 16)
 CONFIG = ModelConfig(
@@ -98,6 +101,14 @@ def always():
     return CheckpointTimer(overhead=math.inf, min_s=0)
 
 
+class EachStep(LocalState):
+    """Each checkpoint is written before the next step, so that a timer that is always due saves each step."""
+
+    def save(self, *what):
+        super().save(*what)
+        self.wait()
+
+
 def seldom():
     """A timer that is due once."""
     return CheckpointTimer(min_s=math.inf)
@@ -112,7 +123,7 @@ def train(tmp_path, kill_after=None, timer=None):
 
     def once(report):
         model = small_model()
-        with open_state("stage", "k", tmp_path) as state:
+        with open_state("stage", "k", tmp_path) as store, EachStep(store) as state:
             rows = train_embedding(
                 model, torch.eye(PEOPLE, 16), RandomLoader(), EMBEDDING, state, report, timer
             )
@@ -133,6 +144,52 @@ def test_a_killed_and_resumed_run_gives_the_same_bytes(tmp_path, kill_after, tim
     assert rows_again == rows
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
+
+
+class BusyStore(CheckpointStore):
+    """Writes nothing before the last step is done."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.last_step, self.positions = threading.Event(), []
+
+    def save(self, position, tensors):
+        assert self.last_step.wait(60), "the training waited for the store"
+        self.positions.append((position["epoch"], position["step"], len(position["log"])))
+        super().save(position, tensors)
+
+
+def test_a_slow_store_does_not_delay_the_steps(tmp_path):
+    store, model = BusyStore(tmp_path / "k"), small_model()
+
+    def report(done, total, _values):
+        if done == total:
+            store.last_step.set()
+
+    with LocalState(store) as state:
+        rows = train_embedding(
+            model, torch.eye(PEOPLE, 16), RandomLoader(), EMBEDDING, state, report, always()
+        )
+    assert store.positions[0] == (0, 1, 1), "the log of that step, too"
+    assert len(store.positions) <= 2, "no further one was begun meanwhile"
+    plain, plain_rows = train(tmp_path)
+    assert rows == plain_rows
+    assert all(torch.equal(plain.state_dict()[n], tensor) for n, tensor in model.state_dict().items())
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_training(tmp_path):
+    steps = []
+
+    def report(done, *_):
+        (tmp_path / "k").write_text("in the way")
+        steps.append(done)
+        time.sleep(0.1)  # for the thread
+
+    with pytest.raises(FileExistsError), LocalState(CheckpointStore(tmp_path / "k")) as state:
+        train_embedding(
+            small_model(), torch.eye(PEOPLE, 16), RandomLoader(), EMBEDDING, state, report, always()
+        )
+    assert steps == [1, 2]
 
 
 def test_stage_2_learns_and_does_not_change_the_text_side(tmp_path):
@@ -193,6 +250,24 @@ def test_a_phase_trains_only_its_own_parameters_and_resumes_exactly(tmp_path, na
         assert key.startswith(name) or torch.equal(tensor, before[key]), f"{key} was trained in {name}"
 
 
+def test_texts_and_their_accuracy_are_those_of_one_block(monkeypatch):
+    model, phase = small_model(), phases(small_model())["prompts"]
+    modality = np.repeat([0, 1], [4 * PEOPLE, 3 * PEOPLE])
+
+    def found():
+        figures = text_accuracy(model, phase.embeddings, phase.labels, modality)
+        with torch.no_grad():
+            return figures, model.fused_text_features()
+
+    figures, fused = found()
+    assert len(set(figures.values())) > 1
+    monkeypatch.setattr("csdn.model.network.TEXT_BLOCK", 2)
+    monkeypatch.setattr("csdn.training.prompts.BLOCK_PRODUCTS", 4 * PEOPLE)
+    blocks, fused_by_blocks = found()
+    assert blocks == figures
+    assert torch.allclose(fused_by_blocks, fused, rtol=1e-6, atol=1e-6)
+
+
 def test_finished_phases_are_not_trained_again(tmp_path):
     def run():
         with open_state("stage", "k", tmp_path) as state:
@@ -245,7 +320,11 @@ class SpoiltLoader(RandomLoader):
 
 def diverge(folder, loader=None, settings=EMBEDDING, report=lambda *_: None):
     """(the error, the last checkpoint's step over all epochs, whether all of it is finite) of a stage 2."""
-    with pytest.raises(Diverged) as error, open_state("stage", "k", folder) as state:
+    with (
+        pytest.raises(Diverged) as error,
+        open_state("stage", "k", folder) as store,
+        EachStep(store) as state,
+    ):
         train_embedding(
             small_model(), torch.eye(PEOPLE, 16), loader or RandomLoader(), settings, state, report, always()
         )

@@ -348,7 +348,7 @@ def maps_of_people(model: CSDN, dataset: Dataset, params: Params, data: Path) ->
             labels = torch.from_numpy(table.label[found]).to(texts.device)
             maps.append(text_maps(model, pixels.to(texts.device), modality.value, texts, labels))
         images += [
-            {"key": str(table.key[row]), "person": names[table.person_row[row]], "modality": modality.value}
+            {"key": table.key(row), "person": names[table.person_row[row]], "modality": modality.value}
             for row in of
         ]
     return PeopleMaps(images, TextMaps(*map(torch.cat, zip(*maps, strict=True))))

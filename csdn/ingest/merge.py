@@ -375,11 +375,9 @@ def _quarantine(drops: Sequence[IndexedDrop], rows: _Rows, fates: np.ndarray) ->
     parts = [QUARANTINE_SCHEMA.empty_table()]
     for n, indexed in enumerate(drops):
         conflicts = np.flatnonzero(np.isin(fates[rows.of(n)], list(_CONFLICTS)))
-        reasons = [_CONFLICTS[fate] for fate in fates[rows.of(n)][conflicts].tolist()]
+        why = pa.array([_CONFLICTS[fate] for fate in fates[rows.of(n)][conflicts].tolist()], pa.string())
         images = take_rows(indexed.index, ["path", "key", "person", "modality", "camera"], conflicts)
-        images = images.rename_columns({"key": "sha256"}).append_column(
-            "reason", pa.array(reasons, pa.string())
-        )
+        images = images.rename_columns({"key": "sha256"}).append_column("reason", why)
         refused = indexed.refused
         if indexed.drop.status == Status.REJECTED:
             refused = refused.slice(0, 0)

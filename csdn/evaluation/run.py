@@ -174,7 +174,8 @@ def prepare(dataset: Dataset, name: str, **options: Any) -> Experiment:
                 f"nothing to test with: no test person has a {modality.value} image; "
                 "add images of them, or raise data.test_percent"
             )
-    index = dataset.test_index()
+    by_path = ("path", "places") if name != "cameras" else ()  # what the protocols of benchmarks draw by
+    index = dataset.test_index(("person", "modality", "camera", "key", *by_path))
     try:
         searches = protocol(name, index, **options)
         _check_apart(index, canonical_index(name, index))

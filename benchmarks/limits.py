@@ -1,6 +1,6 @@
 """What limits training on hundreds of GPUs and on 100 million images: measured sizes and arithmetic.
 
-    python benchmarks/limits.py    about four minutes on one core, 6 GiB
+    python benchmarks/limits.py    about five minutes on one core, 6 GiB, 1.5 GB in the temporary folder
 
 The first part is measured on this machine (benchmarks/limits_measured.py), each size in a separate process.
 The second part is arithmetic (benchmarks/cost_model.py); no GPU and no network was measured.
@@ -16,6 +16,8 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import date
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -40,10 +42,7 @@ from limits_measured import IMAGES, JPEG, PEOPLE, SIZE
 from machine import machine
 
 MILLION, MB, GB, GIB = 10**6, 10**6, 10**9, 2**30
-MEASURED = (
-    *(("plan", 1), ("plan", 10), ("plan", 100), ("samples", 1), ("samples", 4)),
-    *(("merged", 1), ("merged", 4), ("requests", 10)),
-)
+PLANS, TABLES, READS = (1, 10, 100), (1, 4, 10), 10  # millions of images
 WORKERS, KNOWN = (8, 64, 512), (395, 10_000, MILLION)
 AIM = 4_500  # rows per second and GPU (H200): the aim, not a measurement
 DECODED = 1_650  # images per second of one loader process (docs/benchmarks.md)
@@ -55,13 +54,17 @@ IMAGES_IN_ALL = (MILLION, 10 * MILLION, 100 * MILLION)
 def main() -> None:
     part = sys.argv[1:]
     if part:
-        print(json.dumps(getattr(limits_measured, part[0])(int(part[1]) * MILLION)))
+        print(json.dumps(getattr(limits_measured, part[0])(int(part[1]) * MILLION, Path(part[2]))))
         return
     print(f"{date.today()}  {machine()}, one thread; seconds are those of the core")
     found = {}
-    for name, millions in MEASURED:
-        found[name] = alone(name, millions)
-        lines(f"{name}, {millions} million images", found[name])
+    for name, millions in (*(("plan", n) for n in PLANS), ("requests", READS)):
+        lines(f"{name}, {millions} million images", alone(name, millions))
+    for millions in TABLES:
+        with TemporaryDirectory() as folder:
+            for name in ("indexed", "merged", "loaded"):
+                found[name] = alone(name, millions, folder)
+                lines(f"{name}, {millions} million images", found[name])
     columns("images, by the largest sizes above", {n: tables(found, n) for n in IMAGES_IN_ALL})
     network = limits_measured.network()
     lines("network of stage 2, RN50 at 288x144", asdict(network))
@@ -70,20 +73,22 @@ def main() -> None:
     columns("people known, on one GPU", {n: known(network, n) for n in KNOWN})
 
 
-def alone(name: str, millions: int) -> dict[str, Any]:
+def alone(name: str, millions: int, folder: str = "") -> dict[str, Any]:
     """Run a part in a separate process, so that its peak memory is measured alone."""
-    command = [sys.executable, __file__, name, str(millions)]
+    command = [sys.executable, __file__, name, str(millions), folder]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
 def tables(found: Mapping[str, Mapping[str, Any]], images: int) -> dict[str, float]:
     """The cost of this many images, extrapolated linearly from the measured bytes and seconds per image."""
-    samples, merged = found["samples"], found["merged"]
-    read, laid = images / samples["rows"], images / merged["rows"]
+    loaded, merged = found["loaded"], found["merged"]
+    read, laid = images / loaded["rows"], images / merged["rows"]
     return {
-        "samples.parquet, GB": images * samples["file bytes a row"] / GB,
-        "as the loader holds it, GB": images * samples["loader's bytes a row"] / GB,
-        "peak while it is loaded, GB": read * samples["load peak GiB"] * GIB / GB,
+        "samples.parquet, GB": images * loaded["file bytes a row"] / GB,
+        "its columns in training, GB": images * loaded["bytes a row"] / GB,
+        "in each process of the loader, GB": images * loaded["of which in each process of the loader"] / GB,
+        "load, s": read * loaded["seconds"],
+        "load, peak GB": read * loaded["peak GiB"] * GIB / GB,
         "merge after a new drop, minutes": laid * merged["seconds"] / 60,
         "merge, peak GB": laid * merged["peak GiB"] * GIB / GB,
         "shards of 20 kB images, TB": images * JPEG / GB / 1000,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import tempfile
+import binascii
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from cost_model import FLOAT, Network
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -20,16 +20,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from csdn.data.catalog import (
     INDEX_SCHEMA,
     MODALITIES,
-    PEOPLE_SCHEMA,
     REFUSED_SCHEMA,
     SAMPLES_SCHEMA,
     load_dataset,
-    table_of,
+    open_table,
+    write_batches,
     write_table,
 )
 from csdn.data.sampler import BatchPlan, epoch_plan, images_of_people
+from csdn.ingest.counts import summary
 from csdn.ingest.identities import SplitRule
-from csdn.ingest.ledger import Drop, Status
+from csdn.ingest.ledger import Drop
 from csdn.ingest.merge import IndexedDrop, merge
 from csdn.losses import embedding_losses, wrt_loss
 from csdn.model import CSDN, ModelConfig
@@ -39,19 +40,9 @@ IMAGES_OF_A_PERSON, CAMERAS = 100, 6  # half of each modality
 JPEG, SHARD = 20_000, 64 * 10**6  # bytes of an image and of a shard
 GAPS = (0, 64, 256, 1024)  # KiB: largest gap between two images of a shard that one request reads
 BATCHES = 500
-# Columns of csdn.data.catalog.SampleTable, which all loader processes share.
-COLUMNS = (
-    "shard",
-    "offset",
-    "size",
-    "extension",
-    "label",
-    "person_row",
-    "modality",
-    "camera",
-    "digest",
-    "path",
-)
+# Columns of csdn.data.catalog.SampleTable: those of csdn.data.batch.ImageReader, and the others.
+READER = ("shard", "offset", "size", "extension", "digest")
+OTHERS = ("label", "person_row", "modality", "camera")
 
 
 @contextmanager
@@ -70,7 +61,7 @@ def memory(name: str) -> int:
     return 1024 * int(text.split(f"{name}:")[1].split()[0])
 
 
-def plan(images: int) -> dict[str, Any]:
+def plan(images: int, _: Path) -> dict[str, Any]:
     """The plan of one epoch at P = 8 and P = 512; both include grouping the images by person."""
     labels, modalities = people_and_modalities(images)
     found: dict[str, Any] = {"rows": len(labels)}
@@ -94,68 +85,106 @@ def people_and_modalities(images: int) -> tuple[np.ndarray, np.ndarray]:
     return order, modalities
 
 
-def samples(images: int) -> dict[str, Any]:
-    """Bytes per row of samples.parquet: in the file, in Arrow, and as the loader's arrays."""
-    table = table_of_images(images, SAMPLES_SCHEMA)
-    rows = len(table)
-    found: dict[str, Any] = {"rows": rows, "arrow bytes a row": round(table.nbytes / rows)}
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        write_table(root / "samples.parquet", table)
-        write_table(root / "people.parquet", table_of([], PEOPLE_SCHEMA))
-        found["file bytes a row"] = round((root / "samples.parquet").stat().st_size / rows, 1)
-        with measured(found, "load"):
-            loaded = load_dataset(root).train_table()
-    bytes_of = {name: getattr(loaded, name).nbytes for name in COLUMNS}
-    found["loader's bytes a row"] = round(sum(bytes_of.values()) / rows)
-    found["of which paths"] = round(bytes_of["path"] / rows)
-    return found
+# Tables: a process writes the indexes of some drops, the next one merges them, a third one loads the result.
 
 
-def merged(images: int) -> dict[str, Any]:
-    """Merge the index of one drop, as ingest does whenever the ledger changes."""
-    index = table_of_images(images, INDEX_SCHEMA)
-    drop = Drop(id="d" * 64, address="/drop", layout="cameras", status=Status.ACCEPTED)
-    indexed = IndexedDrop(drop, index, table_of([], REFUSED_SCHEMA), ignored=0)
-    found: dict[str, Any] = {"rows": len(index)}
-    with measured(found):
-        merge([indexed], SplitRule(salt="", test_percent=40), max_bad_fraction=0.01)
-    return found
+DROPS = 10
+TWICE = 100  # one image of so many is there twice
+RULE = SplitRule(salt="", test_percent=1)
 
 
-def table_of_images(images: int, schema: pa.Schema) -> pa.Table:
-    """About `images` rows of an index or of samples.parquet, sorted by path."""
+def indexed(images: int, root: Path) -> dict[str, Any]:
+    """Write the indexes of DROPS drops with about `images` images in all, as ingest leaves them."""
+    written = [write_index(number, images // DROPS, root) for number in range(DROPS)]
+    return {"rows": sum(written)}
+
+
+def write_index(number: int, images: int, root: Path) -> int:
+    """The index of one drop, sorted by path; returns its rows. A tenth of its people are in the next one."""
     labels, modalities = people_and_modalities(images)
     rows = np.arange(len(labels))
     shard = rows // (SHARD // JPEG)
-    names = [f"{'a' * 16}-{number:06d}-{digest(number)[:16]}.tar" for number in range(shard[-1] + 1)]
     cameras = rows * 2 * CAMERAS // len(rows)
-    places = zip(modalities, cameras, labels, rows, strict=True)
+    draws = np.random.default_rng(number)
+    content = np.where(rows % TWICE == 1, rows - 1, rows)
+    keys = np.frombuffer(draws.bytes(32 * len(rows)), "V32")[content]
+    person = numbered("p", 7, labels + labels[-1] * number * 9 // 10)
+    modality = pa.array(list(map(str, MODALITIES))).take(pa.array(modalities))
+    camera = numbered("c", 2, cameras)
+    names = pc.binary_join_element_wise(numbered("", 9, rows), "jpg", ".")
+    shards = [f"{number:016x}-{n:06d}-{draws.bytes(8).hex()}.tar" for n in range(shard[-1] + 1)]
     known = {
-        "key": [digest(row) for row in rows],
-        "extension": ["jpg"] * len(rows),
-        "shard": np.array(names, dtype=object)[shard],
+        "key": hexadecimal(keys),
+        "extension": pa.repeat("jpg", len(rows)),
+        "shard": pa.array(shards).take(pa.array(shard)),
         "offset": rows % (SHARD // JPEG) * JPEG,
-        "size": np.random.default_rng(0).integers(JPEG // 2, JPEG, len(rows)),
-        "person": [f"p{label:07d}" for label in labels],
-        "person_row": labels,
-        "side": ["train"] * len(rows),
-        "modality": np.array(["visible", "infrared"], dtype=object)[modalities],
-        "camera": [f"c{camera:02d}" for camera in cameras],
-        "path": [f"{MODALITIES[m]}/c{camera:02d}/p{p:07d}/{n:09d}.jpg" for m, camera, p, n in places],
-        "drop": ["d" * 64] * len(rows),
-        "width": [SIZE[1]] * len(rows),
-        "height": [SIZE[0]] * len(rows),
+        "size": draws.integers(JPEG // 2, JPEG, len(rows)),
+        "person": person,
+        "modality": modality,
+        "camera": camera,
+        "path": pc.binary_join_element_wise(modality, camera, person, names, "/"),
+        "width": pa.repeat(SIZE[1], len(rows)),
+        "height": pa.repeat(SIZE[0], len(rows)),
     }
-    columns = [pa.array(known.get(field.name, [None] * len(rows)), field.type) for field in schema]
-    return pa.table(columns, schema=schema)
+    columns = [pa.array(known.get(f.name, pa.nulls(len(rows), f.type)), f.type) for f in INDEX_SCHEMA]
+    write_table(root / f"{number}.parquet", pa.table(columns, schema=INDEX_SCHEMA))
+    return len(rows)
 
 
-def digest(number: int) -> str:
-    return hashlib.sha256(str(number).encode()).hexdigest()
+def numbered(letter: str, digits: int, numbers: np.ndarray) -> pa.Array:
+    """Names such as p0000017."""
+    texts = pc.utf8_lpad(pa.array(numbers).cast(pa.string()), digits, padding="0")
+    return pc.binary_join_element_wise(letter, texts, "")
 
 
-def requests(images: int) -> dict[str, Any]:
+def hexadecimal(keys: np.ndarray) -> pa.Array:
+    """Keys of 32 bytes as texts of 64 hex digits."""
+    starts = np.arange(0, 64 * len(keys) + 1, 64, dtype=np.int32)
+    text = binascii.hexlify(keys.tobytes())
+    return pa.StringArray.from_buffers(len(keys), pa.py_buffer(starts), pa.py_buffer(text))
+
+
+def merged(images: int, root: Path) -> dict[str, Any]:
+    """Merge the indexes and write the tables, as ingest does whenever the ledger changes."""
+    found: dict[str, Any] = {"rows": images}
+    with measured(found):
+        drops = [
+            IndexedDrop(
+                Drop(id=f"{number:064x}", address=f"/drop/{number}", layout="cameras"),
+                open_table(root / f"{number}.parquet", INDEX_SCHEMA),
+                REFUSED_SCHEMA.empty_table(),
+                ignored=0,
+            )
+            for number in range(DROPS)
+        ]
+        together = merge(drops, RULE, max_bad_fraction=0.01)
+        write_batches(root / "samples.parquet", SAMPLES_SCHEMA, together.samples())
+        write_table(root / "people.parquet", together.people)
+        counted = summary(drops, together, {})
+    found["rows"] = sum(drop.index.count_rows() for drop in drops)
+    found["rows of samples.parquet"] = sum(sum(of.values()) for of in counted["images"].values())
+    found["twice"] = counted["duplicates"]
+    found["held drops"] = len(counted["drops"]["held"])
+    return found
+
+
+def loaded(images: int, root: Path) -> dict[str, Any]:
+    """Load the training images, as each training stage does; bytes per row of the file and of the arrays."""
+    found: dict[str, Any] = {"rows": images}
+    with measured(found):
+        table = load_dataset(root).train_table()
+    found["rows"] = len(table)
+    bytes_of = {name: getattr(table, name).nbytes / len(table) for name in (*READER, *OTHERS)}
+    size = (root / "samples.parquet").stat().st_size
+    found["file bytes a row"] = round(
+        size / open_table(root / "samples.parquet", SAMPLES_SCHEMA).count_rows(), 1
+    )
+    found["bytes a row"] = round(sum(bytes_of.values()))
+    found["of which in each process of the loader"] = round(sum(bytes_of[name] for name in READER))
+    return found
+
+
+def requests(images: int, _: Path) -> dict[str, Any]:
     """Range reads per batch if one request reads neighbouring images of a shard.
 
     For shards ordered by path, as ingest writes them, and ordered by person.

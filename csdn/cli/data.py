@@ -102,7 +102,7 @@ def _rejected_files(drop: Drop) -> str:
     path = DATA / "index" / f"{drop.id}.quarantine.parquet"
     if not path.exists():
         return ""
-    table = read_table(path, REFUSED_SCHEMA)
+    table = read_table(path, REFUSED_SCHEMA, ["path", "reason"])
     return refused_in_words(list(zip(table["path"].to_pylist(), table["reason"].to_pylist(), strict=True)))
 
 

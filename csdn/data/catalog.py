@@ -7,16 +7,18 @@ columns the schemas below describe. Training and evaluation see the data through
 
 from __future__ import annotations
 
+import binascii
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from csdn.data.images import EXTENSIONS
@@ -138,50 +140,115 @@ def table_of(rows: Sequence[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
     )
 
 
+ROW_GROUP = 2**20  # rows
+
+
 def write_table(path: Path, table: pa.Table, facts: Mapping[str, Any] | None = None) -> None:
     """Write a table completely or not at all; `facts` are JSON values stored in its metadata."""
+    write_batches(path, table.schema, table.to_batches(), facts)
+
+
+def write_batches(
+    path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], facts: Mapping[str, Any] | None = None
+) -> None:
+    """`write_table` for rows that need not fit into memory: the bytes do not depend on how they are cut."""
     metadata = {
         _VERSION_KEY: str(TABLES_VERSION),
         _FACTS_KEY: json.dumps(facts or {}, sort_keys=True),
     }
-    with atomic_write(path) as temporary:
-        pq.write_table(
-            table.combine_chunks().replace_schema_metadata(metadata), temporary, compression="zstd"
-        )
+    with (
+        atomic_write(path) as temporary,
+        pq.ParquetWriter(temporary, schema.with_metadata(metadata), compression="zstd") as writer,
+    ):
+        for rows in _row_groups(schema, batches):
+            writer.write_table(rows.replace_schema_metadata(metadata), row_group_size=ROW_GROUP)
 
 
-def read_table(path: Path, schema: pa.Schema) -> pa.Table:
-    """Read what `write_table` wrote; raises UserError for a missing, damaged or other version's file."""
-    _metadata(path)
+def _row_groups(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The rows as tables of ROW_GROUP rows, the last one shorter, possibly empty."""
+    rows = pa.table([[]] * len(schema), schema=schema)
+    for batch in batches:
+        rows = pa.concat_tables([rows, pa.Table.from_batches([batch], schema)])
+        while rows.num_rows > ROW_GROUP:
+            yield rows.slice(0, ROW_GROUP).combine_chunks()
+            rows = rows.slice(ROW_GROUP)
+    yield rows.combine_chunks()
+
+
+def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read what `write_table` wrote, or these columns of it; raises UserError as `open_table` does."""
+    return to_table(open_table(path, schema), columns)
+
+
+def open_table(path: Path, schema: pa.Schema) -> ds.Dataset:
+    """What `write_table` wrote, to be read column by column with `to_table` and `to_batches`.
+
+    Raises UserError for a missing, damaged or other version's file.
+    """
+    if missing := set(schema.names) - set(_schema_of(path).names):
+        raise UserError(_damaged(path, f"there is no column {min(missing)}"))
+    return ds.dataset(path, schema=schema, format="parquet")
+
+
+def to_table(
+    table: ds.Dataset, columns: Sequence[str] | None = None, where: pc.Expression | None = None
+) -> pa.Table:
+    """These columns of the rows for which `where` is true, in order; raises UserError for a damaged file."""
+    columns = table.schema.names if columns is None else columns
+    schema = pa.schema([table.schema.field(name) for name in columns])
+    return pa.Table.from_batches(to_batches(table, columns, where), schema)
+
+
+def to_batches(
+    table: ds.Dataset, columns: Sequence[str], where: pc.Expression | None = None
+) -> Iterator[pa.RecordBatch]:
+    """`to_table` a batch at a time."""
     try:
-        return pq.read_table(path, columns=schema.names).cast(schema)
+        yield from table.to_batches(columns=list(columns), filter=where, use_threads=False)
     except (pa.ArrowException, ValueError, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it and run `dvc repro` again") from None
+        raise UserError(_damaged(" ".join(getattr(table, "files", ["a table"])), error)) from None
+
+
+def take_rows(table: ds.Dataset, columns: Sequence[str], rows: np.ndarray) -> pa.Table:
+    """These columns of the rows with these numbers, which ascend."""
+    start, parts = 0, []
+    for batch in to_batches(table, columns) if len(rows) else ():
+        first, after = np.searchsorted(rows, [start, start + len(batch)])
+        parts.append(batch.take(pa.array(rows[first:after] - start)))
+        start += len(batch)
+    return pa.Table.from_batches(parts, pa.schema([table.schema.field(name) for name in columns]))
+
+
+def _damaged(path: Path | str, why: object) -> str:
+    return f"{path} is damaged ({why}); delete it and run `dvc repro` again"
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """The facts that `write_table` stored; raises UserError as `read_table` does."""
+    """The facts that `write_table` stored; raises UserError as `open_table` does."""
     advice = "delete it and run `dvc repro` again"
-    facts = parse_json(_metadata(path).get(_FACTS_KEY, b""), f"{path}: {_FACTS_KEY.decode()}", advice)
+    facts = parse_json(
+        _schema_of(path).metadata.get(_FACTS_KEY, b""), f"{path}: {_FACTS_KEY.decode()}", advice
+    )
     if not isinstance(facts, dict):
         raise UserError(f"{path} is damaged: {_FACTS_KEY.decode()} is no object; {advice}")
     return facts
 
 
-def _metadata(path: Path) -> dict[bytes, bytes]:
+def _schema_of(path: Path) -> pa.Schema:
+    """The schema of a table of this version, with its metadata."""
     try:
-        metadata = pq.read_schema(path).metadata or {}
+        schema = pq.read_schema(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; `dvc repro ingest` makes it") from None
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it and run `dvc repro` again") from None
-    version = metadata.get(_VERSION_KEY, b"none").decode()
+        raise UserError(_damaged(path, error)) from None
+    version = (schema.metadata or {}).get(_VERSION_KEY, b"none").decode()
     if version != str(TABLES_VERSION):
         raise UserError(
             f"{path}: has version {version} of the tables, this program reads {TABLES_VERSION}; "
             "delete it and run `dvc repro ingest` to make it again"
         )
-    return metadata
+    return schema
 
 
 # The data as arrays: the only interface through which training and evaluation see it.
@@ -207,17 +274,13 @@ class SampleTable:
     camera: np.ndarray  # int32, position in camera_names
     camera_names: list[str]
     digest: np.ndarray  # 32 bytes each (V32), SHA-256 of the image's bytes
-    path: np.ndarray  # str, in its drop
 
     def __len__(self) -> int:
         return len(self.label)
 
-    @cached_property
-    def key(self) -> np.ndarray:
-        """The digests as str, 64 hex digits. They take eight times the memory, so they are made when first
-        used.
-        """
-        return np.array([digest.tobytes().hex() for digest in self.digest], dtype=str)
+    def key(self, row: int) -> str:
+        """The image's key in the tables: its digest as 64 hex digits."""
+        return self.digest[row].tobytes().hex()
 
     def of(self, modality: Modality) -> np.ndarray:
         """Indices of the images of a modality, ascending."""
@@ -233,9 +296,9 @@ class SampleTable:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The merged data: the tables samples.parquet and people.parquet."""
+    """The merged data: samples.parquet, of which only the columns in use are read, and people.parquet."""
 
-    samples: pa.Table
+    samples: ds.Dataset
     people: pa.Table
 
     def train_table(self) -> SampleTable:
@@ -244,52 +307,102 @@ class Dataset:
     def test_table(self) -> SampleTable:
         return _sample_table(self.samples, "test")
 
-    def test_index(self) -> dict[str, list[Any]]:
-        """The test images as the columns of csdn.evaluation.protocols; row n is row n of `test_table`."""
-        names = dict(zip(self.people["row"].to_pylist(), self.people["person"].to_pylist(), strict=True))
-        rows = self.samples.filter(pa.compute.equal(self.samples["split"], "test"))
-        columns = {name: rows[name].to_pylist() for name in ("modality", "camera", "key", "path", "places")}
-        return {"person": [names[row] for row in rows["person_row"].to_pylist()], **columns}
+    def test_index(
+        self, columns: Sequence[str] = ("person", "modality", "camera", "key", "path", "places")
+    ) -> dict[str, list[Any]]:
+        """The test images as columns of csdn.evaluation.protocols; row n is row n of `test_table`."""
+        stored = ["person_row" if name == "person" else name for name in columns]
+        rows = to_table(self.samples, stored, ds.field("split") == "test")
+        return {name: self._values(name, rows[kept]) for name, kept in zip(columns, stored, strict=True)}
+
+    def _values(self, name: str, column: pa.ChunkedArray) -> list[Any]:
+        """A column of `test_index`; images with the same label share its text."""
+        if name == "person":
+            names, found = self.people["person"].to_pylist(), column.to_numpy()
+        elif name in ("modality", "camera"):
+            names, found = codes(column)
+        else:
+            return column.to_pylist()
+        return np.array(names, dtype=object)[found].tolist()
 
 
 def load_dataset(root: str | Path = "data") -> Dataset:
-    """Read the tables that ingest wrote below `root`; raises UserError where one is missing or not
-    readable.
-    """
+    """The tables that ingest wrote below `root`; raises UserError where one is missing or not readable."""
     root = Path(root)
     return Dataset(
-        samples=read_table(root / "samples.parquet", SAMPLES_SCHEMA),
+        samples=open_table(root / "samples.parquet", SAMPLES_SCHEMA),
         people=read_table(root / "people.parquet", PEOPLE_SCHEMA),
     )
 
 
-def _sample_table(samples: pa.Table, split: str) -> SampleTable:
-    rows = samples.filter(pa.compute.equal(samples["split"], split)).combine_chunks()
-    shard_names, shard = _codes(rows["shard"])
-    camera_names, camera = _codes(rows["camera"])
-    person_row = rows["person_row"].to_numpy()
+def _sample_table(samples: ds.Dataset, split: str) -> SampleTable:
+    """The images of a split. Columns are read one after another: one alone is in memory as texts."""
+
+    def column(name: str) -> pa.ChunkedArray:
+        return to_table(samples, [name], ds.field("split") == split)[name]
+
+    digest = digests(to_batches(samples, ["key"], ds.field("split") == split))
+    shard_names, shard = _sorted_codes(column("shard"))
+    camera_names, camera = _sorted_codes(column("camera"))
+    person_row = column("person_row").to_numpy()
     return SampleTable(
         shard=shard,
         shard_names=shard_names,
-        offset=rows["offset"].to_numpy(),
-        size=rows["size"].to_numpy(),
-        extension=_positions(rows["extension"], EXTENSIONS).astype(np.int8),
-        label=np.unique(person_row, return_inverse=True)[1].astype(np.int64),
+        offset=column("offset").to_numpy(),
+        size=column("size").to_numpy(),
+        extension=positions(column("extension"), EXTENSIONS),
+        label=_labels(person_row),
         person_row=person_row,
-        modality=_positions(rows["modality"], MODALITIES).astype(np.int8),
+        modality=positions(column("modality"), MODALITIES),
         camera=camera,
         camera_names=camera_names,
-        digest=np.frombuffer(bytes.fromhex("".join(rows["key"].to_pylist())), "V32"),
-        path=np.array(rows["path"].to_pylist(), dtype=str),
+        digest=digest,
     )
 
 
-def _codes(column: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
-    """Sorted distinct names, and each row's position among them as int32."""
-    names = sorted(column.unique().to_pylist())
-    return names, _positions(column, names)
+def _labels(person_row: np.ndarray) -> np.ndarray:
+    """Each row's position among the distinct rows of people."""
+    present = np.zeros(person_row.max(initial=-1) + 1, dtype=np.int64)
+    present[person_row] = 1
+    return (np.cumsum(present) - 1)[person_row]
 
 
-def _positions(column: pa.ChunkedArray, names: list[str] | tuple[str, ...]) -> np.ndarray:
-    codes = pa.compute.index_in(column, value_set=pa.array(list(map(str, names)), pa.string()))
-    return codes.to_numpy().astype(np.int32)
+# Columns of texts as arrays.
+
+
+def codes(column: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
+    """The distinct texts of a column, in order of appearance, and each row's position among them, int32."""
+    chunks = column.dictionary_encode().chunks  # they share one dictionary
+    names = chunks[0].dictionary.to_pylist() if chunks else []
+    return names, np.concatenate([np.zeros(0, np.int32), *(chunk.indices.to_numpy() for chunk in chunks)])
+
+
+def _sorted_codes(column: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
+    """`codes` with the texts in ascending order."""
+    names, found = codes(column)
+    order = sorted(range(len(names)), key=names.__getitem__)
+    rank = np.empty(len(names), np.int32)
+    rank[order] = np.arange(len(names))
+    return [names[n] for n in order], rank[found]
+
+
+def positions(column: pa.ChunkedArray | pa.Array, names: Sequence[str]) -> np.ndarray:
+    """Each row's position among a few given texts, int8."""
+    found = pc.index_in(column, value_set=pa.array(list(map(str, names)), pa.string()))
+    return found.cast(pa.int8()).to_numpy()
+
+
+def digests(batches: Iterable[pa.RecordBatch]) -> np.ndarray:
+    """The column `key`, 64 hex digits an image, as 32 bytes each (V32)."""
+    parts = []
+    for batch in batches:
+        digits = batch["key"].cast(pa.binary()).cast(pa.binary(64))
+        text = memoryview(digits.buffers()[1])[64 * digits.offset :]
+        parts.append(binascii.unhexlify(text[: 64 * len(digits)]))
+    return np.frombuffer(b"".join(parts), "V32")
+
+
+def image_numbers(keys: np.ndarray) -> np.ndarray:
+    """The same number, int32 from 0, for images with the same of these `digests`."""
+    texts = pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(keys), [None, pa.py_buffer(keys)])
+    return texts.dictionary_encode().indices.to_numpy()

@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from decimal import Decimal
 from numbers import Integral, Real
 from typing import Any
@@ -113,9 +114,15 @@ def label_fault(value: Any) -> str | None:
 
 def canonical_labels(column: Iterable[Any], what: str) -> list[str]:
     """The labels of a column of an index; `what` is its name. ValueError names the first bad entry."""
+    values = list(column)
+    if set(map(type, values)) == {str}:
+        with suppress(BadLabel):  # the loop below names the first bad entry
+            meanings = {text: canonical_label(text) for text in set(values)}
+            if all(meanings.values()):
+                return list(map(meanings.__getitem__, values))
     known: dict[Any, str] = {}
     labels = []
-    for row, value in enumerate(column):
+    for row, value in enumerate(values):
         try:
             label = _cached_label(value, known)
         except BadLabel as bad:

@@ -82,15 +82,16 @@ class TrainSource:
         """Raises UserError where a person lacks a modality, or there are fewer than P people."""
         return epoch_plan(self.labels, self.modalities, self.people, self.images, self.seed, epoch)
 
-    def bytes_of(self, row: BatchPlan) -> ViewBytes:
-        """A row as a process of the loader hands it over."""
-        views = self.rows(row)
-        return view_bytes(row, views.pixels, views.boxes, views.channels)
-
     def finished(self, batch: ViewBytes) -> TrainBatch:
         """The batch, on the device on which its bytes are."""
         views = finish_views(batch.pixels, batch.boxes, batch.channels, self.normalize)
         return TrainBatch(*views, batch.labels, batch.epoch, batch.step)
+
+
+def row_bytes(reader: TrainBatchReader, row: BatchPlan) -> ViewBytes:
+    """A row as a process of the loader hands it over; of the table it needs what the reader has."""
+    views = reader(row)
+    return view_bytes(row, views.pixels, views.boxes, views.channels)
 
 
 def view_bytes(row: BatchPlan, pixels: np.ndarray, boxes: np.ndarray, channels: np.ndarray) -> ViewBytes:
@@ -109,7 +110,7 @@ class TrainLoader:
     def __init__(self, source: TrainSource, processes: int, device: torch.device = CPU) -> None:
         self.source, self.device = source, device
         self.steps_per_epoch = source.steps_per_epoch
-        self.batches = BatchLoader(source.bytes_of, processes, device)
+        self.batches = BatchLoader(partial(row_bytes, source.rows), processes, device)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[TrainBatch]:
         """The batches of `epoch` from row `start` on, in the plan's order."""

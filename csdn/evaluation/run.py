@@ -174,7 +174,8 @@ def prepare(dataset: Dataset, name: str, **options: Any) -> Experiment:
                 f"nothing to test with: no test person has a {modality.value} image; "
                 "add images of them, or raise data.test_percent"
             )
-    index = dataset.test_index()
+    by_path = ("path", "places") if name != "cameras" else ()  # what the protocols of benchmarks draw by
+    index = dataset.test_index(("person", "modality", "camera", "key", *by_path))
     try:
         searches = protocol(name, index, **options)
         _check_apart(index, canonical_index(name, index))
@@ -348,7 +349,7 @@ def maps_of_people(model: CSDN, dataset: Dataset, params: Params, data: Path) ->
             labels = torch.from_numpy(table.label[found]).to(texts.device)
             maps.append(text_maps(model, pixels.to(texts.device), modality.value, texts, labels))
         images += [
-            {"key": str(table.key[row]), "person": names[table.person_row[row]], "modality": modality.value}
+            {"key": table.key(row), "person": names[table.person_row[row]], "modality": modality.value}
             for row in of
         ]
     return PeopleMaps(images, TextMaps(*map(torch.cat, zip(*maps, strict=True))))

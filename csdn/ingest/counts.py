@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from csdn.data.outputs import examples, in_words
 from csdn.ingest.ledger import SHORT, Drop, Status
@@ -28,13 +29,13 @@ def summary(
     return {
         "drops": {"used": len(used), "held": _held(merged), "left_out": _left_out(drops)},
         "people": dict.fromkeys(("train", "test", "waiting", "removed"), 0)
-        | Counter(merged.people["status"].to_pylist()),
-        "images": {split: _counts(merged.samples, split) for split in ("train", "test")},
-        "cameras": _cameras(merged.samples),
+        | _value_counts(merged.people["status"]),
+        "images": {split: _counts(merged.counts, split) for split in ("train", "test")},
+        "cameras": _cameras(merged.counts),
         "duplicates": merged.duplicates,
-        "quarantined": dict(sorted(Counter(merged.quarantine["reason"].to_pylist()).items())),
+        "quarantined": dict(sorted(_value_counts(merged.quarantine["reason"]).items())),
         "labels": merged.labels,
-        "unlike_published": unlike_published([d.drop for d in used], merged.samples),
+        "unlike_published": unlike_published([d.drop for d in used], merged.counts),
         "few_grey_levels": few_levels([d.grey16 for d in used], grey16_range),
         "ignored_files": sum(d.ignored for d in drops if d.drop.status != Status.REJECTED),
     }
@@ -65,15 +66,26 @@ def _left_out(drops: Sequence[IndexedDrop]) -> list[dict[str, str]]:
     ]
 
 
-def _counts(samples: pa.Table, split: str) -> dict[str, int]:
-    pairs = Counter(zip(samples["split"].to_pylist(), samples["modality"].to_pylist(), strict=True))
-    return {modality: pairs[split, modality] for modality in ("visible", "infrared")}
+def _value_counts(column: pa.ChunkedArray) -> dict[str, int]:
+    return {entry["values"]: entry["counts"] for entry in column.value_counts().to_pylist()}
 
 
-def _cameras(samples: pa.Table) -> dict[str, dict[str, int]]:
-    pairs = Counter(zip(samples["modality"].to_pylist(), samples["camera"].to_pylist(), strict=True))
+def _sums(counts: pa.Table, *columns: str) -> dict[tuple[Any, ...], int]:
+    """The sum of `images` for each combination of values."""
+    sums = counts.group_by(list(columns), use_threads=False).aggregate([("images", "sum")])
+    values = zip(*(sums[name].to_pylist() for name in columns), strict=True)
+    return dict(zip(values, sums["images_sum"].to_pylist(), strict=True))
+
+
+def _counts(counts: pa.Table, split: str) -> dict[str, int]:
+    sums = _sums(counts, "split", "modality")
+    return {modality: sums.get((split, modality), 0) for modality in ("visible", "infrared")}
+
+
+def _cameras(counts: pa.Table) -> dict[str, dict[str, int]]:
+    sums = sorted(_sums(counts, "modality", "camera").items())
     return {
-        modality: {camera: count for (of, camera), count in sorted(pairs.items()) if of == modality}
+        modality: {camera: count for (of, camera), count in sums if of == modality}
         for modality in ("visible", "infrared")
     }
 
@@ -143,9 +155,9 @@ PUBLISHED = {
 }
 
 
-def unlike_published(drops: Sequence[Drop], samples: pa.Table) -> list[str]:
-    """A line for each count of a benchmark's drop that is not the published one; `samples` as in
-    samples.parquet.
+def unlike_published(drops: Sequence[Drop], counts: pa.Table) -> list[str]:
+    """A line for each count of a benchmark's drop that is not the published one; counts: as in
+    csdn.ingest.merge.Merged.
 
     A drop with less than half of the published training people is a miniature, which is not compared.
     """
@@ -154,23 +166,21 @@ def unlike_published(drops: Sequence[Drop], samples: pa.Table) -> list[str]:
         f"{drop.layout} as published has {published}"
         for drop in drops
         if drop.layout in PUBLISHED
-        for (split, column, value), published, count in _compared(drop, samples)
+        for (split, column, value), published, count in _compared(drop, counts)
         if count != published
     ]
 
 
-def _compared(drop: Drop, samples: pa.Table) -> list[tuple[tuple[str, str, str], int, int]]:
-    rows = samples.filter(pa.compute.equal(samples["drop"], drop.id))
-    splits = rows["split"].to_pylist()
-    people = set(zip(splits, rows["person_row"].to_pylist(), strict=True))
-    counts = Counter((split, "people", "") for split, _ in people)
+def _compared(drop: Drop, counts: pa.Table) -> list[tuple[tuple[str, str, str], int, int]]:
+    rows = counts.filter(pc.equal(counts["drop"], drop.id))
+    found = Counter((split, "people", "") for split, _ in _sums(rows, "split", "person_row"))
     for column in ("modality", "camera"):
-        values = rows[column].to_pylist()
-        counts.update((split, column, value) for split, value in zip(splits, values, strict=True))
+        sums = _sums(rows, "split", column)
+        found.update({(split, column, value): images for (split, value), images in sums.items()})
     published = PUBLISHED[drop.layout]
-    if 2 * counts["train", "people", ""] < published["train", "people", ""]:
+    if 2 * found["train", "people", ""] < published["train", "people", ""]:
         return []
-    return [(what, number, counts[what]) for what, number in published.items()]
+    return [(what, number, found[what]) for what, number in published.items()]
 
 
 # Grey images of 16 bits (csdn.ingest.pack): a warning for each camera whose images keep few grey levels.

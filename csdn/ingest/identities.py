@@ -13,9 +13,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
+from csdn.data.catalog import positions, to_batches
 from csdn.data.labels import BadLabel, canonical_label
 from csdn.ingest.ledger import Drop
 from csdn.runtime.documents import parse_json
@@ -81,21 +85,36 @@ def parse_aliases(text: bytes, path: str | Path) -> dict[str, str]:
 # The published splits of benchmarks; drops of own cameras have none.
 
 
-def published_splits(index: pa.Table, trial: int) -> list[str | None]:
-    """For each image of a drop's index: "train" or "test" in the authors' split number `trial` (from 1).
+# What lists of authors say of an image: its drop has no lists, it is on none of them, or its split.
+NO_LISTS, UNLISTED, _TRAIN, _TEST = range(4)
+_SPLITS = {"": UNLISTED, "train": _TRAIN, "test": _TEST}
 
-    "": the image is on no list of that split; None: the drop has no lists. Where there are fewer splits, the
-    last one counts.
+
+def published_splits(index: ds.Dataset, trial: int) -> np.ndarray:
+    """For each image of a drop's index what the authors' split number `trial` (from 1) says, int8.
+
+    Where there are fewer splits, the last one counts.
     """
-    lists = index["splits"].to_pylist()
-    return [splits[min(trial, len(splits)) - 1] if splits else None for splits in lists]
+    found = [np.zeros(0, np.int8)]
+    for batch in to_batches(index, ["splits"]):
+        lists = batch["splits"]
+        lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
+        listed = np.zeros(len(lists), np.int8)
+        last = lists.offsets.to_numpy()[:-1] + np.minimum(trial, lengths) - 1
+        splits = lists.values.take(pa.array(last[lengths > 0]))
+        listed[lengths > 0] = positions(splits, tuple(_SPLITS)) + UNLISTED
+        found.append(listed)
+    return np.concatenate(found)
 
 
-def check_trial(drops: Sequence[tuple[Drop, pa.Table]], trial: int) -> None:
+def check_trial(drops: Sequence[tuple[Drop, ds.Dataset]], trial: int) -> None:
     """Raise UserError where a drop (given with its index) has fewer splits than `trial`, or no drop has
     any.
     """
-    counts = {drop: len(index["splits"][0].as_py() or ()) for drop, index in drops if index.num_rows}
+    counts = {}
+    for drop, index in drops:
+        for first in index.head(1, columns=["splits"])["splits"].to_pylist():
+            counts[drop] = len(first or ())
     for drop, count in counts.items():
         if 0 < count < trial:
             raise UserError(
@@ -106,15 +125,16 @@ def check_trial(drops: Sequence[tuple[Drop, pa.Table]], trial: int) -> None:
         raise UserError(f"data.trial = {trial}: no drop in use comes with splits of its authors; set it to 1")
 
 
-def people_splits(rows: pd.DataFrame, used: Collection[int]) -> dict[str, str]:
-    """Person -> split, for those on a list; rows have person, drop and given (as from `published_splits`).
+def people_splits(rows: pd.DataFrame, people: Sequence[str], used: Collection[int]) -> dict[str, str]:
+    """Person -> split, for those on a list.
 
-    The lists of used drops (positions `used`) win over others. Raises UserError where used drops contradict.
+    rows: with the columns drop, person (position in `people`) and listed (as from `published_splits`). The
+    lists of used drops (positions `used`) win over others. Raises UserError where used drops contradict.
     """
-    listed = rows[rows["given"].isin(["train", "test"])]
+    listed = rows.loc[rows["listed"] >= _TRAIN, ["drop", "person", "listed"]].drop_duplicates()
     in_use = listed["drop"].isin(list(used))
-    splits = listed[in_use].groupby("person")["given"].nunique()
-    if ambiguous := sorted(splits.index[splits > 1]):
+    splits = listed[in_use].groupby("person")["listed"].nunique()
+    if ambiguous := sorted(people[n] for n in splits.index[splits > 1]):
         raise UserError(
             f"person {ambiguous[0]!r} ({len(ambiguous)} in all) is for training by one drop's lists and for "
             "testing by another's; `csdn drops` lists the drops: reject one, or correct the file that "
@@ -122,4 +142,5 @@ def people_splits(rows: pd.DataFrame, used: Collection[int]) -> dict[str, str]:
         )
     deciding = listed.assign(later=~in_use).sort_values(["later", "drop"], kind="stable")
     deciding = deciding.drop_duplicates("person")
-    return dict(zip(deciding["person"], deciding["given"], strict=True))
+    names = {code: split for split, code in _SPLITS.items()}
+    return {people[n]: names[split] for n, split in zip(deciding["person"], deciding["listed"], strict=True)}

@@ -101,9 +101,11 @@ def parse_ledger(text: bytes, path: str) -> list[Drop]:
             "another version wrote the file, or it was edited"
         )
     drops = [_drop(entry, f"{path}: entry {n}") for n, entry in enumerate(ledger["drops"], start=1)]
-    for n, drop in enumerate(drops):
-        if drop.id in {other.id for other in drops[:n]}:
+    known: set[str] = set()
+    for drop in drops:
+        if drop.id in known:
             raise UserError(f"{path}: {drop} is there twice; delete one of the entries")
+        known.add(drop.id)
     return drops
 
 

@@ -1,7 +1,8 @@
 """Merging: the indexes of all drops become people, samples and a quarantine. Pure functions of tables.
 
-csdn.ingest.run has read each drop into an index of its own; csdn.ingest.identities decides who is who. The
-rules:
+csdn.ingest.run has read each drop into an index of its own; csdn.ingest.identities decides who is who. Of the
+indexes only those columns are in memory that decide, as numbers; the samples are written while the indexes
+are read again. Time and memory are linear in the images. The rules:
 
 * Several copies of an image of the same person and modality are used once, from whatever drops they are.
 * If one drop has the same image under two people (or in both modalities), all its copies are quarantined.
@@ -16,23 +17,41 @@ image
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
-from csdn.data.catalog import PEOPLE_SCHEMA, QUARANTINE_SCHEMA, SAMPLES_SCHEMA
+from csdn.data.catalog import (
+    MODALITIES,
+    PEOPLE_SCHEMA,
+    QUARANTINE_SCHEMA,
+    SAMPLES_SCHEMA,
+    codes,
+    digests,
+    image_numbers,
+    positions,
+    take_rows,
+    to_batches,
+    to_table,
+)
 from csdn.data.labels import NO_LABEL, canonical_label, spelling_notes
 from csdn.data.outputs import refused_in_words
-from csdn.ingest.identities import SplitRule, check_trial, people_splits, published_splits
+from csdn.ingest.identities import NO_LISTS, UNLISTED, SplitRule, check_trial, people_splits, published_splits
 from csdn.ingest.ledger import SHORT, Drop, Status
 from csdn.runtime.errors import UserError
 
-TWO_PEOPLE = "same image under two people or modalities"
-EARLIER_DROP = "same image under another person or modality in an earlier drop"
-_DUPLICATE, _UNUSED = "duplicate", "unused"
-_CONFLICTS = (TWO_PEOPLE, EARLIER_DROP)
+# What becomes of an image.
+_USED, _UNUSED, _DUPLICATE, _TWO_PEOPLE, _EARLIER_DROP = range(5)
+_CONFLICTS = {
+    _TWO_PEOPLE: "same image under two people or modalities",
+    _EARLIER_DROP: "same image under another person or modality in an earlier drop",
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +59,7 @@ class IndexedDrop:
     """A drop of the ledger with the tables that ingest made of it (csdn.data.catalog)."""
 
     drop: Drop
-    index: pa.Table
+    index: ds.Dataset
     refused: pa.Table
     ignored: int
     grey16: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # by camera (csdn.ingest.counts)
@@ -65,8 +84,13 @@ class HeldDrop:
 
 @dataclass(frozen=True)
 class Merged:
+    """samples: makes the rows of samples.parquet, read from the indexes. counts: their numbers, `images`, by
+    drop, split, person_row, modality and camera.
+    """
+
     people: pa.Table
-    samples: pa.Table
+    samples: Callable[[], Iterator[pa.RecordBatch]]
+    counts: pa.Table
     quarantine: pa.Table
     duplicates: int
     held: list[HeldDrop]
@@ -79,149 +103,223 @@ def merge(drops: Sequence[IndexedDrop], rule: SplitRule, max_bad_fraction: float
     check_trial(accepted, rule.trial)
     rows = _all_rows(drops, rule)
     used, held = _used_drops(drops, rows, max_bad_fraction)
-    rows["disposition"] = _dispositions(rows, used)
-    images = rows[rows["disposition"] == ""]
-    rejected = {n for n, indexed in enumerate(drops) if indexed.drop.status == Status.REJECTED}
-    people = _people(rows, images, rejected, rule, people_splits(rows, used))
+    fates = _fates(rows, used)
+    people = _people(drops, rows, fates, rule, people_splits(rows.frame, rows.people, used))
+    in_samples = (fates == _USED) & people.active[rows.frame["person"]]
     return Merged(
-        people=_as_table(people, PEOPLE_SCHEMA),
-        samples=_samples(images, people, drops),
-        quarantine=_quarantine(drops, rows),
-        duplicates=int((rows["disposition"] == _DUPLICATE).sum()),
+        people=people.table,
+        samples=partial(_samples, drops, rows, people, in_samples),
+        counts=_counts(drops, rows, people, in_samples),
+        quarantine=_quarantine(drops, rows, fates),
+        duplicates=int((fates == _DUPLICATE).sum()),
         held=held,
-        labels=_label_notes(rows[rows["drop"].isin(list(used))]),
+        labels=_label_notes([rows.labels[n] for n in sorted(used)], rule),
     )
 
 
-def _all_rows(drops: Sequence[IndexedDrop], rule: SplitRule) -> pd.DataFrame:
-    """All indexed images with the position of their drop, and the split that lists of authors give them.
+@dataclass(frozen=True)
+class _Rows:
+    """All indexed images, drop by drop, as numbers.
 
-    `person` and `camera` are canonical, `label` and `camera_label` as given; `image` numbers the contents,
-    `owner` the pairs of person and modality.
+    frame: `drop`, the position of the drop; `person`, `camera` and `modality`, positions in the lists below
+    and in MODALITIES; `listed`, what lists of authors say (csdn.ingest.identities.published_splits); `image`,
+    the same for the same contents; `owner`, a number of person and modality. starts [drops + 1]: where the
+    rows of a drop begin. labels: of each drop, the labels of people and of cameras as given.
     """
-    frames = [
-        indexed.index.to_pandas().assign(drop=n, given=published_splits(indexed.index, rule.trial))
-        for n, indexed in enumerate(drops)
-    ]
-    rows = pd.concat(frames, ignore_index=True)
-    people = {label: rule.person(label) for label in rows["person"].unique()}
-    cameras = {label: canonical_label(label) for label in rows["camera"].unique()}
-    rows["label"], rows["camera_label"] = rows["person"], rows["camera"]
-    rows["person"], rows["camera"] = rows["person"].map(people), rows["camera"].map(cameras)
-    rows["image"] = pd.factorize(rows["key"])[0]
-    rows["owner"] = rows.groupby(["person", "modality"]).ngroup()
-    return rows
+
+    frame: pd.DataFrame
+    starts: np.ndarray
+    people: list[str]
+    cameras: list[str]
+    labels: list[tuple[list[str], list[str]]]
+
+    def of(self, drop: int) -> slice:
+        return slice(self.starts[drop], self.starts[drop + 1])
 
 
-def _label_notes(rows: pd.DataFrame) -> list[str]:
-    """Warnings about the labels of the drops in use."""
-    remedies = (
-        ("people", "label", "person", "join them in the file that data.aliases names"),
-        ("cameras", "camera_label", "camera", "name them alike, in the folders or the manifest"),
+def _all_rows(drops: Sequence[IndexedDrop], rule: SplitRule) -> _Rows:
+    people, cameras = _Numbers(rule.person), _Numbers(canonical_label)
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in ("person", "camera", "modality", "listed")}
+    keys, labels = [], []
+    for index in (indexed.index for indexed in drops):
+        given_people, person = people(to_table(index, ["person"])["person"])
+        given_cameras, camera = cameras(to_table(index, ["camera"])["camera"])
+        modality = positions(to_table(index, ["modality"])["modality"], MODALITIES)
+        found = person, camera, modality, published_splits(index, rule.trial)
+        for column, values in zip(columns.values(), found, strict=True):
+            column.append(values)
+        keys.append(digests(to_batches(index, ["key"])))
+        labels.append((given_people, given_cameras))
+    sizes = [len(part) for part in keys]
+    frame = pd.DataFrame({name: np.concatenate(parts) for name, parts in columns.items()})
+    frame["drop"] = np.repeat(np.arange(len(drops), dtype=np.int32), sizes)
+    frame["owner"] = len(MODALITIES) * frame["person"] + frame["modality"]
+    frame["image"] = image_numbers(np.concatenate(keys))
+    return _Rows(frame, np.cumsum([0, *sizes]), list(people.known), list(cameras.known), labels)
+
+
+class _Numbers:
+    """Numbers labels by what they mean, in order of appearance."""
+
+    def __init__(self, meaning: Callable[[str], str]) -> None:
+        self.meaning, self.known = meaning, dict[str, int]()
+
+    def __call__(self, column: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
+        """The distinct labels of a column, and the number of each row's label, int32."""
+        labels, found = codes(column)
+        numbers = [self.known.setdefault(self.meaning(label), len(self.known)) for label in labels]
+        return labels, np.array(numbers, np.int32)[found]
+
+
+def _label_notes(labels: Sequence[tuple[list[str], list[str]]], rule: SplitRule) -> list[str]:
+    """Warnings about the labels of the drops in use, people and cameras of each as given."""
+    people = {label for of_drop, _ in labels for label in of_drop}
+    cameras = {label for _, of_drop in labels for label in of_drop}
+    kinds = (
+        ("people", people, rule.person, "join them in the file that data.aliases names"),
+        ("cameras", cameras, canonical_label, "name them alike, in the folders or the manifest"),
     )
     return [
         note
-        for what, given, column, remedy in remedies
+        for what, given, meaning, remedy in kinds
         for note in spelling_notes(
             what,
-            {
-                label: canonical_label(label) for label in rows[given].unique()
-            },  # not aliases: those are meant to join
-            rows[column].unique(),
+            {label: canonical_label(label) for label in given},  # not aliases: those are meant to join
+            {meaning(label) for label in given},
             remedy,
         )
     ]
 
 
-def _dispositions(rows: pd.DataFrame, used: Collection[int]) -> pd.Series:
-    """What becomes of each row if these drops are used: "" where the image is used, otherwise why not."""
-    disposition = pd.Series(_UNUSED, index=rows.index)
-    listed = rows[rows["drop"].isin(list(used)) & (rows["given"] != "")]
+def _fates(rows: _Rows, used: Collection[int]) -> np.ndarray:
+    """What becomes of each row if these drops are used, int8: _USED where the image is, otherwise why not."""
+    frame = rows.frame
+    in_use = np.isin(np.arange(len(rows.starts) - 1), list(used))[frame["drop"]]
+    fates = np.where(in_use & (frame["listed"] != UNLISTED), _USED, _UNUSED).astype(np.int8)
+    repeated = _repeated(frame)
+    fates[repeated.index] = _fates_of_repeated(repeated, used)
+    return fates
+
+
+def _repeated(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose image other rows have too: only they can be duplicates or in conflict."""
+    return frame[np.bincount(frame["image"])[frame["image"]] > 1]
+
+
+def _fates_of_repeated(rows: pd.DataFrame, used: Collection[int]) -> pd.Series:
+    fates = pd.Series(_UNUSED, index=rows.index, dtype="int8")
+    listed = rows[rows["drop"].isin(list(used)) & (rows["listed"] != UNLISTED)]
     owners = listed.groupby(["drop", "image"])["owner"]
     ambiguous = owners.transform("min") != owners.transform("max")
     unambiguous = listed[~ambiguous]
     conflicting = unambiguous["owner"] != unambiguous.groupby("image")["owner"].transform("first")
     clean = unambiguous[~conflicting]
-    disposition[listed.index[ambiguous]] = TWO_PEOPLE
-    disposition[unambiguous.index[conflicting]] = EARLIER_DROP
-    disposition[clean.index] = ""
-    kept_twice = clean["given"].notna() & clean.duplicated(["drop", "image"])
-    disposition[clean.index[clean.duplicated("image") & ~kept_twice]] = _DUPLICATE
-    return disposition
+    fates[listed.index[ambiguous]] = _TWO_PEOPLE
+    fates[unambiguous.index[conflicting]] = _EARLIER_DROP
+    fates[clean.index] = _USED
+    kept_twice = (clean["listed"] != NO_LISTS) & clean.duplicated(["drop", "image"])
+    fates[clean.index[clean.duplicated("image") & ~kept_twice]] = _DUPLICATE
+    return fates
 
 
 def _used_drops(
-    drops: Sequence[IndexedDrop], rows: pd.DataFrame, max_bad_fraction: float
+    drops: Sequence[IndexedDrop], rows: _Rows, max_bad_fraction: float
 ) -> tuple[set[int], list[HeldDrop]]:
     """Positions of the drops that are used, and the accepted drops that are held."""
-    images = [indexed.index.num_rows + indexed.refused.num_rows for indexed in drops]
-    refused, bad_cameras = [bad_files(d) for d in drops], [_bad_cameras(d) for d in drops]
+    images = [
+        int(n) + indexed.refused.num_rows for n, indexed in zip(np.diff(rows.starts), drops, strict=True)
+    ]
+    refused, bad_cameras = [_bad(d.refused).num_rows for d in drops], [_bad_cameras(d) for d in drops]
     used = {n for n, indexed in enumerate(drops) if indexed.drop.status == Status.ACCEPTED}
     checked = {n for n in used if not drops[n].drop.reason}  # with a reason, a person accepted it as it is
     held: dict[int, HeldDrop] = {}
+    repeated = _repeated(rows.frame)
     while True:
-        reasons = rows[["drop", "path"]].assign(reason=_dispositions(rows, used))
-        conflicts = reasons[reasons["reason"].isin(_CONFLICTS)]
-        counts = conflicts["drop"].value_counts()
-        bad = {n: len(refused[n]) + int(counts.get(n, 0)) for n in checked & used}
+        fates = _fates_of_repeated(repeated, used)
+        conflicts = fates[fates.isin(list(_CONFLICTS))]
+        counts = repeated.loc[conflicts.index, "drop"].value_counts()
+        bad = {n: refused[n] + int(counts.get(n, 0)) for n in checked & used}
         over = sorted(n for n in bad if bad[n] > max_bad_fraction * images[n] or bad_cameras[n])
         if not over:
             return used, [held[n] for n in sorted(held)]
         # Hold the first alone: without it, a later drop over the limit may have fewer conflicts.
         first = over[0]
-        of_first = conflicts.loc[conflicts["drop"] == first, ["path", "reason"]]
-        files = refused[first] + list(of_first.itertuples(index=False, name=None))
+        own = conflicts[repeated.loc[conflicts.index, "drop"] == first]
+        paths = take_rows(drops[first].index, ["path"], own.index.to_numpy() - rows.starts[first])["path"]
+        files = bad_files(drops[first]) + list(zip(paths.to_pylist(), own.map(_CONFLICTS), strict=True))
         held[first] = HeldDrop(drops[first].drop, images[first], files, bad_cameras[first])
         used.remove(first)
 
 
+def _bad(refused: pa.Table) -> pa.Table:
+    """The refused files that are bad; an image without a label is not."""
+    return refused.filter(pc.not_equal(refused["reason"], NO_LABEL))
+
+
 def bad_files(indexed: IndexedDrop) -> list[tuple[str, str]]:
-    """(path, reason) of the files refused when the drop was read; an image without a label is not bad."""
-    columns = (indexed.refused[name].to_pylist() for name in ("path", "reason"))
-    return [(path, reason) for path, reason in zip(*columns, strict=True) if reason != NO_LABEL]
+    """(path, reason) of the bad files among those refused when the drop was read."""
+    bad = _bad(indexed.refused)
+    return list(zip(bad["path"].to_pylist(), bad["reason"].to_pylist(), strict=True))
 
 
 def _bad_cameras(indexed: IndexedDrop) -> list[str]:
     """The drop's cameras of which every image is bad."""
-    good = set(_cameras(indexed.index))
-    bad = set()
-    for camera, reason in zip(_cameras(indexed.refused), indexed.refused["reason"].to_pylist(), strict=True):
-        (good if reason == NO_LABEL else bad).add(camera)
+    bad = _cameras(_bad(indexed.refused))
+    if not bad:
+        return []
+    good = _cameras(to_table(indexed.index, ["modality", "camera"]))
+    good |= _cameras(indexed.refused.filter(pc.equal(indexed.refused["reason"], NO_LABEL)))
     # A file that was refused unread has no camera here; its source has checked that its camera has other
     # images.
     return [f"{modality} camera {camera}" for modality, camera in sorted(bad - good - {(None, None)})]
 
 
-def _cameras(table: pa.Table) -> list[tuple[str | None, str | None]]:
-    return list(zip(table["modality"].to_pylist(), table["camera"].to_pylist(), strict=True))
+def _cameras(table: pa.Table) -> set[tuple[str | None, str | None]]:
+    cameras = table.select(["modality", "camera"]).group_by(["modality", "camera"]).aggregate([])
+    return set(zip(cameras["modality"].to_pylist(), cameras["camera"].to_pylist(), strict=True))
+
+
+@dataclass(frozen=True)
+class _People:
+    """The table of people; by a person's number, the arrays row, split (texts) and active: is in samples."""
+
+    table: pa.Table
+    row: np.ndarray
+    split: pa.Array
+    active: np.ndarray
 
 
 def _people(
-    rows: pd.DataFrame,
-    images: pd.DataFrame,
-    rejected: Collection[int],
+    drops: Sequence[IndexedDrop],
+    rows: _Rows,
+    fates: np.ndarray,
     rule: SplitRule,
     listed: Mapping[str, str],
-) -> pd.DataFrame:
+) -> _People:
     """A row for each person, by first drop, then by label, so that later drops only append rows."""
-    people = rows.sort_values(["drop", "person"], kind="stable")[["person"]].drop_duplicates(
-        ignore_index=True
-    )
-    people["row"] = people.index
+    frame, count = rows.frame, len(rows.people)
+    first = np.full(count, len(drops))
+    np.minimum.at(first, frame["person"].to_numpy(), frame["drop"].to_numpy())
+    order = sorted(range(count), key=lambda n: (first[n], rows.people[n]))
+    people = pd.DataFrame({"row": range(count), "person": [rows.people[n] for n in order]})
     people["bucket"] = [rule.bucket(person) for person in people["person"]]
     people["split"] = [
         listed.get(person, rule.split(bucket))
         for person, bucket in zip(people["person"], people["bucket"], strict=True)
     ]
-    for modality in ("visible", "infrared"):
-        counts = images.loc[images["modality"] == modality, "person"].value_counts()
-        people[modality] = people["person"].map(counts).fillna(0).astype("int64")
-    present = people["person"].isin(rows.loc[~rows["drop"].isin(list(rejected)), "person"])
+    for code, modality in enumerate(MODALITIES):
+        images = frame["person"][(fates == _USED) & (frame["modality"] == code)]
+        people[modality.value] = np.bincount(images, minlength=count)[order]
+    rejected = np.array([indexed.drop.status == Status.REJECTED for indexed in drops], dtype=bool)
+    present = np.bincount(frame["person"][~rejected[frame["drop"]]], minlength=count)[order] > 0
     people["status"] = [
         _status(*facts)
         for facts in zip(people["split"], people["visible"], people["infrared"], present, strict=True)
     ]
-    return people
+    row = np.argsort(order)
+    active = people["status"].isin(["train", "test"]).to_numpy()
+    table = pa.Table.from_pandas(people[PEOPLE_SCHEMA.names], schema=PEOPLE_SCHEMA, preserve_index=False)
+    return _People(table, row, table["split"].combine_chunks().take(row), active[row])
 
 
 def _status(split: str, visible: int, infrared: int, present: bool) -> str:
@@ -235,33 +333,57 @@ def _status(split: str, visible: int, infrared: int, present: bool) -> str:
     return "train" if visible and infrared else "waiting"
 
 
-def _samples(images: pd.DataFrame, people: pd.DataFrame, drops: Sequence[IndexedDrop]) -> pa.Table:
-    active = people.loc[people["status"].isin(["train", "test"]), ["person", "row", "split"]]
-    samples = images.merge(active.rename(columns={"row": "person_row"}), on="person", how="inner")
-    samples = samples.sort_values(["drop", "path"], kind="stable")
-    samples["drop"] = samples["drop"].map({n: indexed.drop.id for n, indexed in enumerate(drops)})
-    return _as_table(samples, SAMPLES_SCHEMA)
+def _samples(
+    drops: Sequence[IndexedDrop], rows: _Rows, people: _People, chosen: np.ndarray
+) -> Iterator[pa.RecordBatch]:
+    """The chosen rows as in samples.parquet; an index is sorted by path."""
+    stored = ("key", "extension", "shard", "offset", "size", "modality", "path", "places")
+    for n, indexed in enumerate(drops):
+        start = rows.starts[n]
+        for batch in to_batches(indexed.index, stored):
+            own = slice(start, start + batch.num_rows)
+            start = own.stop
+            batch, about = batch.filter(pa.array(chosen[own])), rows.frame[own][chosen[own]]
+            columns = {name: batch[name] for name in stored} | _columns(drops, rows, people, about)
+            yield pa.record_batch([columns[name] for name in SAMPLES_SCHEMA.names], schema=SAMPLES_SCHEMA)
 
 
-def _quarantine(drops: Sequence[IndexedDrop], rows: pd.DataFrame) -> pa.Table:
+def _columns(
+    drops: Sequence[IndexedDrop], rows: _Rows, people: _People, about: pd.DataFrame
+) -> dict[str, pa.Array]:
+    """What the merged tables say of some rows of the frame."""
+    ids = pa.array([indexed.drop.id for indexed in drops], pa.string())
+    return {
+        "drop": ids.take(pa.array(about["drop"])),
+        "split": people.split.take(pa.array(about["person"])),
+        "person_row": pa.array(people.row[about["person"]]),
+        "camera": pa.array(rows.cameras, pa.string()).take(pa.array(about["camera"])),
+    }
+
+
+def _counts(drops: Sequence[IndexedDrop], rows: _Rows, people: _People, chosen: np.ndarray) -> pa.Table:
+    numbers = ["drop", "person", "modality", "camera"]
+    images = pa.Table.from_pandas(rows.frame.loc[chosen, numbers], preserve_index=False)
+    counts = images.group_by(numbers, use_threads=False).aggregate([([], "count_all")])
+    modality = pa.array(list(map(str, MODALITIES))).take(counts["modality"].combine_chunks())
+    columns = _columns(drops, rows, people, counts.to_pandas())
+    return pa.table({**columns, "modality": modality, "images": counts["count_all"]})
+
+
+def _quarantine(drops: Sequence[IndexedDrop], rows: _Rows, fates: np.ndarray) -> pa.Table:
     """The files refused on reading (except of rejected drops) and the conflicts, drop by drop, by path."""
-    ids = {n: indexed.drop.id for n, indexed in enumerate(drops)}
-    parts = [
-        indexed.refused.append_column("drop", pa.array([ids[n]] * indexed.refused.num_rows, pa.string()))
-        for n, indexed in enumerate(drops)
-        if indexed.drop.status != Status.REJECTED
-    ]
-    conflicts = rows[rows["disposition"].isin(_CONFLICTS)].assign(drop=lambda frame: frame["drop"].map(ids))
-    conflicts = conflicts.drop(columns=["person", "camera"]).rename(
-        columns={"disposition": "reason", "key": "sha256", "label": "person", "camera_label": "camera"}
-    )
-    frame = pd.concat([table.to_pandas() for table in [*parts, _as_table(conflicts, QUARANTINE_SCHEMA)]])
-    frame["position"] = frame["drop"].map({drop: n for n, drop in ids.items()})
-    return _as_table(frame.sort_values(["position", "path"], kind="stable"), QUARANTINE_SCHEMA)
-
-
-def _as_table(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
-    return pa.Table.from_pandas(frame[schema.names], schema=schema, preserve_index=False)
+    parts = [QUARANTINE_SCHEMA.empty_table()]
+    for n, indexed in enumerate(drops):
+        conflicts = np.flatnonzero(np.isin(fates[rows.of(n)], list(_CONFLICTS)))
+        why = pa.array([_CONFLICTS[fate] for fate in fates[rows.of(n)][conflicts].tolist()], pa.string())
+        images = take_rows(indexed.index, ["path", "key", "person", "modality", "camera"], conflicts)
+        images = images.rename_columns({"key": "sha256"}).append_column("reason", why)
+        refused = indexed.refused
+        if indexed.drop.status == Status.REJECTED:
+            refused = refused.slice(0, 0)
+        files = pa.concat_tables([refused, images.select(refused.schema.names)]).sort_by("path")
+        parts.append(files.append_column("drop", pa.repeat(indexed.drop.id, files.num_rows)))
+    return pa.concat_tables([part.cast(QUARANTINE_SCHEMA) for part in parts])
 
 
 # Checking that training and testing are possible, before hours are spent.

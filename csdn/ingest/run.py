@@ -20,11 +20,14 @@ from typing import TYPE_CHECKING, Any
 from csdn.data.catalog import (
     INDEX_SCHEMA,
     REFUSED_SCHEMA,
+    SAMPLES_SCHEMA,
     TABLES_VERSION,
     ImageRecord,
+    open_table,
     read_facts,
     read_table,
     table_of,
+    write_batches,
     write_table,
 )
 from csdn.data.checkpoint_store import CheckpointStore, open_state, state_key
@@ -126,15 +129,15 @@ def _merge(
 ) -> dict[str, Any]:
     """Merge the drops; write the tables and the summary, which is returned."""
     indexed = [load_index(drop, paths) for drop in drops if paths.index(drop).exists()]
-    if not any(entry.index.num_rows for entry in indexed):
+    if not any(entry.index.count_rows() for entry in indexed):
         found = [(entry.drop, refused_in_words(bad_files(entry))) for entry in indexed]
         lines = [f"  {drop}, {drop.status}: {words or 'no image'}" for drop, words in found]
         raise UserError("\n".join(["nothing to train on: no drop of the ledger has a usable image", *lines]))
     merged = merge(indexed, rule, paths.settings.max_bad_fraction)
     check_trainable(merged.people, merged.held, minimum_people)
     figures = summary(indexed, merged, paths.settings.grey16_range)
+    write_batches(paths.root / "samples.parquet", SAMPLES_SCHEMA, merged.samples())
     write_table(paths.root / "people.parquet", merged.people)
-    write_table(paths.root / "samples.parquet", merged.samples)
     write_table(paths.root / "quarantine.parquet", merged.quarantine)
     write_json(metrics, figures)
     return figures
@@ -243,8 +246,9 @@ def check_unchanged(
 
 def forget_others(state: CheckpointStore, wanted: Collection[CheckpointStore]) -> None:
     """Remove the states of drops that are finished, not in the ledger, or were read with other settings."""
+    kept = {part.folder for part in wanted}
     for folder in state.folder.iterdir():
-        if folder.is_dir() and folder not in {part.folder for part in wanted}:
+        if folder.is_dir() and folder not in kept:
             shutil.rmtree(folder)
 
 
@@ -398,7 +402,7 @@ def load_index(drop: Drop, paths: DataPaths) -> IndexedDrop:
     facts = read_facts(path)
     return IndexedDrop(
         drop,
-        index=read_table(path, INDEX_SCHEMA),
+        index=open_table(path, INDEX_SCHEMA),
         refused=read_table(paths.refused(drop), REFUSED_SCHEMA),
         ignored=facts["ignored"],
         grey16=facts.get("grey16", {}),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -123,20 +123,22 @@ def sync_ledger(
     the bytes of drops in folders are read. The entry of a known drop does not change. Raises UserError where
     a place cannot be listed.
     """
-    addresses = list(dict.fromkeys(address for place in places for address in sub_folders(place)))
-    now, notes = list(drops), []
+    addresses = dict.fromkeys(address for place in places for address in sub_folders(place))
+    ledger, notes = {drop.id: drop for drop in drops}, []
+    known: dict[str, list[Drop]] = {}
+    for drop in drops:
+        known.setdefault(drop.address, []).append(drop)
     seen = SeenDrops(data.parent / ".state/seen-drops.json", thorough)
     unchanged = seen.unchanged([drop.address for drop in drops if drop.address in addresses])
     for address in addresses:
-        known = [drop for drop in drops if drop.address == address]
-        if not known:
-            now, new_notes = _add(now, address, seen)
-            notes += new_notes
+        if address not in known:
+            notes += _add(ledger, address, seen)
         elif address not in unchanged:
-            notes += [note for drop in known if (note := _change(drop, data, thorough, seen))]
+            notes += [note for drop in known[address] if (note := _change(drop, data, thorough, seen))]
     seen.save()
-    gone = [drop for drop in drops if drop.address not in addresses and _from(drop, places)]
-    return now, notes + [_vanished(drop, data) for drop in gone]
+    folders = {_folder(place) for place in places}
+    gone = [drop for drop in drops if drop.address not in addresses and _from(drop, folders)]
+    return list(ledger.values()), notes + [_vanished(drop, data) for drop in gone]
 
 
 class SeenDrops:
@@ -191,8 +193,8 @@ def _read_seen(path: Path) -> dict[str, Any]:
     return known if isinstance(known, dict) else {}
 
 
-def _add(drops: list[Drop], address: str, seen: SeenDrops) -> tuple[list[Drop], list[str]]:
-    """(the ledger with the drop at `address`, notes); if the drop cannot be added, a note says why."""
+def _add(ledger: dict[str, Drop], address: str, seen: SeenDrops) -> list[str]:
+    """Add the drop at `address` to the ledger, by id; returns notes, which say why if it cannot be added."""
     shown, left_out = escape_control_chars(address), []
     try:
         if Path(address).is_symlink():
@@ -201,13 +203,13 @@ def _add(drops: list[Drop], address: str, seen: SeenDrops) -> tuple[list[Drop], 
     except ServiceUnavailable:  # the state of the drop is unknown
         raise
     except UserError as error:
-        return drops, [f"skipped: {error}"]
-    same = next((other for other in drops if other.id == drop.id), None)
-    if same:
-        return drops, [f"skipped: {shown}: the same images are already in the ledger as {_named(same)}"]
+        return [f"skipped: {error}"]
+    if same := ledger.get(drop.id):
+        return [f"skipped: {shown}: the same images are already in the ledger as {_named(same)}"]
     seen.note(address, marker)
+    ledger[drop.id] = drop
     added = f"added drop {drop.id[:SHORT]}: {shown}, {images} images"
-    return [*drops, drop], [added, *(f"  {escape_control_chars(line)}" for line in left_out)]
+    return [added, *(f"  {escape_control_chars(line)}" for line in left_out)]
 
 
 def _change(drop: Drop, data: Path, thorough: bool, seen: SeenDrops) -> str | None:
@@ -241,11 +243,12 @@ def _as_recorded(
     """
     if not _is_read(drop, data):
         return True
-    index = read_table(data / "index" / f"{drop.id}.parquet", INDEX_SCHEMA)
-    bad = read_table(data / "index" / f"{drop.id}.quarantine.parquet", REFUSED_SCHEMA)["path"].to_pylist()
-    good = dict(zip(index["path"].to_pylist(), index["size"].to_pylist(), strict=True))
+    index = read_table(data / "index" / f"{drop.id}.parquet", INDEX_SCHEMA, ["path", "size"])
+    bad = read_table(data / "index" / f"{drop.id}.quarantine.parquet", REFUSED_SCHEMA, ["path"])
+    paths, sizes = index["path"].to_pylist(), index["size"].to_pylist()
+    good = dict(zip(paths, sizes, strict=True))
     listed = Counter([record.path for record in records] + [path for path, _ in refused])
-    if listed != Counter(index["path"].to_pylist() + bad):
+    if listed != Counter(paths + bad["path"].to_pylist()):
         return False
     return all(good.get(record.path, record.size) == record.size for record in records)
 
@@ -254,10 +257,9 @@ def _is_read(drop: Drop, data: Path) -> bool:
     return all((data / "index" / f"{drop.id}{end}").exists() for end in (".parquet", ".quarantine.parquet"))
 
 
-def _from(drop: Drop, places: Sequence[str]) -> bool:
-    """Whether a drop that is not rejected came from a watched place."""
-    parent = drop.address.rpartition("/")[0]
-    return drop.status != Status.REJECTED and parent in {_folder(place) for place in places}
+def _from(drop: Drop, folders: Collection[str]) -> bool:
+    """Whether a drop that is not rejected came from one of the watched `folders`."""
+    return drop.status != Status.REJECTED and drop.address.rpartition("/")[0] in folders
 
 
 def _folder(place: str) -> str:

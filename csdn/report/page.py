@@ -238,7 +238,7 @@ def _evidence(params: Params, inputs: ReportInputs) -> Evidence:
         train_images=train_image_counts(table.label, table.modality),
         images_of_batch=params.embedding.images_per_identity,
         refused=inputs.ingest["quarantined"],
-        images=len(inputs.dataset.samples) + inputs.quarantine.num_rows,
+        images=inputs.dataset.samples.count_rows() + inputs.quarantine.num_rows,
     )
 
 

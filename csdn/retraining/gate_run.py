@@ -18,12 +18,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import torch
 
-from csdn.data.catalog import Dataset, SampleTable, load_dataset
+from csdn.data.catalog import (
+    MODALITIES,
+    SAMPLES_SCHEMA,
+    Dataset,
+    SampleTable,
+    digests,
+    image_numbers,
+    load_dataset,
+    positions,
+    to_table,
+)
 from csdn.data.checkpoint_store import CheckpointStore, open_state, stage_key
 from csdn.data.features import Embed, Embedder, extract_features, extract_local
 from csdn.data.loader import ImageBatches
@@ -176,7 +186,7 @@ def read_inputs(params: Params, root: Path) -> GateInputs:
     usable = {name: exclude_seen_identities(dataset, seen, person) for name, dataset in datasets.items()}
     notes = _images_left_out(then, datasets[CHAMPION])
     notes += [note for name in usable for note in _people_left_out(name, datasets[name], usable[name])]
-    if len(usable[CHAMPION].samples["modality"].unique()) < 2:
+    if len(_values_of(usable[CHAMPION].samples, "modality")) < 2:
         del usable[CHAMPION]
         notes.append("the data that the champion was chosen on has no test person left to compare on")
     else:
@@ -212,7 +222,7 @@ def check_champion(folder: Path, champion: Champion) -> None:
 def check_shards(dataset: Dataset, params: Params, root: Path) -> None:
     """Raise UserError if a shard of the data set is missing: ingest never removes one that was used."""
     place = shards_at(params, root / "data")
-    names = dataset.samples["shard"].unique().to_pylist()
+    names = _values_of(dataset.samples, "shard")
     if "://" in str(place):
         from csdn.ingest.pack import sizes  # it imports a client of the object store, which few need
 
@@ -229,14 +239,14 @@ def check_shards(dataset: Dataset, params: Params, root: Path) -> None:
 
 
 def _images_left_out(before: Dataset, after: Dataset) -> list[str]:
-    count = before.samples.num_rows - after.samples.num_rows
+    count = before.samples.count_rows() - after.samples.count_rows()
     return (
         [f"{count} images of the champion's data are of drops rejected since, and left out"] if count else []
     )
 
 
 def _people_left_out(name: str, before: Dataset, after: Dataset) -> list[str]:
-    there, left = (len(np.unique(dataset.test_table().person_row)) for dataset in (before, after))
+    there, left = (len(_values_of(_test_images(dataset), "person_row")) for dataset in (before, after))
     if left == there:
         return []
     count = f"{there - left} of {there} test people of {DATA[name]}"
@@ -259,7 +269,7 @@ class SeenData:
 
 def seen_in_training(people: Iterable[str], dataset: Dataset) -> SeenData:
     """What a model saw: `people` as its config.json names them, and the training images of its data."""
-    train = dataset.samples.filter(pc.equal(dataset.samples["split"], "train"))
+    train = to_table(dataset.samples, ["key"], ds.field("split") == "train")
     return SeenData(frozenset(people), train["key"])
 
 
@@ -268,19 +278,29 @@ def exclude_seen_identities(dataset: Dataset, seen: SeenData, person: Callable[[
 
     person: maps a name to today's canonical name, so that a person is recognised under an alias made since.
     """
-    tests = dataset.samples.filter(pc.equal(dataset.samples["split"], "test"))
+    tests = _test_images(dataset)
     names = seen.people | {person(name) for name in seen.people}
     known = [name in names or person(name) in names for name in dataset.people["person"].to_pylist()]
     by_name = dataset.people["row"].filter(pa.array(known, pa.bool_()))
-    by_image = tests["person_row"].filter(pc.is_in(tests["key"], value_set=seen.images))
-    excluded = pc.is_in(tests["person_row"], value_set=_concatenated(by_name, by_image))
-    return Dataset(tests.filter(pc.invert(excluded)), dataset.people)
+    images = to_table(tests, ["person_row", "key"])
+    by_image = images["person_row"].filter(pc.is_in(images["key"], value_set=seen.images))
+    excluded = _concatenated(by_name, by_image).combine_chunks()
+    return Dataset(tests.filter(~ds.field("person_row").isin(excluded)), dataset.people)
 
 
 def without_drops(dataset: Dataset, drops: Iterable[str]) -> Dataset:
     """The data set without the images of some drops, by id."""
-    excluded = pc.is_in(dataset.samples["drop"], value_set=pa.array(list(drops), pa.string()))
-    return Dataset(dataset.samples.filter(pc.invert(excluded)), dataset.people)
+    excluded = ds.field("drop").isin(pa.array(list(drops), pa.string()))
+    return Dataset(dataset.samples.filter(~excluded), dataset.people)
+
+
+def _test_images(dataset: Dataset) -> ds.Dataset:
+    return dataset.samples.filter(ds.field("split") == "test")
+
+
+def _values_of(samples: ds.Dataset, column: str) -> list[Any]:
+    """The distinct values of a column."""
+    return to_table(samples, [column])[column].unique().to_pylist()
 
 
 def _concatenated(first: pa.ChunkedArray, second: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -361,15 +381,13 @@ def unique_images(datasets: Sequence[Dataset]) -> tuple[SampleTable, list[np.nda
     An image that several data sets have is read where the first one has it. The table's labels have no
     meaning.
     """
-    tests = [one.samples.filter(pc.equal(one.samples["split"], "test")) for one in datasets]
+    columns = [name for name in SAMPLES_SCHEMA.names if name not in ("path", "drop", "places")]
+    tests = [to_table(_test_images(one), columns) for one in datasets]
     samples = pa.concat_tables(tests)
-    images = _image_ids(samples)
-    first = ~images.duplicated()
-    table = Dataset(samples.filter(pa.array(first)), datasets[0].people).test_table()
-    known = images[first]
-    return table, [known.get_indexer(_image_ids(one)) for one in tests]
-
-
-def _image_ids(samples: pa.Table) -> pd.MultiIndex:
-    """What an image's features depend on: its bytes (by key) and its modality."""
-    return pd.MultiIndex.from_frame(samples.select(["key", "modality"]).to_pandas())
+    # What an image's features depend on: its bytes (by key) and its modality.
+    numbers = image_numbers(digests(samples.to_batches()))
+    images = len(MODALITIES) * numbers + positions(samples["modality"], MODALITIES)
+    _, first, same = np.unique(images, return_index=True, return_inverse=True)
+    rows = np.argsort(np.argsort(first))[same]
+    table = Dataset(ds.dataset(samples.take(np.sort(first))), datasets[0].people).test_table()
+    return table, np.split(rows, np.cumsum([one.num_rows for one in tests])[:-1])

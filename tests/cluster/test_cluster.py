@@ -19,7 +19,7 @@ from processes import descendants
 
 from csdn.cluster.session import _short_temp_folder, ray_session
 from csdn.data.catalog import load_dataset
-from csdn.data.loader import TrainLoader, view_bytes
+from csdn.data.loader import TrainLoader, row_bytes, view_bytes
 from csdn.runtime.errors import ServiceUnavailable, UserError
 
 SIZE = (64, 32)
@@ -170,7 +170,7 @@ def test_each_worker_gets_its_part_of_large_batches(ray_instance, tmp_path, imag
             (batch,) = over_ray.epoch(epoch)
             row = made.plan(epoch).slice(rank, workers)[0]
             assert batch.labels.tolist() == row.labels.tolist()
-        assert_same(batch, made.finished(made.bytes_of(row)))
+        assert_same(batch, made.finished(row_bytes(made.rows, row)))
 
     with ThreadPoolExecutor(workers) as threads:
         list(threads.map(work, range(workers)))

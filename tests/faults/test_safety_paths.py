@@ -99,12 +99,12 @@ def test_no_tar_is_ever_unpacked(ingested, tmp_path):
     (shard,) = (ingested.data / "shards").iterdir()
     samples = load_dataset(ingested.data).train_table()
     data = shard.read_bytes()
-    evil = data.replace(samples.key[0].encode(), b"../" * 20 + samples.key[0].encode()[60:])
+    evil = data.replace(samples.key(0).encode(), b"../" * 20 + samples.key(0).encode()[60:])
     assert evil != data
     write(tmp_path / "shards" / shard.name, evil)
     before = sorted(tmp_path.rglob("*"))
     read = ShardReader(tmp_path / "shards").read(shard.name, int(samples.offset[0]), int(samples.size[0]))
-    assert hashlib.sha256(read).hexdigest() == samples.key[0]
+    assert hashlib.sha256(read).hexdigest() == samples.key(0)
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -223,8 +224,9 @@ def test_files_of_the_evaluation(project, tmp_path):
 def test_ranked_images_of_a_query_are_those_it_may_see(project):
     results, *_ = results_of(project)
     table = load_dataset(project.data).test_table()
-    camera = {key: table.camera_names[code] for key, code in zip(table.key, table.camera, strict=True)}
-    person = dict(zip(table.key, table.label, strict=True))
+    keys = [table.key(row) for row in range(len(table))]
+    camera = {key: table.camera_names[code] for key, code in zip(keys, table.camera, strict=True)}
+    person = dict(zip(keys, table.label, strict=True))
     for row in results.queries:
         own = [key for key in row["top_keys"] if person[key] == person[row["key"]]]
         assert all(camera[key] != row["camera"] for key in own)
@@ -242,8 +244,8 @@ def test_test_people_of_one_modality_alone_are_refused(tmp_path):
     project.add(make_drop(tmp_path / "both", people_named(12)))
     project.ingest(test_percent=50)
     dataset = load_dataset(project.data)
-    infrared = [value == "infrared" for value in dataset.samples["modality"].to_pylist()]
-    one_sided = type(dataset)(samples=dataset.samples.filter(infrared), people=dataset.people)
+    infrared = dataset.samples.filter(ds.field("modality") == "infrared")
+    one_sided = type(dataset)(samples=infrared, people=dataset.people)
     with pytest.raises(UserError, match="no test person has a visible image"):
         prepare(one_sided, "cameras", trials=1)
 

@@ -65,7 +65,7 @@ def test_dvc_pushes_to_the_store_and_a_clone_pulls_from_it(s3_server, project, t
     for name in (*SAME, "report/index.html"):
         assert (clone / name).read_bytes() == (folder / name).read_bytes()
     assert "up to date" in run(clone, "dvc", "status").stdout
-    image = load_dataset(clone / "data").samples.slice(0, 1).to_pylist()[0]
+    image = load_dataset(clone / "data").samples.head(1).to_pylist()[0]
     place = shards_at(load_params(clone / "params.yaml"), clone / "data")
     (data,) = open_shards(place).read_all([(image["shard"], image["offset"], image["size"])])
     assert hashlib.sha256(data).hexdigest() == image["key"]

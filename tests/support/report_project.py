@@ -73,7 +73,7 @@ def drawn_maps(dataset) -> PeopleMaps:
     names = dict(zip(dataset.people["row"].to_pylist(), dataset.people["person"].to_pylist(), strict=True))
     images = [
         {
-            "key": str(table.key[row]),
+            "key": table.key(row),
             "person": names[table.person_row[row]],
             "modality": ("visible", "infrared")[table.modality[row]],
         }

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from benchmark_folders import MAKERS, make_llcm, make_regdb, make_sysu, regdb_path, write_text
 from make_images import Project, jpeg, write
 from memory_bucket import memory_tree
 
-from csdn.data.catalog import PEOPLE_SCHEMA, SAMPLES_SCHEMA, load_dataset, read_table, table_of
+from csdn.data.catalog import PEOPLE_SCHEMA, load_dataset, read_table
 from csdn.ingest.counts import unlike_published
 from csdn.ingest.ledger import drop_id
 from csdn.ingest.sources import open_source
@@ -221,37 +222,43 @@ def test_places_of_gallery_images_are_those_of_the_permutation_file(miniatures, 
     assert seen == project.figures()["images"]["test"]["visible"]
 
 
-def samples_of(drop, train_people, test_people, images=1, cameras=None):
-    """samples.parquet of a drop with so many visible and infrared images of each person."""
+def counts_of(drop, train_people, test_people, images=1, cameras=None):
+    """The counts of a drop with so many visible and infrared images of each person."""
     cameras = cameras or {"visible": "cam1", "infrared": "cam1"}
     rows = [
-        ("k", "jpg", "s", 0, 1, person, split, modality, cameras[modality], "p", drop.id, [])
+        {
+            "drop": drop.id,
+            "split": "train" if person < train_people else "test",
+            "person_row": person,
+            "modality": modality,
+            "camera": cameras[modality],
+            "images": 1,
+        }
         for person in range(train_people + test_people)
-        for split in ("train" if person < train_people else "test",)
         for modality in ("visible", "infrared")
         for _ in range(images)
     ]
-    return table_of(rows, SAMPLES_SCHEMA)
+    return pa.Table.from_pylist(rows)
 
 
 def test_a_copy_that_is_not_the_published_data_is_named(tmp_path):
     drop = Project(tmp_path).add("builtin:tiny", "builtin")
     llcm = type(drop)(drop.id, "/data/llcm", "llcm")
-    assert unlike_published([llcm], samples_of(llcm, 713, 1)) == []
-    assert unlike_published([llcm], samples_of(llcm, 300, 1)) == []  # a miniature
-    assert unlike_published([llcm], samples_of(llcm, 712, 1)) == [
+    assert unlike_published([llcm], counts_of(llcm, 713, 1)) == []
+    assert unlike_published([llcm], counts_of(llcm, 300, 1)) == []  # a miniature
+    assert unlike_published([llcm], counts_of(llcm, 712, 1)) == [
         f"{llcm}: 712 train people, llcm as published has 713"
     ]
     regdb = type(drop)(drop.id, "/data/regdb", "regdb")
-    genuine = samples_of(regdb, 206, 206, 10, {"visible": "visible", "infrared": "thermal"})
+    genuine = counts_of(regdb, 206, 206, 10, {"visible": "visible", "infrared": "thermal"})
     assert unlike_published([regdb], genuine) == []  # a camera is called as its modality
     assert unlike_published([regdb], genuine.slice(0, genuine.num_rows - 1)) == [
         f"{regdb}: 2059 test infrared images, regdb as published has 2060"
     ]
     sysu = type(drop)(drop.id, "/data/sysu", "sysu")
-    assert [line.split(": ")[1] for line in unlike_published([sysu], samples_of(sysu, 395, 96))] == [
+    assert [line.split(": ")[1] for line in unlike_published([sysu], counts_of(sysu, 395, 96))] == [
         "96 test infrared images, sysu as published has 3803",
         "0 test cam3 images, sysu as published has 1883",
         "0 test cam6 images, sysu as published has 1920",
     ]
-    assert np.size(unlike_published([drop], samples_of(drop, 395, 96))) == 0  # no benchmark
+    assert np.size(unlike_published([drop], counts_of(drop, 395, 96))) == 0  # no benchmark

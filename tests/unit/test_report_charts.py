@@ -49,8 +49,8 @@ def table_of(labels, modality):
     """A table in which only labels and modalities matter."""
     labels, modality = np.array(labels), np.array(modality, np.int8)
     blank = np.zeros(len(labels), np.int64)
-    keys = np.array([f"key {n}" for n in range(len(labels))])
-    return SampleTable(blank, ["s"], blank, blank, blank, labels, labels, modality, blank, ["c"], keys, keys)
+    keys = np.zeros(len(labels), "V32")
+    return SampleTable(blank, ["s"], blank, blank, blank, labels, labels, modality, blank, ["c"], keys)
 
 
 def test_a_share_of_nothing_is_nothing():

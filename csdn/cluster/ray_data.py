@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -66,8 +66,11 @@ def checked(block: Block) -> Any:
 # ---- images for feature extraction
 
 
-class TestImages(NamedTuple):
+@dataclass(frozen=True)
+class TestImages:
     """The item of a task that reads a batch's images."""
+
+    __test__ = False  # not a test case
 
     files: ImageFiles
     modality: str
@@ -95,7 +98,8 @@ BLOCK_BYTES = 64 * 2**20
 BLOCKS_STORED = 8
 
 
-class PlanTask(NamedTuple):
+@dataclass(frozen=True)
+class PlanTask:
     """The item of a task that reads rows of the plan, or one part of a row; the rows' indices are those of
     `files`.
     """
@@ -172,5 +176,5 @@ class ReadRows:
 
     def __call__(self, task: PlanTask) -> Block:
         reader = TrainBatchReader(self.images.of(task.files), self.padding, self.seed)
-        rows = [(row.epoch, row.step, row.positions, *vars(reader(row)).values()) for row in task.rows]
-        return {name: np.stack(column) for name, column in zip(COLUMNS, zip(*rows, strict=True), strict=True)}
+        made = [{**vars(row), **vars(reader(row))} for row in task.rows]
+        return {name: np.stack([row[name] for row in made]) for name in COLUMNS}

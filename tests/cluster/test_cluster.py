@@ -53,16 +53,16 @@ def assert_same(one, other):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("start", "rows_of_block"), [((0, 0), 3), ((2, 4), 1), ((2, 6), 0.75)])
+@pytest.mark.parametrize(("start", "pairs"), [((0, 0), 12), ((2, 4), 4), ((2, 6), 3)])
 def test_ray_data_gives_the_tensors_of_the_dataloader_bit_for_bit(
-    ray_instance, data, start, rows_of_block, monkeypatch
+    ray_instance, data, start, pairs, monkeypatch
 ):
-    """With blocks of 3 rows of the plan, of one, and of three quarters of one."""
+    """With blocks of 12, 4 and 3 image pairs; a row of the plan has 4."""
     from csdn.cluster import ray_data, ray_loader
     from csdn.cluster.ray_loader import RayTrainLoader
 
     monkeypatch.setattr(ray_loader, "TASKS_PER_CHUNK", 3)  # a chunk ends in the middle of an epoch
-    monkeypatch.setattr(ray_data, "BLOCK_BYTES", rows_of_block * 4 * IMAGE_BYTES)
+    monkeypatch.setattr(ray_data, "BLOCK_BYTES", pairs * IMAGE_BYTES)
     plain, over_ray = TrainLoader(source(data), 0), RayTrainLoader(source(data), EPOCHS)
     assert over_ray.steps_per_epoch == plain.steps_per_epoch == 7
     first, step = start

@@ -45,9 +45,11 @@ def _dataset(
     """One block for each batch, in order, with a column [1, B, D] for each feature."""
     import ray
 
-    from csdn.cluster.ray_data import ReadImages, in_order
+    from csdn.cluster.ray_data import ReadImages, TestImages, in_order
 
-    return in_order(len(steps), ReadImages(batches.rows(), steps)).map_batches(
+    images = batches.rows().images
+    items = [TestImages(images.files.take(indices), modality) for indices, modality in steps]
+    return in_order(items, ReadImages(images)).map_batches(
         _Extractor,
         fn_constructor_args=(ray.put(make_embeds), batches.normalize, params),
         batch_size=1,

@@ -1,4 +1,4 @@
-"""Ingest on Ray: each task of Ray Data packs one shard, as a process of csdn.ingest.pack does.
+"""Ingest on Ray: each Ray task packs one shard, as a process of csdn.ingest.pack does.
 
 All nodes must reach the drops and the shards: in shared folders or in an object store.
 """
@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from csdn.cluster.session import ray_session
 from csdn.ingest.pack import PackedShard, Packer, ShardTask, pack
 from csdn.params import ScalingParams
+from csdn.runtime.errors import UserError, without_cause
+
+# Tasks that wait or run for each core of the cluster: enough for an autoscaler to add nodes, and few enough
+# that not the listing of a whole drop is in the object store.
+TASKS_PER_CORE = 4
+FEWEST_TASKS = 16  # while the cluster has no cores yet
 
 
 def packed_on_ray(scaling: ScalingParams) -> Packer:
@@ -25,30 +31,47 @@ def packed_on_ray(scaling: ScalingParams) -> Packer:
         if not tasks:
             return
         with ray_session(scaling.address, processes):
-            from csdn.cluster.ray_data import checked, in_order
-
-            blocks = in_order(len(tasks), _Pack(tasks)).iter_batches(batch_size=None, batch_format="numpy")
-            for _, block in zip(tasks, blocks, strict=True):
-                yield checked(block)["packed"][0]
+            yield from _in_order(tasks)
 
     return packer
 
 
-class _Pack:
-    """Task n packs shard n."""
+def _in_order(tasks: Sequence[ShardTask]) -> Iterator[PackedShard]:
+    """The shards of the tasks, in order. Each Ray task is sent its own ShardTask and nothing else."""
+    import ray
 
-    def __init__(self, tasks: Sequence[ShardTask]) -> None:
-        self.tasks, self.folder = tasks, Path.cwd()
+    pack_shard = ray.remote(_pack)
+    folder, waiting = Path.cwd(), deque()
+    for task in tasks:
+        waiting.append(pack_shard.remote(folder, task))
+        if len(waiting) >= max(FEWEST_TASKS, TASKS_PER_CORE * ray.cluster_resources().get("CPU", 0)):
+            yield _result(waiting.popleft())
+    yield from map(_result, waiting)
 
-    def __call__(self, number: int) -> dict[str, np.ndarray]:
-        column = np.empty(1, object)
-        column[0] = self._pack(self.tasks[number])
-        return {"packed": column}
 
-    def _pack(self, task: ShardTask) -> PackedShard:
-        if self.folder.is_dir():  # addresses may be relative to the project folder, if the node has it
-            os.chdir(self.folder)
+def _result(task: Any) -> PackedShard:
+    import ray
+
+    try:
+        packed = ray.get(task)
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+        raise UserError(
+            "a Ray task of ingest was killed again and again (out of memory?). The shards that were finished "
+            f"are kept: lower ingest.max_pixels, and run the command again to go on\n{error}"
+        ) from error
+    if isinstance(packed, UserError):
+        raise packed
+    return packed
+
+
+def _pack(folder: Path, task: ShardTask) -> PackedShard | UserError:
+    """Runs in a Ray task; folder: the project's."""
+    if folder.is_dir():  # addresses may be relative to the project folder, if the node has it
+        os.chdir(folder)
+    try:
         if not task.settings.store:
-            return pack(replace(task, folder=self.folder / task.folder))
-        with tempfile.TemporaryDirectory() as folder:
-            return pack(replace(task, folder=Path(folder)))
+            return pack(replace(task, folder=folder / task.folder))
+        with tempfile.TemporaryDirectory() as temporary:
+            return pack(replace(task, folder=Path(temporary)))
+    except UserError as error:  # returned, because Ray would add a traceback
+        return without_cause(error)

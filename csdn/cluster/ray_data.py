@@ -1,25 +1,26 @@
-"""Ray Data sets: ordered tasks, tasks that read images for a network, and the training plan in chunks.
+"""Ray Data sets: ordered tasks, tasks that read images for a network, and rows of the training plan.
 
-The tasks do not import torch, so that a new task process is ready within a second.
+A task receives its own item and no other, so that what all tasks cost is linear in the number of images. The
+tasks do not import torch, so that a new task process is ready within a second.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
 import ray.data
 
-from csdn.data.batch import VIEWS, TestBatchReader
+from csdn.data.batch import VIEWS, ImageFiles, ImageReader, TestBatchReader, TrainBatchReader
 from csdn.runtime.errors import UserError, without_cause
 
 if TYPE_CHECKING:
-    from csdn.data.batch import TrainBatchReader
     from csdn.data.loader import TrainSource
-    from csdn.data.sampler import BatchPlan, EpochPlan
+    from csdn.data.sampler import BatchPlan
 
 
 Block = dict[str, np.ndarray]
@@ -27,22 +28,26 @@ Block = dict[str, np.ndarray]
 # ---- tasks whose results arrive in order
 
 
-def in_order(count: int, task: Callable[[int], Block]) -> ray.data.Dataset:
-    """One block for each number below `count`, in order: `task(number)`, or its error (see `checked`)."""
-    numbers = ray.data.range(count, override_num_blocks=max(1, count))
-    dataset = numbers.map_batches(_Task(task), batch_size=1)
+def in_order(items: Sequence[Any], task: Callable[[Any], Block]) -> ray.data.Dataset:
+    """One block for each item, in order: `task(item)`, or its UserError (see `checked`).
+
+    `task` is sent to every task, so it should be small. The order is what `ExecutionOptions.preserve_order`
+    promises for the blocks of a data set that one process iterates over.
+    """
+    dataset = ray.data.from_items(list(items), override_num_blocks=max(1, len(items)))
+    dataset = dataset.map_batches(_Task(task), batch_size=None)
     dataset.context.execution_options.preserve_order = True
     dataset.context.enable_progress_bars = False
     return dataset
 
 
 class _Task:
-    def __init__(self, task: Callable[[int], Block]) -> None:
+    def __init__(self, task: Callable[[Any], Block]) -> None:
         self.task = task
 
     def __call__(self, block: Block) -> Block:
         try:
-            return self.task(int(block["id"][0]))
+            return self.task(block["item"][0])
         except UserError as error:  # returned, because Ray would add a traceback, and retry the task
             return {"failure": np.array([without_cause(error)])}
 
@@ -61,93 +66,115 @@ def checked(block: Block) -> Any:
 # ---- images for feature extraction
 
 
+@dataclass(frozen=True)
+class TestImages:
+    """The item of a task that reads a batch's images."""
+
+    __test__ = False  # not a test case
+
+    files: ImageFiles
+    modality: str
+
+
 class ReadImages:
-    """Task n reads the images of batch n: `pixels` uint8 [1, B, 3, H, W] and `modality` [1].
+    """A task: `pixels` uint8 [1, B, 3, H, W] and `modality` [1] of TestImages."""
 
-    batches: (indices [B], modality) of each batch.
-    """
+    def __init__(self, images: ImageReader) -> None:
+        self.images = images.of(None)
 
-    def __init__(self, reader: TestBatchReader, batches: list[tuple[np.ndarray, str]]) -> None:
-        self.reader, self.batches = reader, batches
-
-    def __call__(self, number: int) -> Block:
-        indices, modality = self.batches[number]
-        return {"pixels": self.reader(indices)[None], "modality": np.array([modality])}
+    def __call__(self, batch: TestImages) -> Block:
+        reader = TestBatchReader(self.images.of(batch.files))
+        pixels = reader(np.arange(len(batch.files.offset)))
+        return {"pixels": pixels[None], "modality": np.array([batch.modality])}
 
 
-# ---- a chunk of the training plan
+# ---- rows of the training plan
 
-COLUMNS = ("step", "rank", "pixels", "boxes", "channels")
-# A data set takes a second to start and a task some 30 ms: these numbers keep both shares small.
-TASKS_PER_CHUNK = 2_000
-STEPS_PER_TASK = 16
-# Pixels in a task's output. Ray Data splits an output of 192 MiB (1.5 times its target) and sends the parts
-# to different workers; a single row is never split, however large.
-BYTES_PER_TASK = 128 * 2**20
-# Blocks (a block is a task's output) in the object store for each worker: the memory of the loader. Ray also
-# counts the blocks that running tasks will make: with half as many only one task runs at a time.
+# Pixels of a block, which is the output of a task: bounds the memory, whatever the batch. A task costs the
+# process that iterates over a data set some 20 ms, so smaller blocks are dearer.
+BLOCK_BYTES = 64 * 2**20
+# Blocks in the object store for each worker: the memory of the loader. Ray also counts the blocks that
+# running tasks will make: with half as many only one task runs at a time.
 BLOCKS_STORED = 8
 
 
-def steps_per_task(source: TrainSource, size: int) -> int:
-    """Steps of the plan that a task reads for one worker of `size`: BYTES_PER_TASK of them, at least one."""
-    return min(STEPS_PER_TASK, max(1, BYTES_PER_TASK // _step_bytes(source, size)))
-
-
-def _step_bytes(source: TrainSource, size: int) -> int:
-    """Pixels of a step of the plan, for one worker of `size`."""
-    return len(VIEWS) * (source.people * source.images // size) * 3 * math.prod(source.image_size)
-
-
-def block_bytes(source: TrainSource, size: int) -> int:
-    """Pixels of a block, for one worker of `size`."""
-    return steps_per_task(source, size) * _step_bytes(source, size)
-
-
-def chunk_length(source: TrainSource, size: int) -> int:
-    """Steps of the plan in a chunk for `size` workers."""
-    return max(1, TASKS_PER_CHUNK // size) * steps_per_task(source, size)
-
-
-class PlanChunk:
-    """Steps `first` to `last` of the plan, counted over all epochs, each split over `size` workers."""
-
-    def __init__(self, source: TrainSource, first: int, last: int, size: int) -> None:
-        self.first, self.last, self.size = first, last, size
-        self.steps_per_task = steps_per_task(source, size)
-        self.steps_per_epoch = source.steps_per_epoch
-        epochs = range(first // self.steps_per_epoch, (last - 1) // self.steps_per_epoch + 1)
-        self._plans: dict[int, EpochPlan] = {epoch: source.plan(epoch) for epoch in epochs}
-
-    def batch(self, step: int, rank: int) -> BatchPlan:
-        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-        return self._plans[epoch].slice(rank, self.size)[step_of_epoch]
-
-
-def chunk_dataset(chunk: PlanChunk, source: TrainSource) -> ray.data.Dataset:
-    """Blocks of up to `steps_per_task` steps for one worker each; the workers take turns.
-
-    COLUMNS: the step and the worker's rank, and the views of csdn.data.batch.RowViews.
+@dataclass(frozen=True)
+class PlanTask:
+    """The item of a task that reads rows of the plan, or one part of a row; the rows' indices are those of
+    `files`.
     """
-    tasks = -(-(chunk.last - chunk.first) // chunk.steps_per_task) * chunk.size
-    dataset = in_order(tasks, _ReadSteps(chunk, source.rows))
+
+    files: ImageFiles
+    rows: list[BatchPlan]
+
+
+@dataclass(frozen=True)
+class Blocking:
+    """How a worker's rows of the plan become blocks: `rows` whole ones in each, or one of the `parts` of a
+    row.
+
+    images: of each modality in a row; image_bytes: of the three views of such a pair.
+    """
+
+    rows: int
+    parts: int
+    images: int
+    image_bytes: int
+
+    @classmethod
+    def of(cls, source: TrainSource, size: int) -> Blocking:
+        """Blocks of BLOCK_BYTES at most, for one worker of `size`."""
+        images = source.people * source.images // size
+        image_bytes = len(VIEWS) * 3 * math.prod(source.image_size)
+        fitting = max(1, BLOCK_BYTES // image_bytes)
+        return cls(max(1, fitting // images), -(-images // fitting), images, image_bytes)
+
+    @property
+    def block_bytes(self) -> int:
+        return self.rows * -(-self.images // self.parts) * self.image_bytes
+
+    def tasks(self, rows: Sequence[BatchPlan], files: ImageFiles) -> list[PlanTask]:
+        """What reads the rows, in order; files: of the images that the plan names."""
+        parts = [part for row in rows for part in self._cut(row)]
+        return [_task(parts[at : at + self.rows], files) for at in range(0, len(parts), self.rows)]
+
+    def _cut(self, row: BatchPlan) -> list[BatchPlan]:
+        names = ("labels", "visible", "infrared", "positions")
+        cut = zip(*(np.array_split(getattr(row, name), self.parts) for name in names), strict=True)
+        return [replace(row, **dict(zip(names, columns, strict=True))) for columns in cut]
+
+
+def _task(rows: Sequence[BatchPlan], files: ImageFiles) -> PlanTask:
+    used = np.concatenate([indices for row in rows for indices in (row.visible, row.infrared)])
+    numbered, own = [], 0
+    for row in rows:
+        visible = np.arange(own, own + row.visible.size)
+        numbered.append(replace(row, visible=visible, infrared=visible + row.visible.size))
+        own += 2 * row.visible.size
+    return PlanTask(files.take(used), numbered)
+
+
+def plan_dataset(tasks: Sequence[PlanTask], source: TrainSource, blocking: Blocking) -> ray.data.Dataset:
+    """The blocks of one worker's tasks, in order: COLUMNS, with an entry for each of a task's rows."""
+    dataset = in_order(tasks, ReadRows(source.rows))
     options = dataset.context.execution_options
     options.resource_limits = options.resource_limits.copy(
-        object_store_memory=BLOCKS_STORED * chunk.size * block_bytes(source, chunk.size)
+        object_store_memory=BLOCKS_STORED * blocking.block_bytes
     )
     return dataset
 
 
-class _ReadSteps:
-    """Task n reads the views of its steps for one worker."""
+# What tells which images these are, and their views (csdn.data.batch.RowViews).
+COLUMNS = ("epoch", "step", "positions", "pixels", "boxes", "channels")
 
-    def __init__(self, chunk: PlanChunk, reader: TrainBatchReader) -> None:
-        self.chunk, self.reader = chunk, reader
 
-    def __call__(self, number: int) -> Block:
-        part, rank = divmod(number, self.chunk.size)
-        first = self.chunk.first + part * self.chunk.steps_per_task
-        steps = range(first, min(first + self.chunk.steps_per_task, self.chunk.last))
-        views = [self.reader(self.chunk.batch(step, rank)) for step in steps]
-        columns = (np.stack([getattr(view, name) for view in views]) for name in COLUMNS[2:])
-        return dict(zip(COLUMNS, (np.array(steps), np.full(len(steps), rank), *columns), strict=True))
+class ReadRows:
+    """A task: COLUMNS of the rows of a PlanTask."""
+
+    def __init__(self, reader: TrainBatchReader) -> None:
+        self.images, self.padding, self.seed = reader.images.of(None), reader.padding, reader.seed
+
+    def __call__(self, task: PlanTask) -> Block:
+        reader = TrainBatchReader(self.images.of(task.files), self.padding, self.seed)
+        made = [{**vars(row), **vars(reader(row))} for row in task.rows]
+        return {name: np.stack([row[name] for row in made]) for name in COLUMNS}

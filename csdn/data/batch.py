@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,15 +33,41 @@ if TYPE_CHECKING:
 VIEWS = (Stream.VISIBLE_VIEW1, Stream.VISIBLE_VIEW2, Stream.INFRARED_VIEW)
 
 
+@dataclass(frozen=True)
+class ImageFiles:
+    """Where images are in the shards, and what ingest recorded of them: columns of
+    csdn.data.catalog.SampleTable.
+    """
+
+    shard: np.ndarray
+    shard_names: Sequence[str]
+    offset: np.ndarray
+    size: np.ndarray
+    extension: np.ndarray
+    digest: np.ndarray
+
+    def take(self, indices: np.ndarray) -> ImageFiles:
+        """These images alone, numbered from 0: all that a task on another machine needs to know."""
+        shards, shard = np.unique(self.shard[indices], return_inverse=True)
+        columns = (column[indices] for column in (self.offset, self.size, self.extension, self.digest))
+        return ImageFiles(shard, [self.shard_names[n] for n in shards], *columns)
+
+
 class ImageReader:
     """Decoded images by index, resized to (height, width); every process can have a copy."""
 
     def __init__(self, table: SampleTable, shards: Place, image_size: Sequence[int]) -> None:
-        self.shard, self.shard_names = table.shard, table.shard_names
-        self.offset, self.size, self.extension = table.offset, table.size, table.extension
-        self.digest = table.digest
+        self.files = ImageFiles(
+            table.shard, table.shard_names, table.offset, table.size, table.extension, table.digest
+        )
         self.shards = open_shards(shards, [table.shard_names[n] for n in np.unique(table.shard)])
         self.image_size = tuple(image_size)
+
+    def of(self, files: ImageFiles | None) -> ImageReader:
+        """The same reader for other images; with None for none, which is small to send."""
+        other = copy(self)
+        other.files = files
+        return other
 
     def __call__(self, indices: np.ndarray) -> list[np.ndarray]:
         """uint8 images [height, width, 3]; raises UserError where an image's bytes have changed since
@@ -55,7 +82,8 @@ class ImageReader:
         return [self._recorded(*one) for one in zip(indices, ranges, contents, strict=True)]
 
     def _place(self, index: int) -> Range:
-        return self.shard_names[self.shard[index]], int(self.offset[index]), int(self.size[index])
+        files = self.files
+        return files.shard_names[files.shard[index]], int(files.offset[index]), int(files.size[index])
 
     def _recorded(self, index: int, place: Range, data: bytes) -> bytes:
         if self._is_recorded(index, data):
@@ -67,7 +95,7 @@ class ImageReader:
 
     def _image(self, index: int, data: bytes) -> np.ndarray:
         try:
-            return resize(decode(data, EXTENSIONS[self.extension[index]]), self.image_size)
+            return resize(decode(data, EXTENSIONS[self.files.extension[index]]), self.image_size)
         except BadImage as error:
             shard, offset, _ = self._place(index)
             raise UserError(
@@ -77,7 +105,7 @@ class ImageReader:
             ) from None
 
     def _is_recorded(self, index: int, data: bytes) -> bool:
-        return hashlib.sha256(data).digest() == self.digest[index].tobytes()
+        return hashlib.sha256(data).digest() == self.files.digest[index].tobytes()
 
 
 @dataclass(frozen=True)

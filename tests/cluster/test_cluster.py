@@ -6,12 +6,12 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from feed_data import train_source, write_data
@@ -19,10 +19,11 @@ from processes import descendants
 
 from csdn.cluster.session import _short_temp_folder, ray_session
 from csdn.data.catalog import load_dataset
-from csdn.data.loader import TrainLoader, row_bytes, view_bytes
+from csdn.data.loader import TrainLoader
 from csdn.runtime.errors import ServiceUnavailable, UserError
 
 SIZE = (64, 32)
+IMAGE_BYTES = 3 * 3 * 64 * 32  # of an image pair's three views
 EPOCHS = 4
 VIEWS = ("visible_view1", "visible_view2", "infrared", "labels")
 
@@ -52,13 +53,16 @@ def assert_same(one, other):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", [(0, 0), (2, 4)])
-def test_ray_data_gives_the_tensors_of_the_dataloader_bit_for_bit(ray_instance, data, start, monkeypatch):
-    from csdn.cluster import ray_data
+@pytest.mark.parametrize(("start", "pairs"), [((0, 0), 12), ((2, 4), 4), ((2, 6), 3)])
+def test_ray_data_gives_the_tensors_of_the_dataloader_bit_for_bit(
+    ray_instance, data, start, pairs, monkeypatch
+):
+    """With blocks of 12, 4 and 3 image pairs; a row of the plan has 4."""
+    from csdn.cluster import ray_data, ray_loader
     from csdn.cluster.ray_loader import RayTrainLoader
 
-    monkeypatch.setattr(ray_data, "TASKS_PER_CHUNK", 3)  # a chunk ends in the middle of an epoch
-    monkeypatch.setattr(ray_data, "STEPS_PER_TASK", 3)
+    monkeypatch.setattr(ray_loader, "TASKS_PER_CHUNK", 3)  # a chunk ends in the middle of an epoch
+    monkeypatch.setattr(ray_data, "BLOCK_BYTES", pairs * IMAGE_BYTES)
     plain, over_ray = TrainLoader(source(data), 0), RayTrainLoader(source(data), EPOCHS)
     assert over_ray.steps_per_epoch == plain.steps_per_epoch == 7
     first, step = start
@@ -73,39 +77,49 @@ def test_ray_data_gives_the_tensors_of_the_dataloader_bit_for_bit(ray_instance, 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])  # four workers share six people
 def test_the_parts_of_the_workers_make_up_each_batch(ray_instance, data, size):
-    from csdn.cluster.ray_data import PlanChunk, chunk_dataset
+    """The workers, which do not wait for each other, have a single core for their tasks."""
+    from csdn.cluster.ray_loader import RayTrainLoader
 
     made = source(data, people=6)
-    chunk = PlanChunk(made, 0, 2 * made.steps_per_epoch, size)
-    found = iterate_together(chunk_dataset(chunk, made).streaming_split(size))
-    for rank, rows in enumerate(found):
-        assert [row["step"].item() for row in rows] == list(range(chunk.first, chunk.last))
-        assert {row["rank"].item() for row in rows} == {rank}
+    loaders = [RayTrainLoader(made, 2, rank, size) for rank in range(size)]
     plain = TrainLoader(made, 0)
-    whole = [batch for epoch in (0, 1) for batch in plain.epoch(epoch)]
-    for step, batch in enumerate(whole):
-        parts = []
-        for rank in range(size):
-            row = chunk.batch(step, rank)
-            views = (found[rank][step][name][0].copy() for name in ("pixels", "boxes", "channels"))
-            parts.append(made.finished(view_bytes(row, *views)))
-        for name in VIEWS:
-            assert torch.equal(getattr(batch, name), torch.cat([getattr(part, name) for part in parts])), name
+    for epoch in (0, 1):
+        with ThreadPoolExecutor(size) as threads:
+            found = list(threads.map(lambda loader, epoch=epoch: list(loader.epoch(epoch)), loaders))
+        for batch, parts in zip(plain.epoch(epoch), zip(*found, strict=True), strict=True):
+            for name in VIEWS:
+                joined = torch.cat([getattr(part, name) for part in parts])
+                assert torch.equal(getattr(batch, name), joined), name
 
 
-def iterate_together(parts):
-    """The rows of each part of a split data set, which waits for all of its readers."""
-    found = [[] for _ in parts]
+def received(rows):
+    """What arrives of these parts of rows, without the images."""
+    return [(row.epoch, row.step, row.positions, np.zeros((3, len(row.positions), 1))) for row in rows]
 
-    def read(rank):
-        found[rank] += parts[rank].iter_batches(batch_size=1, batch_format="numpy")
 
-    readers = [threading.Thread(target=read, args=[rank]) for rank in range(len(parts))]
-    for reader in readers:
-        reader.start()
-    for reader in readers:
-        reader.join(timeout=60)
-    return found
+def test_images_in_another_order_than_the_plans_are_refused(data):
+    from csdn.cluster.ray_data import Blocking
+    from csdn.cluster.ray_loader import joined
+
+    plan = source(data, people=6).plan(0)
+    first, second, other_rank = plan[0], plan[1], plan.slice(1, 2)[0]
+    parts = received(Blocking(rows=1, parts=3, images=12, image_bytes=1)._cut(first))
+    assert joined(first, parts)[0].shape == (3, 12, 1)
+    for wrong in (parts[::-1], received([second]), received([other_rank]), parts[:2], []):
+        with pytest.raises(RuntimeError, match="epoch 0, step"):
+            joined(first, wrong)
+
+
+def test_a_task_receives_the_files_of_its_own_images_only(data):
+    from csdn.cluster.ray_data import Blocking, ReadRows
+
+    made = source(data)
+    tasks = Blocking(2, 1, 4, 1).tasks([made.plan(0)[step] for step in range(5)], made.rows.images.files)
+    assert [len(task.rows) for task in tasks] == [2, 2, 1]
+    assert [len(task.files.offset) for task in tasks] == [16, 16, 8]
+    reader = ReadRows(made.rows)
+    assert reader.images.files is None
+    assert (reader(tasks[2])["pixels"] == made.rows(made.plan(0)[4]).pixels).all()
 
 
 @pytest.mark.slow
@@ -113,67 +127,42 @@ def test_the_object_store_holds_a_few_blocks_however_long_the_training(ray_insta
     from csdn.cluster import ray_data
     from csdn.cluster.ray_loader import RayTrainLoader
 
-    monkeypatch.setattr(ray_data, "STEPS_PER_TASK", 4)
+    monkeypatch.setattr(ray_data, "BLOCK_BYTES", 2**24)
     epochs = 200
     made = source(data, people=6, size=(288, 144))
     ray_loader = RayTrainLoader(made, epochs)
     count = sum(1 for epoch in range(epochs) for _ in ray_loader.epoch(epoch))
     assert count == epochs * ray_loader.steps_per_epoch
     # What tasks are writing and the consumer reads ahead comes on top of Ray's limit.
-    block = ray_data.block_bytes(made, 1)
-    bound = 4 * ray_data.BLOCKS_STORED * block
-    assert count / ray_data.STEPS_PER_TASK * block > 4 * bound
+    blocking = ray_loader.blocking
+    bound = 4 * ray_data.BLOCKS_STORED * blocking.block_bytes
+    assert count // blocking.rows * blocking.block_bytes > 4 * bound
     assert 0 < most_stored() < bound
 
 
 @pytest.mark.parametrize(
-    ("images", "rows"),
-    # A row is three times as many images of 288 x 144 x 3 bytes, and 128 MiB hold 359 of those.
-    [(1, 16), (22, 16), (23, 15), (44, 8), (89, 4), (90, 3), (179, 2), (180, 1), (10_000, 1)],
+    ("images", "rows", "parts"),
+    # The three views of an image pair are 288 x 144 x 9 bytes, and 64 MiB hold 179 of those.
+    [(1, 179, 1), (16, 11, 1), (64, 2, 1), (89, 2, 1), (90, 1, 1), (179, 1, 1), (180, 1, 2), (10_000, 1, 56)],
 )
 @pytest.mark.parametrize("size", [1, 2, 8])
-def test_a_task_reads_as_many_steps_as_ray_data_does_not_split(images, rows, size):
-    from csdn.cluster.ray_data import block_bytes, chunk_length, steps_per_task
+def test_a_block_has_64_mib_at_most(images, rows, parts, size):
+    from csdn.cluster.ray_data import Blocking
 
-    made = SimpleNamespace(people=size, images=images, image_size=(288, 144))
-    assert steps_per_task(made, size) == rows
-    assert block_bytes(made, size) == rows * 3 * images * 288 * 144 * 3
-    assert block_bytes(made, size) <= 128 * 2**20 or rows == 1
-    assert chunk_length(made, size) == 2000 // size * rows
+    blocking = Blocking.of(SimpleNamespace(people=size, images=images, image_size=(288, 144)), size)
+    assert (blocking.rows, blocking.parts, blocking.images) == (rows, parts, images)
+    assert blocking.block_bytes <= 64 * 2**20
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("images", "steps"), [(64, 14), (256, 4)])
-def test_each_worker_gets_its_part_of_large_batches(ray_instance, tmp_path, images, steps, monkeypatch):
-    """At 288x144, `images` of a modality for each worker: 14 steps of the plan have 319 MiB, 4 have 364."""
-    from csdn.cluster import ray_loader
-    from csdn.cluster.ray_loader import RayTrainLoader
-
+def test_large_batches_pass_through_a_tiny_object_store(tmp_path):
+    """Two workers with 16, 64 and 256 images of each modality at 288x144, in a store of 80 MB: three views of
+    256 images are 96 MB.
+    """
     write_data(tmp_path, sizes=((288, 144),))
-    table = load_dataset(tmp_path).train_table()
-    workers, people = 2, 4
-    made = train_source(table, tmp_path / "shards", people, workers * images // people, (288, 144))
-    assert made.steps_per_epoch == 1
-    given, all_there = [], threading.Barrier(workers)
-
-    def broadcast(parts):
-        """What Ray Train does for its workers, which are threads here: all get what the first one gives."""
-        given.extend(parts or ())
-        all_there.wait(timeout=60)
-        return given
-
-    monkeypatch.setattr(ray_loader.ray.train.collective, "broadcast_from_rank_zero", broadcast)
-
-    def work(rank):
-        over_ray = RayTrainLoader(made, steps, rank, workers)
-        for epoch in range(steps):
-            (batch,) = over_ray.epoch(epoch)
-            row = made.plan(epoch).slice(rank, workers)[0]
-            assert batch.labels.tolist() == row.labels.tolist()
-        assert_same(batch, made.finished(row_bytes(made.rows, row)))
-
-    with ThreadPoolExecutor(workers) as threads:
-        list(threads.map(work, range(workers)))
+    command = [sys.executable, Path(__file__).parents[1] / "support" / "tiny_store.py", tmp_path]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout.split() == ["16", "64", "256"]
 
 
 def most_stored() -> int:
@@ -202,13 +191,13 @@ def test_a_shard_damaged_after_ingest_is_named_by_ray_data_too(ray_instance, tmp
 def test_an_outage_in_a_task_of_ray_data_is_one_here_too(ray_instance):
     from csdn.cluster.ray_data import checked, in_order
 
-    def unavailable(number):
+    def unavailable(item):
         try:
             raise ServiceUnavailable("the store is away")
         except ServiceUnavailable as error:
-            raise UserError(f"task {number}") from error
+            raise UserError(f"task {item}") from error
 
-    blocks = in_order(1, unavailable).iter_batches(batch_size=None, batch_format="numpy")
+    blocks = in_order([0], unavailable).iter_batches(batch_size=None, batch_format="numpy")
     with pytest.raises(ServiceUnavailable, match="task 0"):
         list(map(checked, blocks))
 

@@ -10,10 +10,12 @@ import torch
 from make_images import Project, make_drop, people_named
 from ray_work import ON_RAY, make_params, make_state, make_work, write_images
 
-from csdn.data.catalog import load_dataset
+from csdn.data.catalog import ImageRecord, load_dataset
 from csdn.data.features import extract_features, extract_local
 from csdn.data.loader import ImageBatches
 from csdn.ingest import pack
+from csdn.ingest.ledger import Drop
+from csdn.ingest.pack import ShardTask
 from csdn.runtime.errors import UserError
 from csdn.training.prompts import image_embeddings
 
@@ -77,3 +79,17 @@ def test_shards_packed_on_ray_are_those_of_local_processes(tmp_path, monkeypatch
         found.append({file.name: file.read_bytes() for file in (project.data / "shards").iterdir()})
     assert len(found[0]) > 2
     assert found[0] == found[1]
+
+
+def test_an_image_that_ray_cannot_read_is_named(tmp_path):
+    from csdn.cluster.ingest import packed_on_ray
+
+    (tmp_path / "drop").mkdir()
+    drop, record = (
+        Drop("0" * 64, str(tmp_path / "drop"), "cameras"),
+        ImageRecord("a.jpg", "p", "visible", "c", 9),
+    )
+    task = ShardTask(drop, [record], tmp_path, "0-0", make_params(2).ingest, "run")
+    with pytest.raises(UserError, match=r"a\.jpg: cannot be read"):
+        list(packed_on_ray(make_params(2).scaling)([task], 1))
+    assert [file.name for file in tmp_path.iterdir()] == ["drop"]

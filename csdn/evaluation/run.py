@@ -4,8 +4,9 @@ Methods: `trained`, and the baselines `clip` (the same CLIP without training), `
 (csdn.evaluation.baselines). All get the same queries and galleries. The stage writes:
 
     metrics/evaluation.json          <method>.<direction>.<figure>.{mean,std}, in percent (0..100) over the
-                                     trials; figures rank1, rank5, rank10, rank20, mAP, mINP; and `counts`
-    metrics/headline.json            the figures that experiments are compared by (csdn.evaluation.scores)
+                                     trials; figures rank1, rank5, rank10, rank20, mAP, mINP; and `counts`;
+                                     with evaluation.max_queries also `error`, the standard error
+    metrics/headline.json            the figures that experiments are compared by
     evaluation/cmc.csv               rank, score (percent), method, direction
     evaluation/camera_pairs.csv      trained: queries, rank1, mAP (percent) by query and gallery camera, of at
                                      most PAIRS (csdn.evaluation.scores) a direction
@@ -52,6 +53,7 @@ from csdn.evaluation.protocols import (
     protocol,
     published_counts,
     rule_cameras,
+    sample_queries,
 )
 from csdn.evaluation.ranking import QueryMetrics
 from csdn.evaluation.scores import (
@@ -62,6 +64,7 @@ from csdn.evaluation.scores import (
     pair_searches,
     query_trials,
     trial_statistics,
+    with_sampling_error,
 )
 from csdn.evaluation.text_maps import TextMaps, examples, text_maps
 from csdn.model import CSDN, fuse_batch_norms, load, load_clip
@@ -136,7 +139,7 @@ def run_evaluation(
     """
     device = configure_torch(params.scaling.threads, params.scaling.device, params.training.precision)
     dataset = load_dataset(data)
-    experiment = prepare(dataset, params.evaluation.protocol, **params.evaluation.options())
+    experiment = prepare_from(params, dataset)
     clip = load_clip(params.model.clip, params.model.weights)
     trained = fuse_batch_norms(load(model))
     batches = test_batches(experiment.table, params, data)
@@ -167,8 +170,13 @@ def _check_finite(features: Mapping[str, np.ndarray]) -> None:
 # The experiment: test images, queries and galleries.
 
 
-def prepare(dataset: Dataset, name: str, **options: Any) -> Experiment:
-    """The test images, with the protocol's queries and galleries. Raises UserError where they do not fit."""
+def prepare(
+    dataset: Dataset, name: str, max_queries: int | None = None, seed: int = 0, **options: Any
+) -> Experiment:
+    """The test images, with the protocol's queries and galleries. Raises UserError where they do not fit.
+
+    max_queries: most queries of a direction, drawn by the seed; None: all.
+    """
     table = dataset.test_table()
     for modality in MODALITIES:
         if not len(table.of(modality)):
@@ -190,7 +198,15 @@ def prepare(dataset: Dataset, name: str, **options: Any) -> Experiment:
                 f"evaluation.protocol = {name}{chosen}: {search.name} has no gallery, as no test image is of "
                 "its cameras; add such images, or choose another protocol or mode"
             )
+    if max_queries:
+        searches = [sample_queries(search, max_queries, seed, n) for n, search in enumerate(searches)]
     return Experiment(table, index, labels, searches, name, options)
+
+
+def prepare_from(params: Params, dataset: Dataset) -> Experiment:
+    """`prepare` with the parameters of the section `evaluation`."""
+    evaluation = params.evaluation
+    return prepare(dataset, evaluation.protocol, evaluation.max_queries, params.seed, **evaluation.options())
 
 
 def _check_apart(index: Index, compared: Index) -> None:
@@ -254,7 +270,10 @@ def evaluate(experiment: Experiment, methods: Mapping[str, Distances], seed: int
             searches = [search, *(pair.search for pair in own.searches if trained)]
             found = query_trials(searches, experiment.labels, distances, top=TOP if trained else 0)
             trials = [summary(of) for of in found.trials[0]]
-            figures[name][search.name] = trial_statistics(trials)
+            statistics = trial_statistics(trials)
+            if search.sampled_from:
+                statistics = with_sampling_error(statistics, search, found.trials[0])
+            figures[name][search.name] = statistics
             cmc += cmc_rows(trials, name, search.name)
             if trained:
                 pairs += camera_rows(experiment, search, own, found.trials[1:])
@@ -287,6 +306,7 @@ def counts_of(
     """Counts of a search over an index whose images show `people` [n]; queries and gallery of trial 0.
 
     `published` has the sizes of the published experiment, where the data is that benchmark and no miniature.
+    `sampled_from` is the number of queries before evaluation.max_queries, if that is smaller.
     """
     counts = {
         "queries": len(search.queries),
@@ -296,6 +316,8 @@ def counts_of(
         "excluded_pairs": excluded_pairs(search, index),
         "trials": len(search.galleries),
     }
+    if search.sampled_from:
+        return counts | {"sampled_from": search.sampled_from}
     published = published_counts(protocol, counts, **options)
     return counts | ({"published": published} if published else {})
 

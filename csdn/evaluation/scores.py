@@ -98,6 +98,42 @@ def trial_statistics(trials: Sequence[RankMetrics]) -> dict[str, dict[str, float
     return {name: mean_and_std(100 * np.asarray(values)) for name, values in fractions.items()}
 
 
+def with_sampling_error(
+    figures: dict[str, dict[str, float | None]], search: Search, trials: Sequence[QueryMetrics]
+) -> dict[str, dict[str, float | None]]:
+    """The figures of sampled queries, each with "error": its standard error as an estimate for all queries.
+
+    In points; None for fewer than two valid queries. The queries are drawn without replacement. The same
+    queries in all trials count by their means over the trials; queries drawn for each trial are independent.
+    """
+    left = 1 - len(search.queries) / search.sampled_from
+    values = np.stack([_of_queries(queries) for queries in trials])  # [trials, figures, queries]
+    if not search.drawn_queries:
+        values = _mean_of_known(values)[None]
+    known = np.isfinite(values)
+    count = known.sum(axis=2)
+    deviation = np.where(known, values - _mean_of_known(values.transpose(2, 0, 1))[..., None], 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        variance = left * (deviation**2).sum(axis=2) / (count - 1) / count
+    errors = 100 * np.sqrt(variance.sum(axis=0)) / len(values)
+    return {
+        name: figure | {"error": round(float(error), 6) if np.isfinite(error) else None}
+        for (name, figure), error in zip(figures.items(), errors, strict=True)
+    }
+
+
+def _of_queries(queries: QueryMetrics) -> np.ndarray:
+    """The figures of `trial_statistics` for each query, fractions [figures, queries]; NaN: invalid."""
+    ranks = [np.where(queries.valid, queries.first_rank <= rank, np.nan) for rank in HEADLINE_RANKS]
+    return np.stack([*ranks, queries.ap, queries.inp])
+
+
+def _mean_of_known(values: np.ndarray) -> np.ndarray:
+    """Mean over the first dimension of the values that are not NaN; NaN without any."""
+    count = np.isfinite(values).sum(axis=0)
+    return np.where(count > 0, np.nansum(values, axis=0) / np.maximum(count, 1), np.nan)
+
+
 def cmc_rows(trials: Sequence[RankMetrics], method: str, direction: str) -> list[dict[str, Any]]:
     """The mean CMC as rows rank, score (percent), method, direction."""
     means = [mean_and_std([100 * trial.cmc[rank] for trial in trials])["mean"] for rank in range(RANKS)]

@@ -30,7 +30,7 @@ from csdn.data.loader import ImageBatches
 from csdn.data.shards import shards_at
 from csdn.evaluation.baselines import clip_embed, flipped
 from csdn.evaluation.distances import FeatureDistances, RandomDistances
-from csdn.evaluation.run import Experiment, prepare, untrained
+from csdn.evaluation.run import Experiment, prepare_from, untrained
 from csdn.ingest.identities import SplitRule, read_aliases
 from csdn.ingest.ledger import Status, read_ledger
 from csdn.model import CSDN, fuse_batch_norms, load, load_clip, read_config
@@ -83,7 +83,8 @@ def run_gate(
         of_data = dict(zip(experiments, rows, strict=True))
         decision, comparisons = _decide(inputs, experiments, found, of_data, params, device)
         version = inputs.champion.version if inputs.champion else None
-        notes = [*inputs.notes, *_omitted(experiments, params)] if inputs.champion else inputs.notes
+        notes = [*inputs.notes, *_sampled(experiments)]
+        notes += _omitted(experiments, params) if inputs.champion else []
         result = as_json(decision, version, comparisons, notes)
         write_json(root / RESULT, result)
     return result
@@ -91,7 +92,7 @@ def run_gate(
 
 def _prepare(dataset: Dataset, data: str, params: Params) -> Experiment:
     try:
-        return prepare(dataset, params.evaluation.protocol, **params.evaluation.options())
+        return prepare_from(params, dataset)
     except UserError as error:
         raise UserError(f"gate, {DATA[data]}, without people whom a model was trained on: {error}") from None
 
@@ -124,6 +125,16 @@ def _decide(
         experiments[TODAY], RandomDistances(seed, 0), candidate, TODAY, rule, seed, camera_pairs=False
     )
     return decide_first(comparisons, chance), []
+
+
+def _sampled(experiments: Mapping[str, Experiment]) -> list[str]:
+    return [
+        f"{search.name.replace('_', ' ')}, {DATA[data]}: {len(search.queries)} of {search.sampled_from} "
+        "queries, drawn for both models (evaluation.max_queries)"
+        for data, experiment in experiments.items()
+        for search in experiment.searches
+        if search.sampled_from
+    ]
 
 
 def _omitted(experiments: Mapping[str, Experiment], params: Params) -> list[str]:

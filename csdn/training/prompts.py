@@ -205,6 +205,7 @@ def _advice(phase: Phase) -> str:
 
 
 EMBED_BATCH = 128  # images; not a parameter, because another size would change the last digits
+SIMILARITIES = 2**24  # of images and texts that are in memory at a time
 LOG_COLUMNS = ("phase", "epoch", "step", "loss", "image_to_text", "text_to_image", "learning_rate")
 
 Report = Callable[..., None]
@@ -340,7 +341,9 @@ def text_accuracy(model: CSDN, embeddings: Tensor, labels: Tensor, modality: np.
     texts["fused"] = model.fused_text_features()
     figures = {}
     for name, text in texts.items():
-        correct = ((embeddings @ text.T).argmax(dim=1) == labels).cpu().numpy()
+        blocks = embeddings.split(max(1, SIMILARITIES // len(text)))
+        named = torch.cat([(block @ text.T).argmax(dim=1) for block in blocks])
+        correct = (named == labels).cpu().numpy()
         for code, of in enumerate(MODALITIES):
             figures[f"{name}_names_{of.value}"] = round(100 * float(correct[modality == code].mean()), 3)
     return figures

@@ -16,6 +16,8 @@ from csdn.data.catalog import load_dataset
 from csdn.evaluation import RankMetrics, Search, distances, embed_with_flip_tta, query_metrics, top_ranked
 from csdn.evaluation.distances import FeatureDistances, RandomDistances, Trial
 from csdn.evaluation.headline import notes
+from csdn.evaluation.metrics import summary
+from csdn.evaluation.protocols import sample_queries
 from csdn.evaluation.run import Experiment, PeopleMaps, evaluate, prepare, run_evaluation, write_results
 from csdn.evaluation.scores import (
     PAIRS,
@@ -26,12 +28,13 @@ from csdn.evaluation.scores import (
     query_trials,
     trial_metrics,
     trial_statistics,
+    with_sampling_error,
 )
 from csdn.evaluation.text_maps import TextMaps
 from csdn.model import CSDN, load_clip, save
 from csdn.params import load_params
 from csdn.report.tables import camera_grids
-from csdn.report.wording import pairs_left_out
+from csdn.report.wording import pairs_left_out, sampling
 from csdn.runtime.errors import UserError
 
 
@@ -147,6 +150,45 @@ def test_features_that_are_not_finite_have_no_distance():
     bad[2, 1] = np.inf
     with pytest.raises(ValueError, match="finite"):
         trial_metrics(SEARCH, LABELS, FeatureDistances(bad))
+
+
+@pytest.mark.parametrize("rule", ["cameras", "llcm"])
+def test_a_sample_of_queries_estimates_the_figures_within_its_standard_error(rule):
+    search, labels, features = drawn_search(rule)
+    method = FeatureDistances(features)
+    whole = trial_statistics(trial_metrics(search, labels, method))
+    inside = []
+    for seed in range(100):
+        sample = sample_queries(search, 30, seed, number=0)
+        assert (len(sample.queries), sample.sampled_from) == (30, 60)
+        for drawn, every in zip(sample.drawn_queries, search.drawn_queries, strict=True):
+            assert set(drawn) < set(every) and sorted(drawn) == drawn.tolist()
+        trials = query_trials([sample], labels, method).trials[0]
+        found = with_sampling_error(trial_statistics([summary(one) for one in trials]), sample, trials)
+        for name in ("rank1", "mAP", "mINP"):  # rank-20 is 100 in every sample
+            inside.append(abs(found[name]["mean"] - whole[name]["mean"]) <= found[name]["error"])
+    # 68 % of normal estimates are within one standard error.
+    assert 0.58 < np.mean(inside) < 0.78
+
+
+def test_a_limit_that_is_not_reached_samples_nothing_and_a_sample_depends_on_the_seed_alone():
+    search, *_ = drawn_search("cameras")
+    assert sample_queries(search, 60, 0, 0) is search
+    one, again, other = (sample_queries(search, 20, seed, 0).queries.tolist() for seed in (4, 4, 5))
+    assert one == again != other
+
+
+def test_counts_and_notes_state_the_sample(project):
+    experiment = prepare(load_dataset(project.data), "cameras", max_queries=5, seed=1, trials=2)
+    features = np.random.default_rng(0).random((len(experiment.table), 4), np.float32)
+    methods = dict.fromkeys(("trained", "clip", "hog"), FeatureDistances(features))
+    figures = evaluate(experiment, methods, seed=1).figures
+    counts = figures["counts"]["infrared_to_visible"]
+    assert counts["queries"] == 5 < counts["sampled_from"]
+    assert figures["trained"]["infrared_to_visible"]["rank1"]["error"] > 0
+    (said,) = [note for note in notes(figures["counts"]) if "5 of" in note and "infrared to visible" in note]
+    assert "evaluation.max_queries" in said
+    assert "standard error" in sampling(figures)[0]
 
 
 def rows_of_pairs(search, labels, features):

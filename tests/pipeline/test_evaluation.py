@@ -185,7 +185,7 @@ def test_counts_and_notes_state_the_sample(project):
     figures = evaluate(experiment, methods, seed=1).figures
     counts = figures["counts"]["infrared_to_visible"]
     assert counts["queries"] == 5 < counts["sampled_from"]
-    assert figures["trained"]["infrared_to_visible"]["rank1"]["error"] > 0
+    assert figures["trained"]["infrared_to_visible"]["mAP"]["error"] > 0
     (said,) = [note for note in notes(figures["counts"]) if "5 of" in note and "infrared to visible" in note]
     assert "evaluation.max_queries" in said
     assert "standard error" in sampling(figures)[0]

@@ -156,6 +156,17 @@ def test_omitted_pairs_are_counted_in_the_reasons(project, monkeypatch):
     assert len(said) == 2 and all(reason.startswith("7 pairs of cameras") for reason in said)
 
 
+def test_both_models_search_with_the_same_sample_of_queries(project):
+    project.champion(seed=1)
+    params = project.params()
+    evaluation = params.evaluation.model_copy(update={"max_queries": 4})
+    result = run_gate(params.model_copy(update={"evaluation": evaluation}), project.root, silent)
+    assert all(one["queries"] <= 4 for one in result["comparisons"])
+    assert all(one["difference"] == one["low"] == one["high"] == 0 for one in result["comparisons"])
+    said = [reason for reason in result["reasons"] if "evaluation.max_queries" in reason]
+    assert len(said) == 4 and all(": 4 of " in reason for reason in said)
+
+
 def test_each_image_is_embedded_once_by_each_model(project):
     embedded = []
 

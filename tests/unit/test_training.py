@@ -12,9 +12,10 @@ from csdn.data.sampler import pair_plan, pooled_plan
 from csdn.model import CSDN, ModelConfig
 from csdn.params import EmbeddingParams, PhaseParams
 from csdn.runtime.errors import Diverged
+from csdn.training import prompts
 from csdn.training.embedding import build_optimizer, train_embedding, training_step
 from csdn.training.log import LossLog, check_tensors
-from csdn.training.prompts import IntegrationPhase, PromptPhase, train_phase
+from csdn.training.prompts import IntegrationPhase, PromptPhase, text_accuracy, train_phase
 
 PEOPLE, IMAGES, SIZE = 3, 2, (32, 16)
 CONFIG = ModelConfig(
@@ -354,3 +355,12 @@ def test_empty_and_integer_tensors_count_as_finite():
         check_tensors(
             {"a": torch.ones(2)} | {n: torch.tensor([1, -math.inf]) for n in "cdef"}, row, "lower it"
         )
+
+
+def test_images_named_right_are_the_same_by_blocks(monkeypatch):
+    model = CSDN(CONFIG).eval()
+    embeddings, labels = torch.randn(40, CONFIG.embed_dim), torch.arange(40) % PEOPLE
+    modality = np.arange(40) % 2
+    whole = text_accuracy(model, embeddings, labels, modality)
+    monkeypatch.setattr(prompts, "SIMILARITIES", 7)
+    assert text_accuracy(model, embeddings, labels, modality) == whole

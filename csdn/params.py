@@ -176,6 +176,7 @@ class EvaluationParams(Section):
     shots: Literal[1, 10] | None = None
     flip_tta: bool
     batch_size: Count
+    max_queries: Count | None = None
 
     @model_validator(mode="after")
     def _options_fit_the_protocol(self) -> EvaluationParams:

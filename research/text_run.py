@@ -21,7 +21,8 @@ from csdn.data.loader import ImageBatches, TrainLoader, TrainSource
 from csdn.data.shards import shards_at
 from csdn.data.checkpoint_store import CheckpointStore
 from csdn.evaluation.run import Experiment, embedders, prepare, test_batches
-from csdn.evaluation.scores import feature_distances, trial_metrics, trial_statistics
+from csdn.evaluation.distances import FeatureDistances
+from csdn.evaluation.scores import trial_metrics, trial_statistics
 from csdn.ingest.run import ingest
 from csdn.ingest.sync import open_drop
 from csdn.model import fuse_batch_norms, load_clip
@@ -160,7 +161,7 @@ def searched(
 ) -> Iterator[tuple[str, str, float]]:
     """(direction, metric, percent) of features [images, D] of the experiment's images."""
     for search in experiment.searches:
-        found = trial_statistics(trial_metrics(search, experiment.labels, feature_distances(features)))
+        found = trial_statistics(trial_metrics(search, experiment.labels, FeatureDistances(features)))
         for metric in metrics:
             yield DIRECTIONS[search.name], metric, found[metric]["mean"]
 

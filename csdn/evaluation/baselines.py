@@ -57,13 +57,14 @@ def flipped(embed: Embed) -> Embed:
     return partial(with_flip_tta, embed)
 
 
-def chance_distances(queries: int, gallery: int, seed: int, *counters: int) -> np.ndarray:
-    """Random distances, float64 [queries, gallery], drawn by (seed, counters).
+def chance_draws(seed: int, *counters: int) -> np.random.Generator:
+    """The generator of chance's distances by (seed, counters): `random((queries, gallery))`, float64.
 
     Chance is simulated with one random ranking per query and trial. So it passes through the same rules as
-    every other method, and its spread is that of figures from this number of queries.
+    every other method, and its spread is that of figures from this number of queries. Drawn by blocks of
+    queries, the distances are the same.
     """
-    return generator(seed, _CHANCE, *counters).random((queries, gallery))
+    return generator(seed, _CHANCE, *counters)
 
 
 def gradient_histograms(images: Tensor, modality: str) -> Tensor:

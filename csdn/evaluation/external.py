@@ -11,9 +11,10 @@ import numpy as np
 
 from csdn.data.catalog import load_dataset
 from csdn.data.labels import spelling_notes
+from csdn.evaluation.distances import FeatureDistances
 from csdn.evaluation.protocols import Index, canonical_index, protocol, rule_cameras, rule_people
 from csdn.evaluation.run import counts_of
-from csdn.evaluation.scores import Labels, feature_distances, trial_metrics, trial_statistics
+from csdn.evaluation.scores import Labels, trial_metrics, trial_statistics
 from csdn.runtime.documents import delimiter_of, read_text
 from csdn.runtime.errors import UserError
 
@@ -39,7 +40,7 @@ def evaluate_features(features: np.ndarray, index: Index, name: str, **options: 
     labels = Labels(rule_people(name, index), rule_cameras(name, index))
     figures: dict[str, Any] = {"features": {}, "counts": {}}
     for search in searches:
-        trials = trial_metrics(search, labels, feature_distances(features))
+        trials = trial_metrics(search, labels, FeatureDistances(features))
         figures["features"][search.name] = trial_statistics(trials)
         figures["counts"][search.name] = counts_of(
             search, index, labels.people, trials[0].valid_queries, name, options

@@ -72,6 +72,8 @@ def _notes(count: Mapping[str, Any]) -> Iterator[str]:
     for what, published in count.get("published", {}).items():
         if count[what] != published:
             yield f"WARNING: {count[what]} {what.replace('_', ' ')}, the published experiment has {published}"
+    if every := count.get("sampled_from"):
+        yield f"figures of {count['queries']} of {every} queries, drawn at random (evaluation.max_queries)"
     left_out = count["queries"] - count["valid_queries"]
     if not count["valid_queries"]:
         yield "no query has a right image to find, so there are no figures"

@@ -27,12 +27,13 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from csdn.data.labels import canonical_labels
+from csdn.data.rng import generator
 
 # Columns, one entry an image: person, modality ("visible" | "infrared"), camera, key (the image's own name),
 # path (below the data set's root), and places (csdn.data.catalog) for sysu_official.
@@ -50,6 +51,7 @@ class Search:
     queries: np.ndarray  # int64 [q]; of trial 0, where they are drawn
     galleries: tuple[np.ndarray, ...]  # int64 [g] for each trial
     drawn_queries: tuple[np.ndarray, ...] = ()  # of each trial, where they are drawn
+    sampled_from: int | None = None  # queries of a trial before `sample_queries`; None: all are searched
 
     def queries_of(self, trial: int) -> np.ndarray:
         """The queries of a trial, int64 [q]."""
@@ -199,6 +201,29 @@ def llcm_swapped(index: Index, trials: int = 10) -> list[Search]:
 def _llcm_draws(index: Index, modality: str, trials: int) -> tuple[np.ndarray, ...]:
     folders = by_person_and_camera(index, rows_of(index, modality))
     return tuple(seeded_draw(folders, 1, trial) for trial in range(trials))
+
+
+# A limit on the queries, for data of any size. Galleries stay whole; figures estimate those of all queries.
+
+
+_QUERIES = 1002  # a random stream of its own, far above those of csdn.data.rng.Stream
+
+
+def sample_queries(search: Search, most: int, seed: int, number: int) -> Search:
+    """The search with at most `most` of its queries, drawn by (seed, number of the search); in their order.
+
+    The same queries search in every trial, unless the protocol draws queries for each trial.
+    """
+    every = len(search.queries)
+    if every <= most:
+        return search
+    draws = generator(seed, _QUERIES, number)
+    drawn = tuple(
+        rows[np.sort(draws.choice(len(rows), min(most, len(rows)), replace=False))]
+        for rows in search.drawn_queries or (search.queries,)
+    )
+    of_trials = drawn if search.drawn_queries else ()
+    return replace(search, queries=drawn[0], drawn_queries=of_trials, sampled_from=every)
 
 
 # What the protocols share.

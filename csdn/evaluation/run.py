@@ -4,8 +4,9 @@ Methods: `trained`, and the baselines `clip` (the same CLIP without training), `
 (csdn.evaluation.baselines). All get the same queries and galleries. The stage writes:
 
     metrics/evaluation.json          <method>.<direction>.<figure>.{mean,std}, in percent (0..100) over the
-                                     trials; figures rank1, rank5, rank10, rank20, mAP, mINP; and `counts`
-    metrics/headline.json            the figures that experiments are compared by (csdn.evaluation.scores)
+                                     trials; figures rank1, rank5, rank10, rank20, mAP, mINP; and `counts`;
+                                     with evaluation.max_queries also `error`, the standard error
+    metrics/headline.json            the figures that experiments are compared by
     evaluation/cmc.csv               rank, score (percent), method, direction
     evaluation/camera_pairs.csv      trained: queries, rank1, mAP (percent) by query and gallery camera, of at
                                      most PAIRS (csdn.evaluation.scores) a direction
@@ -41,7 +42,9 @@ from csdn.data.loader import ImageBatches, test_loader
 from csdn.data.outputs import write_csv
 from csdn.data.shards import shards_at
 from csdn.evaluation.baselines import clip_embed, flipped, gradient_histograms
+from csdn.evaluation.distances import Distances, FeatureDistances, RandomDistances
 from csdn.evaluation.headline import METHODS, headline
+from csdn.evaluation.metrics import summary
 from csdn.evaluation.protocols import (
     Index,
     Search,
@@ -50,17 +53,18 @@ from csdn.evaluation.protocols import (
     protocol,
     published_counts,
     rule_cameras,
+    sample_queries,
 )
+from csdn.evaluation.ranking import QueryMetrics
 from csdn.evaluation.scores import (
-    Distances,
+    CameraPairs,
     Labels,
     camera_pairs,
     cmc_rows,
-    feature_distances,
-    first_trial,
-    random_ranking,
-    trial_metrics,
+    pair_searches,
+    query_trials,
     trial_statistics,
+    with_sampling_error,
 )
 from csdn.evaluation.text_maps import TextMaps, examples, text_maps
 from csdn.model import CSDN, fuse_batch_norms, load, load_clip
@@ -70,6 +74,7 @@ from csdn.params import Params
 from csdn.runtime.errors import UserError
 from csdn.runtime.files import atomic_folder, write_json
 
+TOP = 10  # images at the head of a ranking in queries.parquet
 PAIR = ("query_camera", "gallery_camera")
 PAIR_COLUMNS = ("direction", *PAIR, "queries", "rank1", "mAP")
 QUERIES_SCHEMA = pa.schema(
@@ -134,7 +139,7 @@ def run_evaluation(
     """
     device = configured_device(params)
     dataset = load_dataset(data)
-    experiment = prepare(dataset, params.evaluation.protocol, **params.evaluation.options())
+    experiment = prepare_from(params, dataset)
     clip = load_clip(params.model.clip, params.model.weights)
     trained = fuse_batch_norms(load(model))
     batches = test_batches(experiment.table, params, data)
@@ -144,7 +149,7 @@ def run_evaluation(
         with progress("embed", "images") as report:
             features = extract_features(extract, len(experiment.table), state, report)
         _check_finite(features)
-        methods = {name: feature_distances(features[name]) for name in METHODS if name in features}
+        methods = {name: FeatureDistances(features[name], device) for name in METHODS if name in features}
         results = evaluate(experiment, methods, params.seed)
         write_results(results, features, maps_of_people(trained.to(device), dataset, params, data), out)
         write_json(metrics, results.figures)
@@ -165,8 +170,13 @@ def _check_finite(features: Mapping[str, np.ndarray]) -> None:
 # The experiment: test images, queries and galleries.
 
 
-def prepare(dataset: Dataset, name: str, **options: Any) -> Experiment:
-    """The test images, with the protocol's queries and galleries. Raises UserError where they do not fit."""
+def prepare(
+    dataset: Dataset, name: str, max_queries: int | None = None, seed: int = 0, **options: Any
+) -> Experiment:
+    """The test images, with the protocol's queries and galleries. Raises UserError where they do not fit.
+
+    max_queries: most queries of a direction, drawn by the seed; None: all.
+    """
     table = dataset.test_table()
     for modality in MODALITIES:
         if not len(table.of(modality)):
@@ -189,7 +199,15 @@ def prepare(dataset: Dataset, name: str, **options: Any) -> Experiment:
                 f"evaluation.protocol = {name}{chosen}: {search.name} has no gallery, as no test image is of "
                 "its cameras; add such images, or choose another protocol or mode"
             )
+    if max_queries:
+        searches = [sample_queries(search, max_queries, seed, n) for n, search in enumerate(searches)]
     return Experiment(table, index, labels, searches, name, options)
+
+
+def prepare_from(params: Params, dataset: Dataset) -> Experiment:
+    """`prepare` with the parameters of the section `evaluation`."""
+    evaluation = params.evaluation
+    return prepare(dataset, evaluation.protocol, evaluation.max_queries, params.seed, **evaluation.options())
 
 
 def _check_apart(index: Index, compared: Index) -> None:
@@ -243,15 +261,25 @@ def evaluate(experiment: Experiment, methods: Mapping[str, Distances], seed: int
     """Every method, and chance, on every search of the experiment."""
     figures: dict[str, Any] = {name: {} for name in METHODS}
     cmc: list[dict[str, Any]] = []
+    pairs: list[dict[str, Any]] = []
+    queries: list[dict[str, Any]] = []
+    left_out: dict[str, int] = {}
     for number, search in enumerate(experiment.searches):
-        for name, distances in {**methods, "chance": random_ranking(seed, number)}.items():
-            trials = trial_metrics(search, experiment.labels, distances)
-            figures[name][search.name] = trial_statistics(trials)
+        own = pair_searches(search, experiment.labels)
+        for name, distances in {**methods, "chance": RandomDistances(seed, number)}.items():
+            trained = name == "trained"  # the only method with figures of queries and of pairs of cameras
+            searches = [search, *(pair.search for pair in own.searches if trained)]
+            found = query_trials(searches, experiment.labels, distances, top=TOP if trained else 0)
+            trials = [summary(of) for of in found.trials[0]]
+            statistics = trial_statistics(trials)
+            if search.sampled_from:
+                statistics = with_sampling_error(statistics, search, found.trials[0])
+            figures[name][search.name] = statistics
             cmc += cmc_rows(trials, name, search.name)
-    pairs, left_out = camera_tables(experiment, methods["trained"])
-    queries = [
-        row for search in experiment.searches for row in query_rows(experiment, search, methods["trained"])
-    ]
+            if trained:
+                pairs += camera_rows(experiment, search, own, found.trials[1:])
+                queries += query_rows(experiment, search, found.trials[0][0], found.top)
+        left_out[search.name] = own.left_out
     valid = Counter(row["direction"] for row in queries if row["first_rank"] is not None)
     figures["counts"] = {
         search.name: counts_of(
@@ -279,6 +307,7 @@ def counts_of(
     """Counts of a search over an index whose images show `people` [n]; queries and gallery of trial 0.
 
     `published` has the sizes of the published experiment, where the data is that benchmark and no miniature.
+    `sampled_from` is the number of queries before evaluation.max_queries, if that is smaller.
     """
     counts = {
         "queries": len(search.queries),
@@ -288,46 +317,50 @@ def counts_of(
         "excluded_pairs": excluded_pairs(search, index),
         "trials": len(search.galleries),
     }
+    if search.sampled_from:
+        return counts | {"sampled_from": search.sampled_from}
     published = published_counts(protocol, counts, **options)
     return counts | ({"published": published} if published else {})
 
 
-def camera_tables(
-    experiment: Experiment, distances: Distances
-) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Rows of camera_pairs.csv, and how many pairs of cameras each search leaves out.
+def camera_rows(
+    experiment: Experiment,
+    search: Search,
+    pairs: CameraPairs,
+    trials: Sequence[Sequence[QueryMetrics]],
+) -> list[dict[str, Any]]:
+    """Rows of camera_pairs.csv for one search, from the metrics of each pair's trials.
 
     A row without figures stands for the pairs left out, so that an incomplete table does not look complete.
     """
     names = dict(zip(experiment.labels.cameras.tolist(), experiment.index["camera"], strict=True))
-    table, left_out = [], {}
-    for search in experiment.searches:
-        rows, left_out[search.name] = camera_pairs(search, experiment.labels, distances)
-        table += [row | {column: names[row[column]] for column in PAIR} for row in rows]
-        if left_out[search.name]:
-            rest = {"query_camera": f"{left_out[search.name]} other pairs"}
-            table.append(dict.fromkeys(PAIR_COLUMNS) | {"direction": search.name} | rest)
-    return table, left_out
+    rows = camera_pairs(search, pairs.searches, trials)
+    table = [row | {column: names[row[column]] for column in PAIR} for row in rows]
+    if pairs.left_out:
+        rest = {"query_camera": f"{pairs.left_out} other pairs"}
+        table.append(dict.fromkeys(PAIR_COLUMNS) | {"direction": search.name} | rest)
+    return table
 
 
-def query_rows(experiment: Experiment, search: Search, distances: Distances) -> list[dict[str, Any]]:
-    """Rows of queries.parquet: each query of a search in trial 0."""
-    metrics, top, first_match = first_trial(search, experiment.labels, distances)
-    key = experiment.index["key"]
+def query_rows(
+    experiment: Experiment, search: Search, metrics: QueryMetrics, top: np.ndarray
+) -> list[dict[str, Any]]:
+    """Rows of queries.parquet: each query of a search in trial 0; top: rows of the index [q, n], -1: none."""
+    key, valid = experiment.index["key"], metrics.valid
     rows = []
     for number, query in enumerate(search.queries):
-        valid = bool(metrics.valid[number])
+        first_match = search.galleries[0][metrics.first_match[number]]
         rows.append(
             {
                 "direction": search.name,
                 "key": key[query],
                 "person": experiment.index["person"][query],
                 "camera": experiment.index["camera"][query],
-                "first_rank": int(metrics.first_rank[number]) if valid else None,
-                "ap": round(100 * float(metrics.ap[number]), 6) if valid else None,
-                "inp": round(100 * float(metrics.inp[number]), 6) if valid else None,
+                "first_rank": int(metrics.first_rank[number]) if valid[number] else None,
+                "ap": round(100 * float(metrics.ap[number]), 6) if valid[number] else None,
+                "inp": round(100 * float(metrics.inp[number]), 6) if valid[number] else None,
                 "top_keys": [key[row] for row in top[number] if row >= 0],
-                "right_key": key[first_match[number]] if valid else None,
+                "right_key": key[first_match] if valid[number] else None,
             }
         )
     return rows

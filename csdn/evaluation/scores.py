@@ -1,39 +1,29 @@
 """Scores of a protocol's searches, in percent, as mean and standard deviation over the trials. Pure.
 
-In this order: distances of features or at random, metrics of each trial, tables of figures, the searches
-between two cameras alone, and the mean of several models.
+In this order: metrics of each trial, tables of figures, the searches between two cameras alone, and the mean
+of several models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
-from csdn.evaluation.baselines import chance_distances
-from csdn.evaluation.metrics import (
-    RANKS,
-    RULES,
-    Array,
-    NegatedDotProducts,
-    QueryMetrics,
-    RankMetrics,
-    Rule,
-    query_metrics,
-    rank_metrics,
-    top_ranked,
-)
+from csdn.evaluation.distances import Distances, Rows, Trial
+from csdn.evaluation.metrics import RANKS, RankMetrics, summary
 from csdn.evaluation.protocols import Search
+from csdn.evaluation.ranking import RULES, QueryMetrics, RankedGallery, Rule
 
 HEADLINE_RANKS = (1, 5, 10, 20)
-# Most pairs of cameras of a direction that get figures of their own: a table of 20 x 20 cameras is still
-# readable. If each image had a camera of its own, all pairs would be as many as the images squared.
-PAIRS = 400
-
-# Distances [queries, gallery] between rows of the index, in one trial.
-Distances = Callable[[np.ndarray, np.ndarray, int], Array | NegatedDotProducts]
+# Most pairs of cameras of a direction that get figures of their own, those with the most people in common. If
+# each image had a camera of its own, all pairs would be as many as the images squared.
+PAIRS = 200
 
 
 @dataclass(frozen=True)
@@ -44,54 +34,57 @@ class Labels:
     cameras: np.ndarray
 
 
-def feature_distances(features: np.ndarray) -> Distances:
-    """Negated dot products of features [n, D] of the index's rows, the same in every trial."""
-    return lambda queries, gallery, trial: NegatedDotProducts(features[queries], features[gallery])
+# Metrics of the trials of searches.
 
 
-def random_ranking(seed: int, search: int) -> Distances:
-    """Random distances, new ones for each trial; `search` is the number of the search."""
-    return lambda queries, gallery, trial: chance_distances(len(queries), len(gallery), seed, search, trial)
+class Found(NamedTuple):
+    """Metrics of each search's trials, and the head of the first search's ranking in trial 0."""
+
+    trials: list[list[QueryMetrics]]
+    top: np.ndarray  # int64 [q, n], rows of the index, the best first; -1: none
 
 
-# Metrics of the trials of a search.
+def query_trials(searches: Sequence[Search], labels: Labels, distances: Distances, top: int = 0) -> Found:
+    """Metrics of each query, by search and trial, from one pass over the distances.
+
+    top: number of images at the head of the first search's ranking in trial 0. Blocks of distances are ranked
+    by as many threads as torch has (scaling.threads).
+    """
+    rules = [search.rule for search in searches for _ in search.galleries]
+    parts = [
+        Trial(search.queries_of(trial), gallery, trial)
+        for search in searches
+        for trial, gallery in enumerate(search.galleries)
+    ]
+    galleries = [
+        RankedGallery(labels.people[one.gallery], labels.cameras[one.gallery], rule)
+        for one, rule in zip(parts, rules, strict=True)
+    ]
+    found = [QueryMetrics.of(len(one.queries)) for one in parts]
+    head = np.full((len(parts[0].queries), min(top, len(parts[0].gallery))), -1)
+
+    def rank(rows: Rows) -> None:
+        number, places, read = rows
+        queries, gallery = parts[number].queries[places], galleries[number]
+        of_queries = labels.people[queries], labels.cameras[queries]
+        distances = read()
+        found[number].put(places, gallery.metrics(distances, *of_queries))
+        if top and number == 0:
+            images = gallery.top(distances, *of_queries, top)
+            head[places] = np.append(parts[0].gallery, -1)[images]  # the last is -1
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        for block in distances.blocks(parts, labels.cameras):
+            deque(threads.map(rank, block), maxlen=0)
+    metrics = iter(found)
+    return Found([[next(metrics) for _ in search.galleries] for search in searches], head)
 
 
 def trial_metrics(search: Search, labels: Labels, distances: Distances) -> list[RankMetrics]:
-    """The metrics of each trial of a search."""
-    return [rank_metrics(*_arguments(search, labels, distances, n)) for n in range(len(search.galleries))]
-
-
-def query_trials(
-    search: Search, labels: Labels, distances: Distances
-) -> Iterator[tuple[np.ndarray, QueryMetrics]]:
-    """For each trial of a search: its queries, as rows of the index [q], and the metrics of each."""
-    for trial in range(len(search.galleries)):
-        yield search.queries_of(trial), query_metrics(*_arguments(search, labels, distances, trial))
-
-
-def first_trial(
-    search: Search, labels: Labels, distances: Distances, count: int = 10
-) -> tuple[QueryMetrics, np.ndarray, np.ndarray]:
-    """Trial 0: the metrics of each query and, as rows of the index, its top `count` [q, count] (-1: none) and
-    its first match [q] (-1: none).
-    """
-    arguments = _arguments(search, labels, distances, 0)
-    metrics, rows = query_metrics(*arguments), np.append(search.galleries[0], -1)  # rows[-1] is -1
-    return metrics, rows[top_ranked(*arguments, count=count)], rows[metrics.first_match]
-
-
-def _arguments(search: Search, labels: Labels, distances: Distances, trial: int) -> tuple[Any, ...]:
-    """The arguments of the functions in csdn.evaluation.metrics."""
-    queries, gallery = search.queries_of(trial), search.galleries[trial]
-    return (
-        distances(queries, gallery, trial),
-        labels.people[queries],
-        labels.people[gallery],
-        labels.cameras[queries],
-        labels.cameras[gallery],
-        search.rule,
-    )
+    """The metrics of each trial of a search; raises ValueError where a gallery is empty."""
+    if not all(map(len, search.galleries)):
+        raise ValueError("the gallery has no images: nothing can be found in it")
+    return [summary(queries) for queries in query_trials([search], labels, distances).trials[0]]
 
 
 # Figures over the trials.
@@ -103,6 +96,42 @@ def trial_statistics(trials: Sequence[RankMetrics]) -> dict[str, dict[str, float
     fractions["mAP"] = [trial.mean_ap for trial in trials]
     fractions["mINP"] = [trial.mean_inp for trial in trials]
     return {name: mean_and_std(100 * np.asarray(values)) for name, values in fractions.items()}
+
+
+def with_sampling_error(
+    figures: dict[str, dict[str, float | None]], search: Search, trials: Sequence[QueryMetrics]
+) -> dict[str, dict[str, float | None]]:
+    """The figures of sampled queries, each with "error": its standard error as an estimate for all queries.
+
+    In points; None for fewer than two valid queries. The queries are drawn without replacement. The same
+    queries in all trials count by their means over the trials; queries drawn for each trial are independent.
+    """
+    left = 1 - len(search.queries) / search.sampled_from
+    values = np.stack([_of_queries(queries) for queries in trials])  # [trials, figures, queries]
+    if not search.drawn_queries:
+        values = _mean_of_known(values)[None]
+    known = np.isfinite(values)
+    count = known.sum(axis=2)
+    deviation = np.where(known, values - _mean_of_known(values.transpose(2, 0, 1))[..., None], 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        variance = left * (deviation**2).sum(axis=2) / (count - 1) / count
+    errors = 100 * np.sqrt(variance.sum(axis=0)) / len(values)
+    return {
+        name: figure | {"error": round(float(error), 6) if np.isfinite(error) else None}
+        for (name, figure), error in zip(figures.items(), errors, strict=True)
+    }
+
+
+def _of_queries(queries: QueryMetrics) -> np.ndarray:
+    """The figures of `trial_statistics` for each query, fractions [figures, queries]; NaN: invalid."""
+    ranks = [np.where(queries.valid, queries.first_rank <= rank, np.nan) for rank in HEADLINE_RANKS]
+    return np.stack([*ranks, queries.ap, queries.inp])
+
+
+def _mean_of_known(values: np.ndarray) -> np.ndarray:
+    """Mean over the first dimension of the values that are not NaN; NaN without any."""
+    count = np.isfinite(values).sum(axis=0)
+    return np.where(count > 0, np.nansum(values, axis=0) / np.maximum(count, 1), np.nan)
 
 
 def cmc_rows(trials: Sequence[RankMetrics], method: str, direction: str) -> list[dict[str, Any]]:
@@ -148,27 +177,28 @@ class CameraPairs(NamedTuple):
     left_out: int  # pairs that qualify but exceed the limit
 
 
-def camera_pairs(search: Search, labels: Labels, distances: Distances) -> tuple[list[dict[str, Any]], int]:
-    """One row for each pair of cameras, and the number of pairs that are left out.
+def camera_pairs(
+    search: Search, pairs: Sequence[PairSearch], trials: Sequence[Sequence[QueryMetrics]]
+) -> list[dict[str, Any]]:
+    """A row for each pair of cameras of a search, from the metrics of its trials.
 
     queries: valid ones of trial 0; rank1, mAP: percent, means over the trials (None without a valid query).
     """
-    pairs = pair_searches(search, labels)
     rows = []
-    for query_camera, gallery_camera, _, pair in pairs.searches:
-        trials = trial_metrics(pair, labels, distances)
-        figures = trial_statistics(trials)
+    for pair, found in zip(pairs, trials, strict=True):
+        metrics = [summary(queries) for queries in found]
+        figures = trial_statistics(metrics)
         rows.append(
             {
                 "direction": search.name,
-                "query_camera": query_camera,
-                "gallery_camera": gallery_camera,
-                "queries": trials[0].valid_queries,
+                "query_camera": pair.query_camera,
+                "gallery_camera": pair.gallery_camera,
+                "queries": metrics[0].valid_queries,
                 "rank1": figures["rank1"]["mean"],
                 "mAP": figures["mAP"]["mean"],
             }
         )
-    return rows, pairs.left_out
+    return rows
 
 
 def pair_searches(

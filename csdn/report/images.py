@@ -18,7 +18,7 @@ from csdn.data.shards import Place
 from csdn.report.feature_space import person_names, share_between, unit_rows
 from csdn.report.wording import direction_name, percent
 
-HEIGHT = 144  # pixels; larger images are scaled down to it
+HEIGHT, WIDTH = 144, 288  # pixels; larger images are scaled down to fit
 QUALITY = 85  # of JPEG
 
 
@@ -38,10 +38,11 @@ class Pictures:
 
 
 def data_uri(data: bytes, extension: str) -> str:
-    """An image file as a JPEG data URI, at most HEIGHT pixels high."""
+    """An image file as a JPEG data URI of at most HEIGHT x WIDTH pixels."""
     image = Image.fromarray(decode(data, extension))
-    if image.height > HEIGHT:
-        image = image.resize((max(1, round(image.width * HEIGHT / image.height)), HEIGHT))
+    scale = min(1, HEIGHT / image.height, WIDTH / image.width)
+    if scale < 1:
+        image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=QUALITY, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -46,7 +46,7 @@ FIGURE_NAMES = {
     "mINP": "mINP",
 }
 QUARANTINE_ROWS = 50  # shown
-CAMERAS = 50  # shown of each modality
+REMARKS = 30  # on the data, shown
 PACKAGES = ("csdn", "torch", "open_clip_torch", "numpy", "pyarrow", "simplejpeg", "pillow")
 
 
@@ -112,7 +112,7 @@ def bars(figures: Figures, direction: str, figure: str) -> dict[str, Any]:
 
 Rows = Sequence[Mapping[str, str]]  # of evaluation/camera_pairs.csv
 
-CAMERAS = 32  # query or gallery cameras at most, to bound the page; camera_pairs.csv has more
+CAMERAS = 32  # at most, of the queries, of the gallery and of each modality, to bound the page
 ROOMY = 8  # up to this many gallery cameras a cell has room for two figures
 
 
@@ -367,7 +367,8 @@ def data_remarks(ingest: Mapping[str, Any]) -> list[str]:
         remarks.append(
             Markup("Left out: {}, {}: {}").format(bdi(drop["address"]), drop["status"], bdi(drop["reason"]))
         )
-    return remarks
+    more = len(remarks) - REMARKS
+    return remarks if more <= 0 else [*remarks[:REMARKS], f"{more} more remarks in metrics/ingest.json."]
 
 
 def camera_counts(ingest: Mapping[str, Any]) -> list[dict[str, Any]]:

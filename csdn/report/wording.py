@@ -13,6 +13,7 @@ from csdn.runtime.sanitize import escape_control_chars
 
 Figures = Mapping[str, Any]  # metrics/evaluation.json
 
+LONGEST = 1000  # characters of a text of the page: names come from outside
 NBSP = "\N{NO-BREAK SPACE}"
 
 TEXTS = {"visible": "Visible only", "infrared": "Infrared only", "fused": "Fused by SII"}
@@ -25,9 +26,10 @@ METHOD_NAMES = {
 
 
 def shown(value: Any) -> Any:
-    """A value for the page: control characters and marks of writing direction become escapes."""
+    """A value for the page, cut if too long: control characters and marks of direction become escapes."""
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
+    value = value if len(value) <= LONGEST else f"{value[: LONGEST - 1]}…"
     return escape_control_chars(value, keep=NBSP)
 
 
@@ -122,6 +124,20 @@ def pairs_left_out(figures: Figures) -> list[str]:
         for direction, counts in figures["counts"].items()
         if (rest := counts.get("camera_pairs_left_out"))
     ]
+
+
+def sampling(figures: Figures) -> list[str]:
+    """For each direction whose queries are a sample: the standard errors of the trained model's figures."""
+    said = []
+    for direction, counts in figures["counts"].items():
+        if every := counts.get("sampled_from"):
+            errors = [figures["trained"][direction][name]["error"] for name in ("rank1", "mAP")]
+            rank1, mean_ap = ("unknown" if one is None else f"{one:.2f} points" for one in errors)
+            said.append(
+                f"{direction_name(direction)}: as estimates for all {every} queries, the trained model's "
+                f"figures have a standard error of {rank1} of rank-1 and {mean_ap} of mAP."
+            )
+    return said
 
 
 def separation(areas: Mapping[str, Mapping[str, float]]) -> list[str]:

@@ -39,8 +39,8 @@ from csdn.data.features import Embed, Embedder, extract_features, extract_local
 from csdn.data.loader import ImageBatches
 from csdn.data.shards import shards_at
 from csdn.evaluation.baselines import clip_embed, flipped
-from csdn.evaluation.run import Experiment, prepare, untrained
-from csdn.evaluation.scores import feature_distances, random_ranking
+from csdn.evaluation.distances import FeatureDistances, RandomDistances
+from csdn.evaluation.run import Experiment, prepare_from, untrained
 from csdn.ingest.identities import SplitRule, read_aliases
 from csdn.ingest.ledger import Status, read_ledger
 from csdn.model import CSDN, fuse_batch_norms, load, load_clip, read_config
@@ -90,13 +90,11 @@ def run_gate(
     key = stage_key("evaluation", params, clip, inputs.files)
     with open_state("gate", key, root / ".state") as state:
         found = embed_models(models, table, params, root / "data", state, progress, embedder, device)
-        features = {
-            data: {name: values[where] for name, values in found.items()}
-            for data, where in zip(experiments, rows, strict=True)
-        }
-        decision, comparisons = _decide(inputs, experiments, features, params)
+        of_data = dict(zip(experiments, rows, strict=True))
+        decision, comparisons = _decide(inputs, experiments, found, of_data, params, device)
         version = inputs.champion.version if inputs.champion else None
-        notes = [*inputs.notes, *_omitted(experiments, params)] if inputs.champion else inputs.notes
+        notes = [*inputs.notes, *_sampled(experiments)]
+        notes += _omitted(experiments, params) if inputs.champion else []
         result = as_json(decision, version, comparisons, notes)
         write_json(root / RESULT, result)
     return result
@@ -104,7 +102,7 @@ def run_gate(
 
 def _prepare(dataset: Dataset, data: str, params: Params) -> Experiment:
     try:
-        return prepare(dataset, params.evaluation.protocol, **params.evaluation.options())
+        return prepare_from(params, dataset)
     except UserError as error:
         raise UserError(f"gate, {DATA[data]}, without people whom a model was trained on: {error}") from None
 
@@ -112,21 +110,19 @@ def _prepare(dataset: Dataset, data: str, params: Params) -> Experiment:
 def _decide(
     inputs: GateInputs,
     experiments: Mapping[str, Experiment],
-    features: Mapping[str, Features],
+    features: Features,
+    rows: Mapping[str, np.ndarray],
     params: Params,
+    device: torch.device,
 ) -> tuple[Decision, list[Comparison]]:
-    if not all(np.isfinite(of["candidate"]).all() for of in features.values()):
+    """The decision; rows: of the features, by data set, those of its test images."""
+    if not np.isfinite(features["candidate"]).all():
         return Decision(REJECT, [NOT_FINITE]), []
     rule, seed = params.gate, params.seed
-    distances = {
-        data: {name: feature_distances(values) for name, values in found.items()}
-        for data, found in features.items()
-    }
-    comparisons = [
-        one
-        for data, of in distances.items()
-        for one in compare(experiments[data], of["champion"], of["candidate"], data, rule, seed)
-    ]
+    comparisons = []
+    for data, experiment in experiments.items():  # one after another: each takes a copy of its features
+        models = (FeatureDistances(features[name][rows[data]], device) for name in ("champion", "candidate"))
+        comparisons += compare(experiment, *models, data, rule, seed)
     if not any(one.data == TODAY for one in comparisons):
         raise UserError(
             "nothing to decide by: no test image has a match in a gallery; add images of test people in the "
@@ -134,9 +130,21 @@ def _decide(
         )
     if inputs.champion:
         return decide(comparisons, rule), comparisons
-    candidate = distances[TODAY]["candidate"]
-    chance = compare(experiments[TODAY], random_ranking(seed, 0), candidate, TODAY, rule, seed)
+    candidate = FeatureDistances(features["candidate"][rows[TODAY]], device)
+    chance = compare(
+        experiments[TODAY], RandomDistances(seed, 0), candidate, TODAY, rule, seed, camera_pairs=False
+    )
     return decide_first(comparisons, chance), []
+
+
+def _sampled(experiments: Mapping[str, Experiment]) -> list[str]:
+    return [
+        f"{search.name.replace('_', ' ')}, {DATA[data]}: {len(search.queries)} of {search.sampled_from} "
+        "queries, drawn for both models (evaluation.max_queries)"
+        for data, experiment in experiments.items()
+        for search in experiment.searches
+        if search.sampled_from
+    ]
 
 
 def _omitted(experiments: Mapping[str, Experiment], params: Params) -> list[str]:

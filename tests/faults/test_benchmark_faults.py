@@ -14,6 +14,7 @@ from scipy.io import savemat
 from csdn.cli.benchmarks import parse_trials
 from csdn.cli.main import app
 from csdn.data.catalog import load_dataset
+from csdn.evaluation.distances import FeatureDistances
 from csdn.evaluation.external import read_index
 from csdn.evaluation.headline import notes
 from csdn.evaluation.run import prepare
@@ -272,8 +273,8 @@ def test_queries_without_a_match_and_few_people_give_figures_all_the_same(projec
     project.ingest()
     experiment = prepare(load_dataset(project.data), "sysu", trials=2, mode="indoor")
     (search,) = experiment.searches
-    distances = np.random.default_rng(0).random((len(search.queries), len(search.galleries[0])))
-    trials = trial_metrics(search, experiment.labels, lambda queries, gallery, trial: distances)
+    features = np.random.default_rng(0).random((len(experiment.table), 4))
+    trials = trial_metrics(search, experiment.labels, FeatureDistances(features))
     assert [trial.valid_queries for trial in trials] == [6, 6]
     assert all(trial.cmc.shape == (20,) and trial.cmc[19] == 1 for trial in trials)
     assert mean_and_std([trial.mean_ap for trial in trials])["mean"] is not None

@@ -14,25 +14,28 @@ from make_images import Project, make_drop, people_named
 from small_network import SMALL
 
 from csdn.data.catalog import load_dataset
-from csdn.evaluation import RankMetrics, Search, embed_with_flip_tta, scores
+from csdn.evaluation import RankMetrics, Search, distances, embed_with_flip_tta, query_metrics, top_ranked
+from csdn.evaluation.distances import FeatureDistances, RandomDistances, Trial
 from csdn.evaluation.headline import notes
+from csdn.evaluation.metrics import summary
+from csdn.evaluation.protocols import sample_queries
 from csdn.evaluation.run import Experiment, PeopleMaps, evaluate, prepare, run_evaluation, write_results
 from csdn.evaluation.scores import (
     PAIRS,
     Labels,
     camera_pairs,
-    feature_distances,
-    first_trial,
     mean_and_std,
     pair_searches,
+    query_trials,
     trial_metrics,
     trial_statistics,
+    with_sampling_error,
 )
 from csdn.evaluation.text_maps import TextMaps
 from csdn.model import CSDN, load_clip, save
 from csdn.params import load_params
 from csdn.report.tables import camera_grids
-from csdn.report.wording import pairs_left_out
+from csdn.report.wording import pairs_left_out, sampling
 from csdn.runtime.errors import UserError
 
 
@@ -73,17 +76,131 @@ SEARCH = Search("infrared_to_visible", "cameras", np.arange(4), (np.arange(4, 8)
 
 
 def test_figures_of_a_search_are_those_of_its_own_rows():
-    first, second = trial_metrics(SEARCH, LABELS, feature_distances(FEATURES))
+    first, second = trial_metrics(SEARCH, LABELS, FeatureDistances(FEATURES))
     assert first.cmc[0] == second.cmc[0] == 3 / 4  # row 7 beats row 6 for query 3, and is person 0
-    queries, top, right = first_trial(SEARCH, LABELS, feature_distances(FEATURES), count=6)
-    assert top[:, 0].tolist() == [4, 5, 6, 7]
+    found = query_trials([SEARCH], LABELS, FeatureDistances(FEATURES), top=6)
+    queries = found.trials[0][0]
+    assert found.top.tolist()[0] == [4, 5, 6, 7]  # the gallery has four images
+    assert found.top[:, 0].tolist() == [4, 5, 6, 7]
     assert queries.first_rank.tolist()[:3] == [1, 1, 1]
-    assert right.tolist() == [4, 5, 6, 6]  # query 3 ranks row 7 first; its match is row 6
+    # Query 3 ranks row 7 first; its match is row 6.
+    assert SEARCH.galleries[0][queries.first_match].tolist() == [4, 5, 6, 6]
+
+
+def drawn_search(rule):
+    """A search of three trials over drawn labels, features of few values (many ties), and its labels."""
+    draws = np.random.default_rng(5)
+    labels = Labels(draws.integers(0, 12, 300), draws.integers(1, 4, 300))
+    galleries = tuple(np.sort(draws.choice(np.arange(100, 300), 90, replace=False)) for _ in range(3))
+    queries = tuple(np.sort(draws.choice(100, 60, replace=False)) for _ in range(3))
+    search = Search("a_to_b", rule, queries[0], galleries, queries if rule == "llcm" else ())
+    return search, labels, draws.integers(0, 3, (300, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize("rule", ["cameras", "llcm", "sysu", "regdb"])
+def test_one_pass_over_many_searches_gives_what_each_whole_matrix_gives(rule, monkeypatch):
+    search, labels, features = drawn_search(rule)
+    pairs = [pair.search for pair in pair_searches(search, labels).searches]
+    monkeypatch.setattr(distances, "BLOCK", {"cpu": 1000})
+    monkeypatch.setattr(distances, "LEAST_QUERIES", 7)
+    monkeypatch.setattr(distances, "GALLERY_AT_A_TIME", 16)
+    found = query_trials([search, *pairs], labels, FeatureDistances(features), top=4)
+    assert len(pairs) > 4
+    for one, trials in zip([search, *pairs], found.trials, strict=True):
+        for trial, metrics in enumerate(trials):
+            queries, gallery = one.queries_of(trial), one.galleries[trial]
+            rows = [labels.people[queries], labels.people[gallery]]
+            rows += [labels.cameras[queries], labels.cameras[gallery]]
+            whole = -features[queries] @ features[gallery].T
+            for field, expected in zip(metrics, query_metrics(whole, *rows, rule), strict=True):
+                np.testing.assert_array_equal(field, expected)
+            if one is search and trial == 0:
+                top = top_ranked(whole, *rows, rule, count=4)
+                np.testing.assert_array_equal(found.top, np.append(gallery, -1)[top])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_neither_blocks_nor_threads_change_a_figure(threads, monkeypatch):
+    search, labels, features = drawn_search("cameras")
+    methods = FeatureDistances(features), RandomDistances(3, 1)
+    before = [query_trials([search], labels, method).trials[0] for method in methods]
+    monkeypatch.setattr(distances, "BLOCK", {"cpu": 1})
+    monkeypatch.setattr(distances, "LEAST_QUERIES", 7)
+    torch.set_num_threads(threads)
+    try:
+        again = [query_trials([search], labels, method).trials[0] for method in methods]
+    finally:
+        torch.set_num_threads(1)
+    for one, other in zip(np.ravel(before), np.ravel(again), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_memory_of_distances_is_bounded_by_the_block():
+    """A hundred thousand queries and as many images would be 37 GiB."""
+    rows = np.arange(200_000)
+    features = FeatureDistances(np.ones((len(rows), 1), np.float32))
+    trial = Trial(rows[:100_000], rows[100_000:], 0)
+    (first,) = next(features.blocks([trial], rows))
+    assert first.read().shape == (distances.LEAST_QUERIES, 100_000)
+    (first,) = next(RandomDistances(0, 0).blocks([trial], rows))
+    assert first.read().shape == (distances.LEAST_QUERIES, 100_000)
+
+
+def test_features_that_are_not_finite_have_no_distance():
+    bad = FEATURES.copy()
+    bad[2, 1] = np.inf
+    with pytest.raises(ValueError, match="finite"):
+        trial_metrics(SEARCH, LABELS, FeatureDistances(bad))
+
+
+@pytest.mark.parametrize("rule", ["cameras", "llcm"])
+def test_a_sample_of_queries_estimates_the_figures_within_its_standard_error(rule):
+    search, labels, features = drawn_search(rule)
+    method = FeatureDistances(features)
+    whole = trial_statistics(trial_metrics(search, labels, method))
+    inside = []
+    for seed in range(100):
+        sample = sample_queries(search, 30, seed, number=0)
+        assert (len(sample.queries), sample.sampled_from) == (30, 60)
+        for drawn, every in zip(sample.drawn_queries, search.drawn_queries, strict=True):
+            assert set(drawn) < set(every) and sorted(drawn) == drawn.tolist()
+        trials = query_trials([sample], labels, method).trials[0]
+        found = with_sampling_error(trial_statistics([summary(one) for one in trials]), sample, trials)
+        for name in ("rank1", "mAP", "mINP"):  # rank-20 is 100 in every sample
+            inside.append(abs(found[name]["mean"] - whole[name]["mean"]) <= found[name]["error"])
+    # 68 % of normal estimates are within one standard error.
+    assert 0.58 < np.mean(inside) < 0.78
+
+
+def test_a_limit_that_is_not_reached_samples_nothing_and_a_sample_depends_on_the_seed_alone():
+    search, *_ = drawn_search("cameras")
+    assert sample_queries(search, 60, 0, 0) is search
+    one, again, other = (sample_queries(search, 20, seed, 0).queries.tolist() for seed in (4, 4, 5))
+    assert one == again != other
+
+
+def test_counts_and_notes_state_the_sample(project):
+    experiment = prepare(load_dataset(project.data), "cameras", max_queries=5, seed=1, trials=2)
+    features = np.random.default_rng(0).random((len(experiment.table), 4), np.float32)
+    methods = dict.fromkeys(("trained", "clip", "hog"), FeatureDistances(features))
+    figures = evaluate(experiment, methods, seed=1).figures
+    counts = figures["counts"]["infrared_to_visible"]
+    assert counts["queries"] == 5 < counts["sampled_from"]
+    assert figures["trained"]["infrared_to_visible"]["mAP"]["error"] > 0
+    (said,) = [note for note in notes(figures["counts"]) if "5 of" in note and "infrared to visible" in note]
+    assert "evaluation.max_queries" in said
+    assert "standard error" in sampling(figures)[0]
+
+
+def rows_of_pairs(search, labels, features):
+    pairs = pair_searches(search, labels).searches
+    found = query_trials([pair.search for pair in pairs], labels, FeatureDistances(features))
+    return camera_pairs(search, pairs, found.trials)
 
 
 def test_camera_pairs_search_between_two_cameras_alone():
-    found, left_out = camera_pairs(SEARCH, LABELS, feature_distances(FEATURES))
-    assert left_out == 0
+    found = rows_of_pairs(SEARCH, LABELS, FEATURES)
+    assert pair_searches(SEARCH, LABELS).left_out == 0
     assert [(row["query_camera"], row["gallery_camera"]) for row in found] == [(5, 1), (5, 2), (6, 1), (6, 2)]
     # Camera 6 saw only person 2, who is not in the gallery of camera 1: no figure, not a zero.
     assert [row["queries"] for row in found] == [2, 1, 0, 2]
@@ -99,17 +216,17 @@ def people_before_cameras(people, cameras_of):
     return Search("infrared_to_visible", "cameras", queries, (gallery,) * 2), labels
 
 
-def test_a_camera_for_each_image_gives_a_table_of_stated_length(monkeypatch):
-    searched = []
-    counted = lambda pair, *rest: searched.append(pair) or trial_metrics(pair, *rest)  # noqa: E731
-    monkeypatch.setattr(scores, "trial_metrics", counted)
+def test_a_camera_for_each_image_gives_a_table_of_stated_length():
     search, labels = people_before_cameras(640, lambda person: (person, 640 + person))
-    rows, left_out = camera_pairs(search, labels, feature_distances(np.tile(np.eye(640, dtype="f4"), (2, 1))))
+    rows = rows_of_pairs(search, labels, np.tile(np.eye(640, dtype="f4"), (2, 1)))
+    pairs = pair_searches(search, labels)
     # Of 640 * 640 pairs these have a person in common; no other is searched.
-    assert len(rows) == len(searched) == PAIRS
-    assert left_out == 640 * 640 - PAIRS
+    assert len(rows) == len(pairs.searches) == PAIRS
+    assert pairs.left_out == 640 * 640 - PAIRS
     assert all(row["gallery_camera"] == 640 + row["query_camera"] and row["rank1"] == 100.0 for row in rows)
-    assert sum(len(pair.queries) + len(pair.galleries[0]) for pair in searched) == 2 * PAIRS
+    assert (
+        sum(len(pair.search.queries) + len(pair.search.galleries[0]) for pair in pairs.searches) == 2 * PAIRS
+    )
 
 
 def test_all_cameras_of_one_person_that_are_hundreds_on_either_side_are_not_paired():
@@ -148,13 +265,13 @@ def test_the_pairs_that_are_left_out_are_in_the_table_and_in_the_counts(fault):
     index = {"key": names, "person": [f"p{n}" for n in labels.people], "camera": names}
     experiment = Experiment(None, index, labels, [search], "cameras", {})
     features = np.tile(np.eye(30, dtype="f4"), (2, 1))
-    methods = dict.fromkeys(("trained", "clip", "hog"), feature_distances(features))
+    methods = dict.fromkeys(("trained", "clip", "hog"), FeatureDistances(features))
     results = evaluate(experiment, methods, seed=0)
     assert results.figures["counts"]["infrared_to_visible"]["camera_pairs_left_out"] == 870
     *rows, rest = results.camera_pairs
     assert len(rows) == 30 and rest["query_camera"] == "870 other pairs" and rest["queries"] is None
     (said,) = [note for note in notes(results.figures["counts"]) if "870 pairs of cameras" in note]
-    fault("report", "more pairs of cameras than 400 in a direction, as with a camera for each image", said)
+    fault("report", "more pairs of cameras than 200 in a direction, as with a camera for each image", said)
     (grid,) = camera_grids(
         [{name: str(value) for name, value in row.items()} for row in rows]
         + [{name: value or "" for name, value in rest.items()}]
@@ -190,7 +307,7 @@ def results_of(project):
     draws = np.random.default_rng(0)
     rows = len(experiment.table)
     features = {name: draws.random((rows, 4), np.float32) for name in ("trained", "clip", "hog")}
-    methods = {name: feature_distances(found) for name, found in features.items()}
+    methods = {name: FeatureDistances(found) for name, found in features.items()}
     maps = PeopleMaps(
         [{"key": "abc", "person": "x", "modality": "visible"}], TextMaps(*torch.zeros(3, 1, 4, 2))
     )

@@ -1,13 +1,18 @@
 """The report as a whole: one page, offline, nobody's name can write into it, whatever the data's size."""
 
+import io
+import json
 import re
 
+import numpy as np
 import pytest
 from make_images import write
 from PIL import Image
 from report_project import HOSTILE, PARAMS, Elements, make_project
 
-from csdn.report import wording
+from csdn.evaluation.scores import PAIRS
+from csdn.report import tables, wording
+from csdn.report.images import data_uri
 from csdn.report.page import write_report
 from csdn.runtime.errors import UserError
 
@@ -146,8 +151,32 @@ def test_twenty_cameras_with_long_names_keep_to_the_page(tmp_path):
     root = make_project(tmp_path, people, cameras, size=(144, 72), shots=1)
     page = write_report(PARAMS, root, root / "report").read_text("utf-8")
     assert 'class="heat tight"' in page
-    assert page.count('<td style="--share:') == 2 * 20 * 20
+    assert page.count('<td style="--share:') == 2 * PAIRS
     assert len(page) < 3_000_000
+
+
+def test_many_people_cameras_and_drops_make_the_page_no_longer_than_stated(tmp_path):
+    """The bounds of docs/scaling.md."""
+    cameras = {m: [f"{m} {n} {'x' * 300}" for n in range(34)] for m in ("visible", "infrared")}
+    root = make_project(tmp_path, (f"{n} {'y' * 2000}" for n in range(10)), cameras, size=(16, 8), shots=1)
+    path = root / "metrics" / "ingest.json"
+    ingest = json.loads(path.read_text())
+    drop = {"address": "s3://b/" + "d" * 3000, "status": "rejected", "reason": "z" * 3000}
+    write(path, json.dumps(ingest | {"drops": ingest["drops"] | {"left_out": [drop] * 500}}).encode())
+    params = PARAMS.model_copy(update={"report": PARAMS.report.model_copy(update={"queries": 1000})})
+    page = write_report(params, root, root / "report").read_text("utf-8")
+    pictures = re.findall(r'src="(data:[^"]*)"', page)
+    assert 600 < len(pictures) <= 1224
+    assert 300 < page.count('<td style="--share:') <= 2 * PAIRS
+    assert page.count("Left out: ") < tables.REMARKS and "more remarks" in page
+    assert len(page) - sum(map(len, pictures)) < 5_000_000
+
+
+def test_a_picture_of_noise_of_any_size_is_bounded():
+    pixels = np.random.default_rng(0).integers(0, 256, (400, 3000, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    assert len(data_uri(file.getvalue(), "png")) < 130_000
 
 
 def test_one_test_person_has_a_report_without_the_parts_that_compare_people(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import shutil
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import pyarrow.compute as pc
@@ -14,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from csdn.cli import retraining as cli_retrain
 from csdn.data.catalog import SAMPLES_SCHEMA, load_dataset, read_table, write_table
 from csdn.data.features import extract_local
+from csdn.evaluation.distances import FeatureDistances
 from csdn.evaluation.run import prepare, run_evaluation
-from csdn.evaluation.scores import camera_pairs, feature_distances, trial_metrics, trial_statistics
+from csdn.evaluation.scores import camera_pairs, pair_searches, query_trials, trial_metrics, trial_statistics
 from csdn.ingest.ledger import Status, decide, read_ledger, write_ledger
 from csdn.params import GateParams
 from csdn.retraining import comparison, gate_run
@@ -83,6 +85,13 @@ def test_the_metrics_are_those_of_the_evaluation_and_both_models_have_the_same_q
     ]
 
 
+def rows_of_pairs(search, labels, distances):
+    pairs = pair_searches(search, labels).searches
+    return camera_pairs(
+        search, pairs, query_trials([pair.search for pair in pairs], labels, distances).trials
+    )
+
+
 @pytest.mark.parametrize(
     "benchmark, protocol, options",
     [
@@ -100,7 +109,7 @@ def test_any_protocol_gives_the_figures_of_its_evaluation(tmp_path, benchmark, p
     experiment = prepare(load_dataset(project.data), protocol, **options)
     names = dict(zip(experiment.labels.cameras.tolist(), experiment.index["camera"], strict=True))
     draws = np.random.default_rng(0)
-    distances = [feature_distances(draws.random((len(experiment.table), 4))) for _ in range(2)]
+    distances = [FeatureDistances(draws.random((len(experiment.table), 4))) for _ in range(2)]
     found = compare(experiment, *distances, "today", RULE, seed=0)
     expected = []
     for search in experiment.searches:
@@ -111,7 +120,7 @@ def test_any_protocol_gives_the_figures_of_its_evaluation(tmp_path, benchmark, p
     pairs = {
         (row["direction"], names[row["query_camera"]], names[row["gallery_camera"]]): row
         for search in experiment.searches
-        for row in camera_pairs(search, experiment.labels, distances[1])[0]
+        for row in rows_of_pairs(search, experiment.labels, distances[1])
     }
     of_pairs = [one for one in found if one.of_pair]
     assert of_pairs and all(one.people >= 1 for one in of_pairs)
@@ -128,7 +137,7 @@ def test_omitting_pairs_with_too_few_people_changes_no_other_pair(tmp_path, monk
     project.ingest()
     experiment = prepare(load_dataset(project.data), "llcm", trials=2)
     draws = np.random.default_rng(0)
-    distances = [feature_distances(draws.random((len(experiment.table), 4))) for _ in range(2)]
+    distances = [FeatureDistances(draws.random((len(experiment.table), 4))) for _ in range(2)]
     every, enough = (
         compare(experiment, *distances, "today", RULE.model_copy(update={"min_people": least}), seed=0)
         for least in (1, 3)
@@ -137,7 +146,7 @@ def test_omitting_pairs_with_too_few_people_changes_no_other_pair(tmp_path, monk
     of_pairs = [one for one in every if one.of_pair]
     assert [one for one in enough if one.of_pair] == [one for one in of_pairs if one.people >= 3]
     pairs = {(one.direction, one.query_camera, one.gallery_camera) for one in of_pairs}
-    monkeypatch.setattr(comparison, "MAX_PAIRS", 20)
+    monkeypatch.setattr(comparison, "pair_searches", partial(pair_searches, most_pairs=20))
     assert omitted_pairs(experiment, RULE.model_copy(update={"min_people": 1})) == len(pairs) - 2 * 20 > 0
 
 
@@ -145,6 +154,17 @@ def test_omitted_pairs_are_counted_in_the_reasons(project, monkeypatch):
     monkeypatch.setattr(gate_run, "omitted_pairs", lambda experiment, rule: 7)
     said = [reason for reason in gate(project)["reasons"] if "not compared" in reason]
     assert len(said) == 2 and all(reason.startswith("7 pairs of cameras") for reason in said)
+
+
+def test_both_models_search_with_the_same_sample_of_queries(project):
+    project.champion(seed=1)
+    params = project.params()
+    evaluation = params.evaluation.model_copy(update={"max_queries": 4})
+    result = run_gate(params.model_copy(update={"evaluation": evaluation}), project.root, silent)
+    assert all(one["queries"] <= 4 for one in result["comparisons"])
+    assert all(one["difference"] == one["low"] == one["high"] == 0 for one in result["comparisons"])
+    said = [reason for reason in result["reasons"] if "evaluation.max_queries" in reason]
+    assert len(said) == 4 and all(": 4 of " in reason for reason in said)
 
 
 def test_each_image_is_embedded_once_by_each_model(project):

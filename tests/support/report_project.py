@@ -12,8 +12,8 @@ import torch
 from make_images import Project, jpeg, write
 
 from csdn.data.catalog import load_dataset
+from csdn.evaluation.distances import FeatureDistances
 from csdn.evaluation.run import PeopleMaps, evaluate, prepare, write_results
-from csdn.evaluation.scores import feature_distances
 from csdn.evaluation.text_maps import TextMaps, examples
 from csdn.params import load_params
 
@@ -60,7 +60,7 @@ def write_evaluation(root: Path) -> None:
         name: draws.standard_normal((len(experiment.table), 8)).astype(np.float32)
         for name in ("trained", "clip", "hog")
     }
-    methods = {name: feature_distances(found) for name, found in features.items()}
+    methods = {name: FeatureDistances(found) for name, found in features.items()}
     results = evaluate(experiment, methods, seed=0)
     write_results(results, features, drawn_maps(dataset), root / "evaluation")
     write(root / "metrics" / "evaluation.json", json.dumps(results.figures).encode())

@@ -5,23 +5,24 @@ import pytest
 import torch
 
 from csdn.evaluation import rank_metrics
-from csdn.evaluation.baselines import chance_distances, gradient_histograms
+from csdn.evaluation.baselines import chance_draws, gradient_histograms
 
 
 def test_chance_finds_one_right_image_among_forty_in_one_of_forty_searches():
     people = np.arange(40)
-    distances = chance_distances(4000, 40, 0)
+    distances = chance_draws(0).random((4000, 40))
     found = rank_metrics(distances, np.arange(4000) % 40, people, np.zeros(4000), people * 0 + 1, "cameras")
     # Standard error of a share of 0.025 over 4,000 draws: 0.0025.
     assert found.cmc[0] == pytest.approx(1 / 40, abs=0.0075)
     assert found.cmc[19] == pytest.approx(1 / 2, abs=0.024)
 
 
-def test_chance_is_a_function_of_seed_and_counters():
-    again = chance_distances(3, 4, 7, 1, 2)
-    np.testing.assert_array_equal(again, chance_distances(3, 4, 7, 1, 2))
-    for other in (chance_distances(3, 4, 8, 1, 2), chance_distances(3, 4, 7, 1, 3)):
-        assert (again != other).all()
+def test_chance_is_a_function_of_seed_and_counters_whatever_the_blocks():
+    whole = chance_draws(7, 1, 2).random((5, 4))
+    again = chance_draws(7, 1, 2)
+    np.testing.assert_array_equal(whole, np.concatenate([again.random((rows, 4)) for rows in (3, 1, 1)]))
+    for other in (chance_draws(8, 1, 2), chance_draws(7, 1, 3)):
+        assert (whole != other.random((5, 4))).all()
 
 
 def images(seed=0, count=3, size=(64, 32)):

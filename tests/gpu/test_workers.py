@@ -1,13 +1,19 @@
-"""What several workers do on GPUs, as far as one card shows it: norms, and distances of a large batch.
+"""Several workers on GPUs: norms and distances on one card, training over NCCL on two, Ray with a card.
 
 Skipped without a card.
 """
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import pytest
+import ray_work
 import torch
 import torch.distributed as dist
+import worker_loop
 from torch import nn
 
 from csdn.losses import euclidean, wrt_loss_of_anchors
@@ -72,3 +78,26 @@ def test_the_triplet_loss_of_a_worker_needs_memory_for_its_rows_of_pairs():
     torch.cuda.reset_peak_memory_stats()
     wrt_loss_of_anchors(features[:own], labels[:own], features, labels).backward()
     assert torch.cuda.max_memory_allocated() < 6 * features.nbytes + 20 * own * rows * 4
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_workers_over_nccl_train_what_one_does(tmp_path):
+    rows = {}
+    for size in (1, 2):
+        command = [sys.executable, worker_loop.__file__, str(tmp_path)]
+        workers = [subprocess.Popen([*command, str(rank), str(size), "cuda"]) for rank in range(size)]
+        assert [worker.wait(timeout=300) for worker in workers] == [0] * size
+        rows[size] = json.loads((tmp_path / f"float64-{size}.json").read_text())
+    for expected, found in zip(rows[1], rows[2], strict=True):
+        assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_worker_of_ray_trains_on_a_card(tmp_path):
+    from csdn.cluster.train import train_on_ray
+
+    images = ray_work.write_images(tmp_path / "images")
+    plain = ray_work.make_work(images)
+    ray_work.train_plainly(plain, ray_work.make_state(tmp_path / "plain"))
+    work, params = ray_work.make_work(images), ray_work.make_params(1, use_gpu=True)
+    train_on_ray(params, work, ray_work.make_state(tmp_path / "state"), lambda *_: None)
+    assert ray_work.difference(plain.model, work.model) < 1e-2

@@ -1,4 +1,4 @@
-"""Stage 2's loop in one of several processes that torch.distributed joins over gloo (test_invariance)."""
+"""Stage 2's loop in one of several processes that torch.distributed joins, over gloo or NCCL."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Slices:
 
     steps_per_epoch = STEPS
 
-    def __init__(self, rank: int, size: int, dtype: torch.dtype) -> None:
-        self.rank, self.size, self.dtype = rank, size, dtype
+    def __init__(self, rank: int, size: int, dtype: torch.dtype, device: str = "cpu") -> None:
+        self.rank, self.size, self.dtype, self.device = rank, size, dtype, device
         self.colours = torch.randn(IDENTITIES, 3, 1, 1, generator=torch.Generator().manual_seed(5))
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[TrainBatch]:
@@ -40,8 +40,9 @@ class Slices:
             people = torch.randperm(IDENTITIES, generator=draws)[:PEOPLE].repeat_interleave(IMAGES)
             shape = (len(people), 3, *SIZE)
             views = [torch.randn(shape, generator=draws) + self.colours[people] for _ in range(3)]
-            mine = [view.to(self.dtype).chunk(self.size)[self.rank] for view in views]
-            yield TrainBatch(*mine, people.chunk(self.size)[self.rank], epoch, step)
+            mine = [view.to(self.device, self.dtype).chunk(self.size)[self.rank] for view in views]
+            labels = people.to(self.device).chunk(self.size)[self.rank]
+            yield TrainBatch(*mine, labels, epoch, step)
 
 
 def settings(dtype: torch.dtype, people: int = PEOPLE, images: int = IMAGES) -> EmbeddingParams:
@@ -65,27 +66,32 @@ def settings(dtype: torch.dtype, people: int = PEOPLE, images: int = IMAGES) -> 
     )
 
 
-def train(out: Path, rank: int, size: int, dtype: torch.dtype) -> None:
+def train(out: Path, rank: int, size: int, dtype: torch.dtype, device: str = "cpu") -> None:
     """Train, and write weights and losses of the first process to `out`."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     config = replace(SMALL, identities=IDENTITIES)
-    model = CSDN(config).channels_last().to(dtype)
-    text = torch.randn(IDENTITIES, config.embed_dim, generator=torch.Generator().manual_seed(1)).to(dtype)
+    model = CSDN(config).channels_last().to(device, dtype)
+    text = torch.randn(IDENTITIES, config.embed_dim, generator=torch.Generator().manual_seed(1))
+    text = text.to(device, dtype)
     state = out / f"state-{dtype}-{size}-{rank}".replace("torch.", "")
-    feed = Slices(rank, size, dtype)
+    feed = Slices(rank, size, dtype, device)
     with LocalState(CheckpointStore(state)) as saves:
         rows = train_embedding(model, text, feed, settings(dtype), saves, lambda *_: None)
     if rank == 0:
         name = f"{dtype}-{size}".removeprefix("torch.")
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, out / f"{name}.safetensors")
+        save_file(
+            {k: v.cpu().contiguous() for k, v in model.state_dict().items()}, out / f"{name}.safetensors"
+        )
         (out / f"{name}.json").write_text(json.dumps(rows))
 
 
 if __name__ == "__main__":
     folder, rank, size = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    device = f"cuda:{rank}" if sys.argv[4:] == ["cuda"] else "cpu"
     if size > 1:
         meeting = f"file://{folder / f'meeting-{size}'}"
-        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)
+        backend = "gloo" if device == "cpu" else "nccl"
+        dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=size)
     for kind in RATES:
-        train(folder, rank, size, kind)
+        train(folder, rank, size, kind, device)

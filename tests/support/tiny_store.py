@@ -21,7 +21,7 @@ from csdn.data.catalog import load_dataset
 from csdn.data.loader import TrainSource, row_bytes
 
 SIZE, WORKERS, PEOPLE, STORE_BYTES = (288, 144), 2, 4, 80 * 10**6
-STEPS = {16: 30, 64: 10, 256: 3}  # by images of a modality for each worker
+STEPS = {16: 12, 64: 4, 256: 2}  # by images of a modality for each worker
 
 
 def main(root: Path) -> None:

@@ -77,7 +77,7 @@ def test_ray_data_gives_the_tensors_of_the_dataloader_bit_for_bit(
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])  # four workers share six people
 def test_the_parts_of_the_workers_make_up_each_batch(ray_instance, data, size):
-    """The workers, which do not wait for each other, have a single core for their tasks."""
+    """The workers do not wait for each other."""
     from csdn.cluster.ray_loader import RayTrainLoader
 
     made = source(data, people=6)

@@ -146,7 +146,7 @@ def hexadecimal(keys: np.ndarray) -> pa.Array:
 
 def merged(images: int, root: Path) -> dict[str, Any]:
     """Merge the indexes and write the tables, as ingest does whenever the ledger changes."""
-    found: dict[str, Any] = {"rows": images}
+    found: dict[str, Any] = {}
     with measured(found):
         drops = [
             IndexedDrop(
@@ -170,7 +170,7 @@ def merged(images: int, root: Path) -> dict[str, Any]:
 
 def loaded(images: int, root: Path) -> dict[str, Any]:
     """Load the training images, as each training stage does; bytes per row of the file and of the arrays."""
-    found: dict[str, Any] = {"rows": images}
+    found: dict[str, Any] = {}
     with measured(found):
         table = load_dataset(root).train_table()
     found["rows"] = len(table)

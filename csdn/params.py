@@ -278,6 +278,15 @@ class Params(Section):
     registry: RegistryParams
 
     @model_validator(mode="after")
+    def _compiled_by_one_worker(self) -> Params:
+        if self.training.compile and self.scaling.workers > 1:
+            raise ValueError(
+                f"training.compile = true with scaling.workers = {self.scaling.workers} was never tried: "
+                "set compile to false, or workers to 0 or 1"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _batches_can_be_split(self) -> Params:
         people, images = self.embedding.identities_per_batch, self.embedding.images_per_identity
         workers = self.scaling.workers

@@ -58,7 +58,7 @@ def _configure_local_instance() -> None:
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     # The workers do the work of this run: no lower priority than this process.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    # Workers wait at each checkpoint until Ray Train's next check.
+    # A checkpoint counts from Ray Train's next check on: the sooner, the less a lost worker repeats.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     # One memory arena for all threads, as csdn.model.device.keep_memory needs it.
     os.environ.setdefault("MALLOC_ARENA_MAX", "1")

@@ -146,7 +146,7 @@ class WorkerState:
         pyarrow.fs.copy_files(local.path, place, destination_filesystem=self.filesystem)
         return Checkpoint(place, self.filesystem)
 
-    def saving(self) -> bool:
+    def write_pending(self) -> bool:
         """Whether rank 0's last checkpoint is not uploaded yet. Ray Train ends the workers if it fails."""
         return not self._uploaded.is_set()
 

@@ -166,13 +166,15 @@ def write_batches(
 
 def _row_groups(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
     """The rows as tables of ROW_GROUP rows, the last one shorter, possibly empty."""
-    rows = pa.table([[]] * len(schema), schema=schema)
+    waiting, count = list[pa.RecordBatch](), 0
     for batch in batches:
-        rows = pa.concat_tables([rows, pa.Table.from_batches([batch], schema)])
-        while rows.num_rows > ROW_GROUP:
+        waiting.append(batch)
+        count += batch.num_rows
+        while count > ROW_GROUP:
+            rows = pa.Table.from_batches(waiting, schema)
             yield rows.slice(0, ROW_GROUP).combine_chunks()
-            rows = rows.slice(ROW_GROUP)
-    yield rows.combine_chunks()
+            waiting, count = rows.slice(ROW_GROUP).to_batches(), count - ROW_GROUP
+    yield pa.Table.from_batches(waiting, schema).combine_chunks()
 
 
 def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:

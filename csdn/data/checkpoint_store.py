@@ -62,9 +62,10 @@ def stage_key(section: str, params: Params, clip: str, inputs: Iterable[Path], *
     samples.parquet among the inputs covers the images, since it holds their hashes. `scaling` is not part of
     the key, since it does not change the result. more: further JSON values that decide the result.
     """
+    unused = set() if section == "embedding" else {"compile"}
     return state_key(
         section=section,
-        training=params.training.model_dump(),
+        training=params.training.model_dump(exclude=unused),
         **more,
         seed=params.seed,
         model=params.model.model_dump(exclude={"weights", "pretrained"}),

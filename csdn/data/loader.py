@@ -12,6 +12,7 @@ processes, and from any row on.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -228,7 +229,7 @@ class BatchLoader:
                     raise batch
                 yield batch
         except (RuntimeError, ConnectionError, EOFError) as error:  # the last two where it held a batch
-            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            if isinstance(error, RuntimeError) and not re.search("DataLoader worker|Pin memory", str(error)):
                 raise
             raise UserError(
                 "a data loader process was killed, or memory ran out in it. The last checkpoint is kept: run "

@@ -132,7 +132,7 @@ def on_device(items: Iterable[tuple], device: torch.device, finish: Callable[...
     if device.type != "cuda":
         yield from map(finish, items)
         return
-    stream = torch.cuda.Stream(device)
+    stream = _copy_stream(device)
     waiting: tuple[T, torch.cuda.Event] | None = None
     for item in items:
         with torch.cuda.stream(stream):
@@ -143,6 +143,12 @@ def on_device(items: Iterable[tuple], device: torch.device, finish: Callable[...
         waiting = following
     if waiting:
         yield _received(*waiting)
+
+
+@cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all epochs: torch keeps the freed memory of each stream for that stream."""
+    return torch.cuda.Stream(device)
 
 
 def _moved(value: T, device: torch.device) -> T:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from csdn.evaluation.baselines import chance_draws
+from csdn.evaluation.ranking import check_finite
 
 # Distances of a block: [queries of the block, images of all galleries]. At least LEAST_QUERIES of them, so a
 # matrix product has enough rows: 64 x a million images are 256 MB.
@@ -70,17 +71,19 @@ class FeatureDistances:
         columns = [np.searchsorted(gallery, one.gallery) for one in trials]
         places = np.empty(len(order), np.int64)
         places[queries] = np.arange(len(queries))
-        by_place = [np.argsort(places[one.queries], kind="stable") for one in trials]
-        sorted_places = [places[one.queries[by]] for one, by in zip(trials, by_place, strict=True)]
+        distinct = {id(one.queries): one.queries for one in trials}  # most trials share theirs
+        by_place = {key: np.argsort(places[rows], kind="stable") for key, rows in distinct.items()}
+        sorted_places = {key: places[rows[by_place[key]]] for key, rows in distinct.items()}
         step = max(LEAST_QUERIES, BLOCK[self.device.type] // max(1, len(gallery)))
         for start in range(0, len(queries), step):
             block = self._block(queries[start : start + step], gallery)
             found = []
-            for number, where in enumerate(sorted_places):
+            for number, one in enumerate(trials):
+                where = sorted_places[id(one.queries)]
                 first, last = np.searchsorted(where, [start, start + step])
                 if first < last:
                     read = _reader(block, where[first:last] - start, columns[number])
-                    found.append(Rows(number, by_place[number][first:last], read))
+                    found.append(Rows(number, by_place[id(one.queries)][first:last], read))
             yield found
 
     def _block(self, queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
@@ -91,16 +94,16 @@ class FeatureDistances:
             for start in range(0, len(gallery), GALLERY_AT_A_TIME):
                 some = slice(start, start + GALLERY_AT_A_TIME)
                 torch.mm(negated, self._rows(gallery[some]).T, out=block[:, some])
-        if not bool(torch.isfinite(block).all()):
-            raise ValueError("distances must be finite; a feature with NaN or infinity has no rank")
-        return block.cpu().numpy()
+        distances = block.cpu().numpy()
+        check_finite(distances)
+        return distances
 
     def _rows(self, rows: np.ndarray) -> Tensor:
         return self.features[torch.from_numpy(rows).to(self.features.device)].to(self.device)
 
 
 def _reader(block: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> Callable[[], np.ndarray]:
-    """Reads some rows and columns, both as numbers in the block; the rows rise."""
+    """Reads some rows and columns, both as numbers in the block; the rows are distinct and rise."""
 
     def read() -> np.ndarray:
         part = block[rows[0] : rows[-1] + 1]

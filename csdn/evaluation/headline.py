@@ -11,7 +11,8 @@ SHOWN_METHODS = {"trained": "trained", "clip": "CLIP", "chance": "chance"}
 
 
 def headline(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures that experiments are compared by: means of the trained model, in percent, and test people.
+    """The figures that experiments are compared by: means of the trained model, in percent, and the people of
+    the queries.
 
     Names are short, as they are the column heads of `dvc exp show`: `ir_to_vis.rank1`.
     """

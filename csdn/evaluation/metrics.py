@@ -34,7 +34,7 @@ import numpy as np
 import torch
 
 from csdn.data.labels import canonical_labels
-from csdn.evaluation.ranking import RULES, QueryMetrics, RankedGallery
+from csdn.evaluation.ranking import RULES, QueryMetrics, RankedGallery, check_finite
 
 RANKS = 20
 # Queries of a whole matrix that are ranked at a time: a few matrices of [QUERIES_AT_A_TIME, gallery].
@@ -126,15 +126,9 @@ def _row_blocks(checked: _Checked) -> Iterator[tuple[slice, np.ndarray]]:
     """The queries by blocks, with a copy of their distances [n, g]."""
     for start in range(0, len(checked.query_ids), QUERIES_AT_A_TIME):
         part = slice(start, start + QUERIES_AT_A_TIME)
-        rows = np.array(as_numpy(checked.distances[part]), copy=True)
+        rows = as_numpy(checked.distances[part])
         check_finite(rows)
-        yield part, rows if np.issubdtype(rows.dtype, np.floating) else rows.astype(np.float64)
-
-
-def check_finite(distances: np.ndarray) -> None:
-    """Raise ValueError unless all are finite numbers."""
-    if not np.isfinite(distances).all():
-        raise ValueError("distances must be finite; a feature with NaN or infinity has no rank")
+        yield part, rows.astype(np.result_type(rows, np.float32))
 
 
 # Checks of the arguments. Broadcasting, or a comparison that is never true, would give plausible figures.

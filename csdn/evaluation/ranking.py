@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 # Up to this many matches of a query, counting smaller distances is faster than sorting them all.
 COUNTED_MATCHES = 10
@@ -65,6 +64,12 @@ class QueryMetrics(NamedTuple):
         """Replace the metrics of the queries at some positions."""
         for own, part in zip(self, found, strict=True):
             own[where] = part
+
+
+def check_finite(distances: np.ndarray) -> None:
+    """Raise ValueError unless all are finite numbers."""
+    if not np.isfinite(distances).all():
+        raise ValueError("distances must be finite; a feature with NaN or infinity has no rank")
 
 
 class RankedGallery:
@@ -139,19 +144,19 @@ class MatchRanks(NamedTuple):
 def match_ranks(values: np.ndarray, match: np.ndarray, matches: np.ndarray) -> MatchRanks:
     """Ranks of the matches, bool [n, g], at least one in each row; their number [n]; excluded images: inf.
 
-    Where an image is as near as a match, ranks replace the distances of the row in `values`: of two equal
-    images the one that comes first in the gallery is the better, as in a stable sort.
+    Where an image is as near as a match, or a query has many, ranks replace the distances of the row in
+    `values`: of two equal images the one that comes first in the gallery is the better, as in a stable sort.
     """
     query, image = _positions(match)
     column = np.arange(len(query)) - np.repeat(np.cumsum(matches) - matches, matches)
     shape = (len(values), int(matches.max()))
     images, distance = np.zeros(shape, np.int64), np.full(shape, np.inf, values.dtype)
     images[query, column], distance[query, column] = image, values[query, image]
-    smaller, tied = _smaller_and_tied(values, distance)
-    if tied.any():
-        values[tied] = _ranks(values[tied])
+    smaller, by_rank = _smaller_and_tied(values, distance)
+    if by_rank.any():
+        values[by_rank] = _ranks(values[by_rank])
         distance[query, column] = values[query, image]
-        smaller[tied] = _smaller_and_tied(values[tied], distance[tied])[0]
+        smaller[by_rank] = np.where(np.isfinite(distance[by_rank]), distance[by_rank], 0)
     best_first = np.argsort(distance, axis=1)
     distance, smaller, images = (
         np.take_along_axis(of, best_first, axis=1) for of in (distance, smaller, images)
@@ -160,26 +165,27 @@ def match_ranks(values: np.ndarray, match: np.ndarray, matches: np.ndarray) -> M
 
 
 def _smaller_and_tied(values: np.ndarray, distance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How many values [n, g] are smaller than each distance of their row, int64 [n, m]; rows with ties [n].
+    """How many values [n, g] are smaller than each distance of their row, int64 [n, m]; and the rows [n] of
+    which that is no rank: those with ties, where a value equals one of the distances twice, or all rows.
 
-    distance: values of the row, infinity after those. A row has ties if a value equals one of them twice.
+    distance: values of the row, infinity after those.
     """
-    if distance.shape[1] > COUNTED_MATCHES:
-        ordered, sought = torch.from_numpy(np.sort(values, axis=1)), torch.from_numpy(distance)
-        smaller = torch.searchsorted(ordered, sought).numpy()
-        not_larger = torch.searchsorted(ordered, sought, right=True).numpy()
-        return smaller, ((not_larger - smaller > 1) & np.isfinite(distance)).any(axis=1)
     smaller, tied = np.zeros(distance.shape, np.int64), np.zeros(len(values), bool)
-    for column, bound in enumerate(distance.T[:, :, None]):
+    if distance.shape[1] > COUNTED_MATCHES:
+        return smaller, ~tied
+    for column, bound in enumerate(np.where(np.isfinite(distance), distance, np.nan).T[:, :, None]):
         smaller[:, column] = (values < bound).view(np.uint8).sum(axis=1, dtype=np.uint32)
         equal = values == bound
-        if np.count_nonzero(equal) != len(values):
-            tied |= (np.count_nonzero(equal, axis=1) > 1) & np.isfinite(bound[:, 0])
+        if np.count_nonzero(equal) != np.count_nonzero(np.isfinite(bound)):  # each equals itself once
+            tied |= np.count_nonzero(equal, axis=1) > 1
     return smaller, tied
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """The places of the values in a stable sort of their row, as numbers of the same type; inf stays."""
+    """The places of the values in a stable sort of their row, as numbers of the same type; inf stays.
+
+    Float32 has exact places for 16 million images.
+    """
     order = np.argsort(values, axis=1, kind="stable")
     ranks = np.empty_like(values)
     np.put_along_axis(ranks, order, np.arange(values.shape[1], dtype=values.dtype)[None], axis=1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -113,8 +114,9 @@ def check_trial(drops: Sequence[tuple[Drop, ds.Dataset]], trial: int) -> None:
     """
     counts = {}
     for drop, index in drops:
-        for first in index.head(1, columns=["splits"])["splits"].to_pylist():
-            counts[drop] = len(first or ())
+        for batch in islice(to_batches(index, ["splits"]), 1):
+            for first in batch["splits"].slice(0, 1).to_pylist():
+                counts[drop] = len(first or ())
     for drop, count in counts.items():
         if 0 < count < trial:
             raise UserError(

@@ -9,9 +9,8 @@ are read again. Time and memory are linear in the images. The rules:
 * If a later drop has an image of an earlier drop under another person, the later copy is quarantined.
 * A benchmark's drop keeps an image that it has twice for one person, because its authors count both. An image
   that is on no list of the split `data.trial` is not used.
-* A drop is held, as if it were not there, if it has more bad images than allowed, or a camera of which every
-image
-  is bad. A held drop does not affect the others.
+* A drop is held, as if it were not there, if it has more bad images than allowed, or a camera of which
+  every image is bad. A held drop does not affect the others.
 """
 
 from __future__ import annotations
@@ -109,7 +108,7 @@ def merge(drops: Sequence[IndexedDrop], rule: SplitRule, max_bad_fraction: float
     return Merged(
         people=people.table,
         samples=partial(_samples, drops, rows, people, in_samples),
-        counts=_counts(drops, rows, people, in_samples),
+        counts=_counts(rows, people, in_samples),
         quarantine=_quarantine(drops, rows, fates),
         duplicates=int((fates == _DUPLICATE).sum()),
         held=held,
@@ -124,13 +123,15 @@ class _Rows:
     frame: `drop`, the position of the drop; `person`, `camera` and `modality`, positions in the lists below
     and in MODALITIES; `listed`, what lists of authors say (csdn.ingest.identities.published_splits); `image`,
     the same for the same contents; `owner`, a number of person and modality. starts [drops + 1]: where the
-    rows of a drop begin. labels: of each drop, the labels of people and of cameras as given.
+    rows of a drop begin. ids: the drops' ids. labels: of each drop, the labels of people and of cameras as
+    given.
     """
 
     frame: pd.DataFrame
     starts: np.ndarray
+    ids: pa.Array
     people: list[str]
-    cameras: list[str]
+    cameras: pa.Array
     labels: list[tuple[list[str], list[str]]]
 
     def of(self, drop: int) -> slice:
@@ -155,7 +156,14 @@ def _all_rows(drops: Sequence[IndexedDrop], rule: SplitRule) -> _Rows:
     frame["drop"] = np.repeat(np.arange(len(drops), dtype=np.int32), sizes)
     frame["owner"] = len(MODALITIES) * frame["person"] + frame["modality"]
     frame["image"] = image_numbers(np.concatenate(keys))
-    return _Rows(frame, np.cumsum([0, *sizes]), list(people.known), list(cameras.known), labels)
+    return _Rows(
+        frame=frame,
+        starts=np.cumsum([0, *sizes]),
+        ids=pa.array([indexed.drop.id for indexed in drops], pa.string()),
+        people=list(people.known),
+        cameras=pa.array(list(cameras.known), pa.string()),
+        labels=labels,
+    )
 
 
 class _Numbers:
@@ -344,29 +352,26 @@ def _samples(
             own = slice(start, start + batch.num_rows)
             start = own.stop
             batch, about = batch.filter(pa.array(chosen[own])), rows.frame[own][chosen[own]]
-            columns = {name: batch[name] for name in stored} | _columns(drops, rows, people, about)
+            columns = {name: batch[name] for name in stored} | _columns(rows, people, about)
             yield pa.record_batch([columns[name] for name in SAMPLES_SCHEMA.names], schema=SAMPLES_SCHEMA)
 
 
-def _columns(
-    drops: Sequence[IndexedDrop], rows: _Rows, people: _People, about: pd.DataFrame
-) -> dict[str, pa.Array]:
+def _columns(rows: _Rows, people: _People, about: pd.DataFrame) -> dict[str, pa.Array]:
     """What the merged tables say of some rows of the frame."""
-    ids = pa.array([indexed.drop.id for indexed in drops], pa.string())
     return {
-        "drop": ids.take(pa.array(about["drop"])),
+        "drop": rows.ids.take(pa.array(about["drop"])),
         "split": people.split.take(pa.array(about["person"])),
         "person_row": pa.array(people.row[about["person"]]),
-        "camera": pa.array(rows.cameras, pa.string()).take(pa.array(about["camera"])),
+        "camera": rows.cameras.take(pa.array(about["camera"])),
     }
 
 
-def _counts(drops: Sequence[IndexedDrop], rows: _Rows, people: _People, chosen: np.ndarray) -> pa.Table:
+def _counts(rows: _Rows, people: _People, chosen: np.ndarray) -> pa.Table:
     numbers = ["drop", "person", "modality", "camera"]
     images = pa.Table.from_pandas(rows.frame.loc[chosen, numbers], preserve_index=False)
     counts = images.group_by(numbers, use_threads=False).aggregate([([], "count_all")])
     modality = pa.array(list(map(str, MODALITIES))).take(counts["modality"].combine_chunks())
-    columns = _columns(drops, rows, people, counts.to_pandas())
+    columns = _columns(rows, people, counts.to_pandas())
     return pa.table({**columns, "modality": modality, "images": counts["count_all"]})
 
 

@@ -20,7 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
-from csdn.data.catalog import QUARANTINE_SCHEMA, Dataset, load_dataset, read_table
+from csdn.data.catalog import QUARANTINE_SCHEMA, Dataset, SampleTable, load_dataset, read_table
 from csdn.data.outputs import read_csv
 from csdn.data.shards import Place, shards_at
 from csdn.data.storage import Store
@@ -84,6 +84,8 @@ class ReportInputs:
     """The outputs of the earlier stages."""
 
     dataset: Dataset
+    train: SampleTable
+    test: SampleTable
     shards: Place  # folder, or prefix of an object store
     data_hash: str  # SHA-256 of samples.parquet
     data_md5: str  # of the same file, DVC's hash
@@ -110,10 +112,13 @@ def read_inputs(root: Path, shards: Place) -> ReportInputs:
     """
     data, metrics, evaluation, models = (root / name for name in ("data", "metrics", "evaluation", "models"))
     try:
+        dataset = load_dataset(data)
         return ReportInputs(
-            dataset=load_dataset(data),
+            dataset=dataset,
+            train=dataset.train_table(),
+            test=dataset.test_table(),
             shards=shards,
-            data_hash=hashlib.sha256((data / "samples.parquet").read_bytes()).hexdigest(),
+            data_hash=_sha256(data / "samples.parquet"),
             data_md5=data_hash(data / "samples.parquet"),
             quarantine=read_table(data / "quarantine.parquet", QUARANTINE_SCHEMA),
             ingest=_json(metrics / "ingest.json"),
@@ -134,6 +139,11 @@ def read_inputs(root: Path, shards: Place) -> ReportInputs:
         raise UserError(f"{error.filename}: no such file; `dvc repro` makes it") from None
     except (SafetensorError, ValueError, csv.Error, pa.ArrowException, OSError) as error:
         raise UserError(f"a file of an earlier stage is damaged: {error}; run `dvc repro`") from None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -174,7 +184,7 @@ def _head(params: Params, inputs: ReportInputs) -> dict[str, Any]:
 
 
 def _retrieval(params: Params, inputs: ReportInputs, figures: Path) -> dict[str, Any]:
-    gallery = Gallery(inputs.dataset.test_table(), inputs.dataset, inputs.shards, inputs.features["trained"])
+    gallery = Gallery(inputs.test, inputs.dataset, inputs.shards, inputs.features["trained"])
     grids = tables.camera_grids(inputs.camera_pairs)
     return {
         "cmc": write_charts(cmc_charts(inputs.cmc), figures),
@@ -187,10 +197,9 @@ def _retrieval(params: Params, inputs: ReportInputs, figures: Path) -> dict[str,
 
 
 def _features(inputs: ReportInputs, figures: Path) -> dict[str, Any]:
-    table = inputs.dataset.test_table()
-    pairs = pairs_by_kind(inputs.features, table)
+    pairs = pairs_by_kind(inputs.features, inputs.test)
     areas = {kind: {method: of.area() for method, of in found.items()} for kind, found in pairs.items()}
-    shown_planes, people = planes(inputs.features, table, inputs.dataset)
+    shown_planes, people = planes(inputs.features, inputs.test, inputs.dataset)
     shares = [(plane.between_people, plane.between_modalities) for plane in shown_planes]
     return {
         "distances": write_charts(distance_charts(pairs), figures),
@@ -204,7 +213,7 @@ def _features(inputs: ReportInputs, figures: Path) -> dict[str, Any]:
 
 def _training(inputs: ReportInputs, figures: Path) -> dict[str, Any]:
     people = inputs.ingest["people"]["train"]
-    gallery = Gallery(inputs.dataset.train_table(), inputs.dataset, inputs.shards)
+    gallery = Gallery(inputs.train, inputs.dataset, inputs.shards)
     return {
         "losses": write_charts(loss_charts(inputs.prompts_log, inputs.embedding_log), figures),
         "naming": write_charts(naming_charts(inputs.naming), figures),
@@ -228,14 +237,13 @@ def _data(params: Params, inputs: ReportInputs) -> dict[str, Any]:
 
 
 def _evidence(params: Params, inputs: ReportInputs) -> Evidence:
-    table = inputs.dataset.train_table()
     return Evidence(
         figures=inputs.evaluation,
         camera_pairs=inputs.camera_pairs,
         queries=inputs.queries,
         naming=inputs.naming,
         losses=phase_losses(inputs.prompts_log, inputs.embedding_log),
-        train_images=train_image_counts(table.label, table.modality),
+        train_images=train_image_counts(inputs.train.label, inputs.train.modality),
         images_of_batch=params.embedding.images_per_identity,
         refused=inputs.ingest["quarantined"],
         images=inputs.dataset.samples.count_rows() + inputs.quarantine.num_rows,

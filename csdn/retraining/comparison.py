@@ -40,16 +40,15 @@ def compare(
     data: str,
     rule: GateParams,
     seed: int,
-    camera_pairs: bool = True,
+    of_pairs: bool = True,
 ) -> list[Comparison]:
     """Each metric of each search of the experiment, then of each pair of cameras with at least `min_people`.
 
     The bootstrap draws are functions of (seed, search, pair): the same data gives the same intervals.
-    camera_pairs: False leaves the pairs out.
+    of_pairs: False leaves the pairs out.
     """
-    overall, of_pairs = [], []
-    for whole, *parts in _searches(experiment, rule.min_people):
-        compared = [whole, *parts] if camera_pairs else [whole]
+    overall, apart = [], []
+    for compared in _searches(experiment, rule.min_people) if of_pairs else _whole_searches(experiment):
         searches = [one.search for one in compared]
         both = [query_trials(searches, experiment.labels, model).trials for model in (champion, candidate)]
         for one, before, after in zip(compared, *both, strict=True):
@@ -58,8 +57,8 @@ def compare(
                 people=int(experiment.labels.people.max()) + 1,
             )
             found = _comparisons(one, people, data, rule, generator(seed, _BOOTSTRAP, one.number))
-            (overall if one is whole else of_pairs).extend(found)
-    return overall + of_pairs
+            (overall if one is compared[0] else apart).extend(found)
+    return overall + apart
 
 
 def _comparisons(
@@ -115,6 +114,12 @@ def omitted_pairs(experiment: Experiment, rule: GateParams) -> int:
     )
 
 
+def _whole_searches(experiment: Experiment) -> Iterator[list[Compared]]:
+    """Each search of the experiment, over all cameras."""
+    for number, search in enumerate(experiment.searches):
+        yield [Compared(number, search, None, None)]
+
+
 def _searches(experiment: Experiment, min_people: int) -> Iterator[list[Compared]]:
     """For each search of the experiment: itself, then those between two cameras.
 
@@ -123,10 +128,10 @@ def _searches(experiment: Experiment, min_people: int) -> Iterator[list[Compared
     labels = experiment.labels
     names = dict(zip(labels.cameras.tolist(), experiment.index["camera"], strict=True))
     first = len(experiment.searches)
-    for number, search in enumerate(experiment.searches):
-        pairs = pair_searches(search, labels, min_people)
+    for (whole,) in _whole_searches(experiment):
+        pairs = pair_searches(whole.search, labels, min_people)
         yield [
-            Compared(number, search, None, None),
+            whole,
             *(
                 Compared(first + place, pair, names[query_camera], names[gallery_camera])
                 for query_camera, gallery_camera, place, pair in pairs.searches

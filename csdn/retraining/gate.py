@@ -126,7 +126,8 @@ def _too_few(overall: Iterable[Comparison], rule: GateParams) -> list[str]:
         return []
     return [
         f"only {fewest.people} test people, {fewest.direction.replace('_', ' ')}: the rule needs "
-        f"{rule.min_people} (gate.min_people); add images of others, or raise data.test_percent"
+        f"{rule.min_people} (gate.min_people); add images of others, or raise data.test_percent (or "
+        "evaluation.max_queries, if it is set: the people of its queries count)"
     ]
 
 

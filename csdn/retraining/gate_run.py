@@ -132,7 +132,7 @@ def _decide(
         return decide(comparisons, rule), comparisons
     candidate = FeatureDistances(features["candidate"][rows[TODAY]], device)
     chance = compare(
-        experiments[TODAY], RandomDistances(seed, 0), candidate, TODAY, rule, seed, camera_pairs=False
+        experiments[TODAY], RandomDistances(seed, 0), candidate, TODAY, rule, seed, of_pairs=False
     )
     return decide_first(comparisons, chance), []
 

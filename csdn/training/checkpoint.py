@@ -34,13 +34,13 @@ class State(Saves, Protocol):
     """Checkpoints that are written beside the training, one at a time: a `LocalState`, or Ray Train's
     (csdn.cluster).
 
-    `save` waits until the checkpoint before is written, then for a copy of the tensors. `saving` tells
+    `save` waits until the checkpoint before is written, then for a copy of the tensors. `write_pending` tells
     whether one is being written, and raises the error of one that failed. `leaving` is true where this
     machine is about to be taken away: the training then saves at once, and `save` returns when the checkpoint
     is complete.
     """
 
-    def saving(self) -> bool: ...
+    def write_pending(self) -> bool: ...
     def leaving(self) -> bool: ...
 
 
@@ -71,7 +71,7 @@ class LocalState:
         self.wait()
         self._write = self._thread.submit(self.store.save, position, copied(tensors or {}))
 
-    def saving(self) -> bool:
+    def write_pending(self) -> bool:
         if self._write is None or self._write.done():
             self.wait()
             return False

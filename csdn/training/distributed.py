@@ -57,7 +57,7 @@ def average_gradients(model: nn.Module) -> None:
     On GPUs DDP has done so in the backward pass. On CPUs there is nothing to overlap: all ranks wait for each
     other at every batch norm, and an all-reduce beside the backward pass would compete with it for cores.
     """
-    if rank_and_world_size()[1] == 1 or isinstance(model, DistributedDataParallel):
+    if rank_and_world_size()[1] == 1 or not next(model.parameters()).is_cpu:
         return
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     together = torch.cat([gradient.flatten() for gradient in gradients])
@@ -165,8 +165,8 @@ class _Statistics(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        # The kernel of batch norm takes a tenth of the time of var_mean. With this momentum the running
-        # statistics are those of the batch. Sums of squares would lose digits.
+        # On a CPU the kernel of batch norm takes a tenth of the time of var_mean. With this momentum the
+        # running statistics are those of the batch. Sums of squares would lose digits.
         own = torch.stack([like, like])
         F.batch_norm(x, own[0], own[1], training=True, momentum=1.0)
         count = x.numel() // x.shape[1]

@@ -131,7 +131,7 @@ def checkpoint_due(timer: CheckpointTimer, state: State) -> bool:
     """
     leaving = state.leaving()
     first = rank_and_world_size()[0] == 0
-    return all_reduce_any(leaving or (first and not state.saving() and timer.due()))
+    return all_reduce_any(leaving or (first and not state.write_pending() and timer.due()))
 
 
 def training_step(

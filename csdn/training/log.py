@@ -86,15 +86,23 @@ def check_losses(means: Mapping[str, float], about: Mapping[str, Any], advice: s
 
 def check_tensors(tensors: Mapping[str, Tensor], about: Mapping[str, Any], advice: str) -> None:
     """Raise Diverged, in all workers, where a tensor of any worker holds NaN or infinity."""
-    bad = [name for name, tensor in tensors.items() if not _finite(tensor)]
+    bad = _not_finite(tensors)
     if all_reduce_any(bool(bad)):
         names = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
         raise diverged(f"not finite after this step: {names or 'weights of another worker'}", about, advice)
 
 
-def _finite(tensor: Tensor) -> bool:
-    """Five times as fast as `tensor.isfinite().all()`, which writes a tensor: NaN is in both, if in any."""
-    return tensor.numel() == 0 or bool(torch.stack(tensor.aminmax()).isfinite().all())
+def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of those that hold NaN or infinity; a GPU is waited for once.
+
+    Five times as fast as `tensor.isfinite().all()`, which writes a tensor: NaN is in both ends, if in any.
+    """
+    ends = {name: torch.stack(tensor.aminmax()) for name, tensor in tensors.items() if tensor.numel()}
+    flags = [both.isfinite().all() for both in ends.values()]
+    if not flags:
+        return []
+    finite = torch.stack([flag.to(flags[0].device) for flag in flags]).tolist()
+    return [name for name, good in zip(ends, finite, strict=True) if not good]
 
 
 def diverged(found: str, about: Mapping[str, Any], advice: str) -> Diverged:

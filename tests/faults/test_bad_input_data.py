@@ -253,6 +253,32 @@ def test_an_index_of_another_version_is_an_error_that_names_it(project, tmp_path
     fault("shards and index", "the index of a drop has another version's columns", error.value)
 
 
+@pytest.mark.parametrize("column", ["splits", "person", "key", "path"])
+def test_a_damaged_column_of_an_index_is_an_error_that_names_it(project, tmp_path, column, fault):
+    drop = project.add(make_drop(tmp_path / "drop", PEOPLE))
+    project.ingest()
+    before, index = project.outputs(), project.data / f"index/{drop.id}.parquet"
+    zero_column(index, column)
+    with pytest.raises(UserError, match=rf"(?s){drop.id}\.parquet is damaged .*; delete it") as error:
+        project.ingest()
+    if column == "splits":
+        fault("shards and index", "a column of a drop's index is damaged", error.value)
+    index.unlink()
+    project.ingest()
+    assert project.outputs() == before
+
+
+def zero_column(path, name):
+    """Replace the stored values of a column of a table by zeros."""
+    group = pq.read_metadata(path).row_group(0)
+    chunks = [group.column(n) for n in range(group.num_columns)]
+    chunk = next(chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] == name)
+    content = bytearray(path.read_bytes())
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    content[start : start + chunk.total_compressed_size] = bytes(chunk.total_compressed_size)
+    path.write_bytes(content)
+
+
 def test_a_read_error_names_the_drop_and_keeps_nothing_of_it(project, tmp_path, monkeypatch, fault):
     project.add(make_drop(tmp_path / "drop", PEOPLE))
 

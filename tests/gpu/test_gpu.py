@@ -94,6 +94,12 @@ def test_every_kernel_of_a_step_is_deterministic(precision):
     assert torch.equal(one, other)
 
 
+def test_compiled_steps_give_the_same_bytes_each_time():
+    device = configure_torch(1, "cuda", "bf16")
+    one, other = (losses_of(device, "bf16", steps=5, fast=True) for _ in range(2))
+    assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("precision", TOLERANCES)
 def test_a_step_never_waits_for_the_card(precision):
     device = configure_torch(1, "cuda", precision)

@@ -86,7 +86,11 @@ def test_two_workers_over_nccl_train_what_one_does(tmp_path):
     for size in (1, 2):
         command = [sys.executable, worker_loop.__file__, str(tmp_path)]
         workers = [subprocess.Popen([*command, str(rank), str(size), "cuda"]) for rank in range(size)]
-        assert [worker.wait(timeout=300) for worker in workers] == [0] * size
+        try:
+            assert [worker.wait(timeout=300) for worker in workers] == [0] * size
+        finally:
+            for worker in workers:
+                worker.kill()
         rows[size] = json.loads((tmp_path / f"float64-{size}.json").read_text())
     for expected, found in zip(rows[1], rows[2], strict=True):
         assert found == pytest.approx(expected, rel=1e-6)

@@ -171,3 +171,12 @@ def test_chunks_change_nothing(monkeypatch):
     monkeypatch.setattr(metrics, "QUERIES_AT_A_TIME", 7)
     for one, other in zip(whole, query_metrics(*arguments), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_a_tie_counts_whatever_other_queries_are_in_its_block():
+    """Of two equal images the first in the gallery is the better; the other query has fewer matches."""
+    distances = np.array([[0.1, 0.5, 0.5, 0.9], [0.9, 0.8, 0.7, 0.1]], np.float32)
+    ids, cameras = np.array([1, 3, 1, 2]), np.zeros(4, int)
+    together = query_metrics(distances, np.array([1, 2]), ids, np.zeros(2, int), cameras, "regdb")
+    alone = query_metrics(distances[:1], np.array([1]), ids, np.zeros(1, int), cameras, "regdb")
+    assert together.ap[0] == alone.ap[0] == pytest.approx((1 + 2 / 3) / 2)

@@ -39,11 +39,21 @@ def install(folder, second):
 
 def test_help_names_every_target(project):
     listed = {line.split()[0] for line in make(project, "help").stdout.splitlines()}
-    assert listed == {"help", "demo", "prefect-demo", "test", "test-fast", "lint", "bench", "clean"}
+    assert listed == {
+        "help",
+        "demo",
+        "prefect-demo",
+        "test",
+        "test-fast",
+        "test-gpu",
+        "lint",
+        "bench",
+        "clean",
+    }
     assert make(project).stdout == make(project, "help").stdout
 
 
-@pytest.mark.parametrize("target", ["demo", "prefect-demo", "test", "test-fast", "lint", "bench"])
+@pytest.mark.parametrize("target", ["demo", "prefect-demo", "test", "test-fast", "test-gpu", "lint", "bench"])
 def test_every_target_installs_only_once(project, target):
     assert "pip install" in make(project, "--dry-run", target).stdout
     install(project, second=1001)

@@ -89,6 +89,8 @@ def train(out: Path, rank: int, size: int, dtype: torch.dtype, device: str = "cp
 if __name__ == "__main__":
     folder, rank, size = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     device = f"cuda:{rank}" if sys.argv[4:] == ["cuda"] else "cpu"
+    if device != "cpu":
+        torch.cuda.set_device(rank)
     if size > 1:
         meeting = f"file://{folder / f'meeting-{size}'}"
         backend = "gloo" if device == "cpu" else "nccl"

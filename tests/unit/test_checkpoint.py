@@ -1,5 +1,6 @@
 """An optimiser resumes from its saved state to the same bytes; a thread writes the checkpoints."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -56,16 +57,16 @@ class HeldStore(CheckpointStore):
 def test_a_checkpoint_holds_the_tensors_of_its_step_however_slow_the_disk_is(tmp_path):
     store, weight = HeldStore(tmp_path / "k"), torch.zeros(8, 3, 2, 2).to(memory_format=torch.channels_last)
     with LocalState(store) as state:
-        assert not state.saving()
+        assert not state.write_pending()
         state.save({"step": 1}, {"weight": weight})
         weight += 1  # the next step does not wait
-        assert state.saving() and store.load() is None
+        assert state.write_pending() and store.load() is None
         store.go.set()
         state.save({"step": 2}, {"weight": weight})  # waits for the one before
         weight += 1
         assert store.load()[0]["step"] in (1, 2)
     position, tensors = store.load()
-    assert position == {"step": 2} and not state.saving()
+    assert position == {"step": 2} and not state.write_pending()
     assert torch.equal(tensors["weight"], torch.ones(8, 3, 2, 2))
 
 
@@ -85,7 +86,7 @@ def test_a_write_that_fails_is_reported_at_the_next_step_and_at_the_end(tmp_path
     (tmp_path / "k").write_text("in the way")
     with pytest.raises(FileExistsError, match="/k'"), LocalState(store) as state:
         state.save({"step": 1}, {"weight": torch.ones(1)})
-        while state.saving():
+        while state.write_pending():
             pass
     with pytest.raises(FileExistsError), LocalState(store) as state:
         state.save({"step": 1}, {"weight": torch.ones(1)})
@@ -111,6 +112,6 @@ def test_ctrl_c_while_a_checkpoint_is_written_ends_the_process_with_that_checkpo
         assert process.stdout.readline() == b"began\n"
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=30)
-    assert b"KeyboardInterrupt" in errors and b"what embedding saved 0 s ago is kept" in errors
+    assert b"KeyboardInterrupt" in errors and re.search(rb"what embedding saved \d s ago is kept", errors)
     with open_state("embedding", "k", tmp_path / ".state") as store:
         assert store.load()[0] == {"step": 1}

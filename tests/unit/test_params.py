@@ -82,6 +82,16 @@ def test_values_that_contradict_each_other_are_named(raw, fault):
     fault("training", "the images of a batch cannot be split over the workers", error.value)
 
 
+def test_compilation_is_for_one_worker(raw):
+    raw["training"]["compile"], raw["scaling"]["workers"] = True, 1
+    assert parse_params(raw).training.compile
+    raw["scaling"]["workers"] = 2
+    with pytest.raises(
+        UserError, match=r"training\.compile = true with scaling\.workers = 2 was never tried"
+    ):
+        parse_params(raw)
+
+
 def test_a_person_s_images_may_be_split_over_workers(raw):
     raw["scaling"]["workers"] = 16
     assert parse_params(raw).embedding.identities_per_batch == 8

@@ -4,6 +4,7 @@ import math
 import threading
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,10 +14,10 @@ from csdn.data.checkpoint_store import CheckpointStore, CheckpointTimer, open_st
 from csdn.data.sampler import pair_plan, pooled_plan
 from csdn.data.views import finish_views
 from csdn.model import CSDN, ModelConfig
-from csdn.params import EmbeddingParams, PhaseParams
+from csdn.params import EmbeddingParams, PhaseParams, TrainingParams
 from csdn.runtime.errors import Diverged
 from csdn.training.checkpoint import LocalState
-from csdn.training.embedding import build_optimizer, freeze_text, train_embedding, training_step
+from csdn.training.embedding import PLAIN, build_optimizer, freeze_text, train_embedding, training_step
 from csdn.training.log import LossLog, check_tensors
 from csdn.training.prompts import IntegrationPhase, PromptPhase, text_accuracy, train_phase
 
@@ -114,7 +115,7 @@ def seldom():
     return CheckpointTimer(min_s=math.inf)
 
 
-def train(tmp_path, kill_after=None, timer=None):
+def train(tmp_path, kill_after=None, timer=None, training=PLAIN):
     """Train stage 2; with `kill_after`, a first run dies after that many steps and a second one resumes."""
 
     def report(done, _total, _values):
@@ -125,7 +126,7 @@ def train(tmp_path, kill_after=None, timer=None):
         model = small_model()
         with open_state("stage", "k", tmp_path) as store, EachStep(store) as state:
             rows = train_embedding(
-                model, torch.eye(PEOPLE, 16), RandomLoader(), EMBEDDING, state, report, timer
+                model, torch.eye(PEOPLE, 16), RandomLoader(), EMBEDDING, state, report, timer, training
             )
         return model, rows
 
@@ -457,3 +458,15 @@ def test_views_are_finished_without_waiting_for_the_device():
     pixels, boxes, channels = (torch.zeros(shape, dtype=torch.int64, device="meta") for shape in shapes)
     images = finish_views(pixels.to(torch.uint8), boxes, channels, "imagenet")
     assert images.shape == pixels.shape and images[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_compiled_run_resumes_to_the_same_bytes(tmp_path, monkeypatch):
+    """Traced as for the compiler, and run as it is: compiling takes a minute."""
+    traced = partial(torch.compile, backend="eager")
+    monkeypatch.setattr("csdn.training.embedding.compiled", traced)
+    compiled = TrainingParams(precision="float32", deterministic=True, compile=True)
+    plain, rows = train(tmp_path / "plain")
+    found, compiled_rows = train(tmp_path / "compiled", 5, always(), compiled)
+    assert compiled_rows == rows
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(found.state_dict()[name], tensor), name

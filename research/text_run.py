@@ -94,7 +94,7 @@ def run(people: Path, setting: Mapping[str, Any], seed: int, name: str) -> dict[
     inputs.model.channels_last()
     with unsaved() as state:
         rows = train_embedding(
-            inputs.model, given, feed, params.embedding, state, quiet, precision=params.training.precision
+            inputs.model, given, feed, params.embedding, state, quiet, training=params.training
         )
     inputs.model.eval()
     return losses(rows) | tested(inputs, params, data)
@@ -143,7 +143,7 @@ def tested(inputs: TrainingInputs, params: Params, data: Path) -> dict[str, floa
 def embedded(walk: ImageBatches, make_embeds: MakeEmbeds, params: Params) -> dict[str, np.ndarray]:
     """Features [n, D] of each embed."""
     with unsaved() as state:
-        batches = partial(extract_local, walk, make_embeds, params.scaling, CPU)
+        batches = partial(extract_local, walk, make_embeds, params, CPU)
         return extract_features(batches, len(walk.table), state, quiet)
 
 

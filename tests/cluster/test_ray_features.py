@@ -39,7 +39,7 @@ def image_batches(root):
 def features(root, state, embedder, report=lambda *_: None):
     batches = image_batches(root)
     make_embeds = partial(image_embeddings, make_work(root).model, "float32")
-    embedded = partial(embedder, batches, make_embeds, make_params(2).scaling, CPU)
+    embedded = partial(embedder, batches, make_embeds, make_params(2), CPU)
     return extract_features(embedded, len(batches.table), state, report)
 
 

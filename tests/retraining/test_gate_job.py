@@ -170,8 +170,8 @@ def test_both_models_search_with_the_same_sample_of_queries(project):
 def test_each_image_is_embedded_once_by_each_model(project):
     embedded = []
 
-    def counting(walk, make_embeds, scaling, device, start):
-        for rows, found in extract_local(walk, make_embeds, scaling, device, start):
+    def counting(walk, make_embeds, params, device, start):
+        for rows, found in extract_local(walk, make_embeds, params, device, start):
             embedded.extend((name, walk.table.key(row)) for row in rows for name in found)
             yield rows, found
 
@@ -371,8 +371,8 @@ def test_without_any_match_nothing_is_decided(project, fault):
 def test_features_of_other_images_are_not_resumed(project):
     """Stopped, then a drop is rejected: the images are others, and so is the state."""
 
-    def stopping(walk, make_embeds, scaling, device, start):
-        yield from extract_local(walk, make_embeds, scaling, device, start)
+    def stopping(walk, make_embeds, params, device, start):
+        yield from extract_local(walk, make_embeds, params, device, start)
         raise KeyboardInterrupt
 
     more = more_people(project)

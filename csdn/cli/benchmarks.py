@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 import subprocess
@@ -28,7 +27,7 @@ from csdn.params import load_params, set_value
 from csdn.retraining.dvc import DVC, environment
 from csdn.runtime.documents import expected_in, read_json
 from csdn.runtime.errors import UserError
-from csdn.runtime.files import write_json
+from csdn.runtime.files import file_sha256, write_json
 from csdn.runtime.sanitize import escape_control_chars
 from csdn.training.champion import read_champion, write_champion
 
@@ -153,7 +152,7 @@ def trial_key(trial: int, drop: Drop) -> str:
     params = load_params(PARAMS)
     settings = params.model_dump(exclude={"scaling", "report"})
     settings["data"]["trial"] = trial
-    weights = hashlib.sha256(Path(params.model.weights).read_bytes()).hexdigest()
+    weights = file_sha256(Path(params.model.weights))
     aliases = read_aliases(params.data.aliases)
     return state_key(drop=drop.id, settings=settings, weights=weights, aliases=aliases)
 

@@ -102,13 +102,15 @@ def resize(image: np.ndarray, image_size: Sequence[int]) -> np.ndarray:
 
 
 def crop_views(images: Sequence[np.ndarray], params: AugmentParams, out: np.ndarray) -> None:
-    """Write each uint8 image [h, w, 3], shifted, on black, and mirrored, into `out` uint8 [n, 3, h, w]."""
-    for image, view, dy, dx, flip in zip(
-        images, out, *(values.tolist() for values in (params.dy, params.dx, params.flip)), strict=True
-    ):
+    """Write each uint8 image [h, w, 3], shifted, on black, and mirrored, into `out` uint8 [n, 3, h, w].
+
+    Of a view that copies one channel to all three only that channel is written; the others are black.
+    """
+    drawn = (values.tolist() for values in (params.dy, params.dx, params.flip, params.channels))
+    for image, view, dy, dx, flip, channels in zip(images, out, *drawn, strict=True):
         source, target = _overlap(dy, dx, flip, view.shape[1:])
         view.fill(0)
-        for channel in range(3):
+        for channel in range(3) if channels >= GREY else (channels,):
             view[channel][target] = image[:, :, channel][source]
 
 

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from csdn.runtime.documents import parse_json
 from csdn.runtime.errors import UserError
-from csdn.runtime.files import atomic_write, locked
+from csdn.runtime.files import atomic_write, file_sha256, locked
 
 if TYPE_CHECKING:
     import torch
@@ -71,13 +71,8 @@ def stage_key(section: str, params: Params, clip: str, inputs: Iterable[Path], *
         model=params.model.model_dump(exclude={"weights", "pretrained"}),
         settings=getattr(params, section).model_dump(),
         clip=clip,
-        inputs=[_file_hash(path) for path in inputs],
+        inputs=[file_sha256(path) for path in inputs],
     )
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # The state of a stage, under its key.
@@ -271,7 +266,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
         except SafetensorError as error:
             error.filename = str(path)  # `explain_os_error` shows it
             raise
-        return _file_hash(temporary)
+        return file_sha256(temporary)
 
 
 def _read_header(read: Read) -> dict[str, Any] | None:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from csdn.runtime.documents import read_json
 from csdn.runtime.errors import UserError
-from csdn.runtime.files import write_json
+from csdn.runtime.files import file_sha256, write_json
 
 if TYPE_CHECKING:
     from csdn.params import Params
@@ -260,8 +260,7 @@ class StoredShards:
 def has_bytes_of(name: str, path: Path) -> bool:
     """Whether the hash of the file at `path` is the one in the shard's name."""
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_sha256(path)
     except FileNotFoundError:
         return False
     return Path(name).stem.rpartition("-")[2] == digest[:HASH_DIGITS]

@@ -43,7 +43,7 @@ from csdn.model.weights import (
 )
 from csdn.runtime.documents import parse_json
 from csdn.runtime.errors import UserError
-from csdn.runtime.files import atomic_write
+from csdn.runtime.files import atomic_write, file_sha256
 
 BUILT_IN = "csdn-small"
 ASSETS = Path(__file__).parent / "assets"
@@ -104,11 +104,9 @@ def load_clip(name: str, weights: str | Path) -> Clip:
     if facts is None:
         facts = facts_of(name)
         check_shapes(str(path), name, found)
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     tensors = read_safetensors(path)
     check_weights(str(path), tensors)
-    return Clip(facts, sha256, {key: tensor.float() for key, tensor in tensors.items()})
+    return Clip(facts, file_sha256(path), {key: tensor.float() for key, tensor in tensors.items()})
 
 
 def _read_header(path: Path, name: str) -> tuple[dict[str, str] | None, dict[str, list[int]]]:

@@ -144,7 +144,8 @@ def _archive(path: Path) -> str | None:
                 return f"a zip archive, but not one of torch.save ({named}, ...); unpack it, if it is inside"
             damaged = archive.testzip()  # torch does not verify the checksums
             return f"damaged: the checksum of {damaged} is wrong; copy it again" if damaged else None
-    # What zipfile raises for altered bytes; NotImplementedError is for a version of zip that does not exist.
+    # zipfile raises these for altered bytes. NotImplementedError: they ask for a version of zip, or for an
+    # encryption, that zipfile does not have.
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError):
         return "damaged or cut short; download or copy it again"
 

@@ -46,7 +46,7 @@ from csdn.report.tables import AblationTable, data_hash, read_ablation
 from csdn.report.wording import shown
 from csdn.runtime.documents import read_json
 from csdn.runtime.errors import UserError
-from csdn.runtime.files import atomic_folder
+from csdn.runtime.files import atomic_folder, file_sha256
 
 HASH_DIGITS = 16  # of the page's SHA-256, the folder of a published copy
 
@@ -118,7 +118,7 @@ def read_inputs(root: Path, shards: Place) -> ReportInputs:
             train=dataset.train_table(),
             test=dataset.test_table(),
             shards=shards,
-            data_hash=_sha256(data / "samples.parquet"),
+            data_hash=file_sha256(data / "samples.parquet"),
             data_md5=data_hash(data / "samples.parquet"),
             quarantine=read_table(data / "quarantine.parquet", QUARANTINE_SCHEMA),
             ingest=_json(metrics / "ingest.json"),
@@ -139,11 +139,6 @@ def read_inputs(root: Path, shards: Place) -> ReportInputs:
         raise UserError(f"{error.filename}: no such file; `dvc repro` makes it") from None
     except (SafetensorError, ValueError, csv.Error, pa.ArrowException, OSError) as error:
         raise UserError(f"a file of an earlier stage is damaged: {error}; run `dvc repro`") from None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _json(path: Path) -> dict[str, Any]:

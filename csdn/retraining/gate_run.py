@@ -9,7 +9,6 @@ candidate is compared with CLIP as it is, and with chance.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -59,7 +58,7 @@ from csdn.retraining.gate import (
     decide_first,
 )
 from csdn.runtime.errors import UserError
-from csdn.runtime.files import write_json
+from csdn.runtime.files import file_sha256, write_json
 from csdn.training.champion import Champion, read_champion
 
 RESULT = Path("metrics/gate.json")
@@ -218,8 +217,7 @@ def check_champion(folder: Path, champion: Champion) -> None:
     for name in FILES:
         if not (folder / name).is_file():
             raise UserError(f"{folder / name}: no such file; {FETCH}")
-    with (folder / WEIGHTS).open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = file_sha256(folder / WEIGHTS)
     if found != champion.embedding:
         raise UserError(
             f"{folder / WEIGHTS}: not the weights of {champion.version} (SHA-256 {found[:16]}..., "

@@ -9,7 +9,6 @@ temporary clone that shares the objects, and only the tag objects are taken from
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from tempfile import TemporaryDirectory
 from csdn.retraining.dvc import link_cache, pull
 from csdn.retraining.git import commit_of, fetch, file_at, format_commits, git
 from csdn.runtime.errors import UserError
-from csdn.runtime.files import atomic_folder
+from csdn.runtime.files import atomic_folder, file_sha256
 from csdn.training.champion import CHAMPION, Champion, ChampionFile, Start, parse_champion, read_champion
 
 ARTIFACT, STAGE = "csdn", "champion"
@@ -204,8 +203,7 @@ def _mismatches(folder: Path, entry: Start) -> list[str]:
 def sha256(path: Path) -> str | None:
     """A file's SHA-256 in hex; None if it does not exist."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except FileNotFoundError:
         return None
 

@@ -35,6 +35,7 @@ from csdn.model.weights import misfits, read_safetensors, refuse, shapes
 from csdn.params import Params
 from csdn.runtime.documents import read_json
 from csdn.runtime.errors import UserError
+from csdn.runtime.files import file_sha256
 from csdn.training.champion import Start
 
 # 1. Reading and transferring the champion's weights.
@@ -145,8 +146,7 @@ def _initial_row(person: str, shape: Sequence[int], seed: int, tensor: str, std:
 def _check_file(warm: WarmStart, stage: str) -> None:
     path, version = warm.folder / stage / WEIGHTS[stage], warm.start.version
     try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = file_sha256(path)
     except FileNotFoundError:
         raise _not_fetched(path, version) from None
     if found != warm.sha256(stage):

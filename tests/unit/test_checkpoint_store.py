@@ -165,7 +165,7 @@ def test_only_one_tensor_file_is_kept(tmp_path):
 def test_a_save_removes_what_a_killed_one_has_left(tmp_path):
     code = (
         "import os, torch; from csdn.data import checkpoint_store as c\n"
-        "c._file_hash = lambda path: os.kill(os.getpid(), 9)\n"
+        "c.file_sha256 = lambda path: os.kill(os.getpid(), 9)\n"
         "c.CheckpointStore(c.Path('k')).save({'epoch': 0}, {'w': torch.ones(4)})"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == -signal.SIGKILL

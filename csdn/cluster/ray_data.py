@@ -31,7 +31,8 @@ Block = dict[str, np.ndarray]
 def in_order(items: Sequence[Any], task: Callable[[Any], Block]) -> ray.data.Dataset:
     """One block for each item, in order: `task(item)`, or its UserError (see `checked`).
 
-    `task` is sent to every task, so it should be small. The order is what `ExecutionOptions.preserve_order`
+    `task` is sent to every task, so it should be small. Ray Data makes the repr of the first item, for a
+    message that nobody sees: it should be short. The order is what `ExecutionOptions.preserve_order`
     promises for the blocks of a data set that one process iterates over.
     """
     dataset = ray.data.from_items(list(items), override_num_blocks=max(1, len(items)))
@@ -66,7 +67,7 @@ def checked(block: Block) -> Any:
 # ---- images for feature extraction
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TestImages:
     """The item of a task that reads a batch's images."""
 
@@ -98,7 +99,7 @@ BLOCK_BYTES = 64 * 2**20
 BLOCKS_STORED = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PlanTask:
     """The item of a task that reads rows of the plan, or one part of a row; the rows' indices are those of
     `files`.
@@ -176,5 +177,9 @@ class ReadRows:
 
     def __call__(self, task: PlanTask) -> Block:
         reader = TrainBatchReader(self.images.of(task.files), self.padding, self.seed)
-        made = [{**vars(row), **vars(reader(row))} for row in task.rows]
-        return {name: np.stack([row[name] for row in made]) for name in COLUMNS}
+        pixels = np.empty((len(task.rows), *reader.shape(task.rows[0])), np.uint8)
+        made = [
+            {**vars(row), **vars(reader(row, out))} for row, out in zip(task.rows, pixels, strict=True)
+        ]
+        columns = {name: np.stack([row[name] for row in made]) for name in COLUMNS if name != "pixels"}
+        return {"pixels": pixels, **columns}

@@ -125,15 +125,20 @@ class TrainBatchReader:
     def __init__(self, images: ImageReader, padding: int, seed: int) -> None:
         self.images, self.padding, self.seed = images, padding, seed
 
-    def __call__(self, row: BatchPlan) -> RowViews:
+    def __call__(self, row: BatchPlan, out: np.ndarray | None = None) -> RowViews:
+        """The row's views; out: memory for their pixels."""
         both = self.images(np.concatenate([row.visible, row.infrared]))  # read together
         visible, infrared = both[: row.visible.size], both[row.visible.size :]
         drawn = [self._drawn(row, stream) for stream in VIEWS]
-        pixels = np.empty((len(VIEWS), len(visible), 3, *self.images.image_size), np.uint8)
+        pixels = np.empty(self.shape(row), np.uint8) if out is None else out
         for images, params, view in zip((visible, visible, infrared), drawn, pixels, strict=True):
             crop_views(images, params, view)
         boxes, channels = ([getattr(params, name) for params in drawn] for name in ("box", "channels"))
         return RowViews(pixels, np.stack(boxes), np.stack(channels))
+
+    def shape(self, row: BatchPlan) -> tuple[int, ...]:
+        """Of the pixels of a row's views."""
+        return len(VIEWS), len(row.visible), 3, *self.images.image_size
 
     def _drawn(self, row: BatchPlan, stream: Stream) -> AugmentParams:
         """What is drawn for the row's images of a view, which are some of those of the global batch."""

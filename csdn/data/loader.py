@@ -31,7 +31,7 @@ from csdn.data.batch import ImageReader, TestBatchReader, TrainBatchReader
 from csdn.data.catalog import MODALITIES, SampleTable
 from csdn.data.sampler import BatchPlan, EpochPlan, epoch_batches, epoch_plan, sequential_plan
 from csdn.data.shards import Place
-from csdn.data.views import ImageBytes, ViewBytes, finish_views, normalised, on_device
+from csdn.data.views import ImageBytes, ViewBytes, beside, finish_views, normalised, on_device
 from csdn.params import Params
 from csdn.runtime.errors import UserError, without_cause
 from csdn.runtime.process import follow_parent, fork_server
@@ -84,9 +84,12 @@ class TrainSource:
         return epoch_plan(self.labels, self.modalities, self.people, self.images, self.seed, epoch)
 
     def finished(self, batch: ViewBytes) -> TrainBatch:
-        """The batch, on the device on which its bytes are."""
-        views = finish_views(batch.pixels, batch.boxes, batch.channels, self.normalize)
-        return TrainBatch(*views, batch.labels, batch.epoch, batch.step)
+        """The batch, on the device on which its pixels are."""
+        boxes, channels, labels = (
+            beside(batch.pixels, array) for array in (batch.boxes, batch.channels, batch.labels)
+        )
+        views = finish_views(batch.pixels, boxes, channels, self.normalize)
+        return TrainBatch(*views, labels, batch.epoch, batch.step)
 
 
 def row_bytes(reader: TrainBatchReader, row: BatchPlan) -> ViewBytes:
@@ -96,9 +99,8 @@ def row_bytes(reader: TrainBatchReader, row: BatchPlan) -> ViewBytes:
 
 
 def view_bytes(row: BatchPlan, pixels: np.ndarray, boxes: np.ndarray, channels: np.ndarray) -> ViewBytes:
-    """A row's views (csdn.data.batch) and labels as tensors; no copy is made of the views."""
-    arrays = pixels, boxes, channels, row.labels
-    return ViewBytes(*map(torch.from_numpy, arrays), row.epoch, row.step)
+    """A row's views (csdn.data.batch) and labels; no copy is made of the views."""
+    return ViewBytes(torch.from_numpy(pixels), boxes, channels, row.labels, row.epoch, row.step)
 
 
 class TrainLoader:

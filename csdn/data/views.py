@@ -27,12 +27,15 @@ class ViewBytes(NamedTuple):
 
     pixels: uint8 [3, n, 3, H, W], cropped and mirrored; boxes: int64 [3, n, 4] and channels: int64 [3, n], as
     in csdn.data.augment.AugmentParams; labels: int64 [n]. `epoch`, `step`: as in TrainBatch.
+
+    The pixels alone are a tensor: each tensor passes from process to process through a file of its own in
+    shared memory, which takes longer than the copy of a few hundred numbers.
     """
 
     pixels: Tensor
-    boxes: Tensor
-    channels: Tensor
-    labels: Tensor
+    boxes: np.ndarray
+    channels: np.ndarray
+    labels: np.ndarray
     epoch: int
     step: int
 
@@ -71,13 +74,17 @@ def _constants(normalize: str, device: torch.device) -> tuple[Tensor, Tensor, Te
     return tuple(values.float().to(device)[:, None, None] for values in three)
 
 
-def finish_views(pixels: Tensor, boxes: Tensor, channels: Tensor, normalize: str) -> Tensor:
-    """The views that csdn.data.augment drew, of the pixels of ViewBytes: float32 [3, n, 3, H, W]."""
-    flat = [tensor.flatten(0, 1) for tensor in (pixels, boxes, channels)]
-    images = _empty_images(flat[0])
+def finish_views(pixels: Tensor, boxes: Tensor, channels: Tensor, normalize: str) -> list[Tensor]:
+    """The three views that csdn.data.augment drew, of the pixels of ViewBytes: float32 [n, 3, H, W] each.
+
+    Each is in memory of its own, as malloc recycles blocks of up to 32 MiB; larger ones are new pages every
+    time, which take longer to get than to fill.
+    """
     finish = _one_by_one if pixels.is_cpu else _at_once
-    finish(images, *flat, normalize)
-    return images.unflatten(0, pixels.shape[:2])
+    views = [_empty_images(view) for view in pixels]
+    for drawn in zip(views, pixels, boxes, channels, strict=True):
+        finish(*drawn, normalize)
+    return views
 
 
 def _one_by_one(out: Tensor, pixels: Tensor, boxes: Tensor, channels: Tensor, normalize: str) -> None:
@@ -124,7 +131,7 @@ def _grey(images: Tensor) -> Tensor:
 
 
 def on_device(items: Iterable[tuple], device: torch.device, finish: Callable[..., T]) -> Iterator[T]:
-    """`finish(item)` for each item, a NamedTuple whose tensors are then on the device.
+    """`finish(item)` for each item, a NamedTuple whose tensors (but not its arrays) are then on the device.
 
     On a GPU the next item is copied and finished by a stream of its own while the consumer computes; that
     needs pinned memory to be of use.
@@ -153,6 +160,12 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
 
 def _moved(value: T, device: torch.device) -> T:
     return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+
+def beside(pixels: Tensor, array: np.ndarray) -> Tensor:
+    """The array as a tensor on the pixels' device; on a GPU the copy runs in the current stream."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(pixels.device, non_blocking=True) if pixels.is_cuda else tensor
 
 
 def _received(item: T, ready: torch.cuda.Event) -> T:

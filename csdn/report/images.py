@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from PIL import Image
 
 from csdn.data.batch import ImageReader
@@ -27,9 +28,9 @@ class Pictures:
 
     def __init__(self, table: SampleTable, shards: Place) -> None:
         self.table, self.reader = table, ImageReader(table, shards, (HEIGHT, HEIGHT))
-        self.uris: dict[int, str] = {}
+        self.uris: dict[int, Markup] = {}
 
-    def uri(self, row: int) -> str:
+    def uri(self, row: int) -> Markup:
         """Row `row` of the table as `data:image/jpeg;base64,...`."""
         if row not in self.uris:
             (data,) = self.reader.contents([row])
@@ -37,15 +38,15 @@ class Pictures:
         return self.uris[row]
 
 
-def data_uri(data: bytes, extension: str) -> str:
-    """An image file as a JPEG data URI of at most HEIGHT x WIDTH pixels."""
+def data_uri(data: bytes, extension: str) -> Markup:
+    """An image file as a JPEG data URI of at most HEIGHT x WIDTH pixels; Markup, as texts are cut."""
     image = Image.fromarray(decode(data, extension))
     scale = min(1, HEIGHT / image.height, WIDTH / image.width)
     if scale < 1:
         image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=QUALITY, subsampling=0)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return Markup("data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"))
 
 
 @dataclass(frozen=True)
@@ -282,14 +283,14 @@ def text_maps_shown(
     )
 
 
-def heat(values: np.ndarray, colour: tuple[int, int, int]) -> str:
+def heat(values: np.ndarray, colour: tuple[int, int, int]) -> Markup:
     """Values [h, w] as a PNG data URI of one colour: transparent at 0 and below, most opaque at 1."""
     pixels = np.empty((*values.shape, 4), np.uint8)
     pixels[..., :3] = colour
     pixels[..., 3] = (255 * STRONGEST * np.clip(values, 0, 1)).round()
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return Markup("data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"))
 
 
 def map_words(margin: np.ndarray, attention: np.ndarray) -> list[str]:

@@ -1,5 +1,6 @@
 """The report as a whole: one page, offline, nobody's name can write into it, whatever the data's size."""
 
+import base64
 import io
 import json
 import re
@@ -80,6 +81,7 @@ def test_page_asks_nobody_for_anything_and_links_to_its_own_pictures_alone(proje
         for name in ("src", "data", "poster", "srcset"):
             if name in attributes:
                 assert attributes[name].startswith(("data:image/jpeg;base64,", "data:image/png;base64,")), tag
+                Image.open(io.BytesIO(base64.b64decode(attributes[name].partition(",")[2]))).load()
         link = attributes.get("href", "#")
         if not link.startswith("#"):
             assert re.fullmatch(r"figures/\w+\.png", link)

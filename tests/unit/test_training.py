@@ -456,8 +456,8 @@ def test_a_step_never_waits_for_the_device():
 def test_views_are_finished_without_waiting_for_the_device():
     shapes = (3, 4, 3, 32, 16), (3, 4, 4), (3, 4)
     pixels, boxes, channels = (torch.zeros(shape, dtype=torch.int64, device="meta") for shape in shapes)
-    images = finish_views(pixels.to(torch.uint8), boxes, channels, "imagenet")
-    assert images.shape == pixels.shape and images[0].is_contiguous(memory_format=torch.channels_last)
+    for view in finish_views(pixels.to(torch.uint8), boxes, channels, "imagenet"):
+        assert view.shape == pixels.shape[1:] and view.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_compiled_run_resumes_to_the_same_bytes(tmp_path, monkeypatch):

@@ -178,8 +178,6 @@ class ReadRows:
     def __call__(self, task: PlanTask) -> Block:
         reader = TrainBatchReader(self.images.of(task.files), self.padding, self.seed)
         pixels = np.empty((len(task.rows), *reader.shape(task.rows[0])), np.uint8)
-        made = [
-            {**vars(row), **vars(reader(row, out))} for row, out in zip(task.rows, pixels, strict=True)
-        ]
+        made = [{**vars(row), **vars(reader(row, out))} for row, out in zip(task.rows, pixels, strict=True)]
         columns = {name: np.stack([row[name] for row in made]) for name in COLUMNS if name != "pixels"}
         return {"pixels": pixels, **columns}

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import torch
@@ -110,6 +111,7 @@ def test_ctrl_c_while_a_checkpoint_is_written_ends_the_process_with_that_checkpo
         [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         assert process.stdout.readline() == b"began\n"
+        time.sleep(0.3)  # until the main thread has left `submit`, whose callbacks may swallow an interrupt
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=30)
     assert b"KeyboardInterrupt" in errors and re.search(rb"what embedding saved \d s ago is kept", errors)

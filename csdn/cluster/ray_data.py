@@ -31,9 +31,9 @@ Block = dict[str, np.ndarray]
 def in_order(items: Sequence[Any], task: Callable[[Any], Block]) -> ray.data.Dataset:
     """One block for each item, in order: `task(item)`, or its UserError (see `checked`).
 
-    `task` is sent to every task, so it should be small. Ray Data makes the repr of the first item, for a
-    message that nobody sees: it should be short. The order is what `ExecutionOptions.preserve_order`
-    promises for the blocks of a data set that one process iterates over.
+    `task` is sent to every task, so it should be small. Ray Data formats the first item by `repr`, for an
+    error that it then catches, so an item's `repr` should be short. The order is what
+    `ExecutionOptions.preserve_order` promises for the blocks of a data set that one process iterates over.
     """
     dataset = ray.data.from_items(list(items), override_num_blocks=max(1, len(items)))
     dataset = dataset.map_batches(_Task(task), batch_size=None)
@@ -178,6 +178,6 @@ class ReadRows:
     def __call__(self, task: PlanTask) -> Block:
         reader = TrainBatchReader(self.images.of(task.files), self.padding, self.seed)
         pixels = np.empty((len(task.rows), *reader.shape(task.rows[0])), np.uint8)
-        made = [{**vars(row), **vars(reader(row, out))} for row, out in zip(task.rows, pixels, strict=True)]
-        columns = {name: np.stack([row[name] for row in made]) for name in COLUMNS if name != "pixels"}
-        return {"pixels": pixels, **columns}
+        made = [vars(row) | vars(reader(row, out)) for row, out in zip(task.rows, pixels, strict=True)]
+        small = [name for name in COLUMNS if name != "pixels"]
+        return {"pixels": pixels} | {name: np.stack([row[name] for row in made]) for name in small}

@@ -126,7 +126,7 @@ class TrainBatchReader:
         self.images, self.padding, self.seed = images, padding, seed
 
     def __call__(self, row: BatchPlan, out: np.ndarray | None = None) -> RowViews:
-        """The row's views; out: memory for their pixels."""
+        """The row's views; out: memory of `shape(row)` to write their pixels into."""
         both = self.images(np.concatenate([row.visible, row.infrared]))  # read together
         visible, infrared = both[: row.visible.size], both[row.visible.size :]
         drawn = [self._drawn(row, stream) for stream in VIEWS]
@@ -137,7 +137,7 @@ class TrainBatchReader:
         return RowViews(pixels, np.stack(boxes), np.stack(channels))
 
     def shape(self, row: BatchPlan) -> tuple[int, ...]:
-        """Of the pixels of a row's views."""
+        """The shape of the pixels of a row's views."""
         return len(VIEWS), len(row.visible), 3, *self.images.image_size
 
     def _drawn(self, row: BatchPlan, stream: Stream) -> AugmentParams:

@@ -28,8 +28,8 @@ class ViewBytes(NamedTuple):
     pixels: uint8 [3, n, 3, H, W], cropped and mirrored; boxes: int64 [3, n, 4] and channels: int64 [3, n], as
     in csdn.data.augment.AugmentParams; labels: int64 [n]. `epoch`, `step`: as in TrainBatch.
 
-    The pixels alone are a tensor: each tensor passes from process to process through a file of its own in
-    shared memory, which takes longer than the copy of a few hundred numbers.
+    Only the pixels are a tensor: a tensor passes between processes as a file in shared memory, which for a
+    few hundred numbers takes longer than a copy.
     """
 
     pixels: Tensor
@@ -77,8 +77,8 @@ def _constants(normalize: str, device: torch.device) -> tuple[Tensor, Tensor, Te
 def finish_views(pixels: Tensor, boxes: Tensor, channels: Tensor, normalize: str) -> list[Tensor]:
     """The three views that csdn.data.augment drew, of the pixels of ViewBytes: float32 [n, 3, H, W] each.
 
-    Each is in memory of its own, as malloc recycles blocks of up to 32 MiB; larger ones are new pages every
-    time, which take longer to get than to fill.
+    On a CPU each view is allocated alone: malloc reuses freed blocks of up to 32 MiB. A larger block would be
+    new pages in each batch, and getting them takes longer than filling them.
     """
     finish = _one_by_one if pixels.is_cpu else _at_once
     views = [_empty_images(view) for view in pixels]

@@ -144,8 +144,8 @@ def _archive(path: Path) -> str | None:
                 return f"a zip archive, but not one of torch.save ({named}, ...); unpack it, if it is inside"
             damaged = archive.testzip()  # torch does not verify the checksums
             return f"damaged: the checksum of {damaged} is wrong; copy it again" if damaged else None
-    # zipfile raises these for altered bytes. NotImplementedError: they ask for a version of zip, or for an
-    # encryption, that zipfile does not have.
+    # `zipfile` raises these where bytes of the archive were altered. It raises NotImplementedError where an
+    # altered header names a version of zip, or an encryption, that `zipfile` does not support.
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError):
         return "damaged or cut short; download or copy it again"
 

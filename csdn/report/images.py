@@ -39,14 +39,19 @@ class Pictures:
 
 
 def data_uri(data: bytes, extension: str) -> Markup:
-    """An image file as a JPEG data URI of at most HEIGHT x WIDTH pixels; Markup, as texts are cut."""
+    """An image file as a JPEG data URI of at most HEIGHT x WIDTH pixels."""
     image = Image.fromarray(decode(data, extension))
     scale = min(1, HEIGHT / image.height, WIDTH / image.width)
     if scale < 1:
         image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=QUALITY, subsampling=0)
-    return Markup("data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"))
+    return _embedded(buffer, "jpeg")
+
+
+def _embedded(picture: io.BytesIO, kind: str) -> Markup:
+    """A data URI. It is Markup because the page cuts long texts (csdn.report.wording.shown)."""
+    return Markup(f"data:image/{kind};base64,{base64.b64encode(picture.getvalue()).decode('ascii')}")
 
 
 @dataclass(frozen=True)
@@ -290,7 +295,7 @@ def heat(values: np.ndarray, colour: tuple[int, int, int]) -> Markup:
     pixels[..., 3] = (255 * STRONGEST * np.clip(values, 0, 1)).round()
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
-    return Markup("data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"))
+    return _embedded(buffer, "png")
 
 
 def map_words(margin: np.ndarray, attention: np.ndarray) -> list[str]:

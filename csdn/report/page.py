@@ -7,7 +7,6 @@ publish a copy in an object store.
 from __future__ import annotations
 
 import csv
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,5 +261,5 @@ def publish(page: Path, address: str) -> str:
 
 def published_at(page: Path, address: str) -> str:
     """The address of the copy of `page` below `address`."""
-    name = hashlib.sha256(page.read_bytes()).hexdigest()[:HASH_DIGITS]
+    name = file_sha256(page)[:HASH_DIGITS]
     return f"{address.rstrip('/')}/{name}/{page.name}"

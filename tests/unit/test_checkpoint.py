@@ -111,7 +111,7 @@ def test_ctrl_c_while_a_checkpoint_is_written_ends_the_process_with_that_checkpo
         [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         assert process.stdout.readline() == b"began\n"
-        time.sleep(0.3)  # until the main thread has left `submit`, whose callbacks may swallow an interrupt
+        time.sleep(0.3)  # the main thread may still be in `submit`; an interrupt there was lost once
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=30)
     assert b"KeyboardInterrupt" in errors and re.search(rb"what embedding saved \d s ago is kept", errors)

@@ -51,5 +51,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@echo "Installing about 6 GB into .venv (once)"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[pipeline,test]'
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[pipeline,search,test]'
 	@touch $@

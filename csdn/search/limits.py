@@ -37,7 +37,6 @@ class Limits:
 
     body_mib: float = 16  # of a request's body
     body_seconds: float = 30  # for a body to arrive
-    pixels: int = 50_000_000  # of an image; more are refused by the header, before they are decoded
     rate: float = 100  # requests a second of one client address
     requests: int = 64  # at a time: arriving, waiting and being computed
 

@@ -1,0 +1,243 @@
+"""What the service does, without HTTP: searches, changes of the gallery, and the exchange of the model.
+
+The model in use, its gallery and its thresholds are one value (`InUse`) that is replaced and never changed. So
+a search that has begun ends with what it began with, whatever is added, removed or promoted meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import hashlib
+import io
+import threading
+from collections.abc import Awaitable, Callable, Hashable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from anyio import CapacityLimiter, to_thread
+from PIL import Image
+
+from csdn.data.images import BadImage, decode, extension_of
+from csdn.evaluation.open_set import Thresholds, read_thresholds
+from csdn.runtime.errors import UserError
+from csdn.runtime.process import available_cores
+from csdn.search.build import rows_of
+from csdn.search.embedder import Embedder
+from csdn.search.gallery import UPLOAD, Gallery
+from csdn.search.images import GalleryImage, Grey16Ranges, picture_of
+from csdn.search.search import Filters, PersonMatch, Searcher
+
+BATCH = 16  # queries that are computed together, at most
+PICTURE_SECONDS = 5  # for the pictures of an answer; a store that does not respond leaves them out
+PICTURE_SIZE = (288, 144)  # width, height in pixels, at most
+
+Key = TypeVar("Key", bound=Hashable)
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, eq=False)
+class InUse:
+    """A model with a gallery of its features, and thresholds where the model has any."""
+
+    embedder: Embedder
+    searcher: Searcher
+    thresholds: Thresholds | None
+
+    @property
+    def gallery(self) -> Gallery:
+        return self.searcher.gallery
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """A picture uint8 [3, H, W] to search for, and how."""
+
+    state: InUse
+    picture: np.ndarray
+    modality: str
+    top: int
+    filters: Filters
+
+
+def answer(queries: list[Query]) -> list[list[PersonMatch]]:
+    """The most similar people for each query. Queries of one model, and of equal filters, are one batch."""
+    features: list[np.ndarray | None] = [None] * len(queries)
+    for (state, modality), some in _grouped(queries, lambda query: (query.state, query.modality)):
+        batch = np.stack([queries[n].picture for n in some])
+        for n, feature in zip(some, state.embedder.embed(batch, modality), strict=True):
+            features[n] = feature
+    found: list[list[PersonMatch]] = [[] for _ in queries]
+    for (state, top, filters), some in _grouped(queries, lambda query: (query.state, query.top, query.filters)):
+        results = state.searcher.search(np.stack([features[n] for n in some]), top, filters)
+        for n, people in zip(some, results, strict=True):
+            found[n] = people
+    return found
+
+
+def _grouped(queries: list[Query], key: Callable[[Query], Key]) -> Iterable[tuple[Key, list[int]]]:
+    groups: dict[Key, list[int]] = {}
+    for n, query in enumerate(queries):
+        groups.setdefault(key(query), []).append(n)
+    return groups.items()
+
+
+class Batches:
+    """Calls for one item each, computed together: those that arrive during a computation are the next one.
+
+    No item waits for others to arrive. A thread computes. benchmarks/service.py measures what it brings.
+    """
+
+    def __init__(self, compute: Callable[[list[T]], list[R]]) -> None:
+        self.compute, self.waiting, self.task = compute, list[tuple[Any, asyncio.Future]](), None
+
+    async def __call__(self, item: T) -> R:
+        result = asyncio.get_running_loop().create_future()
+        self.waiting.append((item, result))
+        if self.task is None:
+            self.task = asyncio.create_task(self._run())
+        return await result
+
+    async def _run(self) -> None:
+        while self.waiting:
+            batch, self.waiting = self.waiting[:BATCH], self.waiting[BATCH:]
+            items, results = zip(*batch, strict=True)
+            try:
+                values = await asyncio.to_thread(self.compute, list(items))
+            except Exception as error:
+                values = [error] * len(batch)
+            for result, value in zip(results, values, strict=True):
+                if result.done():  # its request was cancelled
+                    continue
+                if isinstance(value, Exception):
+                    result.set_exception(value)
+                else:
+                    result.set_result(value)
+        self.task = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one service serves: addresses and paths are the operator's, never a client's."""
+
+    gallery: str
+    model: Path
+    thresholds: Path
+    grey16: Grey16Ranges
+    device: str = "auto"
+    threads: int = 0
+
+
+class Service:
+    """The state that requests share. `find` computes a query's people; Ray Serve's batching can replace it."""
+
+    def __init__(
+        self, settings: Settings, find: Callable[[Query], Awaitable[list[PersonMatch]]] | None = None
+    ) -> None:
+        self.settings = settings
+        self.find = find or Batches(answer)
+        gallery = Gallery.open(settings.gallery)
+        embedder = self.open_model(gallery.manifest.flip_tta)
+        gallery.check_model(embedder.model_hash, settings.model)
+        self.state = self.in_use(embedder, gallery)
+        self.writing = threading.Lock()  # held by whoever changes the gallery or replaces the state
+        self.decoding, self.showing = CapacityLimiter(available_cores()), CapacityLimiter(4)
+
+    def open_model(self, flip_tta: bool) -> Embedder:
+        settings = self.settings
+        return Embedder.open(settings.model, flip_tta, settings.device, settings.threads)
+
+    def in_use(self, embedder: Embedder, gallery: Gallery) -> InUse:
+        thresholds = None
+        if self.settings.thresholds.exists():
+            thresholds = read_thresholds(self.settings.thresholds)
+            if (thresholds.model, thresholds.flip_tta) != (embedder.model_hash, embedder.flip_tta):
+                thresholds = None
+        return InUse(embedder, Searcher(gallery), thresholds)
+
+    async def search(
+        self, data: bytes, name: str, modality: str, top: int, filters: Filters
+    ) -> tuple[InUse, list[PersonMatch]]:
+        """The people most similar to an image file, and with what they were found. Raises BadImage.
+
+        name: the file's, whose extension decides how it is decoded; nothing of that name is opened.
+        """
+        state = self.state
+        picture = await self._picture(state, data, name, "")
+        return state, await self.find(Query(state, picture, modality, top, filters))
+
+    async def _picture(self, state: InUse, data: bytes, name: str, camera: str) -> np.ndarray:
+        prepare = partial(picture_of, data, name, camera, state.embedder, self.settings.grey16)
+        return await to_thread.run_sync(prepare, limiter=self.decoding)
+
+    async def add(
+        self, data: bytes, name: str, person: str, camera: str, modality: str, time: int | None
+    ) -> str:
+        """Add an image file that a client sent, and keep it in the gallery; returns its SHA-256 in hex.
+
+        Labels are canonical; time: seconds since 1970. An image that was added before gets the new labels.
+        Raises BadImage.
+        """
+        picture = await self._picture(self.state, data, name, camera)
+        digest = hashlib.sha256(data)
+        file = f"{digest.hexdigest()}.{extension_of(name)}"
+        image = GalleryImage(UPLOAD + file, person, camera, modality, time, len(data), lambda: data)
+        await to_thread.run_sync(self._add, image, digest.digest(), picture)
+        return digest.hexdigest()
+
+    def _add(self, image: GalleryImage, digest: bytes, picture: np.ndarray) -> None:
+        with self.writing:
+            embedder = self.state.embedder
+            if picture.shape[1:] != embedder.image_size:  # a promotion since it was decoded
+                picture = picture_of(
+                    image.read(), image.source, image.camera, embedder, self.settings.grey16
+                )
+            features, rows = embedder.embed(picture[None], image.modality), rows_of([image], [digest])
+            files = {image.source.removeprefix(UPLOAD): image.read()}
+            self._change(lambda gallery: gallery.add(features, rows, files))
+
+    async def remove(self, person: str) -> int:
+        """Remove all images of a person, uploaded files too; returns their number. UserError: nobody has it."""
+        return await to_thread.run_sync(self._remove, person)
+
+    def _remove(self, person: str) -> int:
+        with self.writing:
+            return self._change(lambda gallery: gallery.remove([person]))
+
+    def _change(self, change: Callable[[Gallery], T]) -> T:
+        """Change a copy of the gallery's list of parts, then search in that; the files are shared."""
+        state = self.state
+        gallery = copy.copy(state.gallery)
+        gallery.refresh()  # another process may have changed it
+        gallery.check_model(state.embedder.model_hash, self.settings.model)
+        result = change(gallery)
+        self.state = InUse(state.embedder, Searcher(gallery), state.thresholds)
+        return result
+
+    async def pictures(self, state: InUse, sources: list[str]) -> list[bytes | None]:
+        """Small JPEGs of images of the gallery, by their source; None where one cannot be read in time."""
+        show = partial(picture_file, state.gallery)
+        return await asyncio.gather(*(self._within(show, source) for source in sources))
+
+    async def _within(self, show: Callable[[str], bytes | None], source: str) -> bytes | None:
+        try:
+            async with asyncio.timeout(PICTURE_SECONDS):
+                return await to_thread.run_sync(show, source, limiter=self.showing, abandon_on_cancel=True)
+        except TimeoutError:
+            return None
+
+
+def picture_file(gallery: Gallery, source: str) -> bytes | None:
+    """An image of the gallery as a small JPEG; None where it is not there any more, or not readable."""
+    try:
+        image = Image.fromarray(decode(gallery.read_image(source), extension_of(source) or "png"))
+    except (BadImage, UserError):
+        return None
+    image.thumbnail(PICTURE_SIZE)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=85)
+    return file.getvalue()

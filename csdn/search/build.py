@@ -16,7 +16,7 @@ from csdn.data.images import BadImage
 from csdn.search.embedder import Embedder, read_batches
 from csdn.search.gallery import ROWS, Gallery, IndexEntry
 from csdn.search.images import GalleryImage, Grey16Ranges, picture_of
-from csdn.search.index import TRAINED_ON, build_index, clusters_of, write_index
+from csdn.search.index import TRAINED_ON, build_index, clusters_of
 from csdn.search.search import EXACT_UP_TO, Searcher
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def add_images(
     grey16: Grey16Ranges,
     report: Report = lambda done, total: None,
 ) -> list[tuple[str, str]]:
-    """Embed the images that the gallery does not have yet, and add them; returns (source, reason) of bad ones.
+    """Embed the images that the gallery does not have yet, and add them; bad ones: (source, reason).
 
     The gallery has an image if its source, size and labels are the same. A run that was killed goes on where
     its last part ended. Memory holds one part.
@@ -166,7 +166,7 @@ def make_index(gallery: Gallery, report: Report = lambda done, total: None) -> I
         recall=recall(searcher, index, queries),
         queries=len(queries),
     )
-    gallery.set_index(entry, partial(write_index, index))
+    gallery.set_index(entry, index, searcher.ids)
     return entry
 
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +40,9 @@ from csdn.runtime.documents import parse_json
 from csdn.runtime.errors import UserError
 from csdn.runtime.files import as_json, atomic_write, locked, remove_temp
 from csdn.search.images import read_source
+
+if TYPE_CHECKING:
+    import faiss
 
 FORMAT = 1
 MANIFEST = "gallery.json"
@@ -243,11 +246,16 @@ class Gallery:
                 self._remove_file(f"uploads/{source.removeprefix(UPLOAD)}")
         return len(ids)
 
-    def set_index(self, entry: IndexEntry, write: Callable[[Path], None]) -> None:
-        """Put an index in force, whose file `write` writes."""
+    def set_index(self, entry: IndexEntry, index: faiss.Index, ids: np.ndarray) -> None:
+        """Put an index of the images with these ids in force, without those removed meanwhile."""
+        from csdn.search.index import without, write_index
+
         with self._locked():
-            self._write_index(entry, write)
-            self._publish(self._read_manifest().model_copy(update={"index": entry}))
+            self.refresh()
+            gone = np.setdiff1d(ids, self.column("id").to_numpy())
+            entry = entry.model_copy(update={"images": len(ids) - len(gone)})
+            self._write_index(entry, partial(write_index, without(index, gone) if len(gone) else index))
+            self._publish(self.manifest.model_copy(update={"index": entry}))
 
     def _remove_from_index(self, entry: IndexEntry, ids: np.ndarray) -> None:
         """Write the index again without some images."""

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import shutil
 import threading
-from pathlib import Path
 from types import TracebackType
 
 from csdn.runtime.console import log, log_error
 from csdn.runtime.errors import UserError
-from csdn.search.build import add_images, images_of
+from csdn.search.build import add_images, images_of, make_index, wants_index
 from csdn.search.embedder import Embedder, hash_of_model
 from csdn.search.gallery import Gallery
 from csdn.search.service import Service
@@ -64,7 +63,8 @@ class Promotion:
             if hash_of_model(service.settings.model) != service.state.embedder.model_hash:
                 self.promote()
             self.seen = signature
-        service.refresh()
+        with service.writing:
+            service.refresh()
 
     def _signature(self) -> tuple[int, ...] | None:
         """What changes with the weights, and is cheaper to read than their hash."""
@@ -81,13 +81,19 @@ class Promotion:
         embedder = service.open_model(current.flip_tta)
         if hash_of_model(service.settings.model) != embedder.model_hash:
             raise UserError(f"{service.settings.model}: changed while it was read; the service looks again")
-        _note(f"model {embedder.model_hash[:12]}: the gallery's {len(service.state.gallery)} images are embedded")
+        _note(
+            f"model {embedder.model_hash[:12]}: the gallery's {len(service.state.gallery)} images are embedded"
+        )
         following = self._following(embedder)
         self._catch_up(following, embedder)
-        with service.writing:
-            service.refresh_locked()
-            self._catch_up(following, embedder)
-            service.exchange(embedder, following)
+        if wants_index(following):
+            make_index(following)
+        exchanged = False
+        while not exchanged:
+            with service.writing:
+                service.refresh()
+                self._catch_up(following, embedder)  # with what was added and removed meanwhile
+                exchanged = service.exchange(embedder, following)
         shutil.rmtree(following.folder, ignore_errors=True)
         _note(f"model {embedder.model_hash[:12]} is in use")
 
@@ -109,19 +115,19 @@ class Promotion:
         """Embed what the present gallery has and the following one has not, and remove what it has too much."""
         present = self.service.state.gallery
         sources = set(present.column("source").to_pylist())
-        rows = zip(following.column("source").to_pylist(), following.column("person").to_pylist(), strict=True)
+        rows = zip(
+            following.column("source").to_pylist(), following.column("person").to_pylist(), strict=True
+        )
         # People are removed, so whoever has one image too many was; images that came since are embedded again.
         if removed := {person for source, person in rows if source not in sources}:
             following.remove(sorted(removed))
         refused = add_images(following, images_of(present), embedder, self.service.settings.grey16)
         if refused:
             source, reason = refused[0]
-            raise UserError(f"{source}: {reason}; the old model stays in use. Put the image back, or remove it")
+            raise UserError(
+                f"{source}: {reason}; the old model stays in use. Put the image back, or remove it"
+            )
 
 
 def _note(text: str) -> None:
     log("note", stage="serve", phase="serve", text=text)
-
-
-def model_file(folder: Path) -> Path:
-    return folder / "model.safetensors"

@@ -72,7 +72,9 @@ def answer(queries: list[Query]) -> list[list[PersonMatch]]:
         for n, feature in zip(some, state.embedder.embed(batch, modality), strict=True):
             features[n] = feature
     found: list[list[PersonMatch]] = [[] for _ in queries]
-    for (state, top, filters), some in _grouped(queries, lambda query: (query.state, query.top, query.filters)):
+    for (state, top, filters), some in _grouped(
+        queries, lambda query: (query.state, query.top, query.filters)
+    ):
         results = state.searcher.search(np.stack([features[n] for n in some]), top, filters)
         for n, people in zip(some, results, strict=True):
             found[n] = people
@@ -193,9 +195,7 @@ class Service:
         with self.writing:
             embedder = self.state.embedder
             if picture.shape[1:] != embedder.image_size:  # a promotion since it was decoded
-                picture = picture_of(
-                    image.read(), image.source, image.camera, embedder, self.settings.grey16
-                )
+                picture = picture_of(image.read(), image.source, image.camera, embedder, self.settings.grey16)
             features, rows = embedder.embed(picture[None], image.modality), rows_of([image], [digest])
             files = {image.source.removeprefix(UPLOAD): image.read()}
             self._change(lambda gallery: gallery.add(features, rows, files))
@@ -210,13 +210,32 @@ class Service:
 
     def _change(self, change: Callable[[Gallery], T]) -> T:
         """Change a copy of the gallery's list of parts, then search in that; the files are shared."""
+        self.refresh()
         state = self.state
         gallery = copy.copy(state.gallery)
-        gallery.refresh()  # another process may have changed it
-        gallery.check_model(state.embedder.model_hash, self.settings.model)
         result = change(gallery)
         self.state = InUse(state.embedder, Searcher(gallery), state.thresholds)
         return result
+
+    def refresh(self) -> None:
+        """Take over what another process has changed in the gallery; the caller holds `writing`."""
+        state = self.state
+        gallery = copy.copy(state.gallery)
+        gallery.refresh()
+        if gallery.manifest != state.gallery.manifest:
+            gallery.check_model(state.embedder.model_hash, self.settings.model)
+            self.state = InUse(state.embedder, Searcher(gallery), state.thresholds)
+
+    def exchange(self, embedder: Embedder, following: Gallery) -> bool:
+        """Use another model, and the gallery `following` of its features; the caller holds `writing`.
+
+        False where another process has just changed the gallery.
+        """
+        gallery = copy.copy(self.state.gallery)
+        if not gallery.replace(following):
+            return False
+        self.state = self.in_use(embedder, gallery)
+        return True
 
     async def pictures(self, state: InUse, sources: list[str]) -> list[bytes | None]:
         """Small JPEGs of images of the gallery, by their source; None where one cannot be read in time."""

@@ -137,7 +137,9 @@ async def search(
     top: Annotated[int, Form(ge=1, le=MOST, description="People in the answer.")] = 10,
     gallery_modality: Annotated[Modality | None, Form()] = None,
     camera: Annotated[list[Label], Form(max_length=1000, description="Only images of these cameras.")] = [],
-    since: Annotated[datetime | None, Form(description="Only images from then on; UTC without a zone.")] = None,
+    since: Annotated[
+        datetime | None, Form(description="Only images from then on; UTC without a zone.")
+    ] = None,
     until: Annotated[datetime | None, Form(description="Only images before.")] = None,
     fpir: Annotated[float, Form(gt=0, lt=1, description="Of the threshold: 0.1 is 10 %.")] = 0.1,
     pictures: Annotated[bool, Form(description="Send the best image of each person.")] = False,
@@ -170,7 +172,9 @@ def judged(
 ) -> tuple[float | None, str]:
     """The threshold for the images that were searched, and in words who is above it."""
     if not people:
-        return None, "no image of the gallery passes the filters" if len(state.gallery) else "the gallery is empty"
+        return None, "no image of the gallery passes the filters" if len(
+            state.gallery
+        ) else "the gallery is empty"
     if state.thresholds is None:
         return None, "no thresholds of this model are known: the most similar people, whoever they are"
     size = state.searcher.images_of(filters.mask(state.gallery))
@@ -231,7 +235,9 @@ async def add_image(
 async def remove_person(service: Use, person: str) -> PersonRemoved:
     """Remove all images of a person from the gallery, with the files that were sent to it."""
     if not (removed := await service.remove(canonical_label(person))):
-        raise Refused(404, "nobody in the gallery has this name", "see the names in the answers of /v1/search")
+        raise Refused(
+            404, "nobody in the gallery has this name", "see the names in the answers of /v1/search"
+        )
     return PersonRemoved(removed=removed)
 
 

@@ -13,6 +13,7 @@ import typer
 from csdn.cli.benchmarks import average_command, benchmark, evaluate_features, import_published, mini_dataset
 from csdn.cli.data import accept, add, demo_images, drops, reject, sync
 from csdn.cli.retraining import fetch_champion_command, gate, history, promote, retrain, rollback
+from csdn.cli.search import gallery_app, search
 from csdn.params import load_params
 from csdn.runtime.errors import UserError, explain_os_error
 from csdn.runtime.process import exit_with_error, reach_loopback_directly
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 DATA, PIPELINE, SETUP = "Camera data", "Stages, one by one (dvc repro runs them all)", "Set-up"
 BENCHMARKS = "Public benchmarks (docs/public-benchmarks.md)"
+USE = "Use of a model (docs/search.md)"
 RETRAINING = "Retraining (docs/gate.md, docs/registry.md)"
 STAGES = {
     "ingest": "Accepted drops of the ledger -> WebDataset shards and index.",
@@ -109,9 +111,11 @@ for group, commands in {
     DATA: (add, sync, drops, accept, reject, demo_images),
     PIPELINE: (*map(stage_command, STAGES), summary),
     BENCHMARKS: (benchmark, mini_dataset, evaluate_features, average_command),
+    USE: (search,),
     RETRAINING: (retrain, gate, history, promote, rollback, fetch_champion_command),
     SETUP: (preset, fetch_clip, import_published, doctor),
 }.items():
     for function in commands:
         name = function.__name__.removesuffix("_command").replace("_", "-")
         app.command(name, rich_help_panel=group)(function)
+app.add_typer(gallery_app, name="gallery", rich_help_panel=USE)

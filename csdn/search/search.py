@@ -129,9 +129,9 @@ class Searcher:
         best.merge(*self._scored(queries, ids))
         return best.scores, best.positions
 
-    def images_of(self, mask: np.ndarray) -> int:
-        """How many people a search among these images may confuse: labelled people, and other images."""
-        people = self.people[mask]
+    def people_among(self, filters: Filters) -> int:
+        """How many people a search may confuse: those with a name, and each image that has none."""
+        people = self.people[filters.mask(self.gallery)]
         unlabelled = int(np.count_nonzero(people == NOBODY))
         return len(np.unique(people)) - bool(unlabelled) + unlabelled
 

@@ -168,17 +168,23 @@ def _params() -> Params | None:
     return load_params(PARAMS) if PARAMS.exists() else None
 
 
-def _embedder(model: Path | None, wanted: str | None = None):
-    """(the model as params.yaml says to compute, its folder); wanted: the hash of the one to prefer."""
-    from csdn.search.embedder import Embedder, hash_of_model
+def model_folder(model: Path | None, wanted: str | None = None) -> Path:
+    """The model's folder; wanted: the hash of the model to prefer where none is named."""
+    from csdn.search.embedder import hash_of_model
 
     there = [folder for folder in MODELS if (folder / "model.safetensors").exists()]
     if model is None and not there:
         raise UserError(
             "no model is here (models/embedding); `dvc repro` trains one, or name one: --model DIR"
         )
-    folder = model or next((one for one in there if wanted == hash_of_model(one)), there[-1])
-    params = _params()
+    return model or next((one for one in there if wanted == hash_of_model(one)), there[-1])
+
+
+def _embedder(model: Path | None, wanted: str | None = None):
+    """(the model as params.yaml says to compute, its folder)."""
+    from csdn.search.embedder import Embedder
+
+    folder, params = model_folder(model, wanted), _params()
     return (Embedder.of_project(folder, params) if params else Embedder.open(folder)), folder
 
 

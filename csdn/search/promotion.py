@@ -81,9 +81,8 @@ class Promotion:
         embedder = service.open_model(current.flip_tta)
         if hash_of_model(service.settings.model) != embedder.model_hash:
             raise UserError(f"{service.settings.model}: changed while it was read; the service looks again")
-        _note(
-            f"model {embedder.model_hash[:12]}: the gallery's {len(service.state.gallery)} images are embedded"
-        )
+        images = len(service.state.gallery)
+        _note(f"model {embedder.model_hash[:12]}: embeds the gallery's {images} images")
         following = self._following(embedder)
         self._catch_up(following, embedder)
         if wants_index(following):
@@ -112,14 +111,12 @@ class Promotion:
         )
 
     def _catch_up(self, following: Gallery, embedder: Embedder) -> None:
-        """Embed what the present gallery has and the following one has not, and remove what it has too much."""
+        """Embed the images that only the present gallery has, and remove those that it has no more."""
         present = self.service.state.gallery
         sources = set(present.column("source").to_pylist())
-        rows = zip(
-            following.column("source").to_pylist(), following.column("person").to_pylist(), strict=True
-        )
-        # People are removed, so whoever has one image too many was; images that came since are embedded again.
-        if removed := {person for source, person in rows if source not in sources}:
+        rows = (following.column(name).to_pylist() for name in ("source", "person"))
+        # People are removed as a whole; images of theirs that were added after that are embedded again.
+        if removed := {person for source, person in zip(*rows, strict=True) if source not in sources}:
             following.remove(sorted(removed))
         refused = add_images(following, images_of(present), embedder, self.service.settings.grey16)
         if refused:

@@ -1,7 +1,7 @@
 """What the service does, without HTTP: searches, changes of the gallery, and the exchange of the model.
 
-The model in use, its gallery and its thresholds are one value (`InUse`) that is replaced and never changed. So
-a search that has begun ends with what it began with, whatever is added, removed or promoted meanwhile.
+The model in use, its gallery and its thresholds are one value (`InUse`) that is replaced and never changed.
+So a search that has begun ends with what it began with, whatever is added, removed or promoted meanwhile.
 """
 
 from __future__ import annotations
@@ -9,33 +9,31 @@ from __future__ import annotations
 import asyncio
 import copy
 import hashlib
-import io
 import threading
-from collections.abc import Awaitable, Callable, Hashable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from anyio import CapacityLimiter, to_thread
-from PIL import Image
 
-from csdn.data.images import BadImage, decode, extension_of
+from csdn.data.images import extension_of
 from csdn.evaluation.open_set import Thresholds, read_thresholds
-from csdn.runtime.errors import UserError
 from csdn.runtime.process import available_cores
 from csdn.search.build import rows_of
 from csdn.search.embedder import Embedder
 from csdn.search.gallery import UPLOAD, Gallery
 from csdn.search.images import GalleryImage, Grey16Ranges, picture_of
+from csdn.search.results import picture
 from csdn.search.search import Filters, PersonMatch, Searcher
 
 BATCH = 16  # queries that are computed together, at most
 PICTURE_SECONDS = 5  # for the pictures of an answer; a store that does not respond leaves them out
-PICTURE_SIZE = (288, 144)  # width, height in pixels, at most
 
-Key = TypeVar("Key", bound=Hashable)
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -66,23 +64,21 @@ class Query:
 
 def answer(queries: list[Query]) -> list[list[PersonMatch]]:
     """The most similar people for each query. Queries of one model, and of equal filters, are one batch."""
-    features: list[np.ndarray | None] = [None] * len(queries)
+    features: list[np.ndarray] = [np.empty(0)] * len(queries)
     for (state, modality), some in _grouped(queries, lambda query: (query.state, query.modality)):
         batch = np.stack([queries[n].picture for n in some])
         for n, feature in zip(some, state.embedder.embed(batch, modality), strict=True):
             features[n] = feature
     found: list[list[PersonMatch]] = [[] for _ in queries]
-    for (state, top, filters), some in _grouped(
-        queries, lambda query: (query.state, query.top, query.filters)
-    ):
+    for (state, top, filters), some in _grouped(queries, lambda one: (one.state, one.top, one.filters)):
         results = state.searcher.search(np.stack([features[n] for n in some]), top, filters)
         for n, people in zip(some, results, strict=True):
             found[n] = people
     return found
 
 
-def _grouped(queries: list[Query], key: Callable[[Query], Key]) -> Iterable[tuple[Key, list[int]]]:
-    groups: dict[Key, list[int]] = {}
+def _grouped(queries: list[Query], key: Callable[[Query], tuple]) -> Iterable[tuple[tuple, list[int]]]:
+    groups: dict[tuple, list[int]] = {}
     for n, query in enumerate(queries):
         groups.setdefault(key(query), []).append(n)
     return groups.items()
@@ -128,14 +124,14 @@ class Settings:
 
     gallery: str
     model: Path
-    thresholds: Path
+    thresholds: tuple[Path, ...]  # of which those of the model in use count
     grey16: Grey16Ranges
     device: str = "auto"
     threads: int = 0
 
 
 class Service:
-    """The state that requests share. `find` computes a query's people; Ray Serve's batching can replace it."""
+    """The state that requests share. find: computes a query's people; `Batches` where none is given."""
 
     def __init__(
         self, settings: Settings, find: Callable[[Query], Awaitable[list[PersonMatch]]] | None = None
@@ -154,12 +150,9 @@ class Service:
         return Embedder.open(settings.model, flip_tta, settings.device, settings.threads)
 
     def in_use(self, embedder: Embedder, gallery: Gallery) -> InUse:
-        thresholds = None
-        if self.settings.thresholds.exists():
-            thresholds = read_thresholds(self.settings.thresholds)
-            if (thresholds.model, thresholds.flip_tta) != (embedder.model_hash, embedder.flip_tta):
-                thresholds = None
-        return InUse(embedder, Searcher(gallery), thresholds)
+        known = [read_thresholds(path) for path in self.settings.thresholds if path.exists()]
+        fitting = next((one for one in known if one.model == embedder.model_hash), None)
+        return InUse(embedder, Searcher(gallery), fitting)
 
     async def search(
         self, data: bytes, name: str, modality: str, top: int, filters: Filters
@@ -201,12 +194,14 @@ class Service:
             self._change(lambda gallery: gallery.add(features, rows, files))
 
     async def remove(self, person: str) -> int:
-        """Remove all images of a person, uploaded files too; returns their number. UserError: nobody has it."""
+        """Remove all images of a person, uploaded files too; returns their number, 0 for an unknown name."""
         return await to_thread.run_sync(self._remove, person)
 
     def _remove(self, person: str) -> int:
         with self.writing:
-            return self._change(lambda gallery: gallery.remove([person]))
+            self.refresh()
+            known = person and pc.is_in(pa.scalar(person), self.state.gallery.column("person")).as_py()
+            return self._change(lambda gallery: gallery.remove([person])) if known else 0
 
     def _change(self, change: Callable[[Gallery], T]) -> T:
         """Change a copy of the gallery's list of parts, then search in that; the files are shared."""
@@ -237,26 +232,14 @@ class Service:
         self.state = self.in_use(embedder, gallery)
         return True
 
-    async def pictures(self, state: InUse, sources: list[str]) -> list[bytes | None]:
-        """Small JPEGs of images of the gallery, by their source; None where one cannot be read in time."""
-        show = partial(picture_file, state.gallery)
-        return await asyncio.gather(*(self._within(show, source) for source in sources))
+    async def pictures(self, state: InUse, sources: list[str]) -> list[str | None]:
+        """Images of the gallery by their source, as data URIs; None where one cannot be read in time."""
+        show = partial(picture, state.gallery.read_image)
+        return await asyncio.gather(*(self._in_time(show, source) for source in sources))
 
-    async def _within(self, show: Callable[[str], bytes | None], source: str) -> bytes | None:
+    async def _in_time(self, show: Callable[[str], str | None], source: str) -> str | None:
         try:
             async with asyncio.timeout(PICTURE_SECONDS):
                 return await to_thread.run_sync(show, source, limiter=self.showing, abandon_on_cancel=True)
         except TimeoutError:
             return None
-
-
-def picture_file(gallery: Gallery, source: str) -> bytes | None:
-    """An image of the gallery as a small JPEG; None where it is not there any more, or not readable."""
-    try:
-        image = Image.fromarray(decode(gallery.read_image(source), extension_of(source) or "png"))
-    except (BadImage, UserError):
-        return None
-    image.thumbnail(PICTURE_SIZE)
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=85)
-    return file.getvalue()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -23,6 +22,7 @@ from csdn.runtime.console import log_error
 from csdn.runtime.errors import UserError, is_unavailable
 from csdn.search.limits import Guard, Limits, Metrics, Refused
 from csdn.search.promotion import Promotion
+from csdn.search.results import Answer, Threshold, threshold_for
 from csdn.search.search import Filters, PersonMatch
 from csdn.search.service import InUse, Service
 
@@ -37,6 +37,7 @@ PAGE_HEADERS = {
 }
 
 Modality = Literal["visible", "infrared"]
+Among = Literal["visible", "infrared", "both"]
 Image = Annotated[UploadFile, File(description=f"An image file; its name ends in {', '.join(EXTENSIONS)}.")]
 Label = Annotated[str, Form(max_length=256)]
 
@@ -46,18 +47,19 @@ class ImageFound(BaseModel):
     camera: str
     modality: Modality
     time: str | None = Field(description="ISO 8601, UTC.")
-    picture: str | None = Field(description="A small JPEG as a data URI, where pictures were wanted.")
+    picture: str | None = Field(None, description="A small JPEG as a data URI, where wanted.")
 
 
 class PersonFound(BaseModel):
     rank: int
-    person: str | None = Field(description="None: an image that nobody has labelled.")
+    person: str | None = Field(description="null: an image that nobody has labelled.")
     score: float = Field(description="The largest score of the person's images.")
-    above_threshold: bool | None = Field(description="None: there is no threshold.")
+    match: bool | None = Field(description="Whether the score passes the threshold; null: there is none.")
     images: list[ImageFound]
 
 
 class SearchAnswer(BaseModel):
+    match: bool | None = Field(description="Whether anybody passes the threshold; null: there is none.")
     verdict: str
     threshold: float | None
     fpir: float
@@ -67,7 +69,8 @@ class SearchAnswer(BaseModel):
     model_config = ConfigDict(
         json_schema_extra={
             "example": {
-                "verdict": "1 person at or above the threshold (FPIR 10 %)",
+                "match": True,
+                "verdict": "1 above the threshold (FPIR 10 %: 0.620)",
                 "threshold": 0.62,
                 "fpir": 0.1,
                 "people": [
@@ -75,7 +78,7 @@ class SearchAnswer(BaseModel):
                         "rank": 1,
                         "person": "p0007",
                         "score": 0.71,
-                        "above_threshold": True,
+                        "match": True,
                         "images": [
                             {
                                 "score": 0.71,
@@ -134,75 +137,71 @@ async def search(
     service: Use,
     image: Image,
     modality: Annotated[Modality, Form(description="Of the query.")],
-    top: Annotated[int, Form(ge=1, le=MOST, description="People in the answer.")] = 10,
-    gallery_modality: Annotated[Modality | None, Form()] = None,
-    camera: Annotated[list[Label], Form(max_length=1000, description="Only images of these cameras.")] = [],
-    since: Annotated[
-        datetime | None, Form(description="Only images from then on; UTC without a zone.")
+    among: Annotated[
+        Among | None, Form(description="Images to search; the other modality, if not given.")
     ] = None,
-    until: Annotated[datetime | None, Form(description="Only images before.")] = None,
+    top: Annotated[int, Form(ge=1, le=MOST, description="People in the answer.")] = 10,
+    camera: Annotated[list[Label], Form(max_length=1000, description="Of these cameras alone.")] = (),
+    since: Annotated[datetime | None, Form(description="Not before; UTC without a zone.")] = None,
+    until: Annotated[datetime | None, Form(description="Before this time.")] = None,
     fpir: Annotated[float, Form(gt=0, lt=1, description="Of the threshold: 0.1 is 10 %.")] = 0.1,
     pictures: Annotated[bool, Form(description="Send the best image of each person.")] = False,
 ) -> SearchAnswer:
-    """The people of the gallery who look most like the person in the image, and whether any is above the
-    threshold."""
-    filters = Filters(gallery_modality, tuple(map(canonical_label, camera)), _seconds(since), _seconds(until))
+    """The people of the gallery who look most like the person in the image, and whether any of them is above
+    the threshold."""
+    among = among or ("infrared" if modality == "visible" else "visible")
+    filters = Filters(
+        modality=None if among == "both" else among,
+        cameras=tuple(camera),
+        since=_seconds(since),
+        until=_seconds(until),
+    )
     data = await image.read()
     try:
         state, people = await service.search(data, image.filename or "", modality, top, filters)
     except BadImage as bad:
         raise refused_image(bad) from None
-    threshold, verdict = judged(state, people, modality, filters, fpir)
-    shown = [found.images[0].source for found in people] if pictures else []
+    found = judged(state, people, modality, filters, fpir)
+    shown = [person.images[0].source for person in people] if pictures else []
     small = await service.pictures(state, shown) if pictures else [None] * len(people)
-    return SearchAnswer(
-        verdict=verdict,
-        threshold=threshold,
-        fpir=fpir,
-        people=[
-            _person(rank, found, threshold, picture)
-            for rank, (found, picture) in enumerate(zip(people, small, strict=True), 1)
-        ],
-        model=state.embedder.model_hash,
-    )
+    return as_answer(found, small, state.embedder.model_hash)
 
 
 def judged(
-    state: InUse, people: list[PersonMatch], modality: str, filters: Filters, fpir: float
-) -> tuple[float | None, str]:
-    """The threshold for the images that were searched, and in words who is above it."""
-    if not people:
-        return None, "no image of the gallery passes the filters" if len(
-            state.gallery
-        ) else "the gallery is empty"
+    state: InUse, people: list[PersonMatch], modality: Modality, filters: Filters, fpir: float
+) -> Answer:
+    """The people, and whether one of them passes the threshold for a gallery of the size searched."""
+    model = state.embedder.model_hash
     if state.thresholds is None:
-        return None, "no thresholds of this model are known: the most similar people, whoever they are"
-    size = state.searcher.images_of(filters.mask(state.gallery))
-    try:
-        threshold = state.thresholds.threshold(modality, fpir, size)
-    except UserError as error:
-        return None, str(error)
-    above, share = sum(found.score >= threshold for found in people), f"(FPIR {100 * fpir:g} %)"
-    if not above:
-        return threshold, f"no match above the threshold {share}"
-    return threshold, f"{above} {'person' if above == 1 else 'people'} at or above the threshold {share}"
+        threshold = Threshold(None, fpir, "there are no thresholds of this model")
+    else:
+        size = state.searcher.people_among(filters)
+        threshold = threshold_for(state.thresholds, model, modality, fpir, size)
+    return Answer("", modality, threshold, people)
 
 
-def _person(rank: int, found: PersonMatch, threshold: float | None, picture: bytes | None) -> PersonFound:
-    uri = picture and f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}"
-    images = [
-        ImageFound(
-            score=image.score,
-            camera=image.camera,
-            modality=image.modality,
-            time=image.time,
-            picture=None if n else uri,
+def as_answer(answer: Answer, pictures: Sequence[str | None], model: str) -> SearchAnswer:
+    """pictures: of the best image of each person."""
+    people = []
+    for rank, (person, picture) in enumerate(zip(answer.people, pictures, strict=True), 1):
+        images = [ImageFound.model_validate(image, from_attributes=True) for image in person.images]
+        images[0].picture = picture
+        people.append(
+            PersonFound(
+                rank=rank,
+                person=person.person or None,
+                score=person.score,
+                match=answer.threshold.passed(person.score),
+                images=images,
+            )
         )
-        for n, image in enumerate(found.images)
-    ]
-    above = None if threshold is None else found.score >= threshold
-    return PersonFound(
-        rank=rank, person=found.person or None, score=found.score, above_threshold=above, images=images
+    return SearchAnswer(
+        match=people[0].match if people else None,
+        verdict=answer.verdict,
+        threshold=answer.threshold.value,
+        fpir=answer.threshold.fpir,
+        people=people,
+        model=model,
     )
 
 

@@ -32,14 +32,15 @@ function say(text, wrong = false) {
 
 function item(found) {
   const shown = document.createElement("li");
-  if (found.image.picture) {
+  const { camera, modality, time, picture: small } = found.images[0];
+  if (small) {
     const picture = new Image();
-    picture.src = found.image.picture;
+    picture.src = small;
     picture.alt = `${found.person || "nobody named"}, rank ${found.rank}`;
     shown.append(picture);
   }
-  const { camera, modality, time } = found.image;
   shown.append(line("b", `${found.rank}. ${found.person || "nobody named"}`));
+  if (found.match !== null) shown.className = found.match ? "match" : "below";
   shown.append(line("span", `score ${found.score.toFixed(3)}`));
   shown.append(line("small", [camera, modality, time].filter(Boolean).join(", ")));
   return shown;

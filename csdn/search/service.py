@@ -147,7 +147,9 @@ class Service:
 
     def open_model(self, flip_tta: bool) -> Embedder:
         settings = self.settings
-        return Embedder.open(settings.model, flip_tta, settings.device, settings.threads)
+        # One core is left for HTTP and for decoding.
+        threads = settings.threads or max(1, available_cores() - 1)
+        return Embedder.open(settings.model, flip_tta, settings.device, threads)
 
     def in_use(self, embedder: Embedder, gallery: Gallery) -> InUse:
         known = [read_thresholds(path) for path in self.settings.thresholds if path.exists()]

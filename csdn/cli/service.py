@@ -96,7 +96,7 @@ def _serve_here(settings, limits, token: str | None, host: str, port: int) -> No
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        # With its protocol, or asyncio does not set TCP_NODELAY, and answers wait 40 ms for an acknowledgement.
+        # With its protocol: else asyncio does not set TCP_NODELAY, and each answer waits 40 ms.
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from csdn.cluster.session import ray_session
@@ -30,16 +31,21 @@ def serve_on_ray(
     started: Callable[[str, int], None],
 ) -> None:
     """Serve until this process is stopped; `started` is called with host and port. Raises UserError."""
+    with suppress(KeyboardInterrupt), running(host, port):
+        deploy(settings, limits, token)
+        started(host, port)
+        threading.Event().wait()
+
+
+@contextmanager
+def running(host: str, port: int) -> Iterator[None]:
+    """Ray Serve, listening at an address of each node, while the block runs."""
     with ray_session(None, available_cores()):
         from ray import serve
 
         serve.start(http_options={"host": host, "port": port})
         try:
-            deploy(settings, limits, token)
-            started(host, port)
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            pass
+            yield
         finally:
             serve.shutdown()
 

@@ -83,7 +83,7 @@ class Metrics:
         self.seconds = Histogram(
             "csdn_request_seconds", "Seconds from a request's first byte to its answer.", ["route"], **known
         )
-        self.active = Gauge("csdn_active_requests", "Requests that are served now.", **known)
+        self.active = Gauge("csdn_active_requests", "Requests of /v1 that are being served.", **known)
 
 
 class Guard:
@@ -123,12 +123,13 @@ class Guard:
         except Refused as refused:
             await refused.response()(scope, receive, send)
             return
-        self.active += 1
+        work = is_work(scope)
+        self.active += work
         self.metrics.active.set(self.active)
         try:
             await self.app(scope, self._limited(receive), send)
         finally:
-            self.active -= 1
+            self.active -= work
             self.metrics.active.set(self.active)
 
     def _check(self, scope: Scope) -> None:
@@ -153,7 +154,7 @@ class Guard:
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > self._body_bytes:
             raise self._too_large()
-        if self.active >= self.limits.requests:
+        if is_work(scope) and self.active >= self.limits.requests:
             raise Refused(
                 429,
                 f"{self.limits.requests} requests are being served",
@@ -190,6 +191,11 @@ class Guard:
             return message
 
         return limited
+
+
+def is_work(scope: Scope) -> bool:
+    """Whether the request takes a place of those served at a time; metrics are for busy times too."""
+    return scope["path"].startswith("/v1/")
 
 
 def client_of(scope: Scope) -> str:

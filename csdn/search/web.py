@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from importlib.resources import files
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, File, Form, HTTPException, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from csdn.data.images import EXTENSIONS, BadImage
-from csdn.data.labels import canonical_label, label_fault
+from csdn.data.labels import NO_LABEL, canonical_label, label_fault
 from csdn.runtime.console import log_error
 from csdn.runtime.errors import UserError, is_unavailable
 from csdn.search.limits import Guard, Limits, Metrics, Refused
@@ -217,8 +217,8 @@ async def add_image(
     """Add an image to the gallery, which keeps the file; the same image again gets the new labels."""
     named = {"person": person, "camera": camera}
     for field, label in named.items():
-        if fault := label_fault(label):
-            raise Refused(422, f"{field}: the label {fault}", "send another label")
+        if (fault := label_fault(label)) not in (None, NO_LABEL):
+            raise Refused(422, f"{field}: {fault}", "send another label")
     labels = {field: canonical_label(label) for field, label in named.items()}
     data = await image.read()
     try:
@@ -297,9 +297,9 @@ def _operation(service: Service, metrics: Metrics) -> APIRouter:
         return {"status": "ok"}
 
     @router.get("/readyz")
-    async def ready() -> dict[str, Any]:
+    async def ready() -> dict[str, str]:
         """The model and the gallery are loaded; the service starts to listen when they are."""
-        return {"status": "ok", "model": service.state.embedder.model_hash}
+        return {"status": "ok"}
 
     @router.get("/metrics", response_class=Response)
     async def measured() -> Response:

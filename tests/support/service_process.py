@@ -31,7 +31,7 @@ def make_gallery(address: Path | str, model: Path, images: Path, name: str = "ti
     """A gallery of a built-in set, whose images are written to the folder `images` first, once."""
     if not images.exists():
         write_images(name, images)
-    embedder = Embedder.open(model)
+    embedder = Embedder.open(model, threads=1)
     gallery = Gallery.create(str(address), embedder.model_hash, embedder.dimension, "float16", True)
     assert not add_images(gallery, list_images(str(images), "visible").images, embedder, {})
     return gallery

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,13 @@ from csdn.params import Params, load_params
 from csdn.runtime.console import progress
 from csdn.runtime.errors import UserError
 from csdn.runtime.sanitize import escape_control_chars
+
+if TYPE_CHECKING:
+    from csdn.evaluation.open_set import Thresholds
+    from csdn.search.embedder import Embedder
+    from csdn.search.gallery import Gallery
+    from csdn.search.images import Grey16Ranges, ImageListing
+    from csdn.search.search import Filters
 
 PARAMS = Path("params.yaml")
 MODELS = (Path("champion/embedding"), Path("models/embedding"))  # where a project has its model
@@ -50,12 +57,11 @@ def build(
     if dtype not in ("float16", "float32"):
         raise UserError(f"--dtype {dtype}: it is float16 or float32")
     listed = _listed(images, drops, modality, source)
-    embedder, folder = _embedder(model)
-    gallery = Gallery(out)
-    if gallery.exists():
+    if Gallery(out).exists():
         gallery = Gallery.open(out)
-        gallery.check_model(embedder.model_hash, folder)
+        embedder = _embedder_of(gallery, model)
     else:
+        embedder = _embedder(model_folder(model))
         gallery = Gallery.create(out, embedder.model_hash, embedder.dimension, dtype, embedder.flip_tta)
     _fill(gallery, listed, embedder)
 
@@ -72,10 +78,7 @@ def add(
     from csdn.search.gallery import Gallery
 
     opened = Gallery.open(gallery)
-    listed = _listed(images, drops, modality)
-    embedder, folder = _embedder(model, opened.manifest.model)
-    opened.check_model(embedder.model_hash, folder)
-    _fill(opened, listed, embedder)
+    _fill(opened, _listed(images, drops, modality), _embedder_of(opened, model))
 
 
 @gallery_app.command()
@@ -144,8 +147,7 @@ def search(
         )
     listed = list_images(query, modality)
     images = [image for image in listed.images if image.modality == modality]
-    embedder, folder = _embedder(model, opened.manifest.model)
-    opened.check_model(embedder.model_hash, folder)
+    embedder = _embedder_of(opened, model)
     filters, searcher = _filters(modality, among, camera, since, until), Searcher(opened)
     people = searcher.people_among(filters)
     threshold = threshold_for(_thresholds(), opened.manifest.model, modality, fpir, people)
@@ -168,27 +170,38 @@ def _params() -> Params | None:
     return load_params(PARAMS) if PARAMS.exists() else None
 
 
-def model_folder(model: Path | None, wanted: str | None = None) -> Path:
-    """The model's folder; wanted: the hash of the model to prefer where none is named."""
+def model_folder(given: Path | None, wanted: str = "") -> Path:
+    """The model's folder; wanted: the hash of the model to prefer where the project has two."""
     from csdn.search.embedder import hash_of_model
 
     there = [folder for folder in MODELS if (folder / "model.safetensors").exists()]
-    if model is None and not there:
-        raise UserError(
-            "no model is here (models/embedding); `dvc repro` trains one, or name one: --model DIR"
-        )
-    return model or next((one for one in there if wanted == hash_of_model(one)), there[-1])
+    if given is None and not there:
+        raise UserError(f"no model is here ({MODELS[-1]}); `dvc repro` trains one, or name one: --model DIR")
+    return given or next((folder for folder in there if wanted == hash_of_model(folder)), there[-1])
 
 
-def _embedder(model: Path | None, wanted: str | None = None):
-    """(the model as params.yaml says to compute, its folder)."""
+def _embedder(folder: Path, flip_tta: bool | None = None) -> Embedder:
+    """The model with the project's settings, if there are any; flip_tta replaces theirs."""
     from csdn.search.embedder import Embedder
 
-    folder, params = model_folder(model, wanted), _params()
-    return (Embedder.of_project(folder, params) if params else Embedder.open(folder)), folder
+    if params := _params():
+        flip = params.evaluation.flip_tta if flip_tta is None else flip_tta
+        return Embedder.open(folder, flip, params.scaling.device, params.scaling.threads)
+    return Embedder.open(folder, flip_tta is not False)
 
 
-def _listed(images, drops, modality, source=None):
+def _embedder_of(gallery: Gallery, model: Path | None) -> Embedder:
+    """The model that embedded the gallery; raises UserError where the one that is named is another."""
+    manifest = gallery.manifest
+    folder = model_folder(model, manifest.model)
+    embedder = _embedder(folder, manifest.flip_tta)
+    gallery.check_model(embedder.model_hash, folder)
+    return embedder
+
+
+def _listed(
+    images: list[str] | None, drops: list[str] | None, modality: str, source: str | None = None
+) -> ImageListing:
     """The images that the options name; raises UserError where they name none."""
     from csdn.ingest.ledger import Status, find_drop, read_ledger
     from csdn.search.build import images_of
@@ -211,7 +224,7 @@ def _listed(images, drops, modality, source=None):
     )
 
 
-def _fill(gallery, listed, embedder) -> None:
+def _fill(gallery: Gallery, listed: ImageListing, embedder: Embedder) -> None:
     """Add the images, show what was refused, and make the index where the gallery needs one."""
     from csdn.search.build import add_images, wants_index
 
@@ -224,7 +237,7 @@ def _fill(gallery, listed, embedder) -> None:
         _index(gallery)
 
 
-def _index(gallery) -> None:
+def _index(gallery: Gallery) -> None:
     from csdn.search.build import make_index
 
     with progress("gallery", "index", "images") as report:
@@ -232,7 +245,7 @@ def _index(gallery) -> None:
     print(f"index of {entry.images} images: recall@10 {100 * entry.recall:.1f} % against exact search")
 
 
-def _show_refused(refused, images: int) -> None:
+def _show_refused(refused: list[tuple[str, str]], images: int) -> None:
     """Say which files were left out, and why; raises UserError where no image is left."""
     said = f"left out: {refused_in_words(refused)}" if refused else ""
     if refused and len(refused) >= images:
@@ -241,7 +254,9 @@ def _show_refused(refused, images: int) -> None:
         typer.echo(escape_control_chars(said), err=True)
 
 
-def _filters(modality, among, camera, since, until):
+def _filters(
+    modality: str, among: str | None, camera: list[str] | None, since: str | None, until: str | None
+) -> Filters:
     from csdn.data.catalog import MODALITIES
     from csdn.search.images import seconds
     from csdn.search.search import Filters
@@ -259,13 +274,13 @@ def _filters(modality, among, camera, since, until):
     return Filters(None if among == "both" else among, camera or (), seconds(since), seconds(until))
 
 
-def _thresholds():
+def _thresholds() -> Thresholds | None:
     """The thresholds of the project's model; None where there are none."""
     from csdn.evaluation.open_set import read_thresholds
 
     return next((read_thresholds(path) for path in THRESHOLDS if path.exists()), None)
 
 
-def _grey16():
+def _grey16() -> Grey16Ranges:
     params = _params()
     return params.ingest.grey16_range if params else {}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,9 +22,6 @@ from csdn.model import load as load_network
 from csdn.model.device import configure_torch
 from csdn.runtime.errors import UserError
 from csdn.runtime.files import file_sha256
-
-if TYPE_CHECKING:
-    from csdn.params import Params
 
 BATCH = 64  # images of a forward pass
 MAX_PIXELS = 50_000_000  # of an image, as `ingest.max_pixels` allows by default
@@ -61,11 +58,6 @@ class Embedder:
         network = fuse_batch_norms(load_network(folder))
         device = configure_torch(threads, device)
         return cls(network, _normalize(folder), hash_of_model(folder), flip_tta, device)
-
-    @classmethod
-    def of_project(cls, folder: str | Path, params: Params) -> Embedder:
-        """`open` with a project's settings of device, threads and flip test-time augmentation."""
-        return cls.open(folder, params.evaluation.flip_tta, params.scaling.device, params.scaling.threads)
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -65,7 +65,8 @@ def serve(
     if ray:
         from csdn.cluster.serve import serve_on_ray
 
-        serve_on_ray(settings, limits, token, host, port, _say)
+        gpus = int(params.scaling.use_gpu) if params else 0
+        serve_on_ray(settings, limits, token, host, port, gpus, _say)
     else:
         _serve_here(settings, limits, token, host, port)
 
@@ -83,6 +84,7 @@ def _serve_here(settings, limits, token: str | None, host: str, port: int) -> No
         app,
         log_level="warning",
         access_log=False,  # /metrics counts requests
+        ws="none",
         server_header=False,
         # Which address a rate belongs to: uvicorn would believe a header of any program on this machine.
         proxy_headers="FORWARDED_ALLOW_IPS" in os.environ,

@@ -1,7 +1,7 @@
 """The service under Ray Serve: the application of csdn.search.web in a replica, with Serve's batching.
 
-One replica, because a replica keeps the gallery in memory and changes it. Ray gives it a GPU where one is
-free to take, and starts it again elsewhere if its node is lost.
+One replica, because a replica keeps the gallery's rows in memory and changes them. Ray chooses its node,
+gives it a GPU with `scaling.use_gpu`, and starts it again if it is lost.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ def serve_on_ray(
     token: str | None,
     host: str,
     port: int,
+    gpus: int,
     started: Callable[[str, int], None],
 ) -> None:
     """Serve until this process is stopped; `started` is called with host and port. Raises UserError."""
     with suppress(KeyboardInterrupt), running(host, port):
-        deploy(settings, limits, token)
+        deploy(settings, limits, token, gpus)
         started(host, port)
         threading.Event().wait()
 
@@ -50,7 +51,7 @@ def running(host: str, port: int) -> Iterator[None]:
             serve.shutdown()
 
 
-def deploy(settings: Settings, limits: Limits, token: str | None) -> None:
+def deploy(settings: Settings, limits: Limits, token: str | None, gpus: int = 0) -> None:
     """Start the replica in a running Serve, and wait until it is ready."""
     from ray import serve
 
@@ -58,8 +59,14 @@ def deploy(settings: Settings, limits: Limits, token: str | None) -> None:
         return create_app(Service(settings, _batched()), limits, token)
 
     # More than the application's own limit, whose answer of 429 says when to try again.
-    deployment = serve.deployment(name="csdn", num_replicas=1, max_ongoing_requests=4 * limits.requests)
-    serve.run(deployment(serve.ingress(build)()).bind(), name="csdn", route_prefix="/")
+    deployment = serve.deployment(
+        serve.ingress(build)(),
+        name="csdn",
+        num_replicas=1,
+        max_ongoing_requests=4 * limits.requests,
+        ray_actor_options={"num_gpus": gpus},
+    )
+    serve.run(deployment.bind(), name="csdn", route_prefix="/")
 
 
 def _batched() -> Callable[[Query], Any]:

@@ -215,7 +215,12 @@ def check_is_local(headers: Headers) -> None:
     Without a token, only the names of the request tell such a page from the user's own.
     """
     host, origin = headers.get("host", ""), headers.get("origin")
-    if urlsplit(f"//{host}").hostname not in LOOPBACK or (origin and urlsplit(origin).netloc != host):
+    try:
+        local = urlsplit(f"//{host}").hostname in LOOPBACK
+        own = origin is None or urlsplit(origin).netloc == host
+    except ValueError:  # no address
+        local = own = False
+    if not (local and own):
         raise Refused(
             403,
             "without a token the service answers this machine alone",

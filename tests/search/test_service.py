@@ -280,8 +280,10 @@ def test_without_a_token_pages_of_other_sites_are_refused(settings):
     with TestClient(create_app(Service(settings), Limits(), None), base_url=LOCAL) as client:
         assert client.get("/metrics").status_code == 200
         assert client.get("/metrics", headers={"origin": LOCAL}).status_code == 200
-        for headers in ({"origin": "http://evil.example"}, {"origin": "null"}, {"host": "evil.example"}):
-            problem(client.get("/metrics", headers=headers), 403)
+        for name, value in (("origin", "http://evil.example"), ("origin", "null"), ("origin", "http://[")):
+            problem(client.get("/metrics", headers={name: value}), 403)
+        for host in ("evil.example", "127.0.0.1.evil.example", "[", ""):
+            problem(client.get("/metrics", headers={"host": host}), 403)
 
 
 def test_a_body_over_the_limit_is_refused(settings, picture):

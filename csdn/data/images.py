@@ -62,10 +62,15 @@ def extension_of(path: str) -> str | None:
     return ending if ending in EXTENSIONS else None
 
 
-def decode(data: bytes, extension: str) -> np.ndarray:
-    """Pixels, uint8 [height, width, 3], by the rule above; raises BadImage."""
+def decode(data: bytes, extension: str, max_pixels: int | None = None) -> np.ndarray:
+    """Pixels, uint8 [height, width, 3], by the rule above; raises BadImage.
+
+    An image whose header announces more than `max_pixels`, if given, is refused before it is decoded.
+    """
     with _bad_images():
         _check_kind(data, extension)
+        if max_pixels is not None:
+            _check_size(data, extension, max_pixels)
         if extension == "jpg":
             return _upright(_decode_jpeg(data), _jpeg_orientation(data))
         return _decode_with_pillow(data, extension)
@@ -78,8 +83,7 @@ def probe(data: bytes, extension: str, max_pixels: int) -> tuple[int, int]:
     """
     with _bad_images():
         _check_kind(data, extension)
-        if _header_pixels(data, extension) > max_pixels:
-            raise BadImage("too large")
+        _check_size(data, extension, max_pixels)
         if extension == "jpg":
             # Decoding to grey checks every bit of the stream too, in two thirds of the time.
             height, width = simplejpeg.decode_jpeg(data, colorspace="GRAY").shape[:2]
@@ -111,6 +115,11 @@ def _check_kind(data: bytes, extension: str) -> None:
         raise BadImage(f"{extension}: this Pillow is built without {feature}")
     if extension == "tif":
         _check_tiff_kind(_tiff_tags(data))
+
+
+def _check_size(data: bytes, extension: str, max_pixels: int) -> None:
+    if _header_pixels(data, extension) > max_pixels:
+        raise BadImage("too large")
 
 
 def _header_pixels(data: bytes, extension: str) -> int:

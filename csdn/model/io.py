@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save as serialize
@@ -15,6 +15,8 @@ from csdn.runtime.errors import UserError
 from csdn.runtime.files import atomic_folder, write_json
 
 FORMAT = 1
+
+Network = TypeVar("Network", bound=CSDN)
 
 
 def save(model: CSDN, folder: str | Path, **extra_config: Any) -> None:
@@ -40,8 +42,11 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
-def load(folder: str | Path) -> CSDN:
-    """The network saved in `folder`, on the CPU, in evaluation mode; raises UserError if it does not fit."""
+def load(folder: str | Path, network: type[Network] = CSDN) -> Network:
+    """The network saved in `folder`, on the CPU, in evaluation mode; raises UserError if it does not fit.
+
+    network: CSDN, or a subclass that is made of it.
+    """
     config = ModelConfig.from_json(read_config(folder)["model"])
     with torch.device("meta"):  # allocates nothing until the sizes are known to be those of the file
         needed = shapes(CSDN(config).state_dict())
@@ -49,6 +54,6 @@ def load(folder: str | Path) -> CSDN:
     tensors = read_safetensors(path)
     refuse(str(path), misfits(needed, shapes(tensors)), "does not fit the config.json beside it:")
     check_weights(str(path), tensors)
-    model = CSDN(config)
+    model = network(config)
     model.load_state_dict(tensors)
     return model.eval()

@@ -12,6 +12,7 @@ import typer
 
 from csdn.cli.benchmarks import average_command, benchmark, evaluate_features, import_published, mini_dataset
 from csdn.cli.data import accept, add, demo_images, drops, reject, sync
+from csdn.cli.export import card, export
 from csdn.cli.retraining import fetch_champion_command, gate, history, promote, retrain, rollback
 from csdn.params import load_params
 from csdn.runtime.errors import UserError, explain_os_error
@@ -27,6 +28,7 @@ app = typer.Typer(
 DATA, PIPELINE, SETUP = "Camera data", "Stages, one by one (dvc repro runs them all)", "Set-up"
 BENCHMARKS = "Public benchmarks (docs/public-benchmarks.md)"
 RETRAINING = "Retraining (docs/gate.md, docs/registry.md)"
+USE = "Use of a model (docs/export.md)"
 STAGES = {
     "ingest": "Accepted drops of the ledger -> WebDataset shards and index.",
     "prompts": "Stage 1: text tokens of each person and modality, and their integration.",
@@ -110,6 +112,7 @@ for group, commands in {
     PIPELINE: (*map(stage_command, STAGES), summary),
     BENCHMARKS: (benchmark, mini_dataset, evaluate_features, average_command),
     RETRAINING: (retrain, gate, history, promote, rollback, fetch_champion_command),
+    USE: (export, card),
     SETUP: (preset, fetch_clip, import_published, doctor),
 }.items():
     for function in commands:

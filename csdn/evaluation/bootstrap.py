@@ -8,7 +8,7 @@ the choice of the query people, not that of the gallery.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -67,14 +67,29 @@ def bootstrap_people(
     if not count:
         nothing = np.full(people.sums.shape[2], np.nan)
         return Intervals(nothing, nothing, nothing)
+    return bootstrap(lambda weights: _figures(people, weights), count, samples, confidence, draws)
+
+
+def bootstrap(
+    figures: Callable[[np.ndarray], np.ndarray],
+    count: int,
+    samples: int,
+    confidence: float,
+    draws: np.random.Generator,
+) -> Intervals:
+    """`bootstrap_people` for any figures of `count` people, at least one.
+
+    figures: from weights [n, people], how often each person counts in n resamples, to the figures of each
+    resample [n, figures].
+    """
     drawn, step = [], max(1, _MAX_COUNTS // count)
     for start in range(0, samples, step):
         size = min(step, samples - start)
         weights = draws.multinomial(count, np.full(count, 1 / count), size=size)
-        drawn.append(_figures(people, weights.astype(np.float64)))
+        drawn.append(figures(weights.astype(np.float64)))
     tail = (1 - confidence) / 2
     low, high = np.quantile(np.concatenate(drawn), [tail, 1 - tail], axis=0)
-    return Intervals(_figures(people, np.ones((1, count)))[0], low, high)
+    return Intervals(figures(np.ones((1, count)))[0], low, high)
 
 
 def _figures(people: PeopleSums, weights: np.ndarray) -> np.ndarray:

@@ -9,7 +9,6 @@ import typer
 
 from csdn.params import load_params
 from csdn.runtime.errors import UserError
-from csdn.runtime.files import atomic_write
 
 Model = Annotated[Path, typer.Option(metavar="DIR", help="Folder of a saved model.")]
 
@@ -46,13 +45,11 @@ def card(
     ] = None,
 ) -> None:
     """Write the model card: data, figures, thresholds, parameters, intended use and licence, as Markdown."""
-    from csdn.search.model_card import model_card
+    from csdn.search.model_card import model_card, write_card
 
-    text = model_card(Path(), model)
     if out is None:
-        print(text, end="")
-        return
-    if out.is_dir():
+        print(model_card(Path(), model), end="")
+    elif out.is_dir():
         raise UserError(f"{out}: a folder; name a file, such as MODEL_CARD.md")
-    with atomic_write(out) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    else:
+        write_card(Path(), model, out)

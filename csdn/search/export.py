@@ -31,14 +31,14 @@ from csdn.data.catalog import load_dataset
 from csdn.data.loader import ImageBatches
 from csdn.data.shards import shards_at
 from csdn.evaluation.distances import FeatureDistances
+from csdn.evaluation.open_set import read_thresholds
 from csdn.evaluation.run import evaluate, prepare_from
 from csdn.model import MODALITIES
 from csdn.params import Params
-from csdn.runtime.documents import read_json
 from csdn.runtime.errors import UserError
 from csdn.runtime.files import atomic_folder, write_json
 from csdn.search.embedder import Embedder
-from csdn.search.model_card import model_card
+from csdn.search.model_card import CARD, THRESHOLDS, model_card
 from csdn.synthetic.sets import SETS, images_of, png
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 FORMAT = 1
 PREPROCESSING = "preprocessing.json"
 EXAMPLE = Path(__file__).with_name("onnx_example.py")
-THRESHOLDS = Path("evaluation/thresholds.json")
 PRECISIONS = {"float32": "", "float16": "_fp16"}  # and what the names of the files end in
 TRACED = 2  # images of the example that PyTorch traces; the graph takes any number
 CHECKED = 32  # built-in images of each modality that every export is checked on
@@ -81,7 +80,7 @@ def export(
             values["float16"] = {"smallest_cosine": cosines["float16"], "mAP": change}
         write_json(folder / PREPROCESSING, values)
         shutil.copyfile(EXAMPLE, folder / "example.py")
-        (folder / "MODEL_CARD.md").write_text(model_card(root, model), encoding="utf-8")
+        (folder / CARD).write_text(model_card(root, model), encoding="utf-8")
     return values
 
 
@@ -171,7 +170,10 @@ def _default_tf32() -> Iterator[None]:
 
 
 def check(folder: Path, embedder: Embedder) -> dict[str, float]:
-    """The smallest cosine of each precision, over images of built-in people; raises UserError below LIMITS."""
+    """The smallest cosine of each precision, over images of built-in people.
+
+    Raises UserError where a file misses LIMITS.
+    """
     found: dict[str, float] = {}
     for modality in MODALITIES:
         pictures = np.stack([embedder.prepare(data, "png") for data in _built_in(modality)])
@@ -283,6 +285,6 @@ def _thresholds(embedder: Embedder, path: Path) -> Mapping[str, Any] | None:
     """The content of evaluation/thresholds.json if its scores are those of this export."""
     if not path.is_file():
         return None
-    values = read_json(path, "`dvc repro evaluate` makes it")
+    found = read_thresholds(path)
     own = (embedder.model_hash, embedder.flip_tta)
-    return values if (values.get("model"), values.get("flip_tta")) == own else None
+    return found.model_dump(mode="json") if (found.model, found.flip_tta) == own else None

@@ -7,6 +7,7 @@ Labels of people are not in it. Everything else that comes from outside is escap
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from csdn.ingest.ledger import LEDGER, Status, read_ledger
 from csdn.params import leaves, load_params
 from csdn.runtime.documents import expected_in, read_json
 from csdn.runtime.errors import UserError
-from csdn.runtime.files import file_sha256
+from csdn.runtime.files import atomic_write, file_sha256
 from csdn.runtime.sanitize import as_markdown
 from csdn.training.champion import CHAMPION, read_champion
 
@@ -36,7 +37,7 @@ FIGURES = {"rank1": "rank-1", "rank5": "rank-5", "rank10": "rank-10", "mAP": "mA
 RATES = (0.1, 0.01)  # false-positive identification rates whose thresholds are shown
 LONGEST = 50  # rows of the tables of cameras and of drops
 CONFIDENCE, SAMPLES = 0.95, 2000  # of the intervals, and of their bootstrap
-ANOTHER = "the project's stages have made another model than this one"
+OTHER_MODEL = "the model that this project has trained is another one"
 
 
 def model_card(root: Path, model: Path) -> str:
@@ -61,33 +62,37 @@ def model_card(root: Path, model: Path) -> str:
     return environment.get_template("model_card.md.j2").render(values)
 
 
+def write_card(root: Path, model: Path, path: Path) -> None:
+    """Write `model_card` to a file, atomically."""
+    text = model_card(root, model)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def _values(root: Path, model_hash: str, network: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The template's values, by section; None for a section whose files are not there."""
+    """The template's values, by section; None for a section whose files are missing or of another model."""
     own = _is(root / MODEL / WEIGHTS, model_hash)
-    named = _thresholds_model(root / THRESHOLDS)
-    evaluated = own and named in (None, model_hash)
+    judged = _thresholds_model(root / THRESHOLDS)
     params = load_params(root / "params.yaml") if own else None
+    missing = {
+        "data": "metrics/ingest.json is not there",
+        "figures": "metrics/evaluation.json is not there",
+        "thresholds": f"{THRESHOLDS} is not there",
+    }
+    if judged not in (None, model_hash):
+        missing |= dict.fromkeys(("figures", "thresholds"), "the evaluation is that of another model")
+    if not own:
+        missing = dict.fromkeys((*missing, "parameters"), OTHER_MODEL)
     return {
         "hash": model_hash,
         "network": network,
         "champion": _champion(root, model_hash),
         "data": _data(root) if own else None,
-        "figures": _figures(root) if evaluated else None,
-        "thresholds": _thresholds(root / THRESHOLDS) if named == model_hash else None,
+        "figures": _figures(root) if own and judged in (None, model_hash) else None,
+        "thresholds": _thresholds(root / THRESHOLDS) if own and judged == model_hash else None,
         "parameters": _parameters(params) if params else None,
         "weights": _start_weights(network, params),
-        "missing": {
-            "data": "metrics/ingest.json is not there" if own else ANOTHER,
-            "figures": "metrics/evaluation.json is not there"
-            if evaluated
-            else "the evaluation is that of another model"
-            if own
-            else ANOTHER,
-            "thresholds": f"{THRESHOLDS} is not there"
-            if named is None
-            else "they are those of another model",
-            "parameters": ANOTHER,
-        },
+        "missing": missing,
     }
 
 
@@ -104,7 +109,8 @@ def _champion(root: Path, model_hash: str) -> Any:
 def _parameters(params: Any) -> list[tuple[str, str]]:
     """(dotted key, value) of what decides the model and its figures."""
     values = params.model_dump(mode="json")
-    return [(key, str(value)) for key, value in leaves({name: values[name] for name in PARAMETERS})]
+    decisive = leaves({name: values[name] for name in PARAMETERS})
+    return [(key, json.dumps(value, ensure_ascii=False)) for key, value in decisive]
 
 
 def _start_weights(network: Mapping[str, Any] | None, params: Any) -> str:
@@ -201,7 +207,7 @@ def _pair(row: Mapping[str, str]) -> dict[str, str]:
 
 
 def _intervals(path: Path) -> dict[tuple[str, str], str]:
-    """(direction, figure) -> "20.1 to 26.3", over the people of the queries in the first gallery."""
+    """(direction, figure) -> "20.2 (14.5 to 25.9)", in the first gallery, over the people of its queries."""
     if not path.is_file():
         return {}
     table = pq.read_table(path, columns=["direction", "person", "first_rank", "ap"]).drop_null()
@@ -213,7 +219,7 @@ def _intervals(path: Path) -> dict[tuple[str, str], str]:
         sums = sums_of_people([(values, people)], int(people.max()) + 1)
         ends = bootstrap_people(sums, SAMPLES, CONFIDENCE, np.random.default_rng(0))
         for n, figure in enumerate(("rank1", "mAP")):
-            found[direction, figure] = f"{ends.low[n]:.1f} to {ends.high[n]:.1f}"
+            found[direction, figure] = f"{ends.value[n]:.1f} ({ends.low[n]:.1f} to {ends.high[n]:.1f})"
     return found
 
 
@@ -222,27 +228,30 @@ def _intervals(path: Path) -> dict[tuple[str, str], str]:
 
 def _thresholds_model(path: Path) -> str | None:
     """The hash of the model that the thresholds are of; None without thresholds."""
-    from csdn.evaluation.open_set import read_thresholds
+    if not path.is_file():
+        return None
+    from csdn.evaluation.open_set import read_thresholds  # imports torch, which a promotion does without
 
-    return read_thresholds(path).model if path.is_file() else None
+    return read_thresholds(path).model
 
 
 def _thresholds(path: Path) -> list[dict[str, Any]]:
+    """For each modality of the queries: the threshold at each of RATES, for the evaluation's galleries."""
     from csdn.evaluation.open_set import read_thresholds
 
-    found = read_thresholds(path)
-    return [
-        {
-            "modality": modality.value,
-            "people": (people := found.gallery_people(modality.value)),
-            "thresholds": [_threshold(found, modality.value, rate, people) for rate in RATES],
-        }
-        for modality in MODALITIES
-    ]
+    found, rows = read_thresholds(path), []
+    for modality in MODALITIES:
+        try:
+            people = found.gallery_people(modality)
+        except UserError:  # too few test people, or the protocol lacks this direction
+            people = None
+        cells = [_threshold(found, modality, rate, people) for rate in RATES]
+        rows.append({"modality": modality, "people": people or "–", "thresholds": cells})
+    return rows
 
 
-def _threshold(thresholds: Any, modality: str, rate: float, people: int) -> str:
+def _threshold(thresholds: Any, modality: str, rate: float, people: int | None) -> str:
     try:
-        return f"{thresholds.threshold(modality, rate, people):.4f}"
-    except UserError as error:
-        return str(error)
+        return f"{thresholds.threshold(modality, rate, people):.4f}" if people else "–"
+    except UserError:
+        return "– (too few test people)"

@@ -156,7 +156,7 @@ def run_evaluate(experiment: Any, features: dict[str, Any]) -> dict[str, float]:
     figures = {
         f"{method} {direction} {figure} {kind}": value
         for method, directions in results.figures.items()
-        if method != "counts"
+        if method not in ("counts", "open_set")
         for direction, found in directions.items()
         for figure, kinds in found.items()
         for kind, value in kinds.items()

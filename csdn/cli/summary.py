@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from textwrap import fill
 
-from csdn.evaluation.headline import notes, table_lines
+from csdn.evaluation.headline import notes, open_set_lines, table_lines
 from csdn.runtime.console import duration, read_times
 from csdn.runtime.documents import expected_in, read_json
 
@@ -33,7 +33,10 @@ def _lines() -> Iterator[str]:
     figures = read_json(FIGURES, advice)
     with expected_in(FIGURES, advice):
         lines, remarks = [*table_lines(figures), _unit(figures)], notes(figures["counts"])
+        open_set = [*open_set_lines(figures)]
     yield from lines
+    for line in open_set:
+        yield fill(f"Open set, {line}", COLUMNS, subsequent_indent="      ")
     for note in remarks:
         yield fill(f"Note: {note}", COLUMNS, subsequent_indent="      ")
     times = read_times()

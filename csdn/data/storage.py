@@ -21,6 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from importlib.util import find_spec
@@ -206,6 +207,11 @@ class Store:
             f"{self.address_of(name)}: the store has other bytes than those that were sent, twice: they were "
             "altered on their way; run the command again"
         )
+
+    def remove(self, name: str) -> None:
+        """Remove an object; no error where there is none."""
+        with suppress(FileNotFoundError):
+            self._request(lambda: self.filesystem.rm(self._path(name)), name)
 
     @property
     def _bucket(self) -> str:

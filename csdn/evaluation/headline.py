@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 SHOWN = {"rank1": "rank-1", "rank10": "rank-10", "mAP": "mAP", "mINP": "mINP"}
 METHODS = ("trained", "clip", "hog", "chance")
+OPEN_SET_FPIRS = {"fpir_10": 0.10, "fpir_1": 0.01}  # entries of `open_set`, where the people are enough
 SHOWN_METHODS = {"trained": "trained", "clip": "CLIP", "chance": "chance"}
 
 
@@ -58,6 +60,29 @@ def _cell(figure: Mapping[str, float | None]) -> str:
     if figure["mean"] is None:
         return "-"
     return f"{figure['mean']:.2f}" + ("" if figure["std"] is None else f" ± {figure['std']:.2f}")
+
+
+def open_set_lines(figures: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each direction: "infrared to visible: DIR 5.9 % (3.3 to 10.0) at FPIR 10 %"."""
+    for direction, of in figures["open_set"].items():
+        found = [
+            f"{dir_in_words(of[name]['dir'])} at FPIR {100 * fpir:g} %"
+            for name, fpir in OPEN_SET_FPIRS.items()
+            if name in of
+        ]
+        smallest = max(OPEN_SET_FPIRS.values())
+        needed = f"no DIR at FPIR {100 * smallest:g} %, it takes {people_needed(smallest)} test people"
+        yield f"{direction.replace('_', ' ')}: {', '.join(found) or needed}"
+
+
+def dir_in_words(figure: Mapping[str, float]) -> str:
+    """A DIR with its interval, "DIR 5.9 % (3.3 to 10.0)"."""
+    return f"DIR {figure['value']:.1f} % ({figure['low']:.1f} to {figure['high']:.1f})"
+
+
+def people_needed(fpir: float) -> int:
+    """The fewest people whose unmated searches support an FPIR (0..1), by the rule of three."""
+    return math.ceil(3 / fpir - 1e-9)
 
 
 def notes(counts: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -40,6 +40,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from csdn.data.rng import generator
 from csdn.evaluation.bootstrap import bootstrap
 from csdn.evaluation.distances import FeatureDistances, Rows, Trial
+from csdn.evaluation.headline import OPEN_SET_FPIRS
 from csdn.evaluation.protocols import Search
 from csdn.evaluation.ranking import RULES
 from csdn.evaluation.scores import Labels
@@ -47,7 +48,6 @@ from csdn.runtime.documents import read_json
 from csdn.runtime.errors import UserError
 from csdn.runtime.files import write_json
 
-HEADLINE_FPIRS = {"fpir_10": 0.10, "fpir_1": 0.01}
 LEVELS = 200  # of thresholds: at equal steps of FPIR, and as many at equal ratios
 CURVE_POINTS = 25  # of open_set.csv, at equal ratios of FPIR
 CONFIDENCE, RESAMPLES = 0.95, 1000
@@ -119,18 +119,21 @@ def _other_sizes(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
 
 
 class PersonShares(NamedTuple):
-    """Shares 0..1 of each person's searches [p, t], at rising thresholds [t]; at the last nothing passes."""
+    """Shares 0..1 of each person's searches [p, t], at rising thresholds [t]."""
 
-    thresholds: np.ndarray  # float64 [t]
+    thresholds: np.ndarray  # float64 [t]; no unmated search of the people they are of reaches the last
     false_positive: np.ndarray  # of the unmated searches: a candidate at or above the threshold
     identified: np.ndarray  # of the mated searches: the person at rank 1 and at or above it; 0 without any
     mated: np.ndarray  # bool [p], has a mated search
 
 
-def person_shares(scores: SearchScores) -> PersonShares:
-    """The shares of the people with a query, by rising number of the person."""
+def person_shares(scores: SearchScores, of: np.ndarray) -> PersonShares:
+    """The shares of the people with a query, by rising number of the person.
+
+    of: those whose unmated scores are the thresholds, bool [p].
+    """
     people, person = np.unique(scores.people, return_inverse=True)
-    thresholds = _thresholds(scores.other, len(people))
+    thresholds = _thresholds(scores.other[of[person]], len(people))
     mated = np.isfinite(scores.mate)
 
     def shares(values: np.ndarray, person: np.ndarray) -> np.ndarray:
@@ -149,9 +152,9 @@ def person_shares(scores: SearchScores) -> PersonShares:
 
 
 def _thresholds(scores: np.ndarray, people: int) -> np.ndarray:
-    """At most 2 LEVELS of the scores, denser at the high ones, and a threshold above them all."""
+    """-1, at most 2 LEVELS of the scores, denser at the high ones, and a threshold above them all."""
     fpirs = np.concatenate([np.linspace(0, 1, LEVELS + 1), np.geomspace(0.1 / people, 1, LEVELS)])
-    finite = scores[np.isfinite(scores)].astype(np.float64)
+    finite = np.append(scores[np.isfinite(scores)], -1.0).astype(np.float64)
     chosen = np.unique(np.quantile(finite, 1 - fpirs, method="nearest"))
     return np.append(chosen, np.nextafter(chosen[-1], np.inf))
 
@@ -164,20 +167,30 @@ def halves(people: int, seed: int) -> np.ndarray:
     return generator(seed, _HALVES).permutation(people) < people // 2
 
 
-def cross_fitted(
-    shares: PersonShares, first: np.ndarray, fpirs: np.ndarray, weights: np.ndarray
-) -> np.ndarray:
+class Fold(NamedTuple):
+    """The people whose searches set the thresholds, bool [p]; the others are judged by them."""
+
+    set_on: np.ndarray
+    shares: PersonShares
+
+
+def folds_of(scores: SearchScores, first: np.ndarray) -> tuple[Fold, Fold]:
+    """Each half sets thresholds for the other; first: bool [p]."""
+    return Fold(first, person_shares(scores, first)), Fold(~first, person_shares(scores, ~first))
+
+
+def cross_fitted(folds: Sequence[Fold], fpirs: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """DIR, then measured FPIR, at thresholds for wanted `fpirs` [f]: fractions [n, 2 f].
 
-    first: the half of each person, bool [p]; weights: how often each person counts, float64 [n, p].
+    weights: how often each person counts, float64 [n, p].
     """
     rates = np.zeros((2, len(weights), len(fpirs)))
-    for judged in (first, ~first):
-        set_on = _mean(shares.false_positive[~judged], weights[:, ~judged])
-        place = threshold_places(set_on, fpirs)
+    for set_on, shares in folds:
+        counts = np.maximum(1, weights[:, set_on].sum(axis=1))[:, None]
+        place = threshold_places(weights[:, set_on] @ shares.false_positive[set_on] / counts, fpirs)
         for number, of in enumerate((shares.identified, shares.false_positive)):
-            rates[number] += np.take_along_axis(weights[:, judged] @ of[judged], place, axis=1)
-    counts = weights[:, shares.mated].sum(axis=1), weights.sum(axis=1)
+            rates[number] += np.take_along_axis(weights[:, ~set_on] @ of[~set_on], place, axis=1)
+    counts = weights[:, folds[0].shares.mated].sum(axis=1), weights.sum(axis=1)
     return np.concatenate(
         [rate / np.maximum(1, count)[:, None] for rate, count in zip(rates, counts, strict=True)], axis=1
     )
@@ -186,10 +199,6 @@ def cross_fitted(
 def threshold_places(fpir: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """The first threshold at which the FPIR [n, t] is at most each `wanted` [f], as places [n, f]."""
     return np.stack([np.count_nonzero(fpir > one + 1e-9, axis=1) for one in wanted], axis=1)
-
-
-def _mean(shares: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    return weights @ shares / np.maximum(1, weights.sum(axis=1))[:, None]
 
 
 class OpenSet(NamedTuple):
@@ -218,12 +227,11 @@ def open_set(search: Search, labels: Labels, distances: FeatureDistances, seed: 
     }
     if least_fpir(people) >= 1 or not scores.gallery_people:
         return OpenSet(figures, [], None)
-    shares = person_shares(scores)
-    headline = {name: fpir for name, fpir in HEADLINE_FPIRS.items() if fpir >= least_fpir(people)}
+    headline = {name: fpir for name, fpir in OPEN_SET_FPIRS.items() if fpir >= least_fpir(people)}
     fpirs = np.array([*headline.values(), *np.geomspace(least_fpir(people), 1, CURVE_POINTS)])
-    first = halves(people, seed)
+    folds = folds_of(scores, halves(people, seed))
     found = bootstrap(
-        lambda weights: cross_fitted(shares, first, fpirs, weights),
+        lambda weights: cross_fitted(folds, fpirs, weights),
         people,
         RESAMPLES,
         CONFIDENCE,
@@ -244,7 +252,7 @@ def open_set(search: Search, labels: Labels, distances: FeatureDistances, seed: 
         }
         for number in range(len(headline), len(fpirs))
     ]
-    return OpenSet(figures, curve, thresholds_of(shares, scores))
+    return OpenSet(figures, curve, thresholds_of(scores))
 
 
 def _interval(values: tuple[np.ndarray, ...], number: int) -> dict[str, float]:
@@ -280,9 +288,11 @@ class DirectionThresholds(_Part):
         return self
 
 
-def thresholds_of(shares: PersonShares, scores: SearchScores) -> DirectionThresholds:
+def thresholds_of(scores: SearchScores) -> DirectionThresholds:
     """Thresholds by the FPIR of all people, down to the smallest FPIR that they support."""
-    fpir, people = shares.false_positive.mean(axis=0), len(shares.mated)
+    people = len(np.unique(scores.people))
+    shares = person_shares(scores, np.ones(people, bool))
+    fpir = shares.false_positive.mean(axis=0)
     least = least_fpir(people)
     last = int(threshold_places(fpir[None], np.array([least]))[0, 0])
     return DirectionThresholds(

@@ -5,11 +5,14 @@ Methods: `trained`, and the baselines `clip` (the same CLIP without training), `
 
     metrics/evaluation.json          <method>.<direction>.<figure>.{mean,std}, in percent (0..100) over the
                                      trials; figures rank1, rank5, rank10, rank20, mAP, mINP; and `counts`;
-                                     with evaluation.max_queries also `error`, the standard error
+                                     with evaluation.max_queries also `error`, the standard error; and
+                                     `open_set` of the trained model (csdn.evaluation.open_set)
     metrics/headline.json            the figures that experiments are compared by
     evaluation/cmc.csv               rank, score (percent), method, direction
     evaluation/camera_pairs.csv      trained: queries, rank1, mAP (percent) by query and gallery camera, of at
                                      most PAIRS (csdn.evaluation.scores) a direction
+    evaluation/open_set.csv          trained: FNIR by FPIR, percent, with the interval of FNIR
+    evaluation/thresholds.json       trained: thresholds for use, by direction
     evaluation/queries.parquet       trained, trial 0: a row for each query (QUERIES_SCHEMA)
     evaluation/features.safetensors  `trained` and `clip` features, float16; row n is row n of the test table
     evaluation/text_maps.safetensors for some training people, where in an image their text is (TextMaps);
@@ -42,9 +45,10 @@ from csdn.data.loader import ImageBatches, test_loader
 from csdn.data.outputs import write_csv
 from csdn.data.shards import shards_at
 from csdn.evaluation.baselines import clip_embed, flipped, gradient_histograms
-from csdn.evaluation.distances import Distances, FeatureDistances, RandomDistances
+from csdn.evaluation.distances import FeatureDistances, RandomDistances
 from csdn.evaluation.headline import METHODS, headline
 from csdn.evaluation.metrics import summary
+from csdn.evaluation.open_set import CURVE_COLUMNS, OpenSet, open_set, write_thresholds
 from csdn.evaluation.protocols import (
     Index,
     Search,
@@ -72,7 +76,7 @@ from csdn.model.clip import Clip
 from csdn.model.device import configured_device, in_precision
 from csdn.params import Params
 from csdn.runtime.errors import UserError
-from csdn.runtime.files import atomic_folder, write_json
+from csdn.runtime.files import atomic_folder, file_sha256, write_json
 
 TOP = 10  # images at the head of a ranking in queries.parquet
 PAIR = ("query_camera", "gallery_camera")
@@ -112,6 +116,7 @@ class Results:
     cmc: list[dict[str, Any]]
     camera_pairs: list[dict[str, Any]]
     queries: list[dict[str, Any]]
+    open_set: dict[str, OpenSet]  # by direction
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,9 @@ def run_evaluation(
         _check_finite(features)
         methods = {name: FeatureDistances(features[name], device) for name in METHODS if name in features}
         results = evaluate(experiment, methods, params.seed)
-        write_results(results, features, maps_of_people(trained.to(device), dataset, params, data), out)
+        maps = maps_of_people(trained.to(device), dataset, params, data)
+        stamp = file_sha256(model / "model.safetensors"), params.evaluation.flip_tta
+        write_results(results, features, maps, stamp, out)
         write_json(metrics, results.figures)
         write_json(metrics.with_name("headline.json"), headline(results.figures))
     return results.figures
@@ -257,8 +264,8 @@ def untrained(clip: Clip, trained: CSDN) -> CSDN:
 # Figures, as the rows of the files.
 
 
-def evaluate(experiment: Experiment, methods: Mapping[str, Distances], seed: int) -> Results:
-    """Every method, and chance, on every search of the experiment."""
+def evaluate(experiment: Experiment, methods: Mapping[str, FeatureDistances], seed: int) -> Results:
+    """Every method, and chance, on every search of the experiment; the trained one also in the open set."""
     figures: dict[str, Any] = {name: {} for name in METHODS}
     cmc: list[dict[str, Any]] = []
     pairs: list[dict[str, Any]] = []
@@ -293,7 +300,12 @@ def evaluate(experiment: Experiment, methods: Mapping[str, Distances], seed: int
         | ({"camera_pairs_left_out": left_out[search.name]} if left_out[search.name] else {})
         for search in experiment.searches
     }
-    return Results(figures, cmc, pairs, queries)
+    found = {
+        search.name: open_set(search, experiment.labels, methods["trained"], seed)
+        for search in experiment.searches
+    }
+    figures["open_set"] = {direction: of.figures for direction, of in found.items()}
+    return Results(figures, cmc, pairs, queries, found)
 
 
 def counts_of(
@@ -389,12 +401,26 @@ def maps_of_people(model: CSDN, dataset: Dataset, params: Params, data: Path) ->
 
 
 def write_results(
-    results: Results, features: Mapping[str, np.ndarray], people: PeopleMaps, out: Path
+    results: Results,
+    features: Mapping[str, np.ndarray],
+    people: PeopleMaps,
+    stamp: tuple[str, bool],
+    out: Path,
 ) -> None:
-    """Write the folder `evaluation/` atomically."""
+    """Write the folder `evaluation/` atomically.
+
+    stamp: of the trained features, SHA-256 of the model's weights and whether they have flip TTA.
+    """
     with atomic_folder(out) as folder:
         write_csv(folder / "cmc.csv", results.cmc)
         write_csv(folder / "camera_pairs.csv", results.camera_pairs, PAIR_COLUMNS)
+        write_csv(
+            folder / "open_set.csv",
+            [row for of in results.open_set.values() for row in of.curve],
+            CURVE_COLUMNS,
+        )
+        thresholds = {name: of.thresholds for name, of in results.open_set.items() if of.thresholds}
+        write_thresholds(folder / "thresholds.json", *stamp, thresholds)
         pq.write_table(pa.Table.from_pylist(results.queries, QUERIES_SCHEMA), folder / "queries.parquet")
         halves = {name: torch.from_numpy(features[name]).half() for name in ("trained", "clip")}
         (folder / "features.safetensors").write_bytes(serialize(halves))

@@ -298,6 +298,8 @@ def _busiest(people: Sequence[np.ndarray], least: int, most: int) -> np.ndarray:
 
 # The mean of several models: RegDB's ten trials are ten models, and the published figure is their mean.
 
+NO_METHODS = ("counts", "open_set")  # of metrics/evaluation.json; thresholds of two models have no mean
+
 
 def average(models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Mean and deviation over models of each figure's mean; a model is a content of metrics/evaluation.json.
@@ -317,7 +319,7 @@ def average(models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             for direction, figures in directions.items()
         }
         for method, directions in models[0].items()
-        if method != "counts"
+        if method not in NO_METHODS
     }
     counts = {name: {**count, "models": len(models)} for name, count in models[0]["counts"].items()}
     return {**methods, "counts": counts}
@@ -332,7 +334,7 @@ def shape(model: Mapping[str, Any]) -> Any:
     figures = {
         (method, direction): sorted(found)
         for method, directions in model.items()
-        if method != "counts"
+        if method not in NO_METHODS
         for direction, found in directions.items()
     }
     return figures, counts

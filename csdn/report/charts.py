@@ -216,6 +216,26 @@ def cmc_charts(rows: Sequence[Mapping[str, str]]) -> list[Chart]:
     return charts
 
 
+def open_set_charts(rows: Sequence[Mapping[str, str]]) -> list[Chart]:
+    """Of evaluation/open_set.csv: FNIR by FPIR with its interval, a chart for each direction."""
+    charts = []
+    for direction in dict.fromkeys(row["direction"] for row in rows):
+        names = ("fpir", "fnir", "low", "high")
+        of = [[float(row[name]) for name in names] for row in rows if row["direction"] == direction]
+        fpir, fnir, low, high = np.transpose(of)
+        line = Series("FNIR", "trained", "-", fpir, fnir)
+        title = direction_name(direction)
+        chart = line_chart(f"open_set_{direction}", title, [line], "FPIR, %", "FNIR, %", WIDE)
+        (plot,) = chart.figure.axes
+        plot.fill_between(fpir, low, high, color=COLOURS["trained"], alpha=0.18, linewidth=0)
+        ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if tick >= fpir[0]]
+        plot.set(xscale="log", xlim=(fpir[0], 100), ylim=(0, 101))
+        plot.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        plot.minorticks_off()
+        charts.append(chart)
+    return charts
+
+
 LogRows = Sequence[Mapping[str, str]]  # of a log.csv
 
 POINTS = 400  # at most in a line: more would be narrower than a pixel

@@ -35,6 +35,7 @@ from csdn.report.charts import (
     distance_charts,
     loss_charts,
     naming_charts,
+    open_set_charts,
     plane_charts,
     write_charts,
     write_png,
@@ -94,6 +95,7 @@ class ReportInputs:
     evaluation: Mapping[str, Any]  # metrics/evaluation.json
     cmc: list[dict[str, str]]
     camera_pairs: list[dict[str, str]]
+    open_set: list[dict[str, str]]
     queries: list[dict[str, Any]]
     features: Mapping[str, np.ndarray]
     text_map_images: list[dict[str, str]]
@@ -125,6 +127,7 @@ def read_inputs(root: Path, shards: Place) -> ReportInputs:
             evaluation=_json(metrics / "evaluation.json"),
             cmc=read_csv(evaluation / "cmc.csv"),
             camera_pairs=read_csv(evaluation / "camera_pairs.csv"),
+            open_set=read_csv(evaluation / "open_set.csv"),
             queries=pq.read_table(evaluation / "queries.parquet").to_pylist(),
             features=load_tensors((evaluation / "features.safetensors").read_bytes()),
             text_map_images=read_csv(evaluation / "text_maps.csv"),
@@ -155,6 +158,7 @@ def context(params: Params, inputs: ReportInputs, figures: Path) -> dict[str, An
     return {
         **_head(params, inputs),
         **_retrieval(params, inputs, figures),
+        **_open_set(inputs, figures),
         **_features(inputs, figures),
         **_training(inputs, figures),
         "ablation": tables.ablation_shown(inputs.ablation, params, inputs.data_md5),
@@ -187,6 +191,14 @@ def _retrieval(params: Params, inputs: ReportInputs, figures: Path) -> dict[str,
         "grids": [(grid, write_png(camera_pairs_chart(grid), figures)) for grid in grids],
         "roomy": all(grid.roomy for grid in grids),
         "pairs_left_out": wording.pairs_left_out(inputs.evaluation),
+    }
+
+
+def _open_set(inputs: ReportInputs, figures: Path) -> dict[str, Any]:
+    return {
+        "fnir": write_charts(open_set_charts(inputs.open_set), figures),
+        "open_set": tables.open_set_rows(inputs.evaluation),
+        "open_set_words": wording.open_set(inputs.evaluation),
     }
 
 

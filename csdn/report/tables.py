@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from csdn.data.outputs import in_words
-from csdn.evaluation.headline import METHODS
+from csdn.evaluation.headline import METHODS, OPEN_SET_FPIRS
 from csdn.params import Params, leaves
 from csdn.report.wording import (
     METHOD_NAMES,
@@ -30,6 +30,7 @@ from csdn.report.wording import (
     comparison,
     deviation,
     direction_name,
+    interval,
     percent,
     with_spread,
 )
@@ -105,6 +106,22 @@ def bars(figures: Figures, direction: str, figure: str) -> dict[str, Any]:
             }
         )
     return {"figure": FIGURE_NAMES[figure], "end": percent(end, 0), "rows": rows}
+
+
+def open_set_rows(figures: Figures) -> list[dict[str, str]]:
+    """A row for each direction and FPIR: the rates in percent with their intervals, as texts."""
+    return [
+        {
+            "direction": direction_name(direction),
+            "fpir": percent(100 * fpir, 0),
+            "measured": interval(of[name]["fpir"]),
+            "dir": interval(of[name]["dir"]),
+            "gallery": f"{of['gallery_people']} people, {of['gallery_images']} images",
+        }
+        for direction, of in figures["open_set"].items()
+        for name, fpir in OPEN_SET_FPIRS.items()
+        if name in of
+    ]
 
 
 # The searches between two cameras alone, as a grid of camera pairs (a heat map).

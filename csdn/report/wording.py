@@ -9,6 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from csdn.data.catalog import MODALITIES
+from csdn.evaluation.headline import OPEN_SET_FPIRS, people_needed
 from csdn.runtime.sanitize import escape_control_chars
 
 Figures = Mapping[str, Any]  # metrics/evaluation.json
@@ -137,6 +138,32 @@ def sampling(figures: Figures) -> list[str]:
                 f"{direction_name(direction)}: as estimates for all {every} queries, the trained model's "
                 f"figures have a standard error of {rank1} of rank-1 and {mean_ap} of mAP."
             )
+    return said
+
+
+def interval(figure: Mapping[str, float]) -> str:
+    """A figure with the ends of its interval: "5.9 % (3.3 to 10.0)"."""
+    return f"{percent(figure['value'])} ({figure['low']:.1f} to {figure['high']:.1f})"
+
+
+def open_set(figures: Figures) -> list[str]:
+    """For each direction the DIR at the lowest FPIR of the table, and which FPIR has too few people."""
+    said = []
+    for direction, of in figures["open_set"].items():
+        known = [name for name in OPEN_SET_FPIRS if name in of]
+        name = direction_name(direction)
+        if known:
+            fpir = percent(100 * OPEN_SET_FPIRS[known[0]], 0)
+            said.append(
+                f"{name}: with the threshold for an FPIR of {fpir}, {interval(of[known[0]]['dir'])} of the "
+                "searches for a person in the gallery have that person at rank 1 and above the threshold."
+            )
+        said += [
+            f"{name}: no figure at an FPIR of {percent(100 * fpir, 0)}, which takes {people_needed(fpir)} "
+            f"test people; there are {of['people']}."
+            for key, fpir in OPEN_SET_FPIRS.items()
+            if key not in of
+        ]
     return said
 
 

@@ -67,7 +67,7 @@ def test_experiments_are_compared_by_figures_and_by_what_was_changed(folder):
 
 
 def test_plots_show_both_revisions_of_everything(plots):
-    assert list(plots) == ["Stage 1, loss", "Stage 2, losses", "CMC", "Camera pairs"]
+    assert list(plots) == ["Stage 1, loss", "Stage 2, losses", "CMC", "Open set", "Camera pairs"]
     for title, drawn in plots.items():
         assert {row["rev"] for row in drawn["data"]["values"]} == {"main", "short"}, title
 

@@ -16,6 +16,8 @@ from csdn.runtime.errors import UserError
 
 DIRECTIONS = ("infrared_to_visible", "visible_to_infrared")
 COUNTS = {"queries": 52, "valid_queries": 50, "gallery": 26, "people": 13, "excluded_pairs": 0, "trials": 10}
+OPEN_SET = {"people": 13, "gallery_people": 12, "gallery_images": 48, "least_fpir": 23.076923}
+DIR = {"value": 5.94, "low": 3.25, "high": 9.97}
 
 
 def figures(mean=23.087, std=1.254):
@@ -25,6 +27,10 @@ def figures(mean=23.087, std=1.254):
     return {
         **dict.fromkeys(("trained", "clip", "hog", "chance"), of_method),
         "counts": dict.fromkeys(DIRECTIONS, COUNTS),
+        "open_set": {
+            "infrared_to_visible": OPEN_SET | {"fpir_10": {"dir": DIR, "fpir": DIR}},
+            "visible_to_infrared": OPEN_SET,
+        },
     }
 
 
@@ -48,6 +54,8 @@ def test_it_shows_the_figures_of_model_clip_and_chance_the_times_and_the_report(
         "chance",
     ] * 2
     assert "2 of 52 queries have no match" in " ".join(text.split())
+    assert "infrared to visible: DIR 5.9 % (3.2 to 10.0) at FPIR 10 %\n" in text
+    assert "visible to infrared: no DIR at FPIR 10 %, it takes 30 test people\n" in text
     assert "Took: ingest 1.2 s, embedding 1:13" in text
     assert text.splitlines()[-2:] == [
         "The report: report/index.html",

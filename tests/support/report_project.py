@@ -19,6 +19,7 @@ from csdn.params import load_params
 
 PARAMS = load_params(Path(__file__).parents[2] / "params.yaml")
 HOSTILE = "<script>alert(1)</script>"
+STAMP = ("0" * 64, False)  # of the drawn features: no model made them
 TERMS = "total,id_gem,id_pool,triplet_gem,triplet_pool,msel_gem,msel_pool,hse_visible,hse_infrared"
 CAMERAS = {modality: (f"<b>{modality}</b>",) for modality in ("visible", "infrared")}
 
@@ -62,7 +63,7 @@ def write_evaluation(root: Path) -> None:
     }
     methods = {name: FeatureDistances(found) for name, found in features.items()}
     results = evaluate(experiment, methods, seed=0)
-    write_results(results, features, drawn_maps(dataset), root / "evaluation")
+    write_results(results, features, drawn_maps(dataset), STAMP, root / "evaluation")
     write(root / "metrics" / "evaluation.json", json.dumps(results.figures).encode())
 
 

@@ -1,0 +1,188 @@
+"""Filling a gallery: its images are read, embedded and added part by part; and its index."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from csdn.data.catalog import MODALITIES
+from csdn.data.images import BadImage
+from csdn.search.embedder import Embedder, read_batches
+from csdn.search.gallery import ROWS, Gallery, IndexEntry
+from csdn.search.images import GalleryImage, Grey16Ranges, picture_of
+from csdn.search.index import TRAINED_ON, build_index, clusters_of
+from csdn.search.search import EXACT_UP_TO, Searcher
+
+if TYPE_CHECKING:
+    import faiss
+
+SECONDS = 60  # of work that a killed run loses at most
+RECALL_QUERIES = 200
+_NEW_ROWS = pa.schema([field for field in ROWS if field.name != "id"])
+
+Report = Callable[[int, int], None]  # done, total
+Read = tuple[np.ndarray, bytes] | str  # picture and SHA-256, or why the image is refused
+
+
+def add_images(
+    gallery: Gallery,
+    images: Sequence[GalleryImage],
+    embedder: Embedder,
+    grey16: Grey16Ranges,
+    report: Report = lambda done, total: None,
+) -> list[tuple[str, str]]:
+    """Embed the images that the gallery does not have yet, and add them; bad ones: (source, reason).
+
+    The gallery has an image if its source, size and labels are the same. A run that was killed goes on where
+    its last part ended. Memory holds one part.
+    """
+    new = _new_images(gallery, images)
+    done, started = len(images) - len(new), time.monotonic()
+    refused, batches = [], list[tuple[np.ndarray, pa.Table]]()
+    for some, features, rows in _embedded(new, embedder, grey16, refused):
+        done += some
+        report(done, len(images))
+        if len(rows):
+            batches.append((features, rows))
+        waiting = sum(len(rows) for _, rows in batches)
+        if waiting >= gallery.part_images or (waiting and time.monotonic() - started > SECONDS):
+            _flush(gallery, batches)
+            started = time.monotonic()
+    _flush(gallery, batches)
+    return refused
+
+
+def _new_images(gallery: Gallery, images: Sequence[GalleryImage]) -> list[GalleryImage]:
+    """The images that the gallery does not have, visible ones first."""
+    wanted = _listed(images).append_column("n", pa.array(np.arange(len(images))))
+    if len(gallery):
+        known = pa.table({name: gallery.column(name) for name in _SAME})
+        wanted = wanted.join(_without_nulls(known), keys=list(_SAME), join_type="left anti")
+    chosen = (images[n] for n in sorted(wanted["n"].to_pylist()))
+    return sorted(chosen, key=lambda image: MODALITIES.index(image.modality))
+
+
+_SAME = ("source", "person", "camera", "modality", "time", "size")
+
+
+def _listed(images: Sequence[GalleryImage]) -> pa.Table:
+    columns = {name: [getattr(image, name) for image in images] for name in _SAME}
+    schema = pa.schema([ROWS.field(name) for name in _SAME])
+    return _without_nulls(pa.table(columns, schema))
+
+
+def _without_nulls(table: pa.Table) -> pa.Table:
+    """Times as whole numbers, since a missing time equals no other in a join."""
+    times = table["time"].cast(pa.int64()).fill_null(np.iinfo(np.int64).min)
+    return table.set_column(table.schema.get_field_index("time"), "time", times)
+
+
+def _embedded(
+    images: Sequence[GalleryImage],
+    embedder: Embedder,
+    grey16: Grey16Ranges,
+    refused: list[tuple[str, str]],
+) -> Iterator[tuple[int, np.ndarray, pa.Table]]:
+    """Images read, features [n, D] and rows of one batch after another; bad images join `refused`."""
+    for modality in MODALITIES:
+        own = [image for image in images if image.modality == modality]
+        for batch, read in read_batches(own, partial(_read, embedder=embedder, grey16=grey16)):
+            good = [pair for pair in zip(batch, read, strict=True) if not isinstance(pair[1], str)]
+            refused += [
+                (image.source, why) for image, why in zip(batch, read, strict=True) if type(why) is str
+            ]
+            pictures = [picture for _, (picture, _) in good]
+            features = embedder.embed(np.stack(pictures), modality) if good else np.empty((0, 0))
+            yield len(batch), features, rows_of([image for image, _ in good], [sha for _, (_, sha) in good])
+
+
+def _read(image: GalleryImage, embedder: Embedder, grey16: Grey16Ranges) -> Read:
+    try:
+        data = image.read()
+        picture = picture_of(data, image.source, image.camera, embedder, grey16)
+    except BadImage as error:
+        return error.reason
+    return picture, hashlib.sha256(data).digest()
+
+
+def rows_of(images: Sequence[GalleryImage], hashes: Sequence[bytes]) -> pa.Table:
+    """The images as rows of a gallery, without ids."""
+    columns = {name: [getattr(image, name) for image in images] for name in _SAME} | {"sha256": list(hashes)}
+    return pa.table(columns, _NEW_ROWS)
+
+
+def _flush(gallery: Gallery, batches: list[tuple[np.ndarray, pa.Table]]) -> None:
+    """Add the batches to the gallery, and forget them."""
+    if batches:
+        gallery.add(np.concatenate([f for f, _ in batches]), pa.concat_tables([rows for _, rows in batches]))
+        batches.clear()
+
+
+def images_of(gallery: Gallery) -> list[GalleryImage]:
+    """The gallery's own images, to be embedded again by another model."""
+    images = []
+    for part in gallery.parts:
+        for row in part.rows.to_pylist():
+            at = row["time"] and int(row["time"].timestamp())
+            facts = (row[name] for name in ("source", "person", "camera", "modality"))
+            images.append(GalleryImage(*facts, at, row["size"], partial(gallery.read_image, row["source"])))
+    return images
+
+
+# The index.
+
+
+def wants_index(gallery: Gallery) -> bool:
+    """Whether more images are outside the gallery's index than are searched exactly in passing."""
+    entry = gallery.manifest.index
+    covered = entry.images if entry else 0
+    return len(gallery) - covered > EXACT_UP_TO
+
+
+def make_index(gallery: Gallery, report: Report = lambda done, total: None) -> IndexEntry:
+    """Build the index over all images of the gallery, measure its recall, and put it in force.
+
+    Its recall is the share of the ten nearest images that it finds, with images of the gallery as queries,
+    each without itself.
+    """
+    searcher, draws = Searcher(gallery), np.random.default_rng(0)
+    size = min(len(gallery), TRAINED_ON * clusters_of(len(gallery)))
+    sample = searcher.features(np.sort(draws.choice(len(gallery), size, replace=False)))
+    blocks = _reported(searcher, len(gallery), report)
+    index = build_index(blocks, searcher.ids, gallery.manifest.dimension, sample)
+    queries = draws.choice(len(gallery), min(RECALL_QUERIES, len(gallery)), replace=False)
+    parts = " ".join(part.name for part in searcher.parts)
+    name = hashlib.sha256(parts.encode()).hexdigest()[:16]
+    entry = IndexEntry(
+        name=name,
+        last=int(searcher.ids[-1]),
+        images=len(gallery),
+        recall=recall(searcher, index, queries),
+        queries=len(queries),
+    )
+    gallery.set_index(entry, index, searcher.ids)
+    return entry
+
+
+def _reported(searcher: Searcher, count: int, report: Report) -> Iterator[np.ndarray]:
+    for positions, block in searcher.blocks(np.ones(count, bool)):
+        yield block.numpy()
+        report(int(positions[-1]) + 1, count)
+
+
+def recall(searcher: Searcher, index: faiss.Index, queries: np.ndarray, at: int = 10) -> float:
+    """The share of the `at` nearest images of each query (a position of the gallery) that the index finds."""
+    features = searcher.features(queries)
+    _, exact = searcher.nearest(features, at + 1, exact=True)
+    _, found = searcher.through(index, features, at + 1)
+    shares = []
+    for query, wanted, got in zip(queries, exact, found, strict=True):
+        others = [n for n in wanted if n != query][:at]
+        shares.append(np.isin(others, got).mean())
+    return float(np.mean(shares))

@@ -1,0 +1,259 @@
+"""Search: the people and images of a gallery that are most similar to queries.
+
+Up to EXACT_UP_TO images the features are compared one by one, in blocks read from the disk. Beyond, an index
+(csdn.search.index) proposes candidates, which are then scored exactly. Filters decide before anything is
+ranked. Equal scores are ranked in the order of the gallery.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from csdn.data.labels import canonical_label
+from csdn.search.gallery import Gallery
+from csdn.search.index import candidates, read_index
+
+if TYPE_CHECKING:
+    import faiss
+
+EXACT_UP_TO = 200_000  # images that are searched without an index
+CANDIDATES = 500  # of the index for each query, at least
+SHOWN = 3  # images of a person in a result
+_BLOCK_BYTES = 32 * 2**20  # of the features that are compared at a time, as float32
+_QUERIES = 1024  # that are compared at a time
+NOBODY = 0  # in `Searcher.people`
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which images of the gallery are searched; cameras and people by canonical label, times in seconds."""
+
+    modality: str | None = None
+    cameras: Sequence[str] = ()
+    since: int | None = None
+    until: int | None = None
+
+    def mask(self, gallery: Gallery) -> np.ndarray:
+        """bool [images]; an image without a time passes no filter by time."""
+        kept = pa.chunked_array([pa.array(np.ones(len(gallery), bool))])
+        if self.modality:
+            kept = pc.and_(kept, pc.equal(gallery.column("modality"), self.modality))
+        if self.cameras:
+            names = pa.array([canonical_label(name) for name in self.cameras])
+            kept = pc.and_(kept, pc.is_in(gallery.column("camera"), names))
+        times = gallery.column("time")
+        for bound, compare in ((self.since, pc.greater_equal), (self.until, pc.less)):
+            if bound is not None:
+                inside = compare(times, pa.scalar(bound, pa.timestamp("s", "UTC")))
+                kept = pc.and_(kept, pc.fill_null(inside, False))
+        return kept.to_numpy()
+
+
+@dataclass(frozen=True)
+class ImageMatch:
+    """An image of the gallery: its score (cosine, -1..1) and its facts."""
+
+    score: float
+    source: str
+    person: str
+    camera: str
+    modality: str
+    time: str | None  # ISO 8601
+
+
+@dataclass(frozen=True)
+class PersonMatch:
+    """A person of the gallery, "" for an image that nobody has labelled; the best images come first."""
+
+    person: str
+    score: float
+    images: list[ImageMatch] = field(default_factory=list)
+
+
+class Searcher:
+    """Searches of a gallery as it is now. Threads may share it."""
+
+    def __init__(self, gallery: Gallery) -> None:
+        self.gallery = gallery
+        self.parts, self.index_entry = list(gallery.parts), gallery.manifest.index
+        self.starts = np.cumsum([0, *map(len, self.parts)])
+        self.ids = gallery.column("id").to_numpy()
+        self.people = _people(gallery)
+
+    def search(
+        self, queries: np.ndarray, top: int = 10, filters: Filters | None = None, exact: bool = False
+    ) -> list[list[PersonMatch]]:
+        """The `top` most similar people for each query, features float32 [q, D] of unit length.
+
+        exact: without the index, whatever the size of the gallery.
+        """
+        mask = (filters or Filters()).mask(self.gallery)
+        count = min(4 * top, int(mask.sum()))
+        while True:
+            scores, positions = self.nearest(queries, count, mask, exact)
+            found = [self._grouped(*pair, top) for pair in zip(scores, positions, strict=True)]
+            if count >= mask.sum() or all(len(people) == top for people in found):
+                return found
+            count = min(4 * count, int(mask.sum()))
+
+    def nearest(
+        self, queries: np.ndarray, count: int, mask: np.ndarray | None = None, exact: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Scores float32 and positions int64 [q, count] of the most similar images; position -1: none."""
+        mask = np.ones(len(self.ids), bool) if mask is None else mask
+        queries = np.ascontiguousarray(queries, np.float32)
+        entry = self.index_entry
+        if exact or entry is None or mask.sum() <= EXACT_UP_TO:
+            return self._exact(queries, count, mask)
+        covered = self.ids <= entry.last
+        best = Best(len(queries), count)
+        best.merge(*self._exact(queries, count, mask & ~covered))
+        allowed = None if mask.all() else self.ids[mask & covered]
+        best.merge(*self.through(self.index, queries, count, allowed))
+        return best.scores, best.positions
+
+    def through(
+        self, index: faiss.Index, queries: np.ndarray, count: int, allowed: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`nearest` among the candidates of an index; allowed: ids of the images to search, None: all."""
+        _, ids = candidates(index, queries, max(CANDIDATES, 4 * count), allowed)
+        best = Best(len(queries), count)
+        best.merge(*self._scored(queries, ids))
+        return best.scores, best.positions
+
+    def images_of(self, mask: np.ndarray) -> int:
+        """How many people a search among these images may confuse: labelled people, and other images."""
+        people = self.people[mask]
+        unlabelled = int(np.count_nonzero(people == NOBODY))
+        return len(np.unique(people)) - bool(unlabelled) + unlabelled
+
+    # ---- exact comparison
+
+    def _exact(self, queries: np.ndarray, count: int, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        best = [Best(len(queries[start:][:_QUERIES]), count) for start in range(0, len(queries), _QUERIES)]
+        for positions, block in self.blocks(mask):
+            for number, part in enumerate(best):
+                some = torch.from_numpy(queries[number * _QUERIES :][:_QUERIES])
+                part.merge_block(some @ block.T, positions)
+        if not best:
+            return np.empty((0, count), np.float32), np.empty((0, count), np.int64)
+        return np.concatenate([b.scores for b in best]), np.concatenate([b.positions for b in best])
+
+    def blocks(self, mask: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        """Positions [n], ascending, and float32 features [n, D] of the images in the mask."""
+        step = max(1, _BLOCK_BYTES // (4 * self.gallery.manifest.dimension))
+        for part, start in zip(self.parts, self.starts, strict=False):
+            rows = np.flatnonzero(mask[start : start + len(part)])
+            whole = len(rows) == len(part)
+            for first in range(0, len(rows), step):
+                some = rows[first : first + step]
+                features = part.features[first : first + step] if whole else part.features[some]
+                yield start + some, torch.from_numpy(features).float()
+
+    # ---- candidates of the index
+
+    @cached_property
+    def index(self) -> faiss.Index:
+        """The index in memory."""
+        return read_index(self.gallery.index_path(self.index_entry))
+
+    def _scored(self, queries: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Exact scores and positions [q, n] of candidates by id; -infinity, -1 where an image is gone."""
+        positions = np.searchsorted(self.ids, ids)
+        there = (ids >= 0) & (self.ids[np.minimum(positions, len(self.ids) - 1)] == ids)
+        scores = np.full(ids.shape, -np.inf, np.float32)
+        for query, found, known in zip(range(len(queries)), positions, there, strict=True):
+            scores[query, known] = self.features(found[known]) @ queries[query]
+        return scores, np.where(there, positions, -1)
+
+    def features(self, positions: np.ndarray) -> np.ndarray:
+        """Features float32 [n, D] of the images at these positions."""
+        features = np.empty((len(positions), self.gallery.manifest.dimension), np.float32)
+        part_of = np.searchsorted(self.starts, positions, side="right") - 1
+        for number in np.unique(part_of):
+            own = np.flatnonzero(part_of == number)
+            own = own[np.argsort(positions[own])]  # in the order of the file
+            features[own] = self.parts[number].features[positions[own] - self.starts[number]]
+        return features
+
+    # ---- people
+
+    def _grouped(self, scores: np.ndarray, positions: np.ndarray, top: int) -> list[PersonMatch]:
+        """The first `top` people of a ranking of images, each with their best images."""
+        people: dict[tuple[int, int], PersonMatch] = {}
+        for score, position in zip(scores.tolist(), positions.tolist(), strict=True):
+            if position < 0:
+                break
+            person = int(self.people[position])
+            key = (person, position if person == NOBODY else -1)
+            if key not in people and len(people) == top:
+                continue
+            if key in people and len(people[key].images) == SHOWN:
+                continue
+            match = self._match(score, position)
+            people.setdefault(key, PersonMatch(match.person, score)).images.append(match)
+        return list(people.values())
+
+    def _match(self, score: float, position: int) -> ImageMatch:
+        part = int(np.searchsorted(self.starts, position, side="right")) - 1
+        (row,) = self.parts[part].rows.slice(position - int(self.starts[part]), 1).to_pylist()
+        time = row["time"] and row["time"].isoformat()
+        facts = (row[name] for name in ("source", "person", "camera", "modality"))
+        return ImageMatch(score, *facts, time)
+
+
+class Best:
+    """The best `count` images of each of q queries so far: scores [q, count], and positions, -1: none yet."""
+
+    def __init__(self, queries: int, count: int) -> None:
+        self.scores = np.full((queries, count), -np.inf, np.float32)
+        self.positions = np.full((queries, count), -1)
+
+    def merge_block(self, scores: torch.Tensor, positions: np.ndarray) -> None:
+        """Add the scores [q, n] of images at `positions` [n], which are greater than those before."""
+        if not scores.numel() or not self.scores.shape[1]:
+            return
+        bound = torch.from_numpy(self.scores[:, -1:])
+        if torch.isinf(bound).any():  # not yet full: what is among the block's best is enough
+            kth = torch.topk(scores, min(self.scores.shape[1], scores.shape[1])).values[:, -1:]
+            better = scores >= torch.maximum(kth, bound)
+        else:
+            better = scores > bound
+        query, column = np.divmod(np.flatnonzero(better.numpy()), scores.shape[1])
+        self._merge(query, scores.numpy()[query, column], positions[column])
+
+    def merge(self, scores: np.ndarray, positions: np.ndarray) -> None:
+        """Add images by their scores and positions [q, n]; position -1: none."""
+        query, column = np.nonzero(positions >= 0)
+        self._merge(query, scores[query, column], positions[query, column])
+
+    def _merge(self, query: np.ndarray, scores: np.ndarray, positions: np.ndarray) -> None:
+        if not len(query):
+            return
+        old, column = np.nonzero(self.positions >= 0)
+        query = np.concatenate([old, query])
+        scores = np.concatenate([self.scores[old, column], scores])
+        positions = np.concatenate([self.positions[old, column], positions])
+        order = np.lexsort((positions, -scores, query))
+        query, scores, positions = query[order], scores[order], positions[order]
+        place = np.arange(len(query)) - np.searchsorted(query, query)
+        kept = place < self.scores.shape[1]
+        self.scores[query[kept], place[kept]] = scores[kept]
+        self.positions[query[kept], place[kept]] = positions[kept]
+
+
+def _people(gallery: Gallery) -> np.ndarray:
+    """The number of each image's person, int64 [images]."""
+    names = pc.dictionary_encode(gallery.column("person")).combine_chunks()
+    names = names if isinstance(names, pa.DictionaryArray) else names.chunk(0)
+    labels = np.array(names.dictionary.to_pylist(), dtype=object)
+    numbers = np.cumsum(labels != "") * (labels != "")
+    return numbers[names.indices.to_numpy()] if len(labels) else np.zeros(0, np.int64)

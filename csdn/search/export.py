@@ -32,7 +32,9 @@ from csdn.data.loader import ImageBatches
 from csdn.data.shards import shards_at
 from csdn.evaluation.distances import FeatureDistances
 from csdn.evaluation.open_set import read_thresholds
-from csdn.evaluation.run import evaluate, prepare_from
+from csdn.evaluation.protocols import Search
+from csdn.evaluation.run import Experiment, prepare_from
+from csdn.evaluation.scores import trial_metrics, trial_statistics
 from csdn.model import MODALITIES
 from csdn.params import Params
 from csdn.runtime.errors import UserError
@@ -240,14 +242,16 @@ def map_change(
             for name, of in features.items():
                 of[rows] = run(sessions[modality, name], pictures)
             report(done := done + len(rows), count)
-    figures = {
-        name: evaluate(experiment, {"trained": FeatureDistances(of)}, params.seed).figures["trained"]
-        for name, of in features.items()
-    }
     return {
-        direction: {name: figures[name][direction]["mAP"]["mean"] for name in PRECISIONS}
-        for direction in figures["float32"]
+        search.name: {name: _mean_ap(search, experiment, of) for name, of in features.items()}
+        for search in experiment.searches
     }
+
+
+def _mean_ap(search: Search, experiment: Experiment, features: np.ndarray) -> float | None:
+    """Percent, mean over the trials, as in metrics/evaluation.json; None without a valid query."""
+    trials = trial_metrics(search, experiment.labels, FeatureDistances(features))
+    return trial_statistics(trials)["mAP"]["mean"]
 
 
 # What a user of the files must know.

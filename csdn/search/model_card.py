@@ -20,6 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from csdn.data.catalog import MODALITIES
 from csdn.data.outputs import read_csv
 from csdn.evaluation.bootstrap import bootstrap_people, sums_of_people
+from csdn.evaluation.headline import open_set_lines
 from csdn.ingest.ledger import LEDGER, Status, read_ledger
 from csdn.params import leaves, load_params
 from csdn.runtime.documents import expected_in, read_json
@@ -32,6 +33,7 @@ CARD = "MODEL_CARD.md"
 MODEL = Path("models/embedding")  # the model that a project's metrics and parameters belong to
 WEIGHTS = "model.safetensors"
 THRESHOLDS = Path("evaluation/thresholds.json")
+NETWORK = ("clip", "clip_sha256", "image_size", "stem", "integration", "identities")  # of config.json, shown
 PARAMETERS = ("seed", "data", "model", "prompts", "embedding", "warm_start", "training", "evaluation")
 FIGURES = {"rank1": "rank-1", "rank5": "rank-5", "rank10": "rank-10", "mAP": "mAP", "mINP": "mINP"}
 RATES = (0.1, 0.01)  # false-positive identification rates whose thresholds are shown
@@ -71,33 +73,29 @@ def write_card(root: Path, model: Path, path: Path) -> None:
 
 def _values(root: Path, model_hash: str, network: Mapping[str, Any] | None) -> dict[str, Any]:
     """The template's values, by section; None for a section whose files are missing or of another model."""
-    own = _is(root / MODEL / WEIGHTS, model_hash)
+    weights = root / MODEL / WEIGHTS
+    own = weights.is_file() and file_sha256(weights) == model_hash
     judged = _thresholds_model(root / THRESHOLDS)
     params = load_params(root / "params.yaml") if own else None
-    missing = {
-        "data": "metrics/ingest.json is not there",
-        "figures": "metrics/evaluation.json is not there",
-        "thresholds": f"{THRESHOLDS} is not there",
-    }
-    if judged not in (None, model_hash):
-        missing |= dict.fromkeys(("figures", "thresholds"), "the evaluation is that of another model")
     if not own:
-        missing = dict.fromkeys((*missing, "parameters"), OTHER_MODEL)
+        missing = dict.fromkeys(("data", "evaluation", "parameters"), OTHER_MODEL)
+    else:
+        files = "metrics/evaluation.json or evaluation/ is not there"
+        missing = {
+            "data": "metrics/ingest.json is not there",
+            "evaluation": "the evaluation is that of another model" if judged else files,
+        }
     return {
         "hash": model_hash,
-        "network": network,
+        "network": network and {name: network[name] for name in NETWORK},
         "champion": _champion(root, model_hash),
         "data": _data(root) if own else None,
-        "figures": _figures(root) if own and judged in (None, model_hash) else None,
+        "figures": _figures(root) if own and judged == model_hash else None,
         "thresholds": _thresholds(root / THRESHOLDS) if own and judged == model_hash else None,
         "parameters": _parameters(params) if params else None,
         "weights": _start_weights(network, params),
         "missing": missing,
     }
-
-
-def _is(weights: Path, model_hash: str) -> bool:
-    return weights.is_file() and file_sha256(weights) == model_hash
 
 
 def _champion(root: Path, model_hash: str) -> Any:
@@ -167,8 +165,7 @@ def _figures(root: Path) -> dict[str, Any] | None:
     path = root / "metrics/evaluation.json"
     if not path.is_file():
         return None
-    figures, pairs = read_json(path), root / "evaluation/camera_pairs.csv"
-    rows = read_csv(pairs) if pairs.is_file() else []
+    figures, rows = read_json(path), read_csv(root / "evaluation/camera_pairs.csv")
     intervals = _intervals(root / "evaluation/queries.parquet")
     with expected_in(path, "`dvc repro evaluate` makes it"):
         directions = [
@@ -181,7 +178,8 @@ def _figures(root: Path) -> dict[str, Any] | None:
             for name, counts in figures["counts"].items()
         ]
         trials = max(counts["trials"] for counts in figures["counts"].values())
-    return {"directions": directions, "trials": trials, "intervals": bool(intervals)}
+        open_set = list(open_set_lines(figures))
+    return {"directions": directions, "trials": trials, "open_set": open_set}
 
 
 def _rows(
@@ -208,8 +206,6 @@ def _pair(row: Mapping[str, str]) -> dict[str, str]:
 
 def _intervals(path: Path) -> dict[tuple[str, str], str]:
     """(direction, figure) -> "20.2 (14.5 to 25.9)", in the first gallery, over the people of its queries."""
-    if not path.is_file():
-        return {}
     table = pq.read_table(path, columns=["direction", "person", "first_rank", "ap"]).drop_null()
     found = {}
     for direction in pc.unique(table["direction"]).to_pylist():

@@ -38,9 +38,10 @@ for name, file in ("prompts", "prompts"), ("embedding", "model"):
     write(f"models/{name}/{file}.safetensors", name + made)
     write(f"models/{name}/config.json", "{}")
 images = {"visible": 4, "infrared": 5}
-counts = {"drops": {"held": []}, "people": {"train": 3, "test": 2}, "images": {"train": images, "test": images}}
-cameras = {"visible": {"cam1": 8}, "infrared": {"cam2": 10}}
-write("metrics/ingest.json", json.dumps({**counts, "cameras": cameras}))
+counts = {"drops": {"held": []}, "people": {"train": 3, "test": 2}}
+counts |= {"images": {"train": images, "test": images}}
+counts |= {"cameras": {"visible": {"cam1": 8}, "infrared": {"cam2": 10}}}
+write("metrics/ingest.json", json.dumps(counts))
 write("metrics/headline.json", json.dumps({"vis_to_ir": {"rank1": 50 + len(accepted)}, "test_people": 2}))
 """
 

@@ -14,6 +14,7 @@ from csdn.cli.benchmarks import average_command, benchmark, evaluate_features, i
 from csdn.cli.data import accept, add, demo_images, drops, reject, sync
 from csdn.cli.export import card, export
 from csdn.cli.retraining import fetch_champion_command, gate, history, promote, retrain, rollback
+from csdn.cli.search import gallery_app, search
 from csdn.params import load_params
 from csdn.runtime.errors import UserError, explain_os_error
 from csdn.runtime.process import exit_with_error, reach_loopback_directly
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 DATA, PIPELINE, SETUP = "Camera data", "Stages, one by one (dvc repro runs them all)", "Set-up"
 BENCHMARKS = "Public benchmarks (docs/public-benchmarks.md)"
+USE = "Use of a model (docs/search.md)"
 RETRAINING = "Retraining (docs/gate.md, docs/registry.md)"
 USE = "Use of a model (docs/export.md)"
 STAGES = {
@@ -111,6 +113,7 @@ for group, commands in {
     DATA: (add, sync, drops, accept, reject, demo_images),
     PIPELINE: (*map(stage_command, STAGES), summary),
     BENCHMARKS: (benchmark, mini_dataset, evaluate_features, average_command),
+    USE: (search,),
     RETRAINING: (retrain, gate, history, promote, rollback, fetch_champion_command),
     USE: (export, card),
     SETUP: (preset, fetch_clip, import_published, doctor),
@@ -118,3 +121,4 @@ for group, commands in {
     for function in commands:
         name = function.__name__.removesuffix("_command").replace("_", "-")
         app.command(name, rich_help_panel=group)(function)
+app.add_typer(gallery_app, name="gallery", rich_help_panel=USE)

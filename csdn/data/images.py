@@ -76,6 +76,17 @@ def decode(data: bytes, extension: str, max_pixels: int | None = None) -> np.nda
         return _decode_with_pillow(data, extension)
 
 
+def thumbnail(data: bytes, extension: str, height: int, width: int) -> bytes:
+    """An image file as a JPEG of at most height x width pixels, for pages; raises BadImage."""
+    image = Image.fromarray(decode(data, extension))
+    scale = min(1, height / image.height, width / image.width)
+    if scale < 1:
+        image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85, subsampling=0)
+    return buffer.getvalue()
+
+
 def probe(data: bytes, extension: str, max_pixels: int) -> tuple[int, int]:
     """Check that an image decodes; returns (height, width) as decoded. Raises BadImage.
 

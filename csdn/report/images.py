@@ -14,13 +14,12 @@ from PIL import Image
 
 from csdn.data.batch import ImageReader
 from csdn.data.catalog import Dataset, SampleTable
-from csdn.data.images import EXTENSIONS, decode
+from csdn.data.images import EXTENSIONS, thumbnail
 from csdn.data.shards import Place
 from csdn.report.feature_space import person_names, share_between, unit_rows
 from csdn.report.wording import direction_name, percent
 
 HEIGHT, WIDTH = 144, 288  # pixels; larger images are scaled down to fit
-QUALITY = 85  # of JPEG
 
 
 class Pictures:
@@ -40,18 +39,12 @@ class Pictures:
 
 def data_uri(data: bytes, extension: str) -> Markup:
     """An image file as a JPEG data URI of at most HEIGHT x WIDTH pixels."""
-    image = Image.fromarray(decode(data, extension))
-    scale = min(1, HEIGHT / image.height, WIDTH / image.width)
-    if scale < 1:
-        image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=QUALITY, subsampling=0)
-    return _embedded(buffer, "jpeg")
+    return _embedded(thumbnail(data, extension, HEIGHT, WIDTH), "jpeg")
 
 
-def _embedded(picture: io.BytesIO, kind: str) -> Markup:
+def _embedded(picture: bytes, kind: str) -> Markup:
     """A data URI. It is Markup because the page cuts long texts (csdn.report.wording.shown)."""
-    return Markup(f"data:image/{kind};base64,{base64.b64encode(picture.getvalue()).decode('ascii')}")
+    return Markup(f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}")
 
 
 @dataclass(frozen=True)
@@ -295,7 +288,7 @@ def heat(values: np.ndarray, colour: tuple[int, int, int]) -> Markup:
     pixels[..., 3] = (255 * STRONGEST * np.clip(values, 0, 1)).round()
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
-    return _embedded(buffer, "png")
+    return _embedded(buffer.getvalue(), "png")
 
 
 def map_words(margin: np.ndarray, attention: np.ndarray) -> list[str]:

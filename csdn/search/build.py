@@ -43,15 +43,14 @@ def add_images(
     its last part ended. Memory holds one part.
     """
     new = _new_images(gallery, images)
-    done, started = len(images) - len(new), time.monotonic()
+    known, added, started = len(images) - len(new), 0, time.monotonic()
     refused, batches = [], list[tuple[np.ndarray, pa.Table]]()
-    for some, features, rows in _embedded(new, embedder, grey16, refused):
-        done += some
-        report(done, len(images))
-        if len(rows):
-            batches.append((features, rows))
+    for features, rows in embedded(new, embedder, grey16, refused):
+        added += len(rows)
+        report(known + added + len(refused), len(images))
+        batches.append((features, rows))
         waiting = sum(len(rows) for _, rows in batches)
-        if waiting >= gallery.part_images or (waiting and time.monotonic() - started > SECONDS):
+        if waiting >= gallery.part_images or time.monotonic() - started > SECONDS:
             _flush(gallery, batches)
             started = time.monotonic()
     _flush(gallery, batches)
@@ -83,23 +82,26 @@ def _without_nulls(table: pa.Table) -> pa.Table:
     return table.set_column(table.schema.get_field_index("time"), "time", times)
 
 
-def _embedded(
+def embedded(
     images: Sequence[GalleryImage],
     embedder: Embedder,
     grey16: Grey16Ranges,
     refused: list[tuple[str, str]],
-) -> Iterator[tuple[int, np.ndarray, pa.Table]]:
-    """Images read, features [n, D] and rows of one batch after another; bad images join `refused`."""
+) -> Iterator[tuple[np.ndarray, pa.Table]]:
+    """Features [n, D] and rows of the images, a batch at a time; bad images join `refused` instead."""
     for modality in MODALITIES:
         own = [image for image in images if image.modality == modality]
         for batch, read in read_batches(own, partial(_read, embedder=embedder, grey16=grey16)):
-            good = [pair for pair in zip(batch, read, strict=True) if not isinstance(pair[1], str)]
-            refused += [
-                (image.source, why) for image, why in zip(batch, read, strict=True) if type(why) is str
-            ]
-            pictures = [picture for _, (picture, _) in good]
-            features = embedder.embed(np.stack(pictures), modality) if good else np.empty((0, 0))
-            yield len(batch), features, rows_of([image for image, _ in good], [sha for _, (_, sha) in good])
+            good, pictures, hashes = [], [], []
+            for image, found in zip(batch, read, strict=True):
+                if isinstance(found, str):
+                    refused.append((image.source, found))
+                else:
+                    good.append(image)
+                    pictures.append(found[0])
+                    hashes.append(found[1])
+            if good:
+                yield embedder.embed(np.stack(pictures), modality), rows_of(good, hashes)
 
 
 def _read(image: GalleryImage, embedder: Embedder, grey16: Grey16Ranges) -> Read:

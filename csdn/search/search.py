@@ -129,9 +129,9 @@ class Searcher:
         best.merge(*self._scored(queries, ids))
         return best.scores, best.positions
 
-    def images_of(self, mask: np.ndarray) -> int:
-        """How many people a search among these images may confuse: labelled people, and other images."""
-        people = self.people[mask]
+    def people_among(self, filters: Filters) -> int:
+        """How many people a search may confuse: those with a name, and each image that has none."""
+        people = self.people[filters.mask(self.gallery)]
         unlabelled = int(np.count_nonzero(people == NOBODY))
         return len(np.unique(people)) - bool(unlabelled) + unlabelled
 
@@ -148,15 +148,21 @@ class Searcher:
         return np.concatenate([b.scores for b in best]), np.concatenate([b.positions for b in best])
 
     def blocks(self, mask: np.ndarray) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """Positions [n], ascending, and float32 features [n, D] of the images in the mask."""
-        step = max(1, _BLOCK_BYTES // (4 * self.gallery.manifest.dimension))
+        """Positions [n], ascending, and float32 features [n, D] of the images in the mask.
+
+        The features of one block after another are in the same memory, since getting new memory takes as long
+        as comparing a query with them.
+        """
+        dimension = self.gallery.manifest.dimension
+        step = max(1, _BLOCK_BYTES // (4 * dimension))
+        memory = torch.empty(step, dimension)
         for part, start in zip(self.parts, self.starts, strict=False):
             rows = np.flatnonzero(mask[start : start + len(part)])
             whole = len(rows) == len(part)
             for first in range(0, len(rows), step):
                 some = rows[first : first + step]
                 features = part.features[first : first + step] if whole else part.features[some]
-                yield start + some, torch.from_numpy(features).float()
+                yield start + some, memory[: len(some)].copy_(torch.from_numpy(features))
 
     # ---- candidates of the index
 

@@ -1,0 +1,244 @@
+"""`csdn gallery` and `csdn search` on images in folders: what a user sees, and what bad input does."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from make_images import huge_png
+from PIL import Image
+from search_models import save_small_model
+from typer.testing import CliRunner
+
+from csdn.cli.main import app
+from csdn.evaluation.open_set import DirectionThresholds, write_thresholds
+from csdn.ingest.ledger import write_ledger
+from csdn.runtime.errors import UserError
+from csdn.search import build
+from csdn.search.embedder import Embedder, hash_of_model
+from csdn.search.gallery import Gallery
+from csdn.search.images import list_images
+
+
+def write_image(path, seed, size=(40, 20)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[0] // 4, size[1] // 4, 3), dtype=np.uint8)
+    Image.fromarray(np.kron(pixels, np.ones((4, 4, 1), np.uint8))).save(path)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A model, and a drop of 6 people by two visible cameras and an infrared one; no params.yaml."""
+    monkeypatch.chdir(tmp_path)
+    save_small_model(tmp_path / "models/embedding")
+    for person in range(6):
+        for number, camera in enumerate(("visible/north", "visible/south", "infrared/night")):
+            write_image(tmp_path / f"drop/{camera}/p{person}/0.png", 10 * person + number)
+    (tmp_path / "drop/_SUCCESS").touch()
+    return tmp_path
+
+
+def run(*arguments):
+    done = CliRunner().invoke(app, list(map(str, arguments)))
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.output
+
+
+def build_gallery(*more):
+    return run("gallery", "build", "--images", "drop", "--out", "g", *more)
+
+
+def search_json(*more):
+    return json.loads(run("search", "--gallery", "g", "--query", "drop/infrared/night/p3", "--json", *more))
+
+
+def test_two_commands_make_a_page_of_matches(project):
+    assert "18 images" in build_gallery()
+    page = project / "matches.html"
+    said = run("search", "--gallery", "g", "--query", "drop/infrared/night", "--html", page, "--top", 3)
+    assert len(re.findall(r"^ +\d+ ", said, re.M)) == 6 * 3
+    html = page.read_text()
+    assert html.count("<section>") == 6
+    assert html.count("data:image/jpeg") >= 6 * 4
+    assert not re.search(r'(?:src|href)="(?!data:)', html)  # nothing is loaded from elsewhere
+    assert "<script" not in html
+
+
+def test_the_answer_in_json_is_a_ranking_by_cosine_of_the_other_modality(project):
+    build_gallery("--dtype", "float32")
+    (answer,) = search_json("--top", 6)
+    embedder = Embedder.open("models/embedding", device="cpu", threads=1)
+    query = embedder.embed_files(["drop/infrared/night/p3/0.png"], "infrared")[0]
+    visible = [image for image in list_images("drop", "visible").images if image.modality == "visible"]
+    scores = embedder.embed_files([image.source for image in visible], "visible") @ query
+    best = {}
+    for image, score in zip(visible, scores, strict=True):
+        best[image.person] = max(best.get(image.person, -1), float(score))
+    expected = sorted(best.items(), key=lambda pair: -pair[1])
+    assert [person["person"] for person in answer["people"]] == [person for person, _ in expected]
+    np.testing.assert_allclose([p["score"] for p in answer["people"]], [s for _, s in expected], atol=1e-5)
+    assert answer["match"] is None and "thresholds.json" in answer["verdict"]
+    assert {image["modality"] for person in answer["people"] for image in person["images"]} == {"visible"}
+
+
+def test_a_camera_is_chosen_before_the_ranking_and_both_modalities_can_be_searched(project):
+    build_gallery()
+    (answer,) = search_json("--camera", "South", "--top", 9)
+    assert {i["camera"] for p in answer["people"] for i in p["images"]} == {"south"}
+    (answer,) = search_json("--among", "both", "--top", 1)
+    assert answer["people"][0]["person"] == "p3"  # the query's own image is in the gallery
+    assert answer["people"][0]["score"] == pytest.approx(1, abs=1e-3)
+    assert search_json("--camera", "west")[0]["verdict"] == "no image of the gallery passes the filters"
+
+
+@pytest.mark.parametrize(("threshold", "match"), [(-0.9, True), (1.1, False)])
+def test_the_threshold_of_the_model_decides_whether_there_is_a_match(project, threshold, match):
+    build_gallery()
+    limits = DirectionThresholds(
+        people=40, gallery_people=6, gallery_images=12, thresholds=[threshold], fpir=[3 / 40]
+    )
+    (project / "evaluation").mkdir()
+    model = hash_of_model("models/embedding")
+    write_thresholds(project / "evaluation/thresholds.json", model, True, {"infrared_to_visible": limits})
+    (answer,) = search_json()
+    assert answer["match"] is match
+    said = run("search", "--gallery", "g", "--query", "drop/infrared/night/p3/0.png")
+    assert ("no match above the threshold (FPIR 10 %" in said) is not match
+    (answer,) = search_json("--fpir", "0.001")
+    assert answer["match"] is None and "FPIR" in answer["verdict"]  # 40 people do not support it
+
+
+def test_building_again_embeds_only_what_is_new(project, monkeypatch):
+    build_gallery()
+    write_image(project / "drop/visible/north/p6/0.png", 99)
+    embedded = []
+    prepare = Embedder.prepare
+    monkeypatch.setattr(Embedder, "prepare", lambda self, *a: embedded.append(a) or prepare(self, *a))
+    assert "19 images, 1 more" in run("gallery", "add", "g", "--images", "drop")
+    assert len(embedded) == 1
+
+
+def test_a_killed_build_goes_on_where_its_last_part_ended(project, monkeypatch):
+    monkeypatch.setattr(build, "SECONDS", -1)  # a part after each batch
+    rows_of, calls = build.rows_of, []
+
+    def killed(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return rows_of(*arguments)
+
+    monkeypatch.setattr(build, "rows_of", killed)
+    assert CliRunner().invoke(app, ["gallery", "build", "--images", "drop", "--out", "g"]).exit_code != 0
+    assert len(Gallery.open("g")) == 12  # the visible ones
+    monkeypatch.undo()
+    monkeypatch.chdir(project)
+    assert "18 images, 6 more" in build_gallery()
+    whole = Gallery.open("g")
+    shutil.rmtree("g")
+    build_gallery()
+    again = Gallery.open("g")
+    assert again.column("source").to_pylist() == whole.column("source").to_pylist()
+    stored = [np.concatenate([part.features for part in one.parts]) for one in (whole, again)]
+    np.testing.assert_array_equal(*stored)
+
+
+def test_a_new_model_embeds_the_gallery_again_by_the_command_that_the_error_names(project):
+    build_gallery()
+    save_small_model(project / "models/new", seed=1)
+    with pytest.raises(UserError) as refused:
+        run("search", "--gallery", "g", "--query", "drop/infrared/night/p3", "--model", "models/new")
+    command = re.search(r"csdn (gallery build .*)", str(refused.value))[1]
+    assert "18 images" in run(*command.split())
+    out = re.search(r"--out (\S+)", command)[1]
+    assert Gallery.open(out).manifest.model == hash_of_model("models/new")
+    assert Gallery.open(out).column("person").to_pylist() == Gallery.open("g").column("person").to_pylist()
+
+
+def test_a_plain_folder_is_searched_too(project):
+    shutil.copytree("drop/visible", "pictures")
+    assert "12 images" in run("gallery", "build", "--images", "pictures", "--out", "plain")
+    said = run("gallery", "info", "plain")
+    assert "12 images that nobody has labelled" in said and "north, south" in said
+    found = run("search", "--gallery", "plain", "--query", "drop/infrared/night/p3/0.png", "--top", 2)
+    assert found.count("(nobody named)") == 2
+
+
+def test_people_are_removed_by_name(project):
+    build_gallery()
+    assert "3 images removed" in run("gallery", "remove", "g", "--person", "P3")
+    assert "p3" not in Gallery.open("g").column("person").to_pylist()
+
+
+def test_drops_of_the_ledger_fill_a_gallery(project):
+    write_ledger([])
+    run("add", project / "drop")
+    assert "18 images" in run("gallery", "build", "--drops", "all", "--out", "g")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("text.jpg", b"no image", "not a jpg image"),
+        ("empty.png", b"", "empty file"),
+        ("cut.png", None, "truncated|decoded"),
+        ("film.mp4", b"film", "not taken"),
+        ("wide.png", huge_png(60_000), "too large"),
+    ],
+)
+def test_a_bad_image_is_left_out_with_its_reason_and_others_are_taken(project, name, content, reason):
+    path = project / "drop/visible/north/p0" / name
+    if content is None:
+        content = (project / "drop/visible/north/p0/0.png").read_bytes()[:-30]
+    path.write_bytes(content)
+    said = build_gallery()
+    assert "18 images" in said and re.search(reason, said) and name in said
+    with pytest.raises(UserError, match=reason):
+        run("search", "--gallery", "g", "--query", path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--modality", "thermal"), "infrared"),
+        (("--among", "thermal"), "both"),
+        (("--since", "yesterday"), "ISO 8601"),
+        (("--fpir", "10"), "between 0 and 1"),
+        (("--model", "models/none"), "config.json"),
+    ],
+)
+def test_a_wrong_option_is_named_with_what_is_allowed(project, arguments, says):
+    build_gallery()
+    with pytest.raises(UserError, match=says):
+        run("search", "--gallery", "g", "--query", "drop/infrared/night/p3", *arguments)
+
+
+def test_no_gallery_an_empty_gallery_no_images_and_no_model_say_what_to_do(project):
+    with pytest.raises(UserError, match="gallery build"):
+        run("search", "--gallery", "none", "--query", "drop/infrared/night/p3")
+    with pytest.raises(UserError, match="--images"):
+        run("gallery", "build", "--out", "g")
+    Gallery.create("empty", hash_of_model("models/embedding"), 160, "float16", True)
+    with pytest.raises(UserError, match="empty"):
+        run("search", "--gallery", "empty", "--query", "drop/infrared/night/p3")
+    (project / "void").mkdir()
+    with pytest.raises(UserError, match="no image"):
+        run("gallery", "build", "--images", "void", "--out", "g")
+    assert not (project / "g").exists()  # nothing is left behind
+    shutil.rmtree("models")
+    with pytest.raises(UserError, match="dvc repro"):
+        build_gallery()
+
+
+def test_names_from_data_are_escaped_in_the_page_and_in_the_terminal(project):
+    evil = "<img src=x onerror=alert(1)>"
+    write_image(project / f"drop/visible/{evil}/p0\x1b[31m/0.png", 5)
+    build_gallery()
+    said = run(
+        "search", "--gallery", "g", "--query", "drop/infrared/night/p3", "--html", "m.html", "--top", 9
+    )
+    assert "\x1b" not in said
+    html = (project / "m.html").read_text()
+    assert evil not in html and "&lt;img src=x" in html

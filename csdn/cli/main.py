@@ -28,9 +28,8 @@ app = typer.Typer(
 )
 DATA, PIPELINE, SETUP = "Camera data", "Stages, one by one (dvc repro runs them all)", "Set-up"
 BENCHMARKS = "Public benchmarks (docs/public-benchmarks.md)"
-USE = "Use of a model (docs/search.md)"
+USE = "Use of a model (docs/search.md, docs/export.md)"
 RETRAINING = "Retraining (docs/gate.md, docs/registry.md)"
-USE = "Use of a model (docs/export.md)"
 STAGES = {
     "ingest": "Accepted drops of the ledger -> WebDataset shards and index.",
     "prompts": "Stage 1: text tokens of each person and modality, and their integration.",
@@ -113,9 +112,8 @@ for group, commands in {
     DATA: (add, sync, drops, accept, reject, demo_images),
     PIPELINE: (*map(stage_command, STAGES), summary),
     BENCHMARKS: (benchmark, mini_dataset, evaluate_features, average_command),
-    USE: (search,),
+    USE: (search, export, card),
     RETRAINING: (retrain, gate, history, promote, rollback, fetch_champion_command),
-    USE: (export, card),
     SETUP: (preset, fetch_clip, import_published, doctor),
 }.items():
     for function in commands:

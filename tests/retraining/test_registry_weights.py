@@ -163,6 +163,7 @@ def test_back_to_the_version_before(places, monkeypatch):
     assert done.stdout.startswith("version v1 is the champion")
     assert champion(places.clone) == champion(places.clone, "origin/main") == "v1"
     assert files(places.clone / "champion") == ALL
+    assert (places.clone / "MODEL_CARD.md").read_text().startswith("# Model card: CSDN v1\n")
     assert api.show(".")["csdn"]["stage"] == {"champion": "v1.0.0"}
     last = history(places.clone)[-1]
     assert (last.outcome, last.version, last.reason) == ("rolled back", "v1", "cam3 was moved")

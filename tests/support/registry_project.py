@@ -37,7 +37,10 @@ write("data/people.parquet", "people " + made)
 for name, file in ("prompts", "prompts"), ("embedding", "model"):
     write(f"models/{name}/{file}.safetensors", name + made)
     write(f"models/{name}/config.json", "{}")
-counts = {"drops": {"held": []}, "people": {"train": 3}, "images": {"train": {"visible": 4, "infrared": 5}}}
+images = {"visible": 4, "infrared": 5}
+counts = {"drops": {"held": []}, "people": {"train": 3, "test": 2}}
+counts |= {"images": {"train": images, "test": images}}
+counts |= {"cameras": {"visible": {"cam1": 8}, "infrared": {"cam2": 10}}}
 write("metrics/ingest.json", json.dumps(counts))
 write("metrics/headline.json", json.dumps({"vis_to_ir": {"rank1": 50 + len(accepted)}, "test_people": 2}))
 """

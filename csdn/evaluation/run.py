@@ -1,7 +1,8 @@
 """The stage "evaluate": extract features of each test image once, then run the protocol for every method.
 
 Methods: `trained`, and the baselines `clip` (the same CLIP without training), `hog` and `chance`
-(csdn.evaluation.baselines). All get the same queries and galleries. The stage writes:
+(csdn.evaluation.baselines). With evaluation.rerank there is one more, `re-ranked`: `trained` after
+k-reciprocal re-ranking (csdn.evaluation.rerank). All get the same queries and galleries. The stage writes:
 
     metrics/evaluation.json          <method>.<direction>.<figure>.{mean,std}, in percent (0..100) over the
                                      trials; figures rank1, rank5, rank10, rank20, mAP, mINP; and `counts`;
@@ -43,7 +44,7 @@ from csdn.data.outputs import write_csv
 from csdn.data.shards import shards_at
 from csdn.evaluation.baselines import clip_embed, flipped, gradient_histograms
 from csdn.evaluation.distances import Distances, FeatureDistances, RandomDistances
-from csdn.evaluation.headline import METHODS, headline
+from csdn.evaluation.headline import METHODS, RERANKED, headline
 from csdn.evaluation.metrics import summary
 from csdn.evaluation.protocols import (
     Index,
@@ -56,6 +57,7 @@ from csdn.evaluation.protocols import (
     sample_queries,
 )
 from csdn.evaluation.ranking import QueryMetrics
+from csdn.evaluation.rerank import RerankedDistances
 from csdn.evaluation.scores import (
     CameraPairs,
     Labels,
@@ -150,6 +152,8 @@ def run_evaluation(
             features = extract_features(extract, len(experiment.table), state, report)
         _check_finite(features)
         methods = {name: FeatureDistances(features[name], device) for name in METHODS if name in features}
+        if params.evaluation.rerank:
+            methods[RERANKED] = RerankedDistances(features["trained"], device)
         results = evaluate(experiment, methods, params.seed)
         write_results(results, features, maps_of_people(trained.to(device), dataset, params, data), out)
         write_json(metrics, results.figures)
@@ -259,7 +263,7 @@ def untrained(clip: Clip, trained: CSDN) -> CSDN:
 
 def evaluate(experiment: Experiment, methods: Mapping[str, Distances], seed: int) -> Results:
     """Every method, and chance, on every search of the experiment."""
-    figures: dict[str, Any] = {name: {} for name in METHODS}
+    figures: dict[str, Any] = {name: {} for name in (*METHODS, *methods)}
     cmc: list[dict[str, Any]] = []
     pairs: list[dict[str, Any]] = []
     queries: list[dict[str, Any]] = []

@@ -62,7 +62,7 @@ def test_equal_to_the_formulas_of_the_paper(seed, queries, gallery):
 
 
 @pytest.mark.parametrize(
-    ("k1", "k2", "weight"), [(1, 1, 0.0), (2, 6, 0.3), (5, 2, 0.5), (7, 3, 1.0), (10, 4, 0)]
+    ("k1", "k2", "weight"), [(1, 1, 0.0), (2, 6, 0.3), (5, 2, 0.5), (7, 3, 0.2), (9, 3, 1.0), (10, 4, 0)]
 )
 def test_equal_to_the_formulas_for_other_parameters(k1, k2, weight):
     features = people(5, 9, 50)

@@ -7,6 +7,7 @@ k-reciprocal re-ranking (csdn.evaluation.rerank). All get the same queries and g
     metrics/evaluation.json          <method>.<direction>.<figure>.{mean,std}, in percent (0..100) over the
                                      trials; figures rank1, rank5, rank10, rank20, mAP, mINP; and `counts`;
                                      with evaluation.max_queries also `error`, the standard error
+                                     (not of `re-ranked`: its lists depend on the other queries)
     metrics/headline.json            the figures that experiments are compared by
     evaluation/cmc.csv               rank, score (percent), method, direction
     evaluation/camera_pairs.csv      trained: queries, rank1, mAP (percent) by query and gallery camera, of at
@@ -276,7 +277,8 @@ def evaluate(experiment: Experiment, methods: Mapping[str, Distances], seed: int
             found = query_trials(searches, experiment.labels, distances, top=TOP if trained else 0)
             trials = [summary(of) for of in found.trials[0]]
             statistics = trial_statistics(trials)
-            if search.sampled_from:
+            # Re-ranked lists of a sample are not those of all queries, so there is nothing to estimate.
+            if search.sampled_from and name != RERANKED:
                 statistics = with_sampling_error(statistics, search, found.trials[0])
             figures[name][search.name] = statistics
             cmc += cmc_rows(trials, name, search.name)

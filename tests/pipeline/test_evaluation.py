@@ -192,10 +192,11 @@ def test_counts_and_notes_state_the_sample(project):
     experiment = prepare(load_dataset(project.data), "cameras", max_queries=5, seed=1, trials=2)
     features = np.random.default_rng(0).random((len(experiment.table), 4), np.float32)
     methods = dict.fromkeys(("trained", "clip", "hog"), FeatureDistances(features))
-    figures = evaluate(experiment, methods, seed=1).figures
+    figures = evaluate(experiment, methods | {RERANKED: RerankedDistances(features)}, seed=1).figures
     counts = figures["counts"]["infrared_to_visible"]
     assert counts["queries"] == 5 < counts["sampled_from"]
     assert figures["trained"]["infrared_to_visible"]["mAP"]["error"] > 0
+    assert "error" not in figures[RERANKED]["infrared_to_visible"]["mAP"]
     (said,) = [note for note in notes(figures["counts"]) if "5 of" in note and "infrared to visible" in note]
     assert "evaluation.max_queries" in said
     assert "standard error" in sampling(figures)[0]

@@ -231,7 +231,7 @@ def open_set_charts(rows: Sequence[Mapping[str, str]]) -> list[Chart]:
         (plot,) = chart.figure.axes
         plot.fill_between(fpir, low, high, color=COLOURS["trained"], alpha=0.18, linewidth=0)
         ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if tick >= fpir[0]]
-        plot.set(xscale="log", xlim=(fpir[0], 100), ylim=(0, 101))
+        plot.set(xscale="log", xlim=(fpir[0], 110), ylim=(0, 101))
         plot.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         plot.minorticks_off()
         charts.append(chart)

@@ -106,7 +106,13 @@ def test_links_within_the_page_lead_somewhere(page):
 
 def test_page_shows_every_part(page):
     text = Elements(page).text
-    for part in ("What to look at next", "hardest failures", "Easiest confusions", "Camera by camera"):
+    for part in (
+        "What to look at next",
+        "Open set",
+        "hardest failures",
+        "Easiest confusions",
+        "Camera by camera",
+    ):
         assert part in text
     for part in (
         "Distances between",
@@ -126,7 +132,7 @@ def test_page_shows_every_part(page):
 def test_figures_are_in_the_page_with_a_text_alternative_and_pictures_too(project, page):
     folder = project / "report" / "figures"
     names = {path.stem for path in folder.iterdir()}
-    kinds = {"cmc", "loss", "distances", "camera_pairs", "naming", "embedding2d"}
+    kinds = {"cmc", "open_set", "loss", "distances", "camera_pairs", "naming", "embedding2d"}
     assert all(any(name.startswith(kind) for name in names) for kind in kinds)
     linked = set(re.findall(r'href="figures/(\w+)\.png"', page))
     assert linked == names

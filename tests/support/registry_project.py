@@ -14,7 +14,7 @@ from workspace import ROOT, run
 from csdn.ingest.ledger import Drop, Status, read_ledger, write_ledger
 
 DROPS = [Drop(f"{n}" * 64, f"/in/monday-{n}", "cameras") for n in range(1, 8)]
-OUTS = ["models/prompts", "models/embedding", "data/samples.parquet", "data/people.parquet"]
+OUTS = ["models/prompts", "models/embedding", "data/samples.parquet", "data/people.parquet", "evaluation"]
 METRICS = ["metrics/ingest.json", "metrics/headline.json"]
 
 # What stands for the pipeline: its files depend on the ledger, the seed and where training starts.
@@ -37,6 +37,8 @@ write("data/people.parquet", "people " + made)
 for name, file in ("prompts", "prompts"), ("embedding", "model"):
     write(f"models/{name}/{file}.safetensors", name + made)
     write(f"models/{name}/config.json", "{}")
+write("evaluation/thresholds.json", "{}")
+write("evaluation/cmc.csv", "rank")
 images = {"visible": 4, "infrared": 5}
 counts = {"drops": {"held": []}, "people": {"train": 3, "test": 2}}
 counts |= {"images": {"train": images, "test": images}}

@@ -37,7 +37,8 @@ write("data/people.parquet", "people " + made)
 for name, file in ("prompts", "prompts"), ("embedding", "model"):
     write(f"models/{name}/{file}.safetensors", name + made)
     write(f"models/{name}/config.json", "{}")
-write("evaluation/thresholds.json", "{}")
+thresholds = {"format": 1, "model": "0" * 64, "flip_tta": True, "directions": {}}
+write("evaluation/thresholds.json", json.dumps(thresholds))
 write("evaluation/cmc.csv", "rank")
 images = {"visible": 4, "infrared": 5}
 counts = {"drops": {"held": []}, "people": {"train": 3, "test": 2}}

@@ -175,6 +175,7 @@ class EvaluationParams(Section):
     mode: Literal["all", "indoor"] | None = None
     shots: Literal[1, 10] | None = None
     flip_tta: bool
+    rerank: bool
     batch_size: Count
     max_queries: Count | None = None
 

@@ -12,6 +12,7 @@ import typer
 
 from csdn.cli.benchmarks import average_command, benchmark, evaluate_features, import_published, mini_dataset
 from csdn.cli.data import accept, add, demo_images, drops, reject, sync
+from csdn.cli.export import card, export
 from csdn.cli.retraining import fetch_champion_command, gate, history, promote, retrain, rollback
 from csdn.cli.search import gallery_app, search
 from csdn.cli.service import serve
@@ -28,7 +29,7 @@ app = typer.Typer(
 )
 DATA, PIPELINE, SETUP = "Camera data", "Stages, one by one (dvc repro runs them all)", "Set-up"
 BENCHMARKS = "Public benchmarks (docs/public-benchmarks.md)"
-USE = "Use of a model (docs/search.md)"
+USE = "Use of a model (docs/search.md, docs/export.md)"
 RETRAINING = "Retraining (docs/gate.md, docs/registry.md)"
 STAGES = {
     "ingest": "Accepted drops of the ledger -> WebDataset shards and index.",
@@ -112,7 +113,7 @@ for group, commands in {
     DATA: (add, sync, drops, accept, reject, demo_images),
     PIPELINE: (*map(stage_command, STAGES), summary),
     BENCHMARKS: (benchmark, mini_dataset, evaluate_features, average_command),
-    USE: (search, serve),
+    USE: (search, serve, export, card),
     RETRAINING: (retrain, gate, history, promote, rollback, fetch_champion_command),
     SETUP: (preset, fetch_clip, import_published, doctor),
 }.items():

@@ -9,7 +9,8 @@ from typing import Any
 SHOWN = {"rank1": "rank-1", "rank10": "rank-10", "mAP": "mAP", "mINP": "mINP"}
 METHODS = ("trained", "clip", "hog", "chance")
 OPEN_SET_FPIRS = {"fpir_10": 0.10, "fpir_1": 0.01}  # entries of `open_set`, where the people are enough
-SHOWN_METHODS = {"trained": "trained", "clip": "CLIP", "chance": "chance"}
+RERANKED = "re-ranked"  # one more method, with evaluation.rerank: `trained` after csdn.evaluation.rerank
+SHOWN_METHODS = {"trained": "trained", RERANKED: RERANKED, "clip": "CLIP", "chance": "chance"}
 
 
 def headline(figures: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,6 +52,8 @@ def table_lines(figures: Mapping[str, Any], methods: Mapping[str, str] = SHOWN_M
     for direction in figures["counts"]:
         lines.append(f"{direction.replace('_', ' '):20}" + "".join(f"{name:>15}" for name in SHOWN.values()))
         for method, name in methods.items():
+            if method == RERANKED and method not in figures:
+                continue
             cells = [_cell(figures[method][direction][figure]) for figure in SHOWN]
             lines.append(f"  {name:18}" + "".join(f"{cell:>15}" for cell in cells))
     return lines

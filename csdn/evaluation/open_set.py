@@ -38,7 +38,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from csdn.data.rng import generator
-from csdn.evaluation.bootstrap import bootstrap
+from csdn.evaluation.bootstrap import PeopleSums, bootstrap, bootstrap_people
 from csdn.evaluation.distances import FeatureDistances, Rows, Trial
 from csdn.evaluation.headline import OPEN_SET_FPIRS
 from csdn.evaluation.protocols import Search
@@ -179,21 +179,32 @@ def folds_of(scores: SearchScores, first: np.ndarray) -> tuple[Fold, Fold]:
     return Fold(first, person_shares(scores, first)), Fold(~first, person_shares(scores, ~first))
 
 
-def cross_fitted(folds: Sequence[Fold], fpirs: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """DIR, then measured FPIR, at thresholds for wanted `fpirs` [f]: fractions [n, 2 f].
+def cross_fitted_dir(folds: Sequence[Fold], fpirs: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """DIR at the thresholds for wanted `fpirs` [f], which are set anew for each weighting: fractions [n, f].
 
     weights: how often each person counts, float64 [n, p].
     """
-    rates = np.zeros((2, len(weights), len(fpirs)))
-    for set_on, shares in folds:
-        counts = np.maximum(1, weights[:, set_on].sum(axis=1))[:, None]
-        place = threshold_places(weights[:, set_on] @ shares.false_positive[set_on] / counts, fpirs)
-        for number, of in enumerate((shares.identified, shares.false_positive)):
-            rates[number] += np.take_along_axis(weights[:, ~set_on] @ of[~set_on], place, axis=1)
-    counts = weights[:, folds[0].shares.mated].sum(axis=1), weights.sum(axis=1)
-    return np.concatenate(
-        [rate / np.maximum(1, count)[:, None] for rate, count in zip(rates, counts, strict=True)], axis=1
-    )
+    found = np.zeros((len(weights), len(fpirs)))
+    for fold in folds:
+        sums = weights[:, ~fold.set_on] @ fold.shares.identified[~fold.set_on]
+        found += np.take_along_axis(sums, _places(fold, fpirs, weights), axis=1)
+    return found / np.maximum(1, weights[:, folds[0].shares.mated].sum(axis=1))[:, None]
+
+
+def cross_fitted_false_positives(folds: Sequence[Fold], fpirs: np.ndarray) -> np.ndarray:
+    """Of each person, the share of the unmated searches that are false positives at the thresholds [p, f]."""
+    found = np.zeros((len(folds[0].set_on), len(fpirs)))
+    for fold in folds:
+        (places,) = _places(fold, fpirs, np.ones((1, len(fold.set_on))))
+        found[~fold.set_on] = fold.shares.false_positive[~fold.set_on][:, places]
+    return found
+
+
+def _places(fold: Fold, fpirs: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The places [n, f] of the thresholds that a fold's half sets."""
+    of = weights[:, fold.set_on]
+    fpir = of @ fold.shares.false_positive[fold.set_on] / np.maximum(1, of.sum(axis=1))[:, None]
+    return threshold_places(fpir, fpirs)
 
 
 def threshold_places(fpir: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -213,11 +224,16 @@ class OpenSet(NamedTuple):
 
 
 def open_set(search: Search, labels: Labels, distances: FeatureDistances, seed: int) -> OpenSet:
-    """The open-set figures of a search, in percent, with intervals from a bootstrap over its people.
+    """The open-set figures of a search (`open_set_of`)."""
+    return open_set_of(search_scores(search, labels, distances), search.name, seed)
 
-    The intervals cover the choice of the people both of the thresholds and of the searches.
+
+def open_set_of(scores: SearchScores, direction: str, seed: int) -> OpenSet:
+    """The open-set figures of scores, in percent, with intervals from a bootstrap over the people.
+
+    That of a DIR covers the choice of the people by whom thresholds are set and of those who are searched
+    for. That of a measured FPIR is for the thresholds as they were set: where the true FPIR may lie.
     """
-    scores = search_scores(search, labels, distances)
     people = len(np.unique(scores.people))
     figures = {
         "people": people,
@@ -230,20 +246,21 @@ def open_set(search: Search, labels: Labels, distances: FeatureDistances, seed: 
     headline = {name: fpir for name, fpir in OPEN_SET_FPIRS.items() if fpir >= least_fpir(people)}
     fpirs = np.array([*headline.values(), *np.geomspace(least_fpir(people), 1, CURVE_POINTS)])
     folds = folds_of(scores, halves(people, seed))
-    found = bootstrap(
-        lambda weights: cross_fitted(folds, fpirs, weights),
-        people,
-        RESAMPLES,
-        CONFIDENCE,
-        generator(seed, _BOOTSTRAP),
+    draws = generator(seed, _BOOTSTRAP)
+    dirs = bootstrap(
+        lambda weights: cross_fitted_dir(folds, fpirs, weights), people, RESAMPLES, CONFIDENCE, draws
     )
-    dirs, measured = zip(*(np.split(np.round(100 * values, 6), 2) for values in found), strict=True)
-    measured = tuple(np.maximum(values, figures["least_fpir"]) for values in measured)
+    false_positives = PeopleSums(cross_fitted_false_positives(folds, fpirs)[:, None], np.ones((people, 1)))
+    measured = bootstrap_people(false_positives, RESAMPLES, CONFIDENCE, draws)
+    dirs, measured = (
+        [np.maximum(np.round(100 * values, 6), least) for values in found]
+        for found, least in ((dirs, 0), (measured, figures["least_fpir"]))
+    )
     for number, name in enumerate(headline):
         figures[name] = {"dir": _interval(dirs, number), "fpir": _interval(measured, number)}
     curve = [
         {
-            "direction": search.name,
+            "direction": direction,
             "fpir": round(100 * float(fpirs[number]), 6),
             "fnir": round(100 - float(dirs[0][number]), 6),
             "low": round(100 - float(dirs[2][number]), 6),
@@ -255,7 +272,7 @@ def open_set(search: Search, labels: Labels, distances: FeatureDistances, seed: 
     return OpenSet(figures, curve, thresholds_of(scores))
 
 
-def _interval(values: tuple[np.ndarray, ...], number: int) -> dict[str, float]:
+def _interval(values: list[np.ndarray], number: int) -> dict[str, float]:
     return dict(zip(("value", "low", "high"), (float(of[number]) for of in values), strict=True))
 
 
@@ -319,8 +336,11 @@ class Thresholds(_Part):
     def threshold(self, query_modality: str, fpir: float, gallery_people: int) -> float:
         """The threshold for a wanted FPIR (0..1) in a gallery of so many people.
 
-        By the model of independent people (`fpir_at_size`). Raises UserError for an FPIR below what the test
-        people support at that size, and for a modality without thresholds.
+        For a larger gallery than the thresholds were set on, by the model of independent people
+        (`fpir_at_size`), which was measured to err on the safe side there. For a smaller one it errs on the
+        other side, so the threshold stays, and the FPIR is lower than wanted (docs/open-set.md). Raises
+        UserError for an FPIR below what the test people support at that size, and for a modality without
+        thresholds.
         """
         of = self._direction(query_modality)
         if not 0 < fpir < 1 or gallery_people < 1:
@@ -328,12 +348,12 @@ class Thresholds(_Part):
                 f"an FPIR of {100 * fpir:g} % in a gallery of {gallery_people} people: the FPIR must lie "
                 "between 0 and 100 %, and the gallery must have at least one person"
             )
-        needed = fpir_at_size(fpir, gallery_people, of.gallery_people)
+        needed = fpir_at_size(fpir, max(gallery_people, of.gallery_people), of.gallery_people)
         least = least_fpir(of.people)
         if needed < least - 1e-9:
-            here = fpir_at_size(least, of.gallery_people, gallery_people)
+            here = fpir_at_size(least, of.gallery_people, max(gallery_people, of.gallery_people))
             most = math.floor(of.gallery_people * math.log1p(-fpir) / math.log1p(-least))
-            smaller = f", or search galleries of at most {most} people" if most else ""
+            smaller = f", search galleries of at most {most} people" if most >= of.gallery_people else ""
             raise UserError(
                 f"no threshold for an FPIR of {100 * fpir:g} % in a gallery of {gallery_people} people: "
                 f"{of.people} test people in galleries of {of.gallery_people} support no less than "

@@ -1,12 +1,14 @@
 """The stage "evaluate": extract features of each test image once, then run the protocol for every method.
 
 Methods: `trained`, and the baselines `clip` (the same CLIP without training), `hog` and `chance`
-(csdn.evaluation.baselines). All get the same queries and galleries. The stage writes:
+(csdn.evaluation.baselines). With evaluation.rerank there is one more, `re-ranked`: `trained` after
+k-reciprocal re-ranking (csdn.evaluation.rerank). All get the same queries and galleries. The stage writes:
 
     metrics/evaluation.json          <method>.<direction>.<figure>.{mean,std}, in percent (0..100) over the
                                      trials; figures rank1, rank5, rank10, rank20, mAP, mINP; and `counts`;
-                                     with evaluation.max_queries also `error`, the standard error; and
-                                     `open_set` of the trained model (csdn.evaluation.open_set)
+                                     with evaluation.max_queries also `error`, the standard error (not of
+                                     `re-ranked`: its lists depend on the other queries); and `open_set` of
+                                     the trained model (csdn.evaluation.open_set)
     metrics/headline.json            the figures that experiments are compared by
     evaluation/cmc.csv               rank, score (percent), method, direction
     evaluation/camera_pairs.csv      trained: queries, rank1, mAP (percent) by query and gallery camera, of at
@@ -45,8 +47,8 @@ from csdn.data.loader import ImageBatches, test_loader
 from csdn.data.outputs import write_csv
 from csdn.data.shards import shards_at
 from csdn.evaluation.baselines import clip_embed, flipped, gradient_histograms
-from csdn.evaluation.distances import FeatureDistances, RandomDistances
-from csdn.evaluation.headline import METHODS, headline
+from csdn.evaluation.distances import Distances, FeatureDistances, RandomDistances
+from csdn.evaluation.headline import METHODS, RERANKED, headline
 from csdn.evaluation.metrics import summary
 from csdn.evaluation.open_set import CURVE_COLUMNS, OpenSet, open_set, write_thresholds
 from csdn.evaluation.protocols import (
@@ -60,6 +62,7 @@ from csdn.evaluation.protocols import (
     sample_queries,
 )
 from csdn.evaluation.ranking import QueryMetrics
+from csdn.evaluation.rerank import RerankedDistances
 from csdn.evaluation.scores import (
     CameraPairs,
     Labels,
@@ -155,6 +158,8 @@ def run_evaluation(
             features = extract_features(extract, len(experiment.table), state, report)
         _check_finite(features)
         methods = {name: FeatureDistances(features[name], device) for name in METHODS if name in features}
+        if params.evaluation.rerank:
+            methods[RERANKED] = RerankedDistances(features["trained"], device)
         results = evaluate(experiment, methods, params.seed)
         maps = maps_of_people(trained.to(device), dataset, params, data)
         stamp = file_sha256(model / "model.safetensors"), params.evaluation.flip_tta
@@ -264,9 +269,9 @@ def untrained(clip: Clip, trained: CSDN) -> CSDN:
 # Figures, as the rows of the files.
 
 
-def evaluate(experiment: Experiment, methods: Mapping[str, FeatureDistances], seed: int) -> Results:
+def evaluate(experiment: Experiment, methods: Mapping[str, Distances], seed: int) -> Results:
     """Every method, and chance, on every search of the experiment; the trained one also in the open set."""
-    figures: dict[str, Any] = {name: {} for name in METHODS}
+    figures: dict[str, Any] = {name: {} for name in (*METHODS, *methods)}
     cmc: list[dict[str, Any]] = []
     pairs: list[dict[str, Any]] = []
     queries: list[dict[str, Any]] = []
@@ -279,7 +284,8 @@ def evaluate(experiment: Experiment, methods: Mapping[str, FeatureDistances], se
             found = query_trials(searches, experiment.labels, distances, top=TOP if trained else 0)
             trials = [summary(of) for of in found.trials[0]]
             statistics = trial_statistics(trials)
-            if search.sampled_from:
+            # Re-ranked lists of a sample are not those of all queries, so there is nothing to estimate.
+            if search.sampled_from and name != RERANKED:
                 statistics = with_sampling_error(statistics, search, found.trials[0])
             figures[name][search.name] = statistics
             cmc += cmc_rows(trials, name, search.name)

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from csdn.data.catalog import MODALITIES
-from csdn.evaluation.headline import METHODS
+from csdn.evaluation.headline import METHODS, RERANKED
 from csdn.report.feature_space import Pairs, Plane
 from csdn.report.tables import CameraGrid
 from csdn.report.wording import METHOD_NAMES, TEXTS, direction_name, percent
@@ -42,7 +42,8 @@ COLOURS = {
     **{"pink": "#c2185b", "olive": "#6b7a00", "brown": "#6d4c41", "slate": "#5b6270"},
 }
 PEOPLE = ("trained", "wrong", "right", "hog", "violet", "sky", "pink", "olive", "brown", "slate")
-METHOD_DASHES = {"trained": "-", "clip": "-.", "hog": "--", "chance": ":"}
+METHOD_DASHES = {"trained": "-", "clip": "-.", "hog": "--", "chance": ":", RERANKED: "-"}
+METHOD_COLOURS = {method: method for method in METHODS} | {RERANKED: "violet"}
 TEXT_COLOURS = {"visible": "hog", "infrared": "rose", "fused": "trained"}
 RC = {
     "font.family": ["DejaVu Sans"],
@@ -201,13 +202,14 @@ def cmc_charts(rows: Sequence[Mapping[str, str]]) -> list[Chart]:
     """Of evaluation/cmc.csv: a chart for each direction, a line for each method."""
     charts = []
     for direction in dict.fromkeys(row["direction"] for row in rows):
-        of = {method: [] for method in METHODS}
+        of = {method: [] for method in (*METHODS, RERANKED)}
         for row in rows:
             if row["direction"] == direction:
                 of[row["method"]].append((float(row["rank"]), float(row["score"] or "nan")))
         series = [
-            Series(METHOD_NAMES[method], method, METHOD_DASHES[method], *np.reshape(points, (-1, 2)).T)
+            Series(METHOD_NAMES[method], METHOD_COLOURS[method], METHOD_DASHES[method], *np.transpose(points))
             for method, points in of.items()
+            if points
         ]
         y_label = "queries with a match, %"
         chart = line_chart(f"cmc_{direction}", direction_name(direction), series, "rank", y_label, WIDE)
@@ -229,7 +231,7 @@ def open_set_charts(rows: Sequence[Mapping[str, str]]) -> list[Chart]:
         (plot,) = chart.figure.axes
         plot.fill_between(fpir, low, high, color=COLOURS["trained"], alpha=0.18, linewidth=0)
         ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if tick >= fpir[0]]
-        plot.set(xscale="log", xlim=(fpir[0], 100), ylim=(0, 101))
+        plot.set(xscale="log", xlim=(fpir[0], 110), ylim=(0, 101))
         plot.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         plot.minorticks_off()
         charts.append(chart)

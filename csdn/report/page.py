@@ -174,7 +174,7 @@ def _head(params: Params, inputs: ReportInputs) -> dict[str, Any]:
         "order": wording.order(figures),
         "directions": tables.direction_results(figures),
         "trials": params.evaluation.trials,
-        "notes": [*notes(figures["counts"]), *wording.sampling(figures)],
+        "notes": [*notes(figures["counts"]), *wording.sampling(figures), *wording.reranking(figures)],
         "protocol": params.evaluation.described(),
         "clip": inputs.model["model"]["clip"],
         "test_people": inputs.ingest["people"]["test"],

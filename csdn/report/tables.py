@@ -21,7 +21,7 @@ from matplotlib.ticker import MaxNLocator
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from csdn.data.outputs import in_words
-from csdn.evaluation.headline import METHODS, OPEN_SET_FPIRS
+from csdn.evaluation.headline import METHODS, OPEN_SET_FPIRS, RERANKED
 from csdn.params import Params, leaves
 from csdn.report.wording import (
     METHOD_NAMES,
@@ -37,7 +37,7 @@ from csdn.report.wording import (
 from csdn.runtime.documents import read_json
 from csdn.runtime.errors import UserError
 
-LADDER = tuple(reversed(METHODS))  # from chance to the trained model
+LADDER = (*reversed(METHODS), RERANKED)  # from chance to the trained model
 FIGURE_NAMES = {
     "rank1": "rank-1",
     "rank5": "rank-5",
@@ -73,6 +73,7 @@ def direction_results(figures: Figures) -> list[dict[str, Any]]:
                     "cells": [number(figures[method][direction][name]) for name in FIGURE_NAMES],
                 }
                 for method in LADDER
+                if method in figures
             ],
             "counts": figures["counts"][direction],
         }
@@ -88,7 +89,7 @@ def number(figure: Mapping[str, float | None]) -> dict[str, str]:
 
 def bars(figures: Figures, direction: str, figure: str) -> dict[str, Any]:
     """One bar for each method; lengths and whiskers in percent of the axis, which ends at a round value."""
-    found = {method: figures[method][direction][figure] for method in LADDER}
+    found = {method: figures[method][direction][figure] for method in LADDER if method in figures}
     ends = [(one["mean"] or 0.0) + (one["std"] or 0.0) for one in found.values()]
     end = float(MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(0.0, max(*ends, 1.0))[-1])
     rows = []

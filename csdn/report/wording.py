@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from csdn.data.catalog import MODALITIES
-from csdn.evaluation.headline import OPEN_SET_FPIRS, people_needed
+from csdn.evaluation.headline import OPEN_SET_FPIRS, RERANKED, people_needed
 from csdn.runtime.sanitize import escape_control_chars
 
 Figures = Mapping[str, Any]  # metrics/evaluation.json
@@ -20,6 +20,7 @@ NBSP = "\N{NO-BREAK SPACE}"
 TEXTS = {"visible": "Visible only", "infrared": "Infrared only", "fused": "Fused by SII"}
 METHOD_NAMES = {
     "trained": "Trained",
+    RERANKED: "Re-ranked",
     "clip": "CLIP as it is",
     "hog": "HOG-like",
     "chance": "Chance",
@@ -165,6 +166,16 @@ def open_set(figures: Figures) -> list[str]:
             if key not in of
         ]
     return said
+
+
+def reranking(figures: Figures) -> list[str]:
+    """What the rows of the method `re-ranked` are, if there are any."""
+    if RERANKED not in figures:
+        return []
+    return [
+        "Re-ranked: the trained model after k-reciprocal re-ranking, which compares all queries and the "
+        "whole gallery with each other; compare such figures with re-ranked ones alone"
+    ]
 
 
 def separation(areas: Mapping[str, Mapping[str, float]]) -> list[str]:

@@ -21,9 +21,10 @@ from csdn.retraining.versions import champion_at, missing_tags
 from csdn.runtime.documents import parse_json
 from csdn.runtime.errors import UserError
 from csdn.runtime.files import fsync
+from csdn.search.model_card import CARD
 
-# Results of stages. If they are untracked, a promotion moves them aside.
-GENERATED = ("dvc.lock", "metrics/")
+# Results of stages and commands. If they are untracked, a promotion moves them aside.
+GENERATED = ("dvc.lock", "metrics/", CARD)
 
 
 def main_branch(workspace: Path) -> str:

@@ -139,6 +139,11 @@ def pull(folder: Path, paths: list[str], what: str) -> None:
         )
 
 
+def pull_if_there(folder: Path, path: str) -> bool:
+    """Pull one path of dvc.lock if the cache or the remote has it; returns whether it is there."""
+    return not all(dvc(folder, command, "--quiet", path).returncode for command in ("checkout", "pull"))
+
+
 def push(folder: Path) -> None:
     """Push what dvc.lock names to the project's remote, if there is one. Raises RemoteUnavailable."""
     remote = default_remote(folder)

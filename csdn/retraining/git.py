@@ -279,13 +279,14 @@ def commit(folder: Path, message: str) -> str:
     return made
 
 
-def commit_file(folder: Path, parent: str, path: str, content: bytes, message: str) -> str:
-    """Create a commit on `parent` with one file replaced, without a working tree and without moving a ref."""
-    blob = git(folder, "hash-object", "-w", "--stdin", stdin=content)
+def commit_files(folder: Path, parent: str, files: Mapping[str, bytes], message: str) -> str:
+    """Create a commit on `parent` with files replaced, without a working tree and without moving a ref."""
     with tempfile.TemporaryDirectory() as temporary:
         env = {"GIT_INDEX_FILE": str(Path(temporary, "index"))}
         git(folder, "read-tree", parent, env=env)
-        git(folder, "update-index", "--add", "--cacheinfo", f"100644,{blob},{path}", env=env)
+        for path, content in files.items():
+            blob = git(folder, "hash-object", "-w", "--stdin", stdin=content)
+            git(folder, "update-index", "--add", "--cacheinfo", f"100644,{blob},{path}", env=env)
         tree = git(folder, "write-tree", env=env)
     return _commit_tree(folder, tree, parent, message)
 

@@ -22,6 +22,7 @@ from csdn.retraining.workspace import Run, open_run
 from csdn.runtime.documents import expected_in, read_json
 from csdn.runtime.errors import UserError
 from csdn.runtime.files import as_json, atomic_folder
+from csdn.search.model_card import CARD, MODEL, write_card
 from csdn.training.champion import CHAMPION, Champion, ChampionFile, read_champion, write_champion
 
 
@@ -117,7 +118,9 @@ def _merge(run: Run, newest: str, branch: str) -> None:
 
 
 def _name_champion(run: Run) -> str:
-    """Commit champion.json with the run as champion, unless a call whose push failed has done so."""
+    """Commit champion.json with the run as champion, and its model card, unless a call whose push failed has
+    done so.
+    """
     present = read_champion(run.folder)
     candidate = _champion(run, versions.next_version(run.workspace))
     if present.champion and branches.decision_of(run.workspace, run.tip) == PROMOTE:
@@ -125,6 +128,7 @@ def _name_champion(run: Run) -> str:
         if present.champion == candidate:
             return run.tip
     write_champion(ChampionFile(champion=candidate, start=present.start), run.folder)
+    write_card(run.folder, run.folder / MODEL, run.folder / CARD)
     return run.commit(f"champion {candidate.version}", PROMOTE)
 
 
@@ -191,7 +195,10 @@ def rollback(workspace: str | Path, version: str | None = None, reason: str = ""
     if file.champion != older:
         text = branches.commit_message(f"Champion: back to {version}", older.run, ROLLBACK, reason)
         changed = ChampionFile(champion=older, start=file.start).model_dump(mode="json")
-        commit = git.commit_file(workspace, newest, CHAMPION, as_json(changed), text)
+        files = {CHAMPION: as_json(changed)}
+        if card := git.file_at(workspace, versions.commit_of_version(workspace, version), CARD):
+            files[CARD] = card
+        commit = git.commit_files(workspace, newest, files, text)
         tags = versions.tags_for(workspace, version, commit)
         git.push(workspace, {f"refs/heads/{branch}": commit} | versions.known_tags(workspace) | tags)
         notes = branches.sync_local(workspace, branch, commit, tags)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from csdn.retraining.dvc import link_cache, pull
+from csdn.retraining.dvc import link_cache, pull, pull_if_there
 from csdn.retraining.git import commit_of, fetch, file_at, format_commits, git
 from csdn.runtime.errors import UserError
 from csdn.runtime.files import atomic_folder, file_sha256
@@ -141,12 +141,14 @@ FILES = {
     "data/samples.parquet": "data/samples.parquet",
     "data/people.parquet": "data/people.parquet",
 }
+THRESHOLDS = "evaluation/thresholds.json"  # at the same place in both; versions before it have none
 # The files that DVC needs to check out a commit's outputs.
 DEFINITION = ("dvc.yaml", "dvc.lock", "params.yaml")
 
 
 def fetch_champion(root: str | Path, version: str, folder: str | Path) -> None:
-    """Fetch a version's files to `folder`: {prompts,embedding,data}/; on an error `folder` is not changed.
+    """Fetch a version's files to `folder`: {prompts,embedding,data}/, and evaluation/thresholds.json if the
+    version has it; on an error `folder` is not changed.
 
     root: a workspace or a run's working tree, whose cache and remotes are used. Raises UserError;
     `dvc.ArtifactNotFound` if neither the cache nor the remote has a file.
@@ -175,6 +177,9 @@ def fetch_champion(root: str | Path, version: str, folder: str | Path) -> None:
         for source, target in FILES.items():
             (temporary / target).parent.mkdir(exist_ok=True)
             (project / source).replace(temporary / target)
+        if pull_if_there(project, THRESHOLDS):
+            (temporary / THRESHOLDS).parent.mkdir()
+            (project / THRESHOLDS).replace(temporary / THRESHOLDS)
         shutil.rmtree(project)
         if names := _mismatches(temporary, entry):
             raise UserError(

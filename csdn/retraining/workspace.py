@@ -26,6 +26,7 @@ from csdn.retraining.lock import RUNS
 from csdn.retraining.versions import fetch_champion
 from csdn.runtime.documents import check_values, parse_yaml
 from csdn.runtime.errors import UserError
+from csdn.search.model_card import CARD
 from csdn.training.champion import CHAMPION, read_champion, write_champion
 
 # A run must not choose itself who is tested, by which rule, and where data comes from.
@@ -33,7 +34,7 @@ FORBIDDEN = (
     *("data", "gate", "retrain", "registry", "ingest.watch", "ingest.store"),
     *("evaluation.protocol", "evaluation.trials", "evaluation.mode", "evaluation.shots"),
 )
-RESULTS = ("dvc.lock", "metrics", "params.yaml", str(LEDGER), CHAMPION)
+RESULTS = ("dvc.lock", "metrics", "params.yaml", str(LEDGER), CHAMPION, CARD)
 
 
 class AlreadyDecided(UserError):

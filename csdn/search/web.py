@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Annotated, Literal
 
@@ -13,13 +12,15 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, Gauge, generate_latest
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from csdn.data.images import EXTENSIONS, BadImage
 from csdn.data.labels import NO_LABEL, canonical_label, label_fault
 from csdn.runtime.console import log_error
 from csdn.runtime.errors import UserError, is_unavailable
+from csdn.search.embedder import MAX_PIXELS
+from csdn.search.images import seconds
 from csdn.search.limits import Guard, Limits, Metrics, Refused
 from csdn.search.promotion import Promotion
 from csdn.search.results import Answer, Threshold, threshold_for
@@ -39,6 +40,18 @@ PAGE_HEADERS = {
 Modality = Literal["visible", "infrared"]
 Among = Literal["visible", "infrared", "both"]
 Image = Annotated[UploadFile, File(description=f"An image file; its name ends in {', '.join(EXTENSIONS)}.")]
+
+
+def _time(text: str) -> int:
+    if (found := seconds(text)) is None:
+        raise ValueError("no time in ISO 8601, such as 2026-11-01T08:00+01:00")
+    return found
+
+
+# Seconds since 1970, from a text as `csdn search` takes it.
+Time = Annotated[
+    int | None, BeforeValidator(_time), WithJsonSchema({"type": "string", "format": "date-time"})
+]
 Label = Annotated[str, Form(max_length=256)]
 
 
@@ -142,8 +155,8 @@ async def search(
     ] = None,
     top: Annotated[int, Form(ge=1, le=MOST, description="People in the answer.")] = 10,
     camera: Annotated[list[Label], Form(max_length=1000, description="Of these cameras alone.")] = (),
-    since: Annotated[datetime | None, Form(description="Not before; UTC without a zone.")] = None,
-    until: Annotated[datetime | None, Form(description="Before this time.")] = None,
+    since: Annotated[Time, Form(description="Not before this time, in ISO 8601; UTC without a zone.")] = None,
+    until: Annotated[Time, Form(description="Before this time.")] = None,
     fpir: Annotated[float, Form(gt=0, lt=1, description="Of the threshold: 0.1 is 10 %.")] = 0.1,
     pictures: Annotated[bool, Form(description="Send the best image of each person.")] = False,
 ) -> SearchAnswer:
@@ -153,8 +166,8 @@ async def search(
     filters = Filters(
         modality=None if among == "both" else among,
         cameras=tuple(camera),
-        since=_seconds(since),
-        until=_seconds(until),
+        since=since,
+        until=until,
     )
     data = await image.read()
     try:
@@ -212,7 +225,7 @@ async def add_image(
     modality: Annotated[Modality, Form()],
     person: Annotated[Label, Form(description="Empty: nobody has said who it is.")] = "",
     camera: Label = "",
-    time: Annotated[datetime | None, Form(description="When it was taken; UTC without a zone.")] = None,
+    time: Annotated[Time, Form(description="When it was taken, in ISO 8601; UTC without a zone.")] = None,
 ) -> ImageAdded:
     """Add an image to the gallery, which keeps the file; the same image again gets the new labels."""
     named = {"person": person, "camera": camera}
@@ -222,9 +235,7 @@ async def add_image(
     labels = {field: canonical_label(label) for field, label in named.items()}
     data = await image.read()
     try:
-        sha256 = await service.add(
-            data, image.filename or "", modality=modality, time=_seconds(time), **labels
-        )
+        sha256 = await service.add(data, image.filename or "", modality=modality, time=time, **labels)
     except BadImage as bad:
         raise refused_image(bad) from None
     return ImageAdded(sha256=sha256, images=len(service.state.gallery))
@@ -240,13 +251,10 @@ async def remove_person(service: Use, person: str) -> PersonRemoved:
     return PersonRemoved(removed=removed)
 
 
-def _seconds(time: datetime | None) -> int | None:
-    """Seconds since 1970; a time without a zone is UTC."""
-    return time and int((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp())
-
-
 def refused_image(bad: BadImage) -> Refused:
-    return Refused(400, f"image: {bad.reason}", f"send a whole image file of {', '.join(EXTENSIONS)}")
+    kinds, megapixels = ", ".join(EXTENSIONS), MAX_PIXELS // 10**6
+    advice = f"send a whole image file ({kinds}) of at most {megapixels} megapixels"
+    return Refused(400, f"image: {bad.reason}", advice)
 
 
 # The application.

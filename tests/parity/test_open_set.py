@@ -9,7 +9,8 @@ from csdn.evaluation import distances
 from csdn.evaluation.distances import FeatureDistances
 from csdn.evaluation.open_set import (
     SearchScores,
-    cross_fitted,
+    cross_fitted_dir,
+    cross_fitted_false_positives,
     folds_of,
     halves,
     least_fpir,
@@ -52,12 +53,17 @@ def test_shares_at_a_threshold_worked_on_paper():
 
 def test_dir_and_fpir_cross_fitted_worked_on_paper():
     folds = folds_of(EXAMPLE, np.array([True, True, False, False]))
-    found = cross_fitted(folds, np.array([0.5]), np.ones((1, 4)))
+    half = np.array([0.5])
     # The second half has the scores 0.8 and 0.1, so 0.8 gives an FPIR of a half. Of the first half, the one
     # search of person 0 with 0.9 is identified, and no other person is at 0.8.
     # The first half has 0.3, 0.6 and 0.4, each person counting once: at 0.6 the FPIR is a quarter, at 0.4
     # three quarters. At 0.6 person 3 is not identified, and the search of person 2 is a false positive.
-    assert found[0].tolist() == [pytest.approx((1 / 2 + 0 + 0) / 3), pytest.approx((0 + 0 + 1 + 0) / 4)]
+    assert cross_fitted_dir(folds, half, np.ones((1, 4))).item() == pytest.approx((1 / 2 + 0 + 0) / 3)
+    assert cross_fitted_false_positives(folds, half).tolist() == [[0], [0], [1], [0]]
+    # Person 3 counts three times: in the second half an FPIR of a quarter at 0.8, three quarters of the
+    # people have 0.1, so the threshold for three quarters is 0.8 still, and 0.1 only for all.
+    thrice = np.array([[1.0, 1, 1, 3]])
+    assert cross_fitted_dir(folds, np.array([0.75]), thrice).item() == pytest.approx((1 / 2 + 0 + 0) / 5)
 
 
 def test_nobody_sets_the_threshold_by_which_he_is_judged():
@@ -70,7 +76,7 @@ def test_nobody_sets_the_threshold_by_which_he_is_judged():
 
     def found(other):
         folds = folds_of(SearchScores(people, mate, other, 39, 39), first)
-        return cross_fitted(folds, np.array([0.1, 0.3]), np.ones((1, 40)))[0, :2].tolist()
+        return cross_fitted_dir(folds, np.array([0.1, 0.3]), np.ones((1, 40))).tolist()
 
     # Lower scores of other people change nobody's rank 1.
     assert found(np.where(first[people], other / 2, other)) == found(other)
@@ -166,11 +172,12 @@ def thresholds(tmp_path):
 def test_thresholds_for_other_sizes_hold_where_people_are_independent(thresholds):
     found = read_thresholds(thresholds)
     assert (found.model, found.flip_tta, found.gallery_people("infrared")) == ("ab" * 32, True, 100)
-    for size in (20, 100, 800):
+    for size in (100, 800):
         scores = independent(40_000, size, np.random.default_rng(size))
         measured = np.mean(scores.other >= found.threshold("infrared", 0.1, size))
         assert measured == pytest.approx(0.1, abs=0.02), size
     assert found.threshold("infrared", 0.1, 100) < found.threshold("infrared", 0.01, 100)
+    assert found.threshold("infrared", 0.1, 20) == found.threshold("infrared", 0.1, 100)
 
 
 def test_a_size_or_an_fpir_that_the_people_do_not_support_is_refused(thresholds):

@@ -269,7 +269,7 @@ def test_the_base_is_named_by_its_version():
 def test_the_image_has_what_the_constraints_say_and_no_more():
     installs = [line for line in instructions("RUN") if "pip install" in line]
     assert ["-c constraints.txt" in line or "--no-deps" in line for line in installs] == [True, True]
-    assert "'.[pipeline,cluster]'" in installs[0]
+    assert "'.[pipeline,cluster,search]'" in installs[0]
     for package in ("ray", "aiohttp-cors", "grpcio", "py-spy", "virtualenv"):  # of ray[default]
         assert pinned(package)
 

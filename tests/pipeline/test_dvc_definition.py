@@ -65,7 +65,7 @@ IMPORTS = {
     "synthetic": {"data", "runtime"},
     "ingest": {"data", "params", "runtime", "synthetic"},
     "evaluation": {"data", "model", "params", "runtime"},
-    "search": {"data", "evaluation", "ingest", "model", "params", "runtime", "synthetic"},
+    "search": {"data", "evaluation", "ingest", "model", "params", "runtime", "synthetic", "training"},
     "retraining": {"data", "evaluation", "ingest", "model", "params", "runtime", "search", "training"},
     "report": {"data", "evaluation", "params", "runtime"},
     "cluster": {"data", "ingest", "model", "params", "runtime", "search", "training"},

@@ -14,11 +14,20 @@ from make_images import Project, make_drop, people_named
 from small_network import SMALL
 
 from csdn.data.catalog import load_dataset
-from csdn.evaluation import RankMetrics, Search, distances, embed_with_flip_tta, query_metrics, top_ranked
+from csdn.evaluation import (
+    RankMetrics,
+    Search,
+    distances,
+    embed_with_flip_tta,
+    query_metrics,
+    rank_metrics,
+    top_ranked,
+)
 from csdn.evaluation.distances import FeatureDistances, RandomDistances, Trial
-from csdn.evaluation.headline import notes
+from csdn.evaluation.headline import RERANKED, headline, notes
 from csdn.evaluation.metrics import summary
 from csdn.evaluation.protocols import sample_queries
+from csdn.evaluation.rerank import RerankedDistances, rerank
 from csdn.evaluation.run import Experiment, PeopleMaps, evaluate, prepare, run_evaluation, write_results
 from csdn.evaluation.scores import (
     PAIRS,
@@ -183,10 +192,11 @@ def test_counts_and_notes_state_the_sample(project):
     experiment = prepare(load_dataset(project.data), "cameras", max_queries=5, seed=1, trials=2)
     features = np.random.default_rng(0).random((len(experiment.table), 4), np.float32)
     methods = dict.fromkeys(("trained", "clip", "hog"), FeatureDistances(features))
-    figures = evaluate(experiment, methods, seed=1).figures
+    figures = evaluate(experiment, methods | {RERANKED: RerankedDistances(features)}, seed=1).figures
     counts = figures["counts"]["infrared_to_visible"]
     assert counts["queries"] == 5 < counts["sampled_from"]
     assert figures["trained"]["infrared_to_visible"]["mAP"]["error"] > 0
+    assert "error" not in figures[RERANKED]["infrared_to_visible"]["mAP"]
     (said,) = [note for note in notes(figures["counts"]) if "5 of" in note and "infrared to visible" in note]
     assert "evaluation.max_queries" in said
     assert "standard error" in sampling(figures)[0]
@@ -370,18 +380,44 @@ def test_test_people_of_one_modality_alone_are_refused(tmp_path):
         prepare(one_sided, "cameras", trials=1)
 
 
+def test_reranked_figures_have_rows_of_their_own_and_change_no_others(project):
+    experiment = prepare(load_dataset(project.data), "cameras", trials=2)
+    features = np.random.default_rng(0).standard_normal((len(experiment.table), 4)).astype(np.float32)
+    methods = dict.fromkeys(("trained", "clip", "hog"), FeatureDistances(features))
+    without = evaluate(experiment, methods, seed=0)
+    results = evaluate(experiment, methods | {RERANKED: RerankedDistances(features)}, seed=0)
+    reranked = results.figures.pop(RERANKED)
+    assert results.figures == without.figures
+    assert headline(results.figures) == headline(without.figures)
+    assert [row for row in results.cmc if row["method"] != RERANKED] == without.cmc
+    assert (results.queries, results.camera_pairs) == (without.queries, without.camera_pairs)
+    labels = experiment.labels
+    for search in experiment.searches:
+        # The whole gallery is re-ranked; the rule then removes images from each query's list.
+        trials = [
+            rank_metrics(
+                rerank(features[search.queries], features[gallery]),
+                *(of[rows] for of in (labels.people, labels.cameras) for rows in (search.queries, gallery)),
+                rule="cameras",
+            )
+            for gallery in search.galleries
+        ]
+        assert reranked[search.name] == trial_statistics(trials)
+
+
 @pytest.mark.slow
 def test_stage_on_built_in_people_with_a_model_that_was_not_trained(tmp_path):
     root = Path(__file__).parents[2]
     params = load_params(root / "params.yaml")
     weights = root / params.model.weights
     model = params.model.model_copy(update={"weights": str(weights)})
+    reranked = params.evaluation.model_copy(update={"rerank": True})
     save(CSDN.from_clip(load_clip(model.clip, weights), 19, (64, 32)), tmp_path / "model")
     project = Project(tmp_path)
     project.add("builtin:tiny", "builtin")
     project.ingest()
     figures = run_evaluation(
-        params.model_copy(update={"model": model}),
+        params.model_copy(update={"model": model, "evaluation": reranked}),
         data=project.data,
         model=tmp_path / "model",
         out=tmp_path / "evaluation",
@@ -392,5 +428,6 @@ def test_stage_on_built_in_people_with_a_model_that_was_not_trained(tmp_path):
     for direction in ("infrared_to_visible", "visible_to_infrared"):
         people = figures["counts"][direction]["people"]
         assert figures["chance"][direction]["rank1"]["mean"] == pytest.approx(100 / people, abs=5)
+        assert figures[RERANKED][direction]["mAP"] != figures["trained"][direction]["mAP"]
         # What CLIP knows of people it knows across modalities too, before any training.
         assert figures["clip"][direction]["mAP"]["mean"] > figures["chance"][direction]["mAP"]["mean"]

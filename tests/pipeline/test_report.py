@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from make_images import write
 from PIL import Image
-from report_project import HOSTILE, PARAMS, Elements, make_project
+from report_project import HOSTILE, PARAMS, Elements, make_project, write_evaluation
 
+from csdn.evaluation.headline import METHODS
 from csdn.evaluation.scores import PAIRS
 from csdn.report import tables, wording
 from csdn.report.images import data_uri
@@ -105,7 +106,13 @@ def test_links_within_the_page_lead_somewhere(page):
 
 def test_page_shows_every_part(page):
     text = Elements(page).text
-    for part in ("What to look at next", "hardest failures", "Easiest confusions", "Camera by camera"):
+    for part in (
+        "What to look at next",
+        "Open set",
+        "hardest failures",
+        "Easiest confusions",
+        "Camera by camera",
+    ):
         assert part in text
     for part in (
         "Distances between",
@@ -115,8 +122,8 @@ def test_page_shows_every_part(page):
         "Quarantine",
     ):
         assert part in text
-    for method in wording.METHOD_NAMES.values():
-        assert method in text
+    for method in METHODS:
+        assert wording.METHOD_NAMES[method] in text
     assert "empty file" in text  # why the image was refused
     assert page.count("✓</em>") + page.count("✗</em>") == page.count('class="shot is-')
     assert 'class="shot is-right"' in page
@@ -125,7 +132,7 @@ def test_page_shows_every_part(page):
 def test_figures_are_in_the_page_with_a_text_alternative_and_pictures_too(project, page):
     folder = project / "report" / "figures"
     names = {path.stem for path in folder.iterdir()}
-    kinds = {"cmc", "loss", "distances", "camera_pairs", "naming", "embedding2d"}
+    kinds = {"cmc", "open_set", "loss", "distances", "camera_pairs", "naming", "embedding2d"}
     assert all(any(name.startswith(kind) for name in names) for kind in kinds)
     linked = set(re.findall(r'href="figures/(\w+)\.png"', page))
     assert linked == names
@@ -179,6 +186,17 @@ def test_a_picture_of_noise_of_any_size_is_bounded():
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     assert len(data_uri(file.getvalue(), "png")) < 130_000
+
+
+def test_reranked_figures_have_rows_and_lines_of_their_own(tmp_path, page):
+    assert "Re-ranked" not in page
+    root = make_project(tmp_path, (f"person {n}" for n in range(8)))
+    write_evaluation(root, rerank=True)
+    reranked = write_report(PARAMS, root, root / "report").read_text("utf-8")
+    rows = re.findall(r'<tr class="re-ranked"><td><i class="dot"></i>Re-ranked</td>', reranked)
+    assert len(rows) == 2  # a table for each direction
+    assert reranked.count("lines: Trained, CLIP as it is, HOG-like, Chance, Re-ranked") == 2
+    assert "compare such figures with re-ranked ones alone" in reranked
 
 
 def test_one_test_person_has_a_report_without_the_parts_that_compare_people(tmp_path):

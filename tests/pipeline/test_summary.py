@@ -64,6 +64,14 @@ def test_it_shows_the_figures_of_model_clip_and_chance_the_times_and_the_report(
     assert max(len(line) for line in text.splitlines()[:-1]) <= 80
 
 
+def test_reranked_figures_have_a_row_of_their_own(project, capsys):
+    found = figures() | {"re-ranked": figures(50.0, 2.0)["trained"]}
+    write(project / "metrics/evaluation.json", json.dumps(found).encode())
+    show()
+    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines() if " ± " in line]
+    assert rows[:4] == ["trained", "re-ranked", "CLIP", "chance"]
+
+
 def test_the_command_shows_the_same(project, capsys):
     show()
     assert CliRunner().invoke(app, ["summary"]).output == capsys.readouterr().out

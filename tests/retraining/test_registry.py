@@ -75,6 +75,17 @@ def test_a_promotion_without_a_remote(project):
     assert whole(project)
 
 
+def test_the_commit_of_a_promotion_has_the_model_card(project):
+    (project / "MODEL_CARD.md").write_text("of `csdn card`, and not in Git")
+    run = finished(project, DROPS[1])
+    assert not (run.folder / "MODEL_CARD.md").exists()
+    assert "MODEL_CARD.md" in promote(run).reasons[0]  # moved aside
+    card = git(project, "show", "csdn@v1.0.0:MODEL_CARD.md")
+    assert card.startswith("# Model card: CSDN v1\n")
+    assert read_champion(project).champion.embedding in card and DROPS[1].id in card
+    assert (project / "MODEL_CARD.md").read_text() == card and whole(project)
+
+
 def test_a_promotion_reaches_origin_in_one_push(project, origin):
     run = finished(project, DROPS[1])
     assert promote(run).version == "v1"

@@ -60,6 +60,7 @@ def files(folder):
 ALL = {
     *("prompts/prompts.safetensors", "prompts/config.json", "embedding/model.safetensors"),
     *("embedding/config.json", "data/samples.parquet", "data/people.parquet"),
+    "evaluation/thresholds.json",
 }
 
 
@@ -163,6 +164,7 @@ def test_back_to_the_version_before(places, monkeypatch):
     assert done.stdout.startswith("version v1 is the champion")
     assert champion(places.clone) == champion(places.clone, "origin/main") == "v1"
     assert files(places.clone / "champion") == ALL
+    assert (places.clone / "MODEL_CARD.md").read_text().startswith("# Model card: CSDN v1\n")
     assert api.show(".")["csdn"]["stage"] == {"champion": "v1.0.0"}
     last = history(places.clone)[-1]
     assert (last.outcome, last.version, last.reason) == ("rolled back", "v1", "cam3 was moved")
@@ -210,3 +212,11 @@ def test_every_file_of_a_version_is_one_that_the_pipeline_writes():
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values()
     outs = [out for stage in stages for out in stage["outs"]]
     assert set(FILES) <= {out for out in outs if isinstance(out, str)}
+
+
+def test_a_version_from_before_the_thresholds_is_fetched_without_them(places):
+    """As in a cache and a remote that lack them."""
+    manifest = next(path for path in places.weights.rglob("*.dir") if b"thresholds.json" in path.read_bytes())
+    manifest.unlink()
+    fetch_champion(places.clone, "v2", places.clone / "champion")
+    assert files(places.clone / "champion") == ALL - {"evaluation/thresholds.json"}

@@ -124,7 +124,7 @@ def test_a_stage_under_a_hostile_configuration_neither_asks_nor_stages(project, 
     assert git(run_.folder, "diff-index", "--cached", "--name-only", "HEAD") == ""
     assert promote(run_).version == "v1"
     changed = git(project, "diff-tree", "-r", "--name-only", run_.base, "main").split()
-    assert changed == ["champion.json", "data/drops.json", "dvc.lock", *METRICS]
+    assert changed == ["MODEL_CARD.md", "champion.json", "data/drops.json", "dvc.lock", *METRICS]
 
 
 def test_bytes_of_files_are_those_of_the_repository(hostile, tmp_path):

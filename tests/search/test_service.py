@@ -181,6 +181,7 @@ def test_a_bad_image_is_refused_by_both_endpoints(client, settings, image, name,
         ("top", "many"),
         ("among", "none"),
         ("since", "yesterday"),
+        ("until", "1e9"),
         ("fpir", "2"),
     ],
 )
@@ -240,6 +241,15 @@ def test_a_store_that_goes_away_leaves_search_and_refuses_changes(settings, pict
         for response in (add(client, picture[0]), client.delete(f"/v1/people/{picture[1]}")):
             assert "store" in problem(response, 503)
             assert "secret" not in response.text and response.headers["retry-after"]
+
+
+def test_pictures_that_do_not_come_are_left_out(client, picture, monkeypatch):
+    waiting = threading.Event()
+    monkeypatch.setattr("csdn.search.service.PICTURE_SECONDS", 0.1)
+    monkeypatch.setattr(Gallery, "read_image", lambda *_: waiting.wait(10))
+    people = search(client, picture[0], pictures="true", top=3).json()["people"]
+    assert [person["images"][0]["picture"] for person in people] == [None] * 3
+    waiting.set()
 
 
 def test_a_defect_says_nothing_of_the_server(client, picture, monkeypatch):

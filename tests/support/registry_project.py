@@ -14,7 +14,7 @@ from workspace import ROOT, run
 from csdn.ingest.ledger import Drop, Status, read_ledger, write_ledger
 
 DROPS = [Drop(f"{n}" * 64, f"/in/monday-{n}", "cameras") for n in range(1, 8)]
-OUTS = ["models/prompts", "models/embedding", "data/samples.parquet", "data/people.parquet"]
+OUTS = ["models/prompts", "models/embedding", "data/samples.parquet", "data/people.parquet", "evaluation"]
 METRICS = ["metrics/ingest.json", "metrics/headline.json"]
 
 # What stands for the pipeline: its files depend on the ledger, the seed and where training starts.
@@ -37,7 +37,13 @@ write("data/people.parquet", "people " + made)
 for name, file in ("prompts", "prompts"), ("embedding", "model"):
     write(f"models/{name}/{file}.safetensors", name + made)
     write(f"models/{name}/config.json", "{}")
-counts = {"drops": {"held": []}, "people": {"train": 3}, "images": {"train": {"visible": 4, "infrared": 5}}}
+thresholds = {"format": 1, "model": "0" * 64, "flip_tta": True, "directions": {}}
+write("evaluation/thresholds.json", json.dumps(thresholds))
+write("evaluation/cmc.csv", "rank")
+images = {"visible": 4, "infrared": 5}
+counts = {"drops": {"held": []}, "people": {"train": 3, "test": 2}}
+counts |= {"images": {"train": images, "test": images}}
+counts |= {"cameras": {"visible": {"cam1": 8}, "infrared": {"cam2": 10}}}
 write("metrics/ingest.json", json.dumps(counts))
 write("metrics/headline.json", json.dumps({"vis_to_ir": {"rank1": 50 + len(accepted)}, "test_people": 2}))
 """

@@ -13,6 +13,8 @@ from make_images import Project, jpeg, write
 
 from csdn.data.catalog import load_dataset
 from csdn.evaluation.distances import FeatureDistances
+from csdn.evaluation.headline import RERANKED
+from csdn.evaluation.rerank import RerankedDistances
 from csdn.evaluation.run import PeopleMaps, evaluate, prepare, write_results
 from csdn.evaluation.text_maps import TextMaps, examples
 from csdn.params import load_params
@@ -53,7 +55,7 @@ def make_project(
     return root
 
 
-def write_evaluation(root: Path) -> None:
+def write_evaluation(root: Path, rerank: bool = False) -> None:
     dataset = load_dataset(root / "data")
     experiment = prepare(dataset, "cameras", trials=2)
     draws = np.random.default_rng(0)
@@ -62,6 +64,8 @@ def write_evaluation(root: Path) -> None:
         for name in ("trained", "clip", "hog")
     }
     methods = {name: FeatureDistances(found) for name, found in features.items()}
+    if rerank:
+        methods[RERANKED] = RerankedDistances(features["trained"])
     results = evaluate(experiment, methods, seed=0)
     write_results(results, features, drawn_maps(dataset), STAMP, root / "evaluation")
     write(root / "metrics" / "evaluation.json", json.dumps(results.figures).encode())

@@ -5,6 +5,7 @@ import pytest
 from csdn.report import wording
 from csdn.report.advice import naming_gap
 from csdn.report.charts import naming_charts
+from csdn.report.tables import open_set_rows
 
 
 def figures_of(trained, clip, hog=10.0, chance=2.0, std=1.0):
@@ -96,3 +97,20 @@ def test_naming_bars_are_three_texts_for_each_modality():
     _, infrared = naming_charts(naming(fused_names_infrared=60.0))
     assert plain(infrared.label).endswith("Visible only 50.0 %, Infrared only 50.0 %, Fused by SII 60.0 %")
     assert [bar.get_width() for bar in infrared.figure.axes[0].patches] == [60.0, 50.0, 50.0]
+
+
+def test_open_set_words_and_table_have_only_what_the_test_people_support():
+    rate = {"value": 5.94, "low": 3.25, "high": 9.97}
+    known = {
+        "people": 80,
+        "gallery_people": 79,
+        "gallery_images": 316,
+        "fpir_10": {"dir": rate, "fpir": rate},
+    }
+    figures = {"open_set": {"a_to_b": known, "b_to_a": {"people": 13}}}
+    said = [plain(sentence) for sentence in wording.open_set(figures)]
+    assert "FPIR of 10 %, 5.9 % (3.2 to 10.0)" in said[0]
+    assert "FPIR of 1 %, which takes 300 test people; there are 80" in said[1]
+    assert "FPIR of 10 %, which takes 30 test people; there are 13" in said[2]
+    (row,) = open_set_rows(figures)
+    assert plain(row["fpir"]) == "10 %" and row["gallery"] == "79 people, 316 images"

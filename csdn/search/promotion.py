@@ -99,7 +99,11 @@ class Promotion:
     def _following(self, embedder: Embedder) -> Gallery:
         """The gallery of the new model's features, beside the present one's files on this machine."""
         gallery = self.service.state.gallery
-        folder = gallery.folder.with_name(f"{gallery.folder.name}.next-{embedder.model_hash[:8]}")
+        name = f"{gallery.folder.name}.next-"
+        folder = gallery.folder.with_name(f"{name}{embedder.model_hash[:8]}")
+        for other in folder.parent.iterdir():  # of models that came and went before they were in use
+            if other.name.startswith(name) and other != folder:
+                shutil.rmtree(other)
         if Gallery(str(folder)).exists():
             return Gallery.open(str(folder))
         return Gallery.create(

@@ -57,6 +57,7 @@ def test_the_gallery_is_embedded_again_and_exchanged_with_the_model(service, tmp
     promotion, before = Promotion(service), check_features(service)
     promotion.look()
     old = service.state
+    (tmp_path / "gallery.next-00000000").mkdir()  # of a model that was replaced before it was in use
     promoted = promote_another(service)
     promotion.look()
     assert service.state.embedder.model_hash == promoted != old.embedder.model_hash

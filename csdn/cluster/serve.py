@@ -7,12 +7,14 @@ gives it a GPU with `scaling.use_gpu`, and starts it again if it is lost.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from csdn.cluster.session import ray_session
+from csdn.runtime.errors import UserError
 from csdn.runtime.process import available_cores
 from csdn.search.limits import Limits
 from csdn.search.results import PersonMatch
@@ -42,8 +44,11 @@ def serve_on_ray(
 def running(host: str, port: int) -> Iterator[None]:
     """Ray Serve, listening at an address of each node, while the block runs."""
     with ray_session(None, available_cores()):
-        from ray import serve
-
+        try:
+            from ray import serve
+        except ImportError as error:
+            raise UserError(f"Ray Serve needs {error.name}: pip install 'ray[serve]'") from error
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
         serve.start(http_options={"host": host, "port": port})
         try:
             yield

@@ -15,6 +15,7 @@ from csdn.cli.data import accept, add, demo_images, drops, reject, sync
 from csdn.cli.export import card, export
 from csdn.cli.retraining import fetch_champion_command, gate, history, promote, retrain, rollback
 from csdn.cli.search import gallery_app, search
+from csdn.cli.service import serve
 from csdn.params import load_params
 from csdn.runtime.errors import UserError, explain_os_error
 from csdn.runtime.process import exit_with_error, reach_loopback_directly
@@ -112,7 +113,7 @@ for group, commands in {
     DATA: (add, sync, drops, accept, reject, demo_images),
     PIPELINE: (*map(stage_command, STAGES), summary),
     BENCHMARKS: (benchmark, mini_dataset, evaluate_features, average_command),
-    USE: (search, export, card),
+    USE: (search, serve, export, card),
     RETRAINING: (retrain, gate, history, promote, rollback, fetch_champion_command),
     SETUP: (preset, fetch_clip, import_published, doctor),
 }.items():

@@ -61,7 +61,7 @@ def build(
         gallery = Gallery.open(out)
         embedder = _embedder_of(gallery, model)
     else:
-        embedder = _embedder(_model_folder(model))
+        embedder = _embedder(model_folder(model))
         gallery = Gallery.create(out, embedder.model_hash, embedder.dimension, dtype, embedder.flip_tta)
     _fill(gallery, listed, embedder)
 
@@ -177,7 +177,7 @@ def _params() -> Params | None:
     return load_params(PARAMS) if PARAMS.exists() else None
 
 
-def _model_folder(given: Path | None, wanted: str = "") -> Path:
+def model_folder(given: Path | None, wanted: str = "") -> Path:
     """The model's folder; wanted: the hash of the model to prefer where the project has two."""
     from csdn.search.embedder import hash_of_model
 
@@ -200,7 +200,7 @@ def _embedder(folder: Path, flip_tta: bool | None = None) -> Embedder:
 def _embedder_of(gallery: Gallery, model: Path | None) -> Embedder:
     """The model that embedded the gallery; raises UserError where the one that is named is another."""
     manifest = gallery.manifest
-    folder = _model_folder(model, manifest.model)
+    folder = model_folder(model, manifest.model)
     embedder = _embedder(folder, manifest.flip_tta)
     gallery.check_model(embedder.model_hash, folder)
     return embedder

@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -245,6 +246,22 @@ class Gallery:
             if source.startswith(UPLOAD):
                 self._remove_file(f"uploads/{source.removeprefix(UPLOAD)}")
         return len(ids)
+
+    def replace(self, other: Gallery) -> bool:
+        """Put another gallery's features, rows, model and index in force here; uploaded files stay.
+
+        other: of the same images by another model. False, and nothing changes, where another process has
+        changed this gallery since this object read it.
+        """
+        with self._locked():
+            if self._read_manifest() != self.manifest:
+                return False
+            self.manifest = other.manifest
+            self.parts = [self._write(part.features, part.rows) for part in other.parts]
+            if entry := other.manifest.index:
+                self._write_index(entry, partial(shutil.copyfile, other.index_path(entry)))
+            self._publish(other.manifest)
+        return True
 
     def set_index(self, entry: IndexEntry, index: faiss.Index, ids: np.ndarray) -> None:
         """Put an index of the images with these ids in force, without those removed meanwhile."""

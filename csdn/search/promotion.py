@@ -1,0 +1,130 @@
+"""A promoted model takes over while the service runs.
+
+A thread looks at the model's folder. When its weights have changed, the new model is loaded beside the old
+one, the gallery's images are embedded by it into a folder of their own, and then both are exchanged at once.
+Searches never wait, changes of the gallery only for the exchange. If it fails, such as because an image is
+not there any more, the old model stays in use, and the log says why.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from types import TracebackType
+
+from csdn.runtime.console import log, log_error
+from csdn.runtime.errors import UserError
+from csdn.search.build import add_images, images_of, make_index, wants_index
+from csdn.search.embedder import Embedder, hash_of_model
+from csdn.search.gallery import Gallery
+from csdn.search.service import Service
+
+SECONDS = 2.0  # between two looks
+RETRY_SECONDS = 60.0  # after a failure
+
+
+class Promotion:
+    """The thread that looks, for as long as the block runs."""
+
+    def __init__(self, service: Service) -> None:
+        self.service, self.ended = service, threading.Event()
+        self.seen = self._signature()
+        # A daemon: the process can end in the middle, and the next one continues with what is embedded.
+        self.thread = threading.Thread(target=self._watch, name="promotion", daemon=True)
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.ended.set()
+
+    def _watch(self) -> None:
+        wait = SECONDS
+        while not self.ended.wait(wait):
+            try:
+                self.look()
+                wait = SECONDS
+            except UserError as error:
+                log_error(error)
+                wait = RETRY_SECONDS
+            except OSError as error:
+                log_error(f"the model or the gallery: {error.strerror}")
+                wait = RETRY_SECONDS
+
+    def look(self) -> None:
+        """Take over what other processes have changed: the gallery's images, and the model."""
+        service = self.service
+        signature = self._signature()
+        if signature is None:
+            return  # between two models; DVC removes one before it links the next
+        if signature != self.seen:
+            if hash_of_model(service.settings.model) != service.state.embedder.model_hash:
+                self.promote()
+            self.seen = signature
+        with service.writing:
+            service.refresh()
+
+    def _signature(self) -> tuple[int, ...] | None:
+        """What changes with the weights, and is cheaper to read than their hash."""
+        try:
+            found = (self.service.settings.model / "model.safetensors").stat()
+        except FileNotFoundError:
+            return None
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
+    def promote(self) -> None:
+        """Exchange the model and the gallery's features. Raises UserError, and then changes nothing."""
+        service = self.service
+        current = service.state.gallery.manifest
+        embedder = service.open_model(current.flip_tta)
+        if hash_of_model(service.settings.model) != embedder.model_hash:
+            raise UserError(f"{service.settings.model}: changed while it was read; the service looks again")
+        images = len(service.state.gallery)
+        _note(f"model {embedder.model_hash[:12]}: embeds the gallery's {images} images")
+        following = self._following(embedder)
+        self._catch_up(following, embedder)
+        if wants_index(following):
+            make_index(following)
+        exchanged = False
+        while not exchanged:
+            with service.writing:
+                service.refresh()
+                self._catch_up(following, embedder)  # with what was added and removed meanwhile
+                exchanged = service.exchange(embedder, following)
+        shutil.rmtree(following.folder, ignore_errors=True)
+        _note(f"model {embedder.model_hash[:12]} is in use")
+
+    def _following(self, embedder: Embedder) -> Gallery:
+        """The gallery of the new model's features, beside the present one's files on this machine."""
+        gallery = self.service.state.gallery
+        folder = gallery.folder.with_name(f"{gallery.folder.name}.next-{embedder.model_hash[:8]}")
+        if Gallery(str(folder)).exists():
+            return Gallery.open(str(folder))
+        return Gallery.create(
+            str(folder),
+            embedder.model_hash,
+            embedder.dimension,
+            gallery.manifest.dtype,
+            gallery.manifest.flip_tta,
+        )
+
+    def _catch_up(self, following: Gallery, embedder: Embedder) -> None:
+        """Embed the images that only the present gallery has, and remove those that it has no more."""
+        present = self.service.state.gallery
+        sources = set(present.column("source").to_pylist())
+        rows = (following.column(name).to_pylist() for name in ("source", "person"))
+        # People are removed as a whole; images of theirs that were added after that are embedded again.
+        if removed := {person for source, person in zip(*rows, strict=True) if source not in sources}:
+            following.remove(sorted(removed))
+        refused = add_images(following, images_of(present), embedder, self.service.settings.grey16)
+        if refused:
+            source, reason = refused[0]
+            raise UserError(
+                f"{source}: {reason}; the old model stays in use. Put the image back, or remove it"
+            )
+
+
+def _note(text: str) -> None:
+    log("note", stage="serve", phase="serve", text=text)

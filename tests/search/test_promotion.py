@@ -1,0 +1,116 @@
+"""A promoted model takes over while the service runs: everything is embedded again, nothing is lost."""
+
+import asyncio
+import shutil
+
+import numpy as np
+import pytest
+from search_models import save_small_model
+from service_process import make_gallery
+
+from csdn.data.images import extension_of
+from csdn.runtime.errors import UserError
+from csdn.search.build import images_of
+from csdn.search.embedder import Embedder, hash_of_model
+from csdn.search.gallery import Gallery
+from csdn.search.promotion import Promotion
+from csdn.search.service import Service, Settings
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A model and a gallery, to be copied, and its images."""
+    folder = tmp_path_factory.mktemp("made")
+    make_gallery(folder / "gallery", save_small_model(folder / "model"), folder / "images")
+    return folder
+
+
+@pytest.fixture
+def service(made, tmp_path):
+    for name in ("model", "gallery"):
+        shutil.copytree(made / name, tmp_path / name)
+    return Service(Settings(str(tmp_path / "gallery"), tmp_path / "model", (), {}, "cpu", 1))
+
+
+def promote_another(service):
+    shutil.rmtree(service.settings.model)
+    return hash_of_model(save_small_model(service.settings.model, seed=1))
+
+
+def check_features(service):
+    """Every image of the gallery in use, on disk as in memory, has the feature of the model in use."""
+    gallery, embedder = (
+        Gallery.open(service.settings.gallery),
+        Embedder.open(service.settings.model, threads=1),
+    )
+    assert gallery.manifest == service.state.gallery.manifest
+    assert gallery.manifest.model == embedder.model_hash == service.state.embedder.model_hash
+    stored = np.concatenate([part.features for part in gallery.parts]).astype(np.float32)
+    for image, feature in zip(images_of(gallery)[::7], stored[::7], strict=True):
+        picture = embedder.prepare(image.read(), extension_of(image.source))
+        wanted = embedder.embed(picture[None], image.modality)[0]
+        np.testing.assert_allclose(feature, wanted, atol=2e-3)
+    return set(gallery.column("source").to_pylist())
+
+
+def test_the_gallery_is_embedded_again_and_exchanged_with_the_model(service, tmp_path):
+    promotion, before = Promotion(service), check_features(service)
+    promotion.look()
+    old = service.state
+    promoted = promote_another(service)
+    promotion.look()
+    assert service.state.embedder.model_hash == promoted != old.embedder.model_hash
+    assert check_features(service) == before
+    assert not list(tmp_path.glob("*.next-*"))
+    # A search that began before still finds with the old model in the old features.
+    assert len(old.searcher.search(np.eye(1, old.embedder.dimension, dtype=np.float32))[0]) == 10
+
+
+def test_what_is_added_and_removed_during_a_promotion_is_kept(service, made, monkeypatch):
+    promotion = Promotion(service)
+    file = sorted((made / "images/visible").rglob("*.png"))[0]
+    removed = file.parent.name
+    catch_up, calls = promotion._catch_up, []
+
+    def meanwhile(following, embedder):
+        catch_up(following, embedder)
+        if not calls:  # the first pass, during which the gallery is free for changes
+            asyncio.run(service.remove(removed))
+            asyncio.run(service.add(file.read_bytes(), "a.png", "newcomer", "north", "visible", None))
+        calls.append(1)
+
+    monkeypatch.setattr(promotion, "_catch_up", meanwhile)
+    promote_another(service)
+    promotion.look()
+    assert len(calls) == 2
+    check_features(service)
+    people = set(service.state.gallery.column("person").to_pylist())
+    assert "newcomer" in people and removed not in people
+
+
+def test_an_image_that_is_gone_keeps_the_old_model_until_it_is_back(service, made, tmp_path):
+    promotion, old = Promotion(service), service.state
+    file = next((made / "images").rglob("*.png"))
+    file.rename(tmp_path / "away.png")
+    promoted = promote_another(service)
+    with pytest.raises(UserError, match=file.name):
+        promotion.look()
+    assert service.state is old
+    (tmp_path / "away.png").rename(file)
+    promotion.look()
+    assert service.state.embedder.model_hash == promoted
+    check_features(service)
+
+
+def test_a_model_that_is_missing_or_damaged_for_a_while_changes_nothing(service):
+    promotion, old = Promotion(service), service.state
+    weights = service.settings.model / "model.safetensors"
+    content = weights.read_bytes()
+    weights.unlink()
+    promotion.look()
+    weights.write_bytes(content[:100])
+    with pytest.raises(UserError):
+        promotion.look()
+    weights.write_bytes(content)
+    promotion.look()
+    assert service.state is old

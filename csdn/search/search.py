@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -233,11 +233,14 @@ class Searcher:
         return list(people.values())
 
     def _match(self, score: float, position: int) -> ImageMatch:
+        facts = self.facts(position)
+        time = facts["time"] and facts["time"].isoformat()
+        return ImageMatch(score, *(facts[name] for name in ("source", "person", "camera", "modality")), time)
+
+    def facts(self, position: int) -> dict[str, Any]:
+        """The row (csdn.search.gallery.ROWS) of the image at a position."""
         part = int(np.searchsorted(self.starts, position, side="right")) - 1
-        (row,) = self.parts[part].rows.slice(position - int(self.starts[part]), 1).to_pylist()
-        time = row["time"] and row["time"].isoformat()
-        facts = (row[name] for name in ("source", "person", "camera", "modality"))
-        return ImageMatch(score, *facts, time)
+        return self.parts[part].rows.slice(position - int(self.starts[part]), 1).to_pylist()[0]
 
 
 class Best:

@@ -152,7 +152,7 @@ def test_a_removed_person_is_in_no_index(indexed):
     assert len(list(indexed.folder.glob("index-*"))) == 1
     _, positions = searcher.nearest(unit(20, 5, 32), 10)
     assert (positions >= 0).all()
-    assert "p7" not in {searcher.gallery.row(n)["person"] for n in positions.ravel()}
+    assert "p7" not in {searcher.facts(n)["person"] for n in positions.ravel()}
 
 
 def test_an_index_is_wanted_once_exact_search_has_too_much_to_do(indexed, monkeypatch):

@@ -67,6 +67,12 @@ def test_dir_and_fpir_cross_fitted_worked_on_paper():
     assert cross_fitted_dir(folds, np.array([0.75]), thrice).item() == pytest.approx((1 / 2 + 0 + 0) / 5)
 
 
+def test_without_a_mated_search_there_are_thresholds_and_no_dir():
+    found = open_set_of(scores_of([(person, NONE, 0.1 * person) for person in range(5)]), "a_to_b", seed=0)
+    assert found.figures["mated_people"] == 0 and found.curve == []
+    assert found.thresholds.people == 5
+
+
 def test_nobody_sets_the_threshold_by_which_he_is_judged():
     draws = np.random.default_rng(0)
     first, people = halves(40, seed=3), np.repeat(np.arange(40), 5)

@@ -128,6 +128,9 @@ def search(
         float, typer.Option(help="Wanted share of false alarms for people who are not in the gallery.")
     ] = 0.1,
     exact: Annotated[bool, typer.Option(help="Without the index, in a large gallery too.")] = False,
+    rerank: Annotated[
+        bool, typer.Option(help="k-reciprocal re-ranking of all queries and images together; no threshold.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write a page with pictures.")] = None,
     model: Model = None,
@@ -135,7 +138,7 @@ def search(
     """Search a gallery for the people in images: who is this, and is the person there at all?"""
     from csdn.search.gallery import Gallery
     from csdn.search.images import list_images
-    from csdn.search.results import answer_queries, table, threshold_for, write_page
+    from csdn.search.results import Threshold, answer_queries, table, threshold_for, write_page
     from csdn.search.search import Searcher
 
     if not 0 < fpir < 1:
@@ -151,7 +154,11 @@ def search(
     filters, searcher = _filters(modality, among, camera, since, until), Searcher(opened)
     people = searcher.people_among(filters)
     threshold = threshold_for(_thresholds(), opened.manifest.model, modality, fpir, people)
-    answers, refused = answer_queries(searcher, embedder, images, filters, top, threshold, _grey16(), exact)
+    if rerank:
+        threshold = Threshold(None, fpir, "thresholds are for rankings without re-ranking")
+    answers, refused = answer_queries(
+        searcher, embedder, images, filters, top, threshold, _grey16(), exact, rerank
+    )
     _show_refused([*listed.refused, *refused], len(images))
     if html:
         write_page(answers, opened, html)

@@ -73,9 +73,11 @@ def open_set_lines(figures: Mapping[str, Any]) -> Iterator[str]:
             for name, fpir in OPEN_SET_FPIRS.items()
             if name in of
         ]
-        smallest = max(OPEN_SET_FPIRS.values())
-        needed = f"no DIR at FPIR {100 * smallest:g} %, it takes {people_needed(smallest)} test people"
-        yield f"{direction.replace('_', ' ')}: {', '.join(found) or needed}"
+        highest = max(OPEN_SET_FPIRS.values())
+        missing = f"no DIR at FPIR {100 * highest:g} %, it takes {people_needed(highest)} test people"
+        if not of["mated_people"]:
+            missing = "no DIR, as no query has a match in the gallery"
+        yield f"{direction.replace('_', ' ')}: {', '.join(found) or missing}"
 
 
 def dir_in_words(figure: Mapping[str, float]) -> str:

@@ -215,7 +215,8 @@ def threshold_places(fpir: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 class OpenSet(NamedTuple):
     """Of one direction: entries of metrics/evaluation.json and thresholds.json, and rows of open_set.csv.
 
-    Where the people are too few for any FPIR there are no rows and no thresholds.
+    Where the people are too few for any FPIR there are no rows and no thresholds; where no query has a match
+    in the gallery there are no rows.
     """
 
     figures: dict[str, Any]
@@ -237,12 +238,16 @@ def open_set_of(scores: SearchScores, direction: str, seed: int) -> OpenSet:
     people = len(np.unique(scores.people))
     figures = {
         "people": people,
+        "mated_people": len(np.unique(scores.people[np.isfinite(scores.mate)])),
         "gallery_people": scores.gallery_people,
         "gallery_images": scores.gallery_images,
         "least_fpir": round(100 * min(1.0, least_fpir(people)), 6),
     }
     if least_fpir(people) >= 1 or not scores.gallery_people:
         return OpenSet(figures, [], None)
+    thresholds = thresholds_of(scores)
+    if not figures["mated_people"]:
+        return OpenSet(figures, [], thresholds)
     headline = {name: fpir for name, fpir in OPEN_SET_FPIRS.items() if fpir >= least_fpir(people)}
     fpirs = np.array([*headline.values(), *np.geomspace(least_fpir(people), 1, CURVE_POINTS)])
     folds = folds_of(scores, halves(people, seed))
@@ -269,7 +274,7 @@ def open_set_of(scores: SearchScores, direction: str, seed: int) -> OpenSet:
         }
         for number in range(len(headline), len(fpirs))
     ]
-    return OpenSet(figures, curve, thresholds_of(scores))
+    return OpenSet(figures, curve, thresholds)
 
 
 def _interval(values: list[np.ndarray], number: int) -> dict[str, float]:

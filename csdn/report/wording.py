@@ -153,6 +153,9 @@ def open_set(figures: Figures) -> list[str]:
     for direction, of in figures["open_set"].items():
         known = [name for name in OPEN_SET_FPIRS if name in of]
         name = direction_name(direction)
+        if not of["mated_people"]:
+            said.append(f"{name}: no query has a match in the gallery, so there is no DIR.")
+            continue
         if known:
             fpir = percent(100 * OPEN_SET_FPIRS[known[0]], 0)
             said.append(

@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,6 +51,8 @@ MANIFEST = "gallery.json"
 PART_BYTES = 64 * 2**20  # of a part's features, at most: what adding images holds in memory
 NO_UPLOADS: Mapping[str, bytes] = MappingProxyType({})
 UPLOAD = "upload:"  # sources of images that the gallery itself keeps
+_UPLOAD_NAME = re.compile(r"[0-9a-f]{64}\.[a-z]+")
+_OURS = re.compile(r"[0-9a-f]{16}\.(npy|parquet)|index-[0-9a-f]{16}\.faiss")
 ROWS = pa.schema(
     {
         "id": pa.int64(),  # never given again, and ascending over the whole gallery
@@ -130,6 +133,9 @@ class Gallery:
         """Raises UserError where there is no gallery, or it is damaged."""
         gallery = cls(address)
         gallery.refresh()
+        if gallery.store:  # what others have removed is to leave this machine too
+            with gallery._locked():
+                gallery._remove_unnamed_here()
         return gallery
 
     @classmethod
@@ -187,19 +193,10 @@ class Gallery:
         columns = [part.rows[name] for part in self.parts]
         return pa.chunked_array([c for column in columns for c in column.chunks], ROWS.field(name).type)
 
-    def row(self, number: int) -> dict[str, object]:
-        """The facts of an image by its position in the gallery."""
-        for part in self.parts:
-            if number < len(part):
-                return part.rows.slice(number, 1).to_pylist()[0]
-            number -= len(part)
-        raise IndexError(number)
-
     def read_image(self, source: str) -> bytes:
         """The bytes of an image by its source. Raises UserError where it is not there any more."""
-        if not source.startswith(UPLOAD):
+        if (name := _upload(source)) is None:
             return read_source(source)
-        name = f"uploads/{source.removeprefix(UPLOAD)}"
         if not self.store:
             return read_source(str((self.folder / name).absolute()))
         if found := self.store.find(name):
@@ -243,8 +240,8 @@ class Gallery:
             if entry := self.manifest.index:
                 self._remove_from_index(entry, ids.to_numpy())
         for source in sources.to_pylist():
-            if source.startswith(UPLOAD):
-                self._remove_file(f"uploads/{source.removeprefix(UPLOAD)}")
+            if name := _upload(source):
+                self._remove_file(name)
         return len(ids)
 
     def replace(self, other: Gallery) -> bool:
@@ -428,20 +425,32 @@ class Gallery:
         self._remove_unnamed()
 
     def _remove_unnamed(self) -> None:
-        named = {f"{entry.name}{ending}" for entry in self.manifest.parts for ending in (".npy", ".parquet")}
-        if self.manifest.index:
-            named.add(f"index-{self.manifest.index.name}.faiss")
-        ours = ("*.npy", "*.parquet", "index-*.faiss")
-        for path in [path for pattern in ours for path in self.folder.glob(pattern)]:
-            if path.name not in named:
-                path.unlink()
+        self._remove_unnamed_here()
         if self.store:
             for found in list(self.store.objects()):
-                if "/" not in found.name and found.name not in {*named, MANIFEST}:
+                if _OURS.fullmatch(found.name) and found.name not in self._named():
                     self.store.remove(found.name)
+
+    def _remove_unnamed_here(self) -> None:
+        named = self._named()
+        for path in self.folder.iterdir():
+            if _OURS.fullmatch(path.name) and path.name not in named:
+                path.unlink()
+
+    def _named(self) -> set[str]:
+        """The files of the parts and of the index."""
+        names = {f"{entry.name}{ending}" for entry in self.manifest.parts for ending in (".npy", ".parquet")}
+        index = self.manifest.index
+        return names | {f"index-{index.name}.faiss"} if index else names
 
     def _again(self) -> str:
         return f"remove {self.address}, and run `csdn gallery build` again"
+
+
+def _upload(source: str) -> str | None:
+    """Where the gallery keeps an image that came without an address; None for any other source."""
+    name = source.removeprefix(UPLOAD)
+    return f"uploads/{name}" if name != source and _UPLOAD_NAME.fullmatch(name) else None
 
 
 def _cache_of(address: str) -> Path:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -111,14 +112,21 @@ def answer_queries(
     threshold: Threshold,
     grey16: Grey16Ranges,
     exact: bool = False,
+    reranked: bool = False,
 ) -> tuple[list[Answer], list[tuple[str, str]]]:
     """The answers for query images of one modality, and (source, reason) of those that are bad."""
-    answers, refused = list[Answer](), list[tuple[str, str]]()
-    for features, rows in embedded(images, embedder, grey16, refused):
+    refused = list[tuple[str, str]]()
+    read = list(embedded(images, embedder, grey16, refused))
+    if not read:
+        return [], refused
+    features = np.concatenate([features for features, _ in read])
+    rows = [row for _, table in read for row in table.select(["source", "modality"]).to_pylist()]
+    if reranked:
+        found = searcher.search_reranked(features, top, filters)
+    else:
         found = searcher.search(features, top, filters, exact)
-        for source, modality, people in zip(rows["source"], rows["modality"], found, strict=True):
-            answers.append(Answer(source.as_py(), modality.as_py(), threshold, people))
-    return answers, refused
+    pairs = zip(rows, found, strict=True)
+    return [Answer(row["source"], row["modality"], threshold, people) for row, people in pairs], refused
 
 
 def described(gallery: Gallery) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,8 @@ import pyarrow.compute as pc
 import torch
 
 from csdn.data.labels import canonical_label
+from csdn.evaluation.rerank import rerank
+from csdn.runtime.errors import UserError
 from csdn.search.gallery import Gallery
 from csdn.search.index import candidates, read_index
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     import faiss
 
 EXACT_UP_TO = 200_000  # images that are searched without an index
+RERANKED_UP_TO = 30_000  # queries and images together: about a minute
 CANDIDATES = 500  # of the index for each query, at least
 SHOWN = 3  # images of a person in a result
 _BLOCK_BYTES = 32 * 2**20  # of the features that are compared at a time, as float32
@@ -103,6 +106,27 @@ class Searcher:
             if count >= mask.sum() or all(len(people) == top for people in found):
                 return found
             count = min(4 * count, int(mask.sum()))
+
+    def search_reranked(
+        self, queries: np.ndarray, top: int = 10, filters: Filters | None = None
+    ) -> list[list[PersonMatch]]:
+        """`search` in the order of k-reciprocal re-ranking (csdn.evaluation.rerank); scores stay cosines.
+
+        All queries and all images that pass the filters are compared with each other. Raises UserError for
+        more than RERANKED_UP_TO of them.
+        """
+        positions = np.flatnonzero((filters or Filters()).mask(self.gallery))
+        if len(positions) + len(queries) > RERANKED_UP_TO:
+            raise UserError(
+                f"re-ranking {len(queries)} queries and {len(positions)} images: at most {RERANKED_UP_TO} "
+                "are re-ranked, since each is compared with each; narrow the search by camera or time"
+            )
+        if not len(queries) or not len(positions):
+            return [[] for _ in queries]
+        features = self.features(positions)
+        order = np.argsort(rerank(queries, features), axis=1, kind="stable")
+        scores = np.take_along_axis(queries @ features.T, order, axis=1)
+        return [self._grouped(*pair, top) for pair in zip(scores, positions[order], strict=True)]
 
     def nearest(
         self, queries: np.ndarray, count: int, mask: np.ndarray | None = None, exact: bool = False
@@ -209,11 +233,14 @@ class Searcher:
         return list(people.values())
 
     def _match(self, score: float, position: int) -> ImageMatch:
+        facts = self.facts(position)
+        time = facts["time"] and facts["time"].isoformat()
+        return ImageMatch(score, *(facts[name] for name in ("source", "person", "camera", "modality")), time)
+
+    def facts(self, position: int) -> dict[str, Any]:
+        """The row (csdn.search.gallery.ROWS) of the image at a position."""
         part = int(np.searchsorted(self.starts, position, side="right")) - 1
-        (row,) = self.parts[part].rows.slice(position - int(self.starts[part]), 1).to_pylist()
-        time = row["time"] and row["time"].isoformat()
-        facts = (row[name] for name in ("source", "person", "camera", "modality"))
-        return ImageMatch(score, *facts, time)
+        return self.parts[part].rows.slice(position - int(self.starts[part]), 1).to_pylist()[0]
 
 
 class Best:

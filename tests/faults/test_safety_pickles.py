@@ -214,7 +214,7 @@ def test_yaml_makes_no_python_object(tag, tmp_path, fault):
 def test_a_pickle_as_an_input_of_the_report(hostile, ingested):
     for name in ("metrics/prompts.json", "metrics/evaluation.json"):
         write(ingested.root / name, b"{}")
-    for name in ("cmc.csv", "camera_pairs.csv"):
+    for name in ("cmc.csv", "camera_pairs.csv", "open_set.csv"):
         write(ingested.root / "evaluation" / name, b"")
     write(ingested.root / "evaluation" / "queries.parquet", hostile[1])
     with pytest.raises(UserError, match="is damaged"):

@@ -15,6 +15,7 @@ from csdn.evaluation.open_set import (
     halves,
     least_fpir,
     open_set,
+    open_set_of,
     person_shares,
     read_thresholds,
     search_scores,
@@ -64,6 +65,12 @@ def test_dir_and_fpir_cross_fitted_worked_on_paper():
     # people have 0.1, so the threshold for three quarters is 0.8 still, and 0.1 only for all.
     thrice = np.array([[1.0, 1, 1, 3]])
     assert cross_fitted_dir(folds, np.array([0.75]), thrice).item() == pytest.approx((1 / 2 + 0 + 0) / 5)
+
+
+def test_without_a_mated_search_there_are_thresholds_and_no_dir():
+    found = open_set_of(scores_of([(person, NONE, 0.1 * person) for person in range(5)]), "a_to_b", seed=0)
+    assert found.figures["mated_people"] == 0 and found.curve == []
+    assert found.thresholds.people == 5
 
 
 def test_nobody_sets_the_threshold_by_which_he_is_judged():
@@ -150,6 +157,27 @@ def test_no_fpir_below_three_by_the_people_is_shown(people, shown):
         assert found.figures[name]["dir"]["low"] <= found.figures[name]["dir"]["value"]
         assert found.figures[name]["dir"]["value"] <= found.figures[name]["dir"]["high"]
     assert min(found.thresholds.fpir) == least_fpir(people)
+
+
+def test_the_interval_of_a_dir_holds_the_truth_about_as_often_as_it_says(monkeypatch):
+    """People differ in how easily a stranger is taken for them, and in how alike their own images are."""
+    monkeypatch.setattr("csdn.evaluation.open_set.RESAMPLES", 200)
+
+    def drawn(people, draws):
+        person = np.repeat(np.arange(people), 4)
+        other = 0.45 + draws.normal(0, 0.05, people)[person] + draws.normal(0, 0.05, 4 * people)
+        mate = 0.45 + draws.normal(0, 0.1, people)[person] + draws.normal(0, 0.05, 4 * people)
+        return SearchScores(person, mate, other, 79, 79)
+
+    every = drawn(50_000, np.random.default_rng(1000))
+    truth = 100 * np.mean(every.identified >= np.quantile(every.other, 0.9))
+    found = [
+        open_set_of(drawn(80, np.random.default_rng(run)), "infrared_to_visible", run).figures["fpir_10"]
+        for run in range(60)
+    ]
+    inside = [of["dir"]["low"] <= truth <= of["dir"]["high"] for of in found]
+    assert np.mean(inside) >= 0.85
+    assert np.mean([of["dir"]["value"] for of in found]) == pytest.approx(truth, abs=1.5)
 
 
 # thresholds.json.

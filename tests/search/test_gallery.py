@@ -42,7 +42,7 @@ def test_another_process_sees_what_was_added(gallery):
     again = Gallery.open(gallery.address)
     assert again.column("source").to_pylist() == [f"/images/{name}" for name in "abcde"]
     assert again.column("id").to_pylist() == [0, 1, 2, 3, 4]
-    assert again.row(4)["time"].isoformat() == "1970-01-02T00:00:00+00:00"
+    assert Searcher(again).facts(4)["time"].isoformat() == "1970-01-02T00:00:00+00:00"
     stored = np.concatenate([part.features for part in again.parts])
     np.testing.assert_array_equal(stored, np.concatenate([unit(3), unit(2, 1)]).astype(np.float16))
 
@@ -69,6 +69,31 @@ def test_a_removed_person_is_gone_from_the_files(gallery):
     with pytest.raises(UserError):
         gallery.read_image(f"{UPLOAD}{name}")
     assert set(Gallery.open(gallery.address).column("person").to_pylist()) == {"ana"}
+
+
+def test_a_source_that_leads_out_of_the_gallery_removes_no_file(gallery, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    for source in ("upload:../../mine.txt", f"upload:../{'a' * 64}.jpg"):
+        image = GalleryImage(source, "eve", "", "visible", None, 1, None)
+        gallery.add(unit(1), rows_of([image], [bytes(32)]))
+        with pytest.raises(UserError):
+            gallery.read_image(source)
+    assert gallery.remove(["eve"]) == 2
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_a_removed_person_leaves_the_copies_of_other_machines_when_they_open_the_gallery(
+    gallery, monkeypatch
+):
+    if not gallery.store:
+        pytest.skip("a folder has no copies")
+    gallery.add(unit(3), rows("abc", "ana"))
+    writers = gallery.folder
+    monkeypatch.setenv("XDG_CACHE_HOME", str(writers.parents[2] / "another"))
+    reader = Gallery.open(gallery.address)
+    assert len(list(reader.folder.glob("*.npy"))) == 1 and reader.folder != writers
+    gallery.remove(["ana"])
+    assert not list(Gallery.open(gallery.address).folder.glob("*.npy"))
 
 
 def test_an_unknown_person_removes_nobody(gallery):

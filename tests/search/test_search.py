@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from test_gallery import MODEL, rows, unit
 
+from csdn.evaluation.rerank import rerank
+from csdn.runtime.errors import UserError
 from csdn.search import search as module
 from csdn.search.build import make_index, recall, wants_index
 from csdn.search.gallery import Gallery
@@ -89,6 +91,23 @@ def test_ten_people_are_found_behind_one_person_with_very_many_images(tmp_path):
     assert [one.person for one in found] == ["crowd", *(f"p{n}" for n in best)]
 
 
+def test_re_ranking_orders_the_images_that_pass_the_filters(tmp_path, monkeypatch):
+    features, queries = unit(60, 3), unit(4, 9)
+    cameras = [("north", "south")[n % 2] for n in range(60)]
+    searcher = Searcher(filled(tmp_path / "g", features, camera=cameras))
+    distances = rerank(queries, features[1::2])
+    found = searcher.search_reranked(queries, 30, Filters(cameras=["south"]))
+    for query, row, people in zip(queries, distances, found, strict=True):
+        (images,) = [person.images for person in people]
+        nearest = 1 + 2 * np.argsort(row, kind="stable")[: module.SHOWN]
+        assert [image.source for image in images] == [f"/images/{n}" for n in nearest]
+        assert images[0].score == pytest.approx(float(query @ features[nearest[0]]), abs=1e-6)
+    monkeypatch.setattr(module, "RERANKED_UP_TO", 63)
+    with pytest.raises(UserError, match="camera or time"):
+        searcher.search_reranked(queries)
+    assert searcher.search_reranked(unit(0)) == []
+
+
 @pytest.fixture
 def indexed(tmp_path, monkeypatch):
     """A gallery of 3,000 clustered images with an index, which any search of more than 100 images uses."""
@@ -133,7 +152,7 @@ def test_a_removed_person_is_in_no_index(indexed):
     assert len(list(indexed.folder.glob("index-*"))) == 1
     _, positions = searcher.nearest(unit(20, 5, 32), 10)
     assert (positions >= 0).all()
-    assert "p7" not in {searcher.gallery.row(n)["person"] for n in positions.ravel()}
+    assert "p7" not in {searcher.facts(n)["person"] for n in positions.ravel()}
 
 
 def test_an_index_is_wanted_once_exact_search_has_too_much_to_do(indexed, monkeypatch):

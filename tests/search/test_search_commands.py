@@ -110,6 +110,13 @@ def test_the_threshold_of_the_model_decides_whether_there_is_a_match(project, th
     assert answer["match"] is None and "FPIR" in answer["verdict"]  # 40 people do not support it
 
 
+def test_re_ranked_answers_have_no_threshold(project):
+    build_gallery()
+    (answer,) = search_json("--rerank", "--top", 6)
+    assert len(answer["people"]) == 6 and "re-ranking" in answer["verdict"]
+    assert answer["match"] is None
+
+
 def test_building_again_embeds_only_what_is_new(project, monkeypatch):
     build_gallery()
     write_image(project / "drop/visible/north/p6/0.png", 99)

@@ -101,16 +101,14 @@ def test_naming_bars_are_three_texts_for_each_modality():
 
 def test_open_set_words_and_table_have_only_what_the_test_people_support():
     rate = {"value": 5.94, "low": 3.25, "high": 9.97}
-    known = {
-        "people": 80,
-        "gallery_people": 79,
-        "gallery_images": 316,
-        "fpir_10": {"dir": rate, "fpir": rate},
-    }
-    figures = {"open_set": {"a_to_b": known, "b_to_a": {"people": 13}}}
+    known = {"people": 80, "mated_people": 80, "gallery_people": 79, "gallery_images": 316}
+    known["fpir_10"] = {"dir": rate, "fpir": rate}
+    few, none = {"people": 13, "mated_people": 13}, {"people": 80, "mated_people": 0}
+    figures = {"open_set": {"a_to_b": known, "b_to_a": few, "c_to_d": none}}
     said = [plain(sentence) for sentence in wording.open_set(figures)]
     assert "FPIR of 10 %, 5.9 % (3.2 to 10.0)" in said[0]
     assert "FPIR of 1 %, which takes 300 test people; there are 80" in said[1]
     assert "FPIR of 10 %, which takes 30 test people; there are 13" in said[2]
+    assert said[4:] == ["C → d: no query has a match in the gallery, so there is no DIR."]
     (row,) = open_set_rows(figures)
     assert plain(row["fpir"]) == "10 %" and row["gallery"] == "79 people, 316 images"

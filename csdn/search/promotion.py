@@ -13,7 +13,7 @@ import threading
 from types import TracebackType
 
 from csdn.runtime.console import log, log_error
-from csdn.runtime.errors import UserError
+from csdn.runtime.errors import UserError, explain_os_error
 from csdn.search.build import add_images, images_of, make_index, wants_index
 from csdn.search.embedder import Embedder, hash_of_model
 from csdn.search.gallery import Gallery
@@ -46,11 +46,8 @@ class Promotion:
             try:
                 self.look()
                 wait = SECONDS
-            except UserError as error:
-                log_error(error)
-                wait = RETRY_SECONDS
-            except OSError as error:
-                log_error(f"the model or the gallery: {error.strerror}")
+            except Exception as error:  # the service goes on with what it has
+                log_error(error if isinstance(error, UserError) else explain_os_error(error) or repr(error))
                 wait = RETRY_SECONDS
 
     def look(self) -> None:

@@ -141,7 +141,7 @@ class Service:
         gallery = Gallery.open(settings.gallery)
         embedder = self.open_model(gallery.manifest.flip_tta)
         gallery.check_model(embedder.model_hash, settings.model)
-        self.state = self.in_use(embedder, gallery)
+        self.state = InUse(embedder, Searcher(gallery), self.thresholds_of(embedder))
         self.writing = threading.Lock()  # held by whoever changes the gallery or replaces the state
         self.decoding, self.showing = CapacityLimiter(available_cores()), CapacityLimiter(4)
 
@@ -151,10 +151,9 @@ class Service:
         threads = settings.threads or max(1, available_cores() - 1)
         return Embedder.open(settings.model, flip_tta, settings.device, threads)
 
-    def in_use(self, embedder: Embedder, gallery: Gallery) -> InUse:
-        known = [read_thresholds(path) for path in self.settings.thresholds if path.exists()]
-        fitting = next((one for one in known if one.model == embedder.model_hash), None)
-        return InUse(embedder, Searcher(gallery), fitting)
+    def thresholds_of(self, embedder: Embedder) -> Thresholds | None:
+        known = (read_thresholds(path) for path in self.settings.thresholds if path.exists())
+        return next((one for one in known if one.model == embedder.model_hash), None)
 
     async def search(
         self, data: bytes, name: str, modality: str, top: int, filters: Filters
@@ -228,10 +227,10 @@ class Service:
 
         False where another process has just changed the gallery.
         """
-        gallery = copy.copy(self.state.gallery)
+        gallery, thresholds = copy.copy(self.state.gallery), self.thresholds_of(embedder)
         if not gallery.replace(following):
             return False
-        self.state = self.in_use(embedder, gallery)
+        self.state = InUse(embedder, Searcher(gallery), thresholds)
         return True
 
     async def pictures(self, state: InUse, sources: list[str]) -> list[str | None]:

@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, Gauge, generate_latest
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from csdn.data.images import EXTENSIONS, BadImage
@@ -56,57 +56,30 @@ Label = Annotated[str, Form(max_length=256)]
 
 
 class ImageFound(BaseModel):
-    score: float = Field(description="Cosine of the two features, -1 to 1.")
-    camera: str
+    score: float = Field(description="Cosine of the two features, -1 to 1.", examples=[0.71])
+    camera: str = Field(examples=["gate"])
     modality: Modality
-    time: str | None = Field(description="ISO 8601, UTC.")
-    picture: str | None = Field(None, description="A small JPEG as a data URI, where wanted.")
+    time: str | None = Field(description="ISO 8601, UTC.", examples=["2026-11-03T08:15:00+00:00"])
+    picture: str | None = Field(None, description="A small JPEG as a data URI.", examples=[None])
 
 
 class PersonFound(BaseModel):
-    rank: int
-    person: str | None = Field(description="null: an image that nobody has labelled.")
-    score: float = Field(description="The largest score of the person's images.")
-    match: bool | None = Field(description="Whether the score passes the threshold; null: there is none.")
+    rank: int = Field(examples=[1])
+    person: str | None = Field(description="null: an image that nobody has labelled.", examples=["p0007"])
+    score: float = Field(description="The largest score of the person's images.", examples=[0.71])
+    match: bool | None = Field(
+        description="Whether the score passes the threshold; null: there is none.", examples=[True]
+    )
     images: list[ImageFound]
 
 
 class SearchAnswer(BaseModel):
-    match: bool | None = Field(description="Whether anybody passes the threshold; null: there is none.")
-    verdict: str
-    threshold: float | None
-    fpir: float
+    match: bool | None = Field(description="Whether anybody passes the threshold.", examples=[True])
+    verdict: str = Field(examples=["1 above the threshold (FPIR 10 %: 0.620)"])
+    threshold: float | None = Field(examples=[0.62])
+    fpir: float = Field(examples=[0.1])
     people: list[PersonFound]
-    model: str = Field(description="SHA-256 of the model's weights.")
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "example": {
-                "match": True,
-                "verdict": "1 above the threshold (FPIR 10 %: 0.620)",
-                "threshold": 0.62,
-                "fpir": 0.1,
-                "people": [
-                    {
-                        "rank": 1,
-                        "person": "p0007",
-                        "score": 0.71,
-                        "match": True,
-                        "images": [
-                            {
-                                "score": 0.71,
-                                "camera": "gate",
-                                "modality": "visible",
-                                "time": "2026-11-03T08:15:00+00:00",
-                                "picture": None,
-                            }
-                        ],
-                    }
-                ],
-                "model": "9f2c" + 60 * "0",
-            }
-        }
-    )
+    model: str = Field(description="SHA-256 of the model's weights.", examples=[64 * "0"])
 
 
 class ImageAdded(BaseModel):

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from search_models import save_small_model
-from service_process import make_gallery
+from service_process import copy_gallery, make_gallery
 
 from csdn.data.images import extension_of
 from csdn.runtime.errors import UserError
@@ -25,11 +25,13 @@ def made(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def service(made, tmp_path):
-    for name in ("model", "gallery"):
-        shutil.copytree(made / name, tmp_path / name)
-    return Service(Settings(str(tmp_path / "gallery"), tmp_path / "model", (), {}, "cpu", 1))
+@pytest.fixture(params=["folder", "memory store"])
+def service(made, tmp_path, request, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shutil.copytree(made / "model", tmp_path / "model")
+    address = str(tmp_path / "gallery") if request.param == "folder" else f"memory://bucket/{tmp_path.name}"
+    copy_gallery(made / "gallery", address)
+    return Service(Settings(address, tmp_path / "model", (), {}, "cpu", 1))
 
 
 def promote_another(service):
@@ -57,12 +59,13 @@ def test_the_gallery_is_embedded_again_and_exchanged_with_the_model(service, tmp
     promotion, before = Promotion(service), check_features(service)
     promotion.look()
     old = service.state
-    (tmp_path / "gallery.next-00000000").mkdir()  # of a model that was replaced before it was in use
+    folder = old.gallery.folder
+    folder.with_name(f"{folder.name}.next-00000000").mkdir()  # of a model that was never in use
     promoted = promote_another(service)
     promotion.look()
     assert service.state.embedder.model_hash == promoted != old.embedder.model_hash
     assert check_features(service) == before
-    assert not list(tmp_path.glob("*.next-*"))
+    assert not list(tmp_path.rglob("*.next-*"))
     # A search that began before still finds with the old model in the old features.
     assert len(old.searcher.search(np.eye(1, old.embedder.dimension, dtype=np.float32))[0]) == 10
 

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
+
 from csdn.runtime.process import with_parent
 from csdn.search.build import add_images
 from csdn.search.embedder import Embedder
@@ -35,6 +37,15 @@ def make_gallery(address: Path | str, model: Path, images: Path, name: str = "ti
     gallery = Gallery.create(str(address), embedder.model_hash, embedder.dimension, "float16", True)
     assert not add_images(gallery, list_images(str(images), "visible").images, embedder, {})
     return gallery
+
+
+def copy_gallery(source: Path | str, address: str) -> Gallery:
+    """The gallery at `source` at another address, such as in an object store."""
+    old = Gallery.open(str(source))
+    new = Gallery.create(address, old.manifest.model, old.manifest.dimension, "float16", True)
+    for part in old.parts:
+        new.add(np.asarray(part.features, np.float32), part.rows.drop_columns(["id"]))
+    return new
 
 
 def form(image: bytes, name: str = "image.png", **fields: object) -> tuple[bytes, dict[str, str]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from pathlib import Path
 from types import TracebackType
 
 from csdn.runtime.console import log, log_error
@@ -29,7 +30,8 @@ class Promotion:
     def __init__(self, service: Service) -> None:
         self.service, self.ended = service, threading.Event()
         self.seen = self._signature()
-        # A daemon: the process can end in the middle, and the next one continues with what is embedded.
+        self._remove_unfinished()
+        # A daemon: the process can end in the middle, as the gallery is whole at any time.
         self.thread = threading.Thread(target=self._watch, name="promotion", daemon=True)
 
     def __enter__(self) -> None:
@@ -96,11 +98,8 @@ class Promotion:
     def _following(self, embedder: Embedder) -> Gallery:
         """The gallery of the new model's features, beside the present one's files on this machine."""
         gallery = self.service.state.gallery
-        name = f"{gallery.folder.name}.next-"
-        folder = gallery.folder.with_name(f"{name}{embedder.model_hash[:8]}")
-        for other in folder.parent.iterdir():  # of models that came and went before they were in use
-            if other.name.startswith(name) and other != folder:
-                shutil.rmtree(other)
+        folder = gallery.folder.with_name(f"{gallery.folder.name}.next-{embedder.model_hash[:8]}")
+        self._remove_unfinished(folder)
         if Gallery(str(folder)).exists():
             return Gallery.open(str(folder))
         return Gallery.create(
@@ -110,6 +109,13 @@ class Promotion:
             gallery.manifest.dtype,
             gallery.manifest.flip_tta,
         )
+
+    def _remove_unfinished(self, keep: Path | None = None) -> None:
+        """Remove what was embedded for models that never came into use."""
+        present = self.service.state.gallery.folder
+        for folder in present.parent.iterdir():
+            if folder.name.startswith(f"{present.name}.next-") and folder != keep:
+                shutil.rmtree(folder)
 
     def _catch_up(self, following: Gallery, embedder: Embedder) -> None:
         """Embed the images that only the present gallery has, and remove those that it has no more."""

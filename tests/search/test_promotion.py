@@ -92,6 +92,14 @@ def test_what_is_added_and_removed_during_a_promotion_is_kept(service, made, mon
     assert "newcomer" in people and removed not in people
 
 
+def test_what_an_ended_process_has_embedded_does_not_stay(service):
+    folder = service.state.gallery.folder
+    left = folder.with_name(f"{folder.name}.next-00000000")
+    left.mkdir()
+    Promotion(service)
+    assert not left.exists() and folder.exists()
+
+
 def test_an_image_that_is_gone_keeps_the_old_model_until_it_is_back(service, made, tmp_path):
     promotion, old = Promotion(service), service.state
     file = next((made / "images").rglob("*.png"))

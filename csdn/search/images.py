@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from csdn.data.catalog import MODALITIES, ImageRecord
-from csdn.data.images import BadImage, extension_of, grey16
+from csdn.data.images import BadImage, extension_of, grey16, probe
 from csdn.data.labels import canonical_label, label_fault
 from csdn.data.storage import PROTOCOLS, Store
 from csdn.ingest.ledger import Drop, whole_address
@@ -25,7 +25,7 @@ from csdn.ingest.sources import Source, open_source
 from csdn.ingest.sources.cameras import MANIFESTS
 from csdn.ingest.sources.tree import Files, Kind, LocalTree, kind_of, not_taken, open_tree
 from csdn.runtime.errors import UserError, explain_os_error
-from csdn.search.embedder import Embedder
+from csdn.search.embedder import MAX_PIXELS, Embedder
 from csdn.synthetic.sets import SCHEME, image_at, png
 
 Grey16Ranges = Mapping[str, Range]  # by camera, as `ingest.grey16_range`
@@ -193,6 +193,8 @@ def picture_of(
     """
     if (extension := extension_of(source)) is None:
         raise BadImage(not_taken(source))
-    if (given := range_of(camera, grey16_ranges)) and (deep := grey16(data, extension)) is not None:
-        data, extension = png_of_range(deep, *given, source=""), "png"
+    if given := range_of(camera, grey16_ranges):
+        probe(data, extension, MAX_PIXELS)
+        if (deep := grey16(data, extension)) is not None:
+            data, extension = png_of_range(deep, *given, source=""), "png"
     return embedder.prepare(data, extension)

@@ -62,7 +62,8 @@ class Answer:
         if not self.threshold.passed(self.people[0].score):
             return f"no match above the threshold ({fpir}: {self.threshold.value:.3f})"
         count = sum(bool(self.threshold.passed(person.score)) for person in self.people)
-        return f"{count} above the threshold ({fpir}: {self.threshold.value:.3f})"
+        people = "1 person" if count == 1 else f"{count} people"
+        return f"{people} above the threshold ({fpir}: {self.threshold.value:.3f})"
 
     def as_json(self) -> dict[str, Any]:
         """JSON values; `match` is null where no threshold decides."""

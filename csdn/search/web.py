@@ -75,7 +75,7 @@ class PersonFound(BaseModel):
 
 class SearchAnswer(BaseModel):
     match: bool | None = Field(description="Whether anybody passes the threshold.", examples=[True])
-    verdict: str = Field(examples=["1 above the threshold (FPIR 10 %: 0.620)"])
+    verdict: str = Field(examples=["1 person above the threshold (FPIR 10 %: 0.620)"])
     threshold: float | None = Field(examples=[0.62])
     fpir: float = Field(examples=[0.1])
     people: list[PersonFound]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import faiss
 
 EXACT_UP_TO = 200_000  # images that are searched without an index
-CANDIDATES = 500  # of the index for each query, at least
+CANDIDATES = 200  # of the index for each query, at least
 SHOWN = 3  # images of a person in a result
 _BLOCK_BYTES = 32 * 2**20  # of the features that are compared at a time, as float32
 _QUERIES = 1024  # that are compared at a time

@@ -39,8 +39,8 @@ lint: $(INSTALLED) ## Check style and format with ruff
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 
-bench: $(INSTALLED) ## Measure the speed of ingest, loader, store, method and workers, on an idle machine
-	@for name in ingest feed store speed scaling; do echo "== $$name"; $(BIN)/python "benchmarks/$$name.py" || exit 1; done
+bench: $(INSTALLED) ## Measure the speed of ingest, loader, store, method, workers and search, on an idle machine
+	@for name in ingest feed store speed scaling search; do echo "== $$name"; $(BIN)/python "benchmarks/$$name.py" || exit 1; done
 
 clean: ## Remove outputs of stages and tools; .venv, data, DVC's cache, metrics of RegDB and ablation stay
 	rm -rf models evaluation report $(filter-out metrics/regdb metrics/ablation.json,$(wildcard metrics/*)) .state build .pytest_cache .ruff_cache .hypothesis

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 EXACT_UP_TO = 200_000  # images that are searched without an index
 RERANKED_UP_TO = 30_000  # queries and images together: about a minute
-CANDIDATES = 500  # of the index for each query, at least
+CANDIDATES = 200  # of the index for each query, at least
 SHOWN = 3  # images of a person in a result
 _BLOCK_BYTES = 32 * 2**20  # of the features that are compared at a time, as float32
 _QUERIES = 1024  # that are compared at a time

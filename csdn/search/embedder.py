@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -120,20 +121,31 @@ class Embedder:
 def read_batches(
     items: Iterable[T], read: Callable[[T], R], size: int = BATCH
 ) -> Iterator[tuple[list[T], list[R]]]:
-    """Up to `size` items at a time with what `read` returns of each, read by threads one batch ahead."""
-    rest = iter(items)
+    """Up to `size` items at a time with what `read` returns of each, read by threads one batch ahead.
+
+    A thread reads several items, since handing over small images one by one costs as much as decoding them.
+    """
+    rest, each = iter(items), -(-size // READERS)
+
+    def read_all(some: list[T]) -> list[R]:
+        return [read(item) for item in some]
+
     with ThreadPoolExecutor(READERS) as pool:
-        waiting = None
+        waiting: deque[tuple[list[T], list[Future[list[R]]]]] = deque()
         try:
             while batch := list(islice(rest, size)):
-                pending = batch, [pool.submit(read, item) for item in batch]
-                if waiting:
-                    yield waiting[0], [future.result() for future in waiting[1]]
-                waiting = pending
+                starts = range(0, len(batch), each)
+                waiting.append((batch, [pool.submit(read_all, batch[n : n + each]) for n in starts]))
+                if len(waiting) == 2:
+                    yield _finished(*waiting.popleft())
             if waiting:
-                yield waiting[0], [future.result() for future in waiting[1]]
+                yield _finished(*waiting.popleft())
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _finished(batch: list[T], parts: list[Future[list[R]]]) -> tuple[list[T], list[R]]:
+    return batch, [found for part in parts for found in part.result()]
 
 
 class LoadedModel(CSDN):

@@ -152,8 +152,7 @@ def search(
     images = [image for image in listed.images if image.modality == modality]
     embedder = _embedder_of(opened, model)
     filters, searcher = _filters(modality, among, camera, since, until), Searcher(opened)
-    people = searcher.people_among(filters)
-    threshold = threshold_for(_thresholds(), opened.manifest.model, modality, fpir, people)
+    threshold = threshold_for(_thresholds(), searcher, modality, filters, fpir)
     if rerank:
         threshold = Threshold(None, fpir, "thresholds are for rankings without re-ranking")
     answers, refused = answer_queries(

@@ -153,11 +153,11 @@ class Searcher:
         best.merge(*self._scored(queries, ids))
         return best.scores, best.positions
 
-    def people_among(self, filters: Filters) -> int:
-        """How many people a search may confuse: those with a name, and each image that has none."""
+    def counts(self, filters: Filters) -> tuple[int, int]:
+        """(people, images) that pass the filters; each image without a name counts as one more person."""
         people = self.people[filters.mask(self.gallery)]
         unlabelled = int(np.count_nonzero(people == NOBODY))
-        return len(np.unique(people)) - bool(unlabelled) + unlabelled
+        return len(np.unique(people)) - bool(unlabelled) + unlabelled, len(people)
 
     # ---- exact comparison
 

@@ -23,7 +23,7 @@ from csdn.search.embedder import MAX_PIXELS
 from csdn.search.images import seconds
 from csdn.search.limits import Guard, Limits, Metrics, Refused
 from csdn.search.promotion import Promotion
-from csdn.search.results import Answer, Threshold, threshold_for
+from csdn.search.results import Answer, threshold_for
 from csdn.search.search import Filters, PersonMatch
 from csdn.search.service import InUse, Service
 
@@ -157,12 +157,7 @@ def judged(
     state: InUse, people: list[PersonMatch], modality: Modality, filters: Filters, fpir: float
 ) -> Answer:
     """The people, and whether one of them passes the threshold for a gallery of the size searched."""
-    model = state.embedder.model_hash
-    if state.thresholds is None:
-        threshold = Threshold(None, fpir, "there are no thresholds of this model")
-    else:
-        size = state.searcher.people_among(filters)
-        threshold = threshold_for(state.thresholds, model, modality, fpir, size)
+    threshold = threshold_for(state.thresholds, state.searcher, modality, filters, fpir)
     return Answer("", modality, threshold, people)
 
 

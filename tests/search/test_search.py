@@ -77,7 +77,7 @@ def test_a_person_scores_as_the_best_image_and_nobody_is_one_person(tmp_path):
         ("", 0.4, 1),
         ("", 0.4, 1),
     ]
-    assert searcher.people_among(Filters()) == 5
+    assert searcher.counts(Filters()) == (5, 7)
 
 
 def test_ten_people_are_found_behind_one_person_with_very_many_images(tmp_path):

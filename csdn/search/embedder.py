@@ -21,7 +21,7 @@ from csdn.evaluation.baselines import with_flip_tta
 from csdn.model import CSDN, fuse_batch_norms, read_config
 from csdn.model import load as load_network
 from csdn.model.device import configure_torch
-from csdn.runtime.errors import UserError
+from csdn.runtime.errors import UserError, explain_os_error
 from csdn.runtime.files import file_sha256
 
 BATCH = 64  # images of a forward pass
@@ -114,6 +114,8 @@ class Embedder:
             return self.prepare(Path(path).read_bytes(), extension)
         except FileNotFoundError:
             raise UserError(f"{path}: no such file") from None
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {explain_os_error(error) or error}") from error
         except BadImage as error:
             raise UserError(f"{path}: {error.reason}") from None
 

@@ -161,7 +161,7 @@ def described(gallery: Gallery) -> list[str]:
     return [
         f"gallery   {gallery.address}",
         f"images    {len(gallery)}" + "".join(f", {one['counts']} {one['values']}" for one in counts),
-        f"people    {len(set(people) - {''})}, and {unlabelled} images that nobody has labelled",
+        f"people    {len(set(people) - {''})}, and {unlabelled} unlabelled images",
         f"cameras   {', '.join(cameras) or 'not known'}",
         f"times     {times['min'].isoformat()} to {times['max'].isoformat()}"
         if times["min"]
@@ -192,7 +192,7 @@ def _row(rank: int, person: PersonMatch, answer: Answer) -> tuple[str, ...]:
     return (
         f"{rank:>3}",
         f"{person.score:6.3f}{mark}",
-        person.person or "(nobody named)",
+        person.person or "(unlabelled)",
         best.camera or "-",
         best.time or "",
         best.source,

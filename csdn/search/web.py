@@ -65,7 +65,7 @@ class ImageFound(BaseModel):
 
 class PersonFound(BaseModel):
     rank: int = Field(examples=[1])
-    person: str | None = Field(description="null: an image that nobody has labelled.", examples=["p0007"])
+    person: str | None = Field(description="null: an unlabelled image.", examples=["p0007"])
     score: float = Field(description="The largest score of the person's images.", examples=[0.71])
     match: bool | None = Field(
         description="Whether the score passes the threshold; null: there is none.", examples=[True]

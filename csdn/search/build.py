@@ -47,15 +47,17 @@ def add_images(
     new = _new_images(gallery, images)
     known, added, started = len(images) - len(new), 0, time.monotonic()
     refused, batches = [], list[tuple[np.ndarray, pa.Table]]()
-    for features, rows in embedded(new, embedder, grey16, refused):
-        added += len(rows)
-        report(known + added + len(refused), len(images))
-        batches.append((features.astype(gallery.manifest.dtype), rows))
-        waiting = sum(len(rows) for _, rows in batches)
-        if waiting >= gallery.part_images or time.monotonic() - started > SECONDS:
-            _flush(gallery, batches)
-            started = time.monotonic()
-    _flush(gallery, batches)
+    try:
+        for features, rows in embedded(new, embedder, grey16, refused):
+            added += len(rows)
+            report(known + added + len(refused), len(images))
+            batches.append((features.astype(gallery.manifest.dtype), rows))
+            waiting = sum(len(rows) for _, rows in batches)
+            if waiting >= gallery.part_images or time.monotonic() - started > SECONDS:
+                _flush(gallery, batches)
+                started = time.monotonic()
+    finally:  # where an image cannot be read, the next run need not embed those before it again
+        _flush(gallery, batches)
     return refused
 
 

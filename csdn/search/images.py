@@ -158,9 +158,10 @@ def seconds(time: str | None) -> int | None:
     """
     try:
         moment = datetime.fromisoformat(time or "")
-    except ValueError:
+        moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):  # no time, or one that is outside the years 1 to 9999 in UTC
         return None
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+    return int(moment.timestamp())
 
 
 def read_source(source: str) -> bytes:

@@ -167,8 +167,8 @@ class Searcher:
     def counts(self, filters: Filters) -> tuple[int, int]:
         """(people, images) that pass the filters; each image without a name counts as one more person."""
         people = self.people[filters.mask(self.gallery)]
-        unlabelled = int(np.count_nonzero(people == NOBODY))
-        return len(np.unique(people)) - bool(unlabelled) + unlabelled, len(people)
+        images = np.bincount(people, minlength=1)  # of each person; sorting takes 70 times as long
+        return int(images[NOBODY] + np.count_nonzero(images[NOBODY + 1 :])), len(people)
 
     # ---- exact comparison
 
@@ -200,6 +200,16 @@ class Searcher:
                 yield start + some, memory[: len(some)].copy_(torch.from_numpy(features))
 
     # ---- candidates of the index
+
+    def with_index(self, before: Searcher | None = None) -> Searcher:
+        """Itself, with its index in memory now: a later change of the gallery removes the file.
+
+        before: of an earlier state of the gallery, whose index is taken if it is the same.
+        """
+        if self.index_entry:
+            same = before is not None and before.index_entry == self.index_entry
+            self.index = before.index if same else self.index
+        return self
 
     @cached_property
     def index(self) -> faiss.Index:

@@ -169,9 +169,7 @@ def test_a_small_gallery_is_ranked_by_people_and_not_by_all_its_images(tmp_path,
     searcher = Searcher(filled(tmp_path / "g", unit(400), person=people))
     counts = []
     nearest = searcher.nearest
-    monkeypatch.setattr(
-        searcher, "nearest", lambda q, count, *a: counts.append(count) or nearest(q, count, *a)
-    )
+    monkeypatch.setattr(searcher, "nearest", lambda q, n, *more: counts.append(n) or nearest(q, n, *more))
     assert [len(found) for found in searcher.search(unit(5, 2), 10)] == [3] * 5
     assert max(counts) < 400
 

@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 
 from csdn.data.catalog import MODALITIES
 from csdn.data.images import BadImage
-from csdn.search.embedder import Embedder, read_batches
+from csdn.ingest.pack import STORE_READERS
+from csdn.search.embedder import READERS, Embedder, read_batches
 from csdn.search.gallery import ROWS, Gallery, IndexEntry
 from csdn.search.images import GalleryImage, Grey16Ranges, picture_of
 from csdn.search.index import TRAINED_ON, build_index, clusters_of
@@ -102,7 +103,10 @@ def embedded(
     """Features [n, D] and rows of the images, a batch at a time; bad images join `refused` instead."""
     for modality in MODALITIES:
         own = [image for image in images if image.modality == modality]
-        for batch, read in read_batches(own, partial(_read, embedder=embedder, grey16=grey16)):
+        in_store = any("://" in image.source for image in own)
+        readers = STORE_READERS if in_store else READERS
+        read_image = partial(_read, embedder=embedder, grey16=grey16)
+        for batch, read in read_batches(own, read_image, readers=readers):
             good, pictures, hashes = [], [], []
             for image, found in zip(batch, read, strict=True):
                 if isinstance(found, str):

@@ -24,9 +24,9 @@ from csdn.model.device import configure_torch
 from csdn.runtime.errors import UserError, explain_os_error
 from csdn.runtime.files import file_sha256
 
-BATCH = 64  # images of a forward pass
+BATCH = 128  # images of a forward pass
 MAX_PIXELS = 50_000_000  # of an image, as `ingest.max_pixels` allows by default
-READERS = 8  # threads that read and decode; decoders release Python's lock, stores have latency
+READERS = 2  # threads that read and decode; more of them take the cores from the network
 CPU = torch.device("cpu")
 
 T = TypeVar("T")
@@ -121,18 +121,18 @@ class Embedder:
 
 
 def read_batches(
-    items: Iterable[T], read: Callable[[T], R], size: int = BATCH
+    items: Iterable[T], read: Callable[[T], R], size: int = BATCH, readers: int = READERS
 ) -> Iterator[tuple[list[T], list[R]]]:
     """Up to `size` items at a time with what `read` returns of each, read by threads one batch ahead.
 
     A thread reads several items, since handing over small images one by one costs as much as decoding them.
     """
-    rest, each = iter(items), -(-size // READERS)
+    rest, each = iter(items), -(-size // readers)
 
     def read_all(some: list[T]) -> list[R]:
         return [read(item) for item in some]
 
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(readers) as pool:
         waiting: deque[tuple[list[T], list[Future[list[R]]]]] = deque()
         try:
             while batch := list(islice(rest, size)):

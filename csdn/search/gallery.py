@@ -41,7 +41,7 @@ from csdn.data.storage import Store
 from csdn.params import mistakes
 from csdn.runtime.documents import parse_json
 from csdn.runtime.errors import UserError
-from csdn.runtime.files import LOCK_SECONDS, as_json, atomic_write, locked, remove_temp, rename_flushed
+from csdn.runtime.files import as_json, atomic_write, locked, remove_temp, rename_flushed
 from csdn.search.images import read_source
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class Gallery:
         gallery = cls(address)
         gallery.refresh()
         if gallery.store:  # what others have removed is to leave this machine too
-            with suppress(UserError), gallery._locked(seconds=0):  # a writer does it as well
+            with suppress(UserError), gallery._locked(wait=False):  # a writer does it as well
                 gallery._remove_unnamed_here()
         return gallery
 
@@ -320,8 +320,8 @@ class Gallery:
             self.parts = parts
 
     @contextmanager
-    def _locked(self, seconds: float = LOCK_SECONDS) -> Iterator[None]:
-        with locked(self.folder / MANIFEST, seconds):
+    def _locked(self, wait: bool = True) -> Iterator[None]:
+        with locked(self.folder / MANIFEST, wait):
             yield
 
     def _without(self, parts: Sequence[Part], gone: Callable[[Part], pa.ChunkedArray]) -> list[Part]:

@@ -5,16 +5,16 @@ accepted drops. No features judge the label of a person that they were trained o
 
 * people that the model was not trained on are judged by the model's features;
 * people that it was trained on (its config.json names them) by those of CLIP without training, in a metric
-  that is fitted on four fifths of the people and judges the others, in turn (csdn.curation.labels.whitened).
+  that is fitted on four fifths of the people and judges the others, in turn (`cross_validated`).
 
-Scores are standardised for each of the two, so that one ranking has all. Features are kept in galleries below
-`.state/labels`, so that a run that was stopped goes on, and the next drop costs its own images alone.
+Features are kept in galleries below `.state/labels`, so that a run that was stopped goes on, and the next
+drop costs its own images alone.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from csdn.curation.labels import FOLDS, compare, same_person, split_people, standardised, whitened
+from csdn.curation.labels import MODEL, Judge, Judgement, cross_validated, judge_labels
 from csdn.data.catalog import MODALITIES, ImageRecord
 from csdn.data.labels import NO_LABEL, canonical_label, label_fault
 from csdn.data.views import normalised
@@ -42,8 +42,8 @@ from csdn.search.images import GalleryImage, Grey16Ranges, seconds
 from csdn.search.search import Searcher
 
 STATE = Path(".state/labels")
+PAIRS = 500  # findings of pairs, at most
 KNOWN = 2  # images of a person by each camera, in all other drops together, at most
-MODEL, CLIP = "model", "CLIP"  # whose features judge a label
 
 Report = Callable[[int, int], None]  # images done, images in all
 Refused = list[tuple[str, str]]  # (path, reason)
@@ -58,10 +58,10 @@ class LabelledImage(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """A label that is contradicted; score: in robust standard deviations above the drop's median.
+    """A label and how much it is contradicted, in robust standard deviations above the drop's median.
 
-    Of an image (row `row`): `other` is the person that it resembles more than its label `person`. Of two
-    people, `person` and `other` may be one. Of a person alone (other == ""), the label may be two people.
+    Of an image (`row`): `other` is the person whom it resembles most, besides its label `person`. Of a pair:
+    `person` and `other` may be one. Of a split, which has no `other`: `person` may be two.
     """
 
     score: float
@@ -69,16 +69,16 @@ class Finding(NamedTuple):
     other: str
     judge: str  # MODEL or CLIP
     row: int = -1
-    own_similarity: float = float("nan")  # cosine to the label's other images; NaN of people
-    other_similarity: float = float("nan")
+    own_similarity: float = float("nan")  # cosine of the image to the label's other images
+    other_similarity: float = float("nan")  # and to those of `other`
 
 
 @dataclass(frozen=True)
 class LabelCheck:
-    """What the features say of the labels of a drop; all lists of findings are ranked.
+    """What the features say of the labels of a drop; findings are ranked, the most contradicted first.
 
     rows: the images of the drop (the first `size`), then those that they were compared with. features:
-    float32 [rows, D], of the model. part [rows]: the half of an image's label, 0 or 1; -1 where none is said.
+    float32 [rows, D], of the model. part [rows]: the half of the label, 0 or 1; -1 where there is none.
     """
 
     drop: Drop
@@ -91,6 +91,10 @@ class LabelCheck:
     part: np.ndarray
     refused: Refused
     learned: set[str]  # people of the drop that the model was trained on
+
+    def contradicted(self, count: int) -> list[Finding]:
+        """The first findings of images that resemble another person more than their label."""
+        return [one for one in self.images[:count] if one.other_similarity > one.own_similarity]
 
     def similar(self, row: int, person: str, count: int) -> list[int]:
         """The images of a person that are most similar to an image, without itself."""
@@ -118,28 +122,46 @@ def check_labels(
     report: Report = lambda done, total: None,
     state: Path = STATE,
 ) -> LabelCheck:
-    """Judge the labels of a drop; others: the accepted drops whose people it is compared with.
+    """Judge the labels of a drop; others: the drops whose people it is compared with.
 
     trained: the people that the embedder's model was trained on. Raises UserError where a drop cannot be
     read, or there are not two people to compare.
     """
     own, refused = labelled_images(drop, aliases)
     known = [one for other in others for one in labelled_images(other, aliases)[0]]
-    rows, grey16 = own + _few_of_each(known), params.ingest.grey16_range
-    there, features, bad = _features(rows, embedder, grey16, state, report)
-    rows, refused = [rows[n] for n in there], [*refused, *bad]
-    size = int(np.searchsorted(there, len(own)))
+    rows = own + _few_of_each(known)
+    features, bad = _features(rows, embedder, params.ingest.grey16_range, state, report)
+    good = [n for n, one in enumerate(rows) if one.image.source not in bad]
+    size = int(np.searchsorted(good, len(own)))
+    rows, refused = (
+        [rows[n] for n in good],
+        refused + [(one.record.path, bad[one.image.source]) for one in own if one.image.source in bad],
+    )
     people = sorted({one.person for one in rows})
-    if len(people) < 2 or not size:
-        raise UserError(f"{drop}: {len(people)} people in it and in the ledger; there is nobody to compare with")
-    labels = np.searchsorted(people, [one.person for one in rows])
-    learned = np.isin(people, list(trained))
+    if not size or len(people) < 2:
+        raise UserError(f"{drop}: needs images with labels of two people or more, of it or of other drops")
+    labels, learned = np.searchsorted(people, [one.person for one in rows]), np.isin(people, list(trained))
     judged = np.unique(labels[:size])
-    judges = [(MODEL, features, judged[~learned[judged]])]
-    if learned[judged].any():
-        judges += _clip_judges(rows, labels, judged[learned[judged]], params, state, report)
-    ...
-    return judge_labels(...)
+    judges = [Judge(MODEL, features, new)] if len(new := judged[~learned[judged]]) else []
+    if len(old := judged[learned[judged]]):
+        clip = ClipEmbedder.of(embedder, params)
+        raw, _ = _features(rows, clip, params.ingest.grey16_range, state, report)
+        modality = np.array([MODALITIES.index(one.image.modality) for one in rows])
+        judges += cross_validated(raw, labels, modality, old)
+    views = np.unique([f"{one.image.modality}/{one.image.camera}" for one in rows], return_inverse=True)[1]
+    found = judge_labels(judges, labels, views, size, learned)
+    return LabelCheck(
+        drop,
+        rows,
+        size,
+        features,
+        _images(found, labels, people),
+        _pairs(found, people),
+        _splits(found, people),
+        found.part,
+        refused,
+        {people[n] for n in old},
+    )
 
 
 def trained_people(model: Path) -> list[str]:
@@ -147,7 +169,122 @@ def trained_people(model: Path) -> list[str]:
     people = read_config(model).get("people")
     if not isinstance(people, list):
         raise UserError(
-            f"{model}/config.json does not name the people that the model was trained on, so which labels it "
-            "may judge is not known; use a model that this project has trained (--model DIR)"
+            f"{model}/config.json does not name the people that the model was trained on, so whose labels it "
+            "may judge is not known; name a model that this project has trained: --model DIR"
         )
     return people
+
+
+# The images and their features.
+
+
+def labelled_images(drop: Drop, aliases: Mapping[str, str]) -> tuple[list[LabelledImage], Refused]:
+    """The images of a drop that have a label, and why each of the others is not judged."""
+    source = open_source(drop.address, drop.layout)
+    records, images = list_records(source, drop), []
+    refused = list(source.refused)
+    for record in records:
+        if fault := label_fault(record.person):
+            refused.append((record.path, fault if fault == NO_LABEL else f"person {fault}"))
+            continue
+        person = canonical_label(record.person)
+        person = aliases.get(person, person)
+        image = GalleryImage(
+            f"{drop.address}/{record.path}",
+            person,
+            canonical_label(record.camera),
+            str(record.modality),
+            seconds(record.captured_at),
+            record.size,
+            partial(source.read, record),
+        )
+        images.append(LabelledImage(record, person, image))
+    return images, refused
+
+
+def _few_of_each(images: Iterable[LabelledImage]) -> list[LabelledImage]:
+    """The first KNOWN images of each person by each camera."""
+    seen, kept = Counter[tuple[str, str]](), []
+    for one in images:
+        view = one.person, one.image.camera
+        seen[view] += 1
+        if seen[view] <= KNOWN:
+            kept.append(one)
+    return kept
+
+
+def _features(
+    rows: list[LabelledImage], embedder: Embedder, grey16: Grey16Ranges, state: Path, report: Report
+) -> tuple[np.ndarray, dict[str, str]]:
+    """The features [n, D] of the good images, in order, and why the others are bad, by source."""
+    address = str(state / embedder.model_hash[:16])
+    if Gallery(address).exists():
+        gallery = Gallery.open(address)
+    else:
+        gallery = Gallery.create(
+            address, embedder.model_hash, embedder.dimension, "float32", embedder.flip_tta
+        )
+    bad = dict(add_images(gallery, [one.image for one in rows], embedder, grey16, report))
+    position = {source: n for n, source in enumerate(gallery.column("source").to_pylist())}
+    wanted = [position[one.image.source] for one in rows if one.image.source not in bad]
+    return Searcher(gallery).features(np.array(wanted, np.int64)), bad
+
+
+class ClipEmbedder(Embedder):
+    """CLIP without training, for the same images as another embedder's model."""
+
+    @classmethod
+    def of(cls, embedder: Embedder, params: Params) -> ClipEmbedder:
+        clip = load_clip(params.model.clip, params.model.weights)
+        network = untrained(clip, embedder.network)
+        return cls(network, embedder.normalize, clip.sha256, embedder.flip_tta, embedder.device)
+
+    @property
+    def dimension(self) -> int:
+        return self.network.config.embed_dim * (2 if self.flip_tta else 1)
+
+    @torch.inference_mode()
+    def embed(self, pixels: np.ndarray, modality: str) -> np.ndarray:
+        images = normalised(torch.as_tensor(pixels).to(self.device), self.normalize)
+        embed = clip_embed(self.network)
+        features = (flipped(embed) if self.flip_tta else embed)(images, modality)
+        return F.normalize(features.float()).cpu().numpy()
+
+
+# Findings, ranked.
+
+
+def _images(found: Judgement, labels: np.ndarray, people: list[str]) -> list[Finding]:
+    rows = [n for n in np.argsort(-found.score, kind="stable") if np.isfinite(found.score[n])]
+    return [
+        Finding(
+            float(found.score[n]),
+            people[labels[n]],
+            people[found.other[n]],
+            found.kind[labels[n]],
+            int(n),
+            float(found.own[n]),
+            float(found.best[n]),
+        )
+        for n in rows
+    ]
+
+
+def _pairs(found: Judgement, people: list[str]) -> list[Finding]:
+    """Each pair once, of the drop's people with all."""
+    scores = found.pairs.copy()
+    twice = np.isin(np.arange(len(people)), found.judged) & (found.judged[:, None] > np.arange(len(people)))
+    scores[twice] = np.nan
+    best = np.argsort(-scores, axis=None, kind="stable")[: min(PAIRS, np.isfinite(scores).sum())]
+    pairs = [
+        (found.judged[n], m, scores[n, m]) for n, m in zip(*np.unravel_index(best, scores.shape), strict=True)
+    ]
+    return [Finding(float(score), people[one], people[two], found.kind[one]) for one, two, score in pairs]
+
+
+def _splits(found: Judgement, people: list[str]) -> list[Finding]:
+    order = np.argsort(-found.splits, kind="stable")[: np.isfinite(found.splits).sum()]
+    return [
+        Finding(float(found.splits[n]), people[found.judged[n]], "", found.kind[found.judged[n]])
+        for n in order
+    ]

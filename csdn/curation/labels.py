@@ -148,7 +148,7 @@ def _images_of_people(labels: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _nearest_mean(scores: np.ndarray) -> np.ndarray:
-    """The mean of the NEAREST largest scores of each row [n, k]; -inf is no score; NaN where there is none."""
+    """The mean of the NEAREST largest scores of each row [n, k]; -inf is no score; NaN: the row has none."""
     top = -np.sort(-scores, axis=1)[:, :NEAREST]
     counts = np.isfinite(top).sum(axis=1)
     sums = np.where(np.isfinite(top), top, 0).sum(axis=1)
@@ -182,7 +182,9 @@ def split_people(
     relaxation of 2-means); the score is the mean between them, negated.
     """
     people = dict(_images_of_people(labels))
-    cosines = {number: features[rows] @ features[rows].T for number in judged if len(rows := people[number]) > 1}
+    cosines = {
+        number: features[rows] @ features[rows].T for number in judged if len(rows := people[number]) > 1
+    }
     means = _means_of_views(cosines, people, views)
     scores, half = np.full(len(judged), np.nan), np.full(len(labels), -1)
     for place, number in enumerate(judged):

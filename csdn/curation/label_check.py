@@ -142,14 +142,14 @@ def check_labels(
         raise UserError(f"{drop}: needs images with labels of two people or more, of it or of other drops")
     labels, learned = np.searchsorted(people, [one.person for one in rows]), np.isin(people, list(trained))
     judged = np.unique(labels[:size])
-    judges = [Judge(MODEL, features, new)] if len(new := judged[~learned[judged]]) else []
+    judges = [Judge(MODEL, features, new, learned)] if len(new := judged[~learned[judged]]) else []
     if len(old := judged[learned[judged]]):
         clip = ClipEmbedder.of(embedder, params)
         raw, _ = _features(rows, clip, params.ingest.grey16_range, state, report)
         modality = np.array([MODALITIES.index(one.image.modality) for one in rows])
         judges += cross_validated(raw, labels, modality, old)
     views = np.unique([f"{one.image.modality}/{one.image.camera}" for one in rows], return_inverse=True)[1]
-    found = judge_labels(judges, labels, views, size, learned)
+    found = judge_labels(judges, labels, views, size)
     return LabelCheck(
         drop,
         rows,

@@ -3,7 +3,7 @@
 `judge_labels` gives three kinds of scores, which are high where a label is wrong:
 
 * of an image: how much more similar it is to another person than to the other images of its label;
-* of two labels: how much more alike they are than the images of one label are;
+* of two labels: how alike they are, compared with the images of one label;
 * of a label: how little alike its two halves are.
 
 Similarities are cosines. A judge is a set of features with the people whose labels it may judge; which ones,
@@ -26,11 +26,14 @@ MODEL, CLIP = "model", "CLIP"  # whose features a judge has
 
 
 class Judge(NamedTuple):
-    """Features float32 [n, D] of unit length of all images, and the numbers of the people it judges."""
+    """Features float32 [n, D] of unit length of all images, the people it judges (numbers, ascending), and
+    bool [P], whose labels the features were made with: whom it must not judge.
+    """
 
     kind: str  # MODEL or CLIP
     features: np.ndarray
     people: np.ndarray
+    learned: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,11 @@ class Judgement:
     kind: np.ndarray
 
 
-def judge_labels(
-    judges: Sequence[Judge], labels: np.ndarray, views: np.ndarray, size: int, learned: np.ndarray
-) -> Judgement:
+def judge_labels(judges: Sequence[Judge], labels: np.ndarray, views: np.ndarray, size: int) -> Judgement:
     """Judge the labels of the first `size` images against all images.
 
-    labels: int [n], the person 0..P-1 of each image; views: int [n], a number for camera and modality;
-    learned: bool [P], who the judges of kind MODEL were trained on, whom they do not judge.
+    labels: int [n], the person 0..P-1 of each image, of whom none is missing; views: int [n], a number for
+    camera and modality.
     """
     judged, people = np.unique(labels[:size]), int(labels.max()) + 1
     own, best = np.full(size, np.nan), np.full(size, np.nan)
@@ -70,10 +71,8 @@ def judge_labels(
     for judge in judges:
         at, of_judge = np.searchsorted(judged, judge.people), np.isin(labels, judge.people)
         queries = np.flatnonzero(of_judge[:size])
-        found = compare(judge.features, labels, queries, judge.people)
-        own[queries], best[queries], other[queries] = found.own, found.best, found.other
-        pairs[at] = _same_person(found, judge.people, learned & (judge.kind == MODEL))
-        splits[at], halves = split_people(judge.features, labels, views, judge.people)
+        own[queries], best[queries], other[queries] = compare(judge.features, labels, queries)
+        pairs[at], splits[at], halves = judge_people(judge, labels, views)
         part[of_judge] = halves[of_judge]
         kind[judge.people] = judge.kind
     score = best - own
@@ -82,7 +81,7 @@ def judge_labels(
         score[images] = standardised(score[images])
         pairs[rows], splits[rows] = standardised(pairs[rows]), standardised(splits[rows])
     between = pairs[:, judged]
-    pairs[:, judged] = (between + between.T) / 2
+    pairs[:, judged] = (between + between.T) / 2  # NaN if one of the two
     return Judgement(score, own, best, other, judged, pairs, splits, part, kind)
 
 
@@ -96,49 +95,27 @@ def standardised(scores: np.ndarray) -> np.ndarray:
     return (scores - middle) / (spread or known.std() or 1.0)
 
 
-# Images, and pairs of people.
+# Images.
 
 
-class Similarity(NamedTuple):
-    """The mean cosine of the NEAREST images of a person, to images [q] and on average to people [j].
+def compare(
+    features: np.ndarray, labels: np.ndarray, queries: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(own [q], best [q], other [q]) of the images `queries` (rows): how similar they are to people.
 
-    own [q]: to the other images of the image's label, NaN where there are none; best [q]: to the most similar
-    other person, of number other [q]. to_people [j, people]: over the images of a judged person; within
-    [people]: over a person's images to the others of the person, NaN where there are none.
+    The similarity to a person is the mean cosine of the NEAREST images. own: to the other images of its
+    label, NaN where there are none; best: to the most similar other person, whose number is other.
     """
-
-    own: np.ndarray
-    best: np.ndarray
-    other: np.ndarray
-    to_people: np.ndarray
-    within: np.ndarray
-
-
-def compare(features: np.ndarray, labels: np.ndarray, queries: np.ndarray, judged: np.ndarray) -> Similarity:
-    """The similarities of the images `queries` (rows) of the people `judged` (numbers, ascending).
-
-    No image is compared with itself.
-    """
-    people = int(labels.max()) + 1
     own, best = np.full(len(queries), np.nan), np.full(len(queries), -np.inf)
-    other, within = np.full(len(queries), -1), np.full(people, np.nan)
-    to_people = np.full((len(judged), people), np.nan)
-    person, asked = np.searchsorted(judged, labels[queries]), features[queries]
-    counts = np.bincount(person, minlength=len(judged))
+    other, asked = np.full(len(queries), -1), features[queries]
     for number, rows in _images_of_people(labels):
-        among = features[rows]
-        if len(rows) > 1:
-            inside = among @ among.T
-            np.fill_diagonal(inside, -np.inf)
-            within[number] = _nearest_mean(inside).mean()
-        scores = asked @ among.T
-        scores[queries[:, None] == rows] = -np.inf
+        scores = asked @ features[rows].T
+        scores[queries[:, None] == rows] = -np.inf  # no image is compared with itself
         near, mine = _nearest_mean(scores), labels[queries] == number
         own[mine] = near[mine]
         better = ~mine & (near > best)
         best[better], other[better] = near[better], number
-        to_people[:, number] = np.bincount(person, near, len(judged)) / counts
-    return Similarity(own, best, other, to_people, within)
+    return own, best, other
 
 
 def _images_of_people(labels: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -155,62 +132,78 @@ def _nearest_mean(scores: np.ndarray) -> np.ndarray:
     return np.where(counts, sums / np.maximum(counts, 1), np.nan)
 
 
-def _same_person(found: Similarity, judged: np.ndarray, learned: np.ndarray) -> np.ndarray:
-    """[judged, people]: how much more alike two people are than the images of each are; NaN for one and the
-    same.
+# People: two labels that are one, one that is two.
+#
+# Images of one person differ between cameras, and more between modalities. So each cosine is taken relative
+# to the mean over two images of one label by the same views: the relative cosine of two images of one person
+# is 0 on average, whichever cameras recorded them.
 
-    A model has pulled the images of the people it learned together, so where the other person is `learned`,
-    only the judged one says how alike images of one person are.
+
+def judge_people(
+    judge: Judge, labels: np.ndarray, views: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(pairs [j, people], splits [j], half [n]) of the j people that a judge judges; NaN: no score.
+
+    pairs: the mean relative cosine between the images of two labels, above the mean within the two. Where the
+    other person is one that the judge has learned, the judged one stands for both. splits: the mean relative
+    cosine between the halves of a label, negated; half: 0 or 1 for each image of a judged person, else -1.
     """
-    own = found.within[judged][:, None]
-    other = np.where(learned | np.isnan(found.within), own, found.within)
-    scores = found.to_people - (own + other) / 2
-    scores[np.arange(len(judged)), judged] = np.nan
-    return scores
-
-
-# Labels that are two people.
-
-
-def split_people(
-    features: np.ndarray, labels: np.ndarray, views: np.ndarray, judged: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """(score [judged], half [n]): how little alike the two halves of each label are, and the images' halves.
-
-    Images of one person differ between cameras, so each cosine is taken relative to the mean over images of
-    one label by the same pair of views. The halves are the signs of the leading eigenvector (the spectral
-    relaxation of 2-means); the score is the mean between them, negated.
-    """
-    people = dict(_images_of_people(labels))
-    cosines = {
-        number: features[rows] @ features[rows].T for number in judged if len(rows := people[number]) > 1
-    }
+    features, people = judge.features, dict(_images_of_people(labels))
+    unlearned = [n for n, rows in people.items() if len(rows) > 1 and not judge.learned[n]]
+    cosines = {n: features[people[n]] @ features[people[n]].T for n in unlearned}
     means = _means_of_views(cosines, people, views)
-    scores, half = np.full(len(judged), np.nan), np.full(len(labels), -1)
-    for place, number in enumerate(judged):
-        if number not in cosines:
-            continue
-        rows = people[number]
-        relative = cosines[number] - means[np.ix_(views[rows], views[rows])]
+    within, splits = np.full(len(people), np.nan), np.full(len(people), np.nan)
+    half = np.full(len(labels), -1)
+    for n, values in cosines.items():
+        relative = values - means[np.ix_(views[people[n]], views[people[n]])]
         np.fill_diagonal(relative, 0)
-        side = np.linalg.eigh(relative)[1][:, -1] > 0
-        half[rows] = side != side[0]  # the first image is in half 0, as the sign is arbitrary
-        if FEWEST <= side.sum() <= len(rows) - FEWEST:
-            scores[place] = -relative[np.ix_(side, ~side)].mean()
-    return scores, half
+        within[n] = relative.sum() / (len(relative) * (len(relative) - 1))
+        splits[n], half[people[n]] = _split(relative)
+    own = within[judge.people][:, None]
+    pairs = _between(features, labels, views, means, judge.people)
+    pairs -= (own + np.where(np.isnan(within), own, within)) / 2
+    pairs[np.arange(len(judge.people)), judge.people] = np.nan
+    return pairs, splits[judge.people], half
 
 
 def _means_of_views(
     cosines: dict[int, np.ndarray], people: dict[int, np.ndarray], views: np.ndarray
 ) -> np.ndarray:
-    """[views, views]: the mean cosine of two images of one label, by the views of both."""
+    """[views, views]: the mean cosine of two images of one label, by their views."""
     sums, counts = (np.zeros((views.max() + 1, views.max() + 1)) for _ in range(2))
-    for number, values in cosines.items():
+    for n, values in cosines.items():
         first, second = np.nonzero(~np.eye(len(values), dtype=bool))
-        at = views[people[number][first]], views[people[number][second]]
+        at = views[people[n][first]], views[people[n][second]]
         np.add.at(sums, at, values[first, second])
         np.add.at(counts, at, 1)
-    return sums / np.maximum(counts, 1)
+    overall = sums.sum() / max(1, counts.sum())  # for views that no label has both of
+    return np.where(counts, sums / np.maximum(counts, 1), overall)
+
+
+def _between(
+    features: np.ndarray, labels: np.ndarray, views: np.ndarray, means: np.ndarray, judged: np.ndarray
+) -> np.ndarray:
+    """[judged, people]: the mean relative cosine between the images of two people.
+
+    The mean of products of two sets is the product of their means.
+    """
+    counts = np.bincount(labels)[:, None]
+    mean_feature, of_view = np.zeros((len(counts), features.shape[1])), np.zeros((len(counts), len(means)))
+    np.add.at(mean_feature, labels, features)
+    np.add.at(of_view, (labels, views), 1)
+    mean_feature, of_view = mean_feature / counts, of_view / counts
+    return mean_feature[judged] @ mean_feature.T - of_view[judged] @ means @ of_view.T
+
+
+def _split(relative: np.ndarray) -> tuple[float, np.ndarray]:
+    """(score, half [k]) of the relative cosines [k, k] of a label, diagonal 0.
+
+    The halves are the signs of the leading eigenvector, the spectral relaxation of 2-means.
+    """
+    side = np.linalg.eigh(relative)[1][:, -1] > 0
+    few = min(side.sum(), (~side).sum()) < FEWEST
+    # The first image is in half 0, as the sign is arbitrary.
+    return np.nan if few else -relative[np.ix_(side, ~side)].mean(), side != side[0]
 
 
 # Judges of people that the model was trained on.
@@ -227,7 +220,8 @@ def cross_validated(
     for fold in range(FOLDS):
         own = judged[judged % FOLDS == fold]
         if len(own):
-            judges.append(Judge(CLIP, whitened(features, labels, modality, labels % FOLDS != fold), own))
+            learned = np.arange(labels.max() + 1) % FOLDS != fold
+            judges.append(Judge(CLIP, whitened(features, labels, modality, learned[labels]), own, learned))
     return judges
 
 

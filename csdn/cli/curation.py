@@ -56,7 +56,7 @@ def relabel(
     old, new, count = relabel(file)
     print(
         escape_control_chars(
-            f"{count} labels corrected: drop {new.id[:SHORT]} replaces {old.id[:SHORT]} ({new.address}). "
+            f"labels corrected: {count}; drop {new.id[:SHORT]} replaces {old.id[:SHORT]} ({new.address}). "
             "Next: dvc repro"
         )
     )

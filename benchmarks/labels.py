@@ -50,10 +50,8 @@ def main() -> None:
             "person more"
         )
         for share in (0.01, 0.05, 0.10):
-            image_row(
-                drop, kind, f"{100 * share:2.0f} % of images", lambda d, r, s=share: d.some_images(s, r)
-            )
-        image_row(drop, kind, " 5 % of images, whole tracks", lambda d, r: d.some_tracks(0.05, r))
+            image_row(drop, kind, f"{100 * share:.0f} % of images", partial(drop.some_images, share))
+        image_row(drop, kind, "5 % of images, whole tracks", partial(drop.some_tracks, 0.05))
         for name, second in SECOND_LABEL.items():
             pair_row(drop, kind, name, second)
         split_row(drop, kind)

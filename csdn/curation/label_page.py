@@ -21,7 +21,8 @@ from csdn.runtime.files import atomic_write
 from csdn.runtime.sanitize import escape_control_chars
 from csdn.search.results import picture_uri
 
-SHOTS = 4  # pictures of a person
+SHOTS = 4  # pictures of a person beside an image
+EXAMPLES = 6  # of a person, or of a half of a label, beside another
 
 # As in a manifest; then what the features say; `drop` tells `csdn relabel` which drop it is.
 COLUMNS = ("path", "person", "modality", "camera", "captured_at")
@@ -119,7 +120,7 @@ def _image(check: LabelCheck, found: Finding) -> dict[str, Any]:
 
 
 def _people(check: LabelCheck, *sides: tuple[str, int | None]) -> Sequence[list[dict[str, Any]]]:
-    return [[_shot(check, row) for row in check.examples(person, SHOTS, part)] for person, part in sides]
+    return [[_shot(check, row) for row in check.examples(person, EXAMPLES, part)] for person, part in sides]
 
 
 def _shot(check: LabelCheck, row: int) -> dict[str, Any]:

@@ -117,10 +117,10 @@ def _escaped(line: str) -> str:
 
 
 @contextmanager
-def locked(path: str | Path) -> Iterator[None]:
+def locked(path: str | Path, seconds: float = LOCK_SECONDS) -> Iterator[None]:
     """Hold the lock of `path` during the block, so that only one process at a time reads and replaces it.
 
-    The lock file `.<name>.lock` beside it stays. Raises UserError after LOCK_SECONDS of waiting.
+    The lock file `.<name>.lock` beside it stays. Raises UserError after so many seconds of waiting.
     """
     from filelock import FileLock, Timeout  # imported here: worker processes need no lock
 
@@ -128,11 +128,11 @@ def locked(path: str | Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
     try:
-        with FileLock(lock, timeout=LOCK_SECONDS):
+        with FileLock(lock, timeout=seconds):
             yield
     except Timeout:
         raise UserError(
-            f"{path}: another process has held {lock.name} beside it for {LOCK_SECONDS} s; wait until that "
+            f"{path}: another process has held {lock.name} beside it for {seconds} s; wait until that "
             "process ends, or stop it, then run the command again"
         ) from None
 

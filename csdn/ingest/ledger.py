@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -36,16 +36,29 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Drop:
-    """One entry of the ledger. A person gives `reason`; an accepted drop with a reason is never held."""
+    """One entry of the ledger. A person gives `reason`; an accepted drop with a reason is never held.
+
+    labels: path -> person, of the images whose label `csdn relabel` has corrected. They are in the ledger and
+    not beside the images, because a drop may be read-only, and because one file changes atomically.
+    """
 
     id: str
     address: str
     layout: str
     status: Status = Status.ACCEPTED
     reason: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __str__(self) -> str:
         return f"drop {self.id[:SHORT]} ({self.address})"
+
+
+def list_records(source: Source, drop: Drop) -> list[ImageRecord]:
+    """The images of a drop as its source lists them, with the drop's corrected labels. Raises UserError."""
+    records = source.listing()
+    if not drop.labels:
+        return records
+    return [replace(one, person=drop.labels.get(one.path, one.person)) for one in records]
 
 
 def drop_id(
@@ -113,11 +126,15 @@ def _drop(entry: Any, where: str) -> Drop:
     names = {field.name for field in fields(Drop)}
     if not isinstance(entry, dict):
         raise UserError(f"{where}: {entry!r} is not an entry; `csdn add` makes entries")
+    labels = entry.get("labels", {})
+    if not isinstance(labels, dict) or not all(isinstance(person, str) for person in labels.values()):
+        raise UserError(f'{where}: labels is not {{"path": "person", ...}}; `csdn relabel` writes it')
+    entry = {**entry, "labels": labels}
     for problem, keys in (("missing", names - set(entry)), ("unknown", set(entry) - names)):
         if keys:
             raise UserError(f"{where}: {problem}: {', '.join(sorted(keys))}; `csdn add` makes entries")
     for name, value in entry.items():
-        if not isinstance(value, str):
+        if name != "labels" and not isinstance(value, str):
             raise UserError(f"{where}: {name} = {value!r} is not a text")
     _allow(where, "layout", entry["layout"], LAYOUTS)
     _allow(where, "status", entry["status"], tuple(Status))
@@ -139,7 +156,12 @@ def _allow(where: str, key: str, value: str, allowed: Sequence[str]) -> None:
 
 
 def write_ledger(drops: Sequence[Drop], path: Path = LEDGER) -> None:
-    write_json(path, {"version": LEDGER_VERSION, "drops": [asdict(drop) for drop in drops]})
+    write_json(path, {"version": LEDGER_VERSION, "drops": [as_entry(drop) for drop in drops]})
+
+
+def as_entry(drop: Drop) -> dict[str, Any]:
+    """The JSON values of a drop; `labels` only where there are some."""
+    return {name: value for name, value in asdict(drop).items() if name != "labels" or value}
 
 
 def change_ledger(change: Callable[[list[Drop]], list[Drop]], path: Path = LEDGER) -> None:

@@ -13,7 +13,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ from csdn.data.outputs import refused_in_words
 from csdn.data.shards import VerifiedShards, has_bytes_of
 from csdn.ingest.counts import facts_of_cameras, summary
 from csdn.ingest.identities import SplitRule, read_aliases
-from csdn.ingest.ledger import LEDGER, SHORT, Drop, Status, drop_id
+from csdn.ingest.ledger import LEDGER, SHORT, Drop, Status, drop_id, list_records
 from csdn.ingest.merge import IndexedDrop, bad_files, check_trainable, merge
 from csdn.ingest.pack import (
     PackedShard,
@@ -193,14 +193,15 @@ def list_drop(
     """The drop as its source lists it, with the shards that an earlier run finished; raises UserError."""
     try:
         source = open_source(drop.address, drop.layout)
-        records = source.listing()
+        records = list_records(source, drop)
     except UserError as error:
         raise _unlisted(drop, damaged, paths, error) from error
     if all(record.etag for record in records):
         check_unchanged(drop, records, [record.etag for record in records], source.refused)
     parts = cut_shards(records, paths.settings.shard_megabytes * 10**6)
+    sent = replace(drop, labels={})  # the records have them; a task is sent to another process
     tasks = [
-        ShardTask(drop, part, paths.shards, f"{drop.id[:16]}-{number:06d}", paths.settings, paths.run)
+        ShardTask(sent, part, paths.shards, f"{drop.id[:16]}-{number:06d}", paths.settings, paths.run)
         for number, part in enumerate(parts)
     ]
     # The state of this drop's shards, as it is listed now and with these settings.

@@ -17,7 +17,15 @@ from typing import Any
 from csdn.data.catalog import INDEX_SCHEMA, MODALITIES, REFUSED_SCHEMA, ImageRecord, read_table
 from csdn.data.outputs import refused_in_words
 from csdn.data.storage import Store
-from csdn.ingest.ledger import SHORT, Drop, Status, content_name, drop_id, whole_address
+from csdn.ingest.ledger import (
+    SHORT,
+    Drop,
+    Status,
+    content_name,
+    drop_id,
+    list_records,
+    whole_address,
+)
 from csdn.ingest.sources import Source, open_source
 from csdn.ingest.sources.cameras import MANIFESTS, MARKER
 from csdn.ingest.sources.tree import FileEntry, RemoteTree, is_system_file, kinds_in_words
@@ -218,7 +226,7 @@ def _change(drop: Drop, data: Path, thorough: bool, seen: SeenDrops) -> str | No
         return None
     try:
         source = open_source(drop.address, drop.layout)
-        records = source.listing()
+        records = list_records(source, drop)
         if thorough or all(record.etag for record in records):
             same = drop_fingerprint(source, records, drop.address) == drop.id
         else:

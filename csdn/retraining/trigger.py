@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from csdn.ingest.identities import SplitRule
-from csdn.ingest.ledger import Drop
+from csdn.ingest.ledger import Drop, list_records
 from csdn.ingest.sources import open_source
 
 if TYPE_CHECKING:
@@ -32,7 +32,9 @@ def count_arrivals(drops: Sequence[Drop], people: Collection[str], rule: SplitRu
     people: the canonical labels of those whom the champion knows. Raises UserError if a drop cannot be
     listed.
     """
-    records = [record for drop in drops for record in open_source(drop.address, drop.layout).listing()]
+    records = [
+        record for drop in drops for record in list_records(open_source(drop.address, drop.layout), drop)
+    ]
     named = {rule.person(record.person) for record in records}
     return Arrivals(len(records), len(named - set(people) - {""}))
 

@@ -13,12 +13,12 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from csdn.ingest.ledger import LEDGER, Drop, Status, write_ledger
+from csdn.ingest.ledger import LEDGER, Drop, Status, as_entry, write_ledger
 from csdn.params import Params, leaves, parse_params, set_value
 from csdn.retraining import branches, dvc, git
 from csdn.retraining.branches import BEGIN, READY, REJECT
@@ -137,7 +137,7 @@ def open_run(workspace: str | Path, identifier: str) -> Run:
 
 
 def _hash_digits(base: str, drops: Sequence[Drop], values: Mapping[str, Any]) -> str:
-    ledger = [asdict(drop) for drop in drops]
+    ledger = [as_entry(drop) for drop in drops]
     text = json.dumps({"base": base, "ledger": ledger, "overrides": dict(values)}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 

@@ -19,7 +19,7 @@ from csdn.data.catalog import MODALITIES, ImageRecord
 from csdn.data.images import BadImage, extension_of, grey16, probe
 from csdn.data.labels import canonical_label, label_fault
 from csdn.data.storage import PROTOCOLS, Store
-from csdn.ingest.ledger import Drop, whole_address
+from csdn.ingest.ledger import Drop, list_records, whole_address
 from csdn.ingest.pack import Range, png_of_range, range_of
 from csdn.ingest.sources import Source, open_source
 from csdn.ingest.sources.cameras import MANIFESTS
@@ -71,7 +71,8 @@ def list_images(address: str, modality: str) -> ImageListing:
         return ImageListing([_single(Path(address), modality)])
     files = None if address.lower().endswith((".csv", ".parquet")) else open_tree(address).files()
     if files is None or _is_drop(files):
-        return _of_source(open_source(address, "cameras"), address)
+        source = open_source(address, "cameras")
+        return _of_source(source, source.listing(), address)
     return _of_folder(address, files, modality)
 
 
@@ -79,7 +80,8 @@ def images_of_drops(drops: Iterable[Drop]) -> ImageListing:
     """The images of drops of the ledger."""
     images, refused = list[GalleryImage](), list[tuple[str, str]]()
     for drop in drops:
-        listing = _of_source(open_source(drop.address, drop.layout), drop.address)
+        source = open_source(drop.address, drop.layout)
+        listing = _of_source(source, list_records(source, drop), drop.address)
         images += listing.images
         refused += listing.refused
     return ImageListing(images, refused)
@@ -90,8 +92,8 @@ def _is_drop(files: Files) -> bool:
     return bool(first & set(MODALITIES)) or any(files.real_path(name) in files.entries for name in MANIFESTS)
 
 
-def _of_source(source: Source, address: str) -> ImageListing:
-    records, root = source.listing(), _root(source, address)
+def _of_source(source: Source, records: Iterable[ImageRecord], address: str) -> ImageListing:
+    root = _root(source, address)
     images, refused = dict[str, GalleryImage](), list(source.refused)
     for record in records:
         try:

@@ -240,7 +240,12 @@ def _pictures(person: PersonMatch, gallery: Gallery) -> list[Picture]:
 def picture(read: Any, source: str) -> Markup | None:
     """An image file as a data URI of at most PICTURE; None where it cannot be read."""
     try:
-        data = thumbnail(read(source), extension_of(source) or "", *PICTURE)
+        return picture_uri(read(source), source)
     except (UserError, BadImage, KeyError):
         return None
-    return Markup(f"data:image/jpeg;base64,{base64.b64encode(data).decode('ascii')}")
+
+
+def picture_uri(data: bytes, name: str) -> Markup:
+    """An image file as a data URI of at most PICTURE; `name` has its extension. Raises BadImage."""
+    small = thumbnail(data, extension_of(name) or "", *PICTURE)
+    return Markup(f"data:image/jpeg;base64,{base64.b64encode(small).decode('ascii')}")

@@ -61,7 +61,7 @@ def build(
         gallery = Gallery.open(out)
         embedder = _embedder_of(gallery, model)
     else:
-        embedder = _embedder(model_folder(model))
+        embedder = embedder_for(model_folder(model))
         gallery = Gallery.create(out, embedder.model_hash, embedder.dimension, dtype, embedder.flip_tta)
     _fill(gallery, listed, embedder)
 
@@ -187,7 +187,7 @@ def model_folder(given: Path | None, wanted: str = "") -> Path:
     return given or next((folder for folder in there if wanted == hash_of_model(folder)), there[-1])
 
 
-def _embedder(folder: Path, flip_tta: bool | None = None) -> Embedder:
+def embedder_for(folder: Path, flip_tta: bool | None = None) -> Embedder:
     """The model with the project's settings, if there are any; flip_tta replaces theirs."""
     from csdn.search.embedder import Embedder
 
@@ -201,7 +201,7 @@ def _embedder_of(gallery: Gallery, model: Path | None) -> Embedder:
     """The model that embedded the gallery; raises UserError where the one that is named is another."""
     manifest = gallery.manifest
     folder = model_folder(model, manifest.model)
-    embedder = _embedder(folder, manifest.flip_tta)
+    embedder = embedder_for(folder, manifest.flip_tta)
     gallery.check_model(embedder.model_hash, folder)
     return embedder
 

@@ -23,14 +23,14 @@ def drift(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     model: Model = None,
 ) -> None:
-    """Compare each camera of a drop with the images that the model knows: what has changed?"""
+    """Compare each camera of a drop with the images of training and test: what has changed?"""
     from csdn.curation.drift import Reference, drift_of
     from csdn.curation.drift_page import lines, write_page
 
     params, chosen = load_params(), find_drop(read_ledger(), drop)
     embedder = embedder_for(model_folder(model))
     reference = Reference(DATA, shards_at(params, DATA), embedder, {chosen.id})
-    with progress("drift", "compare", "cameras") as report:
+    with progress("drift", "compare", "cameras", images=0) as report:
         found = drift_of(chosen, reference, params.ingest.grey16_range, report)
     if html:
         write_page(found, html)

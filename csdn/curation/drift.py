@@ -1,4 +1,4 @@
-"""Drift: do the images of a drop look like those that the model knows, camera by camera?
+"""Drift: do the images of a drop look like those of training and test, camera by camera?
 
 `Reference` has the images in data/samples.parquet: those of the training people, and those of the test
 people, whom the same cameras saw. `measured` gives each image its statistics and its feature, and `compare`
@@ -81,7 +81,8 @@ class CameraDrift:
 
     images: all that the drop has; people: of the sample that is compared; unnamed: images of it without a
     person, each counted as a person. shifts: every statistic that was tested. moved: the images of the drop
-    that differ most in the first of the alarms; typical: images of the reference in the middle of it.
+    that differ most in the first of the alarms (of a new camera: any); typical: images of the reference in
+    the middle of it.
     """
 
     view: View
@@ -122,7 +123,7 @@ class CameraDrift:
 
 @dataclass(frozen=True)
 class Drift:
-    """The comparison of a drop with what the model knows; model: SHA-256 of its weights."""
+    """The comparison of a drop with the reference; model: SHA-256 of the weights that gave the features."""
 
     drop: Drop
     model: str
@@ -229,7 +230,7 @@ def sampled(people: np.ndarray) -> np.ndarray:
     return np.sort(order[np.arange(len(order)) - first[person_of] < IMAGES])
 
 
-# What the model knows.
+# The images of training and test.
 
 
 class Reference:
@@ -309,6 +310,8 @@ def compare(pairs: Mapping[View, tuple[Measured | None, Measured, int]]) -> Iter
         people, unnamed = len(np.unique(now.people)), sum(not image.person for image in now.images)
         known = 0 if before is None else len(np.unique(before.people))
         found = CameraDrift(view, images, people, known, unnamed)
+        if found.is_new:
+            found = replace(found, moved=_of_other_people(now, np.arange(len(now.images))))
         if min(people, known) >= MIN_PEOPLE:
             found = replace(found, shifts=tuple(_shifts(before, now, tested)))
         if found.alarms:

@@ -39,7 +39,7 @@ def write_page(drift: Drift, path: Path) -> None:
         meanings=STATISTICS,
         alpha=ALPHA,
         rows=[(camera, {shift.statistic: shift for shift in camera.shifts}) for camera in drift.cameras],
-        shown=[_shown(camera) for camera in drift.alarms if camera.alarms],
+        shown=[_shown(camera) for camera in drift.alarms],
         left_out=refused_in_words(drift.refused) if drift.refused else "",
     )
     with atomic_write(path) as temporary:
@@ -49,7 +49,7 @@ def write_page(drift: Drift, path: Path) -> None:
 def _shown(camera: CameraDrift) -> dict[str, Any]:
     return {
         "camera": camera,
-        "first": camera.alarms[0].statistic,
+        "first": camera.alarms[0].statistic if camera.alarms else "",
         "moved": [(image, _picture(image)) for image in camera.moved],
         "typical": [(image, _picture(image)) for image in camera.typical],
     }

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
+from scipy.ndimage import gaussian_filter
 
 ALPHA = 0.05  # the share of unchanged drops with an alarm at most
 MIN_PEOPLE = 5  # on each side; with fewer there is no test
@@ -46,7 +47,9 @@ def image_statistics(pictures: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     inner = grey[:, 1:-1, 1:-1]
     neighbours = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:]
     sharpness = np.log(((neighbours - 4 * inner).var((1, 2)) + 1) / (deviation**2 + 1))
-    down, right = np.gradient(grey, axis=(1, 2))
+    down, right = np.gradient(
+        gaussian_filter(grey, (0, 1, 1)), axis=(1, 2)
+    )  # smoothed: noise has no direction
     gradient = right + 1j * down
     energy = np.abs(gradient) ** 2
     # The fourth power has the same direction for upright and for level edges; these lean by a quarter of it.

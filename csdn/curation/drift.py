@@ -111,13 +111,14 @@ class CameraDrift:
     def verdict(self) -> str:
         """One line."""
         if self.is_new:
-            return f"new camera: {self.people} people, {self.images} images"
+            return f"new camera; people: {self.people}, images: {self.images}"
         if not self.shifts:
-            few = f"{self.people} people now, {self.people_before} before"
-            return f"not tested: {few}; {MIN_PEOPLE} are needed"
+            return (
+                f"not tested; people now: {self.people}, before: {self.people_before}, needed: {MIN_PEOPLE}"
+            )
         changed = ", ".join(map(str, self.alarms)) or "no change found"
         return changed + (
-            f"; {self.unnamed} images without a person, each counted as one" if self.unnamed else ""
+            f"; images without a person, counted as people: {self.unnamed}" if self.unnamed else ""
         )
 
 

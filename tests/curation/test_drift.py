@@ -78,7 +78,7 @@ def test_the_changed_and_the_new_camera_are_named_and_shown(project):
     found = drift_of(project, files(PEOPLE, darker_and_new))
     alarms = {one["camera"]: one for one in found["cameras"] if one["alarm"]}
     assert set(alarms) == {"cam2", "cam<9>"}
-    assert alarms["cam<9>"]["verdict"] == "new camera: 12 people, 24 images"
+    assert alarms["cam<9>"]["verdict"] == "new camera; people: 12, images: 24"
     (brightness,) = (one for one in alarms["cam2"]["statistics"] if one["statistic"] == "brightness")
     assert brightness["alarm"] and brightness["size"] < -1
     assert brightness["now"] == pytest.approx(brightness["before"] / 2, rel=0.3)
@@ -113,7 +113,7 @@ def test_bad_images_are_left_out_and_images_without_a_person_are_counted(project
     more = [("visible/cam1/p500/3.png", b"no image"), ("visible/cam1/lost.png", next(files(PEOPLE))[1])]
     drift_of(project, [*more, *files(PEOPLE)])
     said = csdn("drift", "drop")
-    assert "visible camera cam1: no change found; 1 images without a person, each counted as one" in said
+    assert "visible camera cam1: no change found; images without a person, counted as people: 1" in said
     assert re.search(r"left out: 1 x not a png image \(.*visible/cam1/p500/3.png\)", said)
 
 
@@ -156,7 +156,7 @@ def test_features_of_training_people_are_not_compared():
 def test_few_people_are_no_test():
     before, now = measured(names(20, "a")), measured(names(4, "b"), seed=1, contrast=-9)
     (found,) = compare({View("visible", "gate"): (before, now, 8)})
-    assert found.verdict == "not tested: 4 people now, 20 before; 5 are needed" and not found.alarm
+    assert found.verdict == "not tested; people now: 4, before: 20, needed: 5" and not found.alarm
 
 
 def test_a_sample_bounds_people_and_images_of_a_person(monkeypatch):

@@ -50,6 +50,15 @@ def test_one_threshold_is_enough(images, people, days, retrain, why):
     assert decision == (retrain, why)
 
 
+def test_a_changed_camera_is_enough_and_named():
+    drift = ["visible camera gate of drop 0123: brightness 90 -> 40", "visible camera yard of drop 0123: new"]
+    assert should_retrain(Arrivals(1, 0), CHOSEN, NEXT_DAY, THRESHOLDS, drift) == (
+        True,
+        f"drift (retrain.drift): {drift[0]}; {drift[1]}",
+    )
+    assert should_retrain(Arrivals(0, 0), CHOSEN, NEXT_DAY, THRESHOLDS, drift) == (False, "nothing is new")
+
+
 def test_without_a_champion_any_image_is_enough():
     decision = should_retrain(Arrivals(1, 1), None, NEXT_DAY, THRESHOLDS)
     assert decision == (True, "1 new person, 1 image; there is no champion yet")

@@ -3,8 +3,9 @@
     python benchmarks/drift.py [--drops 100] [--people 10 30]
 
 Run it in the project's folder after `make demo`: the reference is the demo's data, the model its model. Each
-drop has people of its own whom no model has seen, with two images by each of the six cameras. A changed drop
-has one changed camera, another one each time; the other cameras must not alarm.
+drop has people of its own whom no model has seen (but "same people": new images of the demo's people), with
+two images by each of the six cameras. A changed drop has one changed camera, another one each time; the other
+cameras must not alarm.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -29,8 +30,9 @@ from csdn.search.embedder import Embedder
 from csdn.search.images import GalleryImage
 from csdn.synthetic.people import FRESH, person
 from csdn.synthetic.rendering import CAMERAS, Camera, encode, render
+from csdn.synthetic.sets import SETS
 
-SHOTS = 2
+SHOTS, DEMO = 2, SETS["demo"]
 VIEWS = {View("infrared" if camera.infrared else "visible", camera.name): camera for camera in CAMERAS}
 Change = Callable[[np.ndarray], np.ndarray]
 
@@ -87,9 +89,21 @@ class Drops:
     def measured(
         self, drop: int, view: View, change: Change = lambda image: image, camera: Camera | None = None
     ) -> Measured:
-        camera, images = camera or VIEWS[view], []
-        for number in range(self.first + drop * self.people, self.first + (drop + 1) * self.people):
-            for shot in range(1, SHOTS + 1):
+        numbers = range(self.first + drop * self.people, self.first + (drop + 1) * self.people)
+        return self._measured(numbers, range(1, SHOTS + 1), view, change, camera or VIEWS[view])
+
+    def known(self, drop: int, view: View) -> Measured:
+        """New images of people of the demo."""
+        numbers = np.random.default_rng(drop).permutation(np.arange(DEMO.first, DEMO.first + DEMO.people))
+        shots = range(10 + SHOTS * drop, 10 + SHOTS * (drop + 1))
+        return self._measured(numbers[: self.people].tolist(), shots, view, lambda image: image, VIEWS[view])
+
+    def _measured(
+        self, numbers: Iterable[int], shots: Iterable[int], view: View, change: Change, camera: Camera
+    ) -> Measured:
+        images = []
+        for number in numbers:
+            for shot in shots:
                 read = partial(rendered, number, camera, shot, change)
                 facts = f"p{number}", view.camera, view.modality, None, 0
                 images.append(GalleryImage(f"p{number}-{shot}.png", *facts, read))
@@ -128,6 +142,9 @@ def show(drops: Drops, count: int) -> None:
     found = [drops.compared(one) for one in same]
     alarms = [[camera for camera in cameras if camera.alarm] for cameras in found]
     print(f"  same cameras: alarms in {sum(map(bool, alarms))} of {count}; {named(alarms)}", flush=True)
+    known = [drops.compared({view: drops.known(drop, view) for view in VIEWS}) for drop in range(count)]
+    alarms = [[camera for camera in cameras if camera.alarm] for cameras in known]
+    print(f"  same people: alarms in {sum(map(bool, alarms))} of {count}; {named(alarms)}", flush=True)
     for name, (change, moved) in CHANGES.items():
         changed, others, statistics = 0, 0, []
         for drop, now in enumerate(same):

@@ -216,7 +216,7 @@ class RetrainParams(Section):
     images: Count
     people: Count
     days: Count
-    drift: bool = False
+    drift: bool
 
 
 class GateParams(Section):

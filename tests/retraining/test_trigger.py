@@ -14,7 +14,7 @@ from csdn.params import RetrainParams
 from csdn.retraining.trigger import Arrivals, count_arrivals, should_retrain
 from csdn.runtime.errors import UserError
 
-THRESHOLDS = RetrainParams(images=100, people=5, days=30)
+THRESHOLDS = RetrainParams(images=100, people=5, days=30, drift=False)
 CHOSEN = datetime.date(2026, 11, 1)
 NEXT_DAY = CHOSEN + datetime.timedelta(days=1)
 IDENTITY = SplitRule("csdn", 40, {"bobby": "bo"})

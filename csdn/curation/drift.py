@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from csdn.curation.two_sample import (
@@ -246,9 +248,9 @@ class Reference:
         self.names = dict(zip(*(dataset.people[name].to_pylist() for name in ("row", "person")), strict=True))
         self.parts: list[tuple[SampleTable, ImageReader, np.ndarray]] = []
         for split, table in (("train", dataset.train_table()), ("test", dataset.test_table())):
-            drops = to_table(dataset.samples, ["drop"], ds.field("split") == split)["drop"].to_pylist()
-            kept = ~np.isin(np.array(drops, object), list(without))
-            self.parts.append((table, ImageReader(table, shards, embedder.image_size), kept))
+            drops = to_table(dataset.samples, ["drop"], ds.field("split") == split)["drop"]
+            left_out = pc.is_in(drops, value_set=pa.array(list(without), pa.string())).to_numpy()
+            self.parts.append((table, ImageReader(table, shards, embedder.image_size), ~left_out))
         self.trained = {self.names[row] for row in np.unique(self.parts[0][0].person_row).tolist()}
         self._known: dict[View, Measured | None] = {}
 
@@ -259,14 +261,16 @@ class Reference:
         return self._known[view]
 
     def _images(self, view: View) -> list[GalleryImage]:
-        found = [(part, row) for part in range(len(self.parts)) for row in self._rows(part, view)]
-        chosen = [found[n] for n in sampled(np.array([self._person(*one) for one in found], object))]
+        rows = [self._rows(part, view) for part in range(len(self.parts))]
+        tables = [table for table, _, _ in self.parts]
+        people = [table.person_row[own] for table, own in zip(tables, rows, strict=True)]
+        chosen, starts = sampled(np.concatenate(people)), np.cumsum([0, *map(len, rows)])
         images = []
-        for part, (table, reader, _) in enumerate(self.parts):
-            rows = np.array([row for at, row in chosen if at == part], np.int64)
-            for row, data in zip(rows, reader.contents(rows), strict=True):
+        for (table, reader, _), own, start in zip(self.parts, rows, starts, strict=False):
+            taken = own[chosen[(chosen >= start) & (chosen < start + len(own))] - start]
+            for row, data in zip(taken, reader.contents(taken), strict=True):
                 source = f"{table.key(row)}.{EXTENSIONS[table.extension[row]]}"
-                facts = self._person(part, row), view.camera, view.modality, None, len(data)
+                facts = self.names[int(table.person_row[row])], view.camera, view.modality, None, len(data)
                 images.append(GalleryImage(source, *facts, read=partial(bytes, data)))
         return images
 
@@ -276,9 +280,6 @@ class Reference:
             return np.zeros(0, np.int64)
         camera = table.camera == table.camera_names.index(view.camera)
         return np.flatnonzero(kept & camera & (table.modality == MODALITIES.index(view.modality)))
-
-    def _person(self, part: int, row: int) -> str:
-        return self.names[int(self.parts[part][0].person_row[row])]
 
 
 # The comparison.
@@ -323,7 +324,8 @@ def compare(pairs: Mapping[View, tuple[Measured | None, Measured, int]]) -> Iter
 
 def _shifts(before: Measured, now: Measured, cameras: int) -> Iterator[Shift]:
     old, new = before.of_people(), now.of_people()
-    scale = np.maximum(old.std(0), 1e-5)
+    # At least a hundredth of the mean: what never varied, such as the height, has no deviation.
+    scale = np.maximum(np.maximum(old.std(0), 0.01 * np.abs(old.mean(0))), 1e-5)
     ps = p_of_statistics(old, new, cameras)
     for n, p in enumerate(ps):
         means = float(old[:, n].mean()), float(new[:, n].mean())

@@ -216,6 +216,7 @@ class RetrainParams(Section):
     images: Count
     people: Count
     days: Count
+    drift: bool
 
 
 class GateParams(Section):

@@ -6,7 +6,7 @@ No run fails because something could not be shown or sent.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from csdn.params import load_params
 from csdn.report.page import published_at
 from csdn.retraining.notify import Notification, cmc_pictures, data_page, gate_page, headline_page, notify
 from csdn.runtime.console import Event, text_line
+from csdn.runtime.sanitize import as_markdown
 from csdn.training.champion import Champion
 
 WEBHOOK_BLOCK = "csdn-webhook"  # the Secret block with the webhook's address
@@ -82,6 +83,13 @@ def show_figures(folder: Path, champion: Champion | None) -> None:
         store = load_params(folder / "params.yaml").report.store
         address = published_at(page, store) if store else page.as_uri()
         create_link_artifact(address, key="report", link_text=address, description="The whole report")
+
+
+def show_drift(lines: Sequence[str]) -> None:
+    """What has changed in the images of new drops, camera by camera."""
+    with _warn_on_failure("the drift"):
+        text = "\n".join(f"* {as_markdown(line)}" for line in lines)
+        create_markdown_artifact(text, key="drift", description="New drops against the champion's images")
 
 
 def show_gate(folder: Path) -> None:

@@ -21,7 +21,7 @@ from csdn.retraining.notify import Notification
 from csdn.retraining.registry import Outcome
 from csdn.retraining.run import Scan
 from csdn.retraining.workspace import Run
-from flows.observability import send, send_failure, show_gate
+from flows.observability import send, send_failure, show_drift, show_gate
 from flows.tasks import PROJECT, RETRIED, Settings, check_parameters, run_ingest, run_remaining_stages
 
 
@@ -88,8 +88,10 @@ class Tasks(retraining.Steps):
 def scan(workspace: Path, overrides: Mapping[str, Any], force: bool) -> Scan:
     """Find out what arrived, and whether it is enough; log the notes about single drops."""
     found = retraining.scan(workspace, overrides, force)
-    for line in (*found.notes, found.reason):
+    for line in (*found.notes, *found.drift, found.reason):
         get_run_logger().info(line)
+    if found.drift:
+        show_drift(found.drift)
     return found
 
 

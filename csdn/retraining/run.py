@@ -15,13 +15,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from csdn.data.catalog import PEOPLE_SCHEMA, read_table
 from csdn.data.outputs import in_words
+from csdn.data.shards import shards_at
 from csdn.ingest.identities import SplitRule, parse_aliases
-from csdn.ingest.ledger import LEDGER, Drop, Status, parse_ledger
+from csdn.ingest.ledger import LEDGER, SHORT, Drop, Status, parse_ledger
 from csdn.ingest.sync import sync_ledger
 from csdn.params import Params, parse_params
 from csdn.retraining import steps as processes
@@ -35,7 +37,7 @@ from csdn.retraining.trigger import Arrivals, count_arrivals, should_retrain
 from csdn.retraining.versions import fetch_champion, version_tag
 from csdn.retraining.workspace import AlreadyDecided, Run, begin
 from csdn.runtime.documents import expected_in, parse_yaml, read_json
-from csdn.runtime.errors import Diverged, UserError
+from csdn.runtime.errors import Diverged, ServiceUnavailable, UserError
 from csdn.runtime.files import write_json
 from csdn.runtime.sanitize import escape_control_chars
 from csdn.training.champion import Champion, read_champion
@@ -47,13 +49,14 @@ KEPT = 3  # working trees of runs, kept for their reports
 class Scan:
     """The result of a scan: the run that has begun or continues, or None; `reason` is one line.
 
-    `notes` are about single drops, a line each.
+    `notes` are about single drops, a line each; `drift`, with `retrain.drift`, about their cameras.
     """
 
     run: Run | None
     new: Arrivals
     reason: str
     notes: tuple[str, ...] = ()
+    drift: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -69,7 +72,7 @@ class Steps:
     def scan(self, workspace: Path, overrides: Mapping[str, Any], force: bool) -> Scan:
         found = scan(workspace, overrides, force)
         self.title = found.title
-        _print(*found.notes, found.title)
+        _print(*found.notes, *found.drift, found.title)
         if found.run:
             _print(f"run {found.run.id}: {found.run.folder}")
         return found
@@ -178,9 +181,42 @@ def _new_data(workspace: Path, drops: list[Drop]) -> tuple[list[Drop], Scan, boo
     unseen = [drop for drop in synced if drop.status == Status.ACCEPTED and drop.id not in seen]
     known = _people_of(workspace, champion) if champion and unseen else set()
     new = count_arrivals(unseen, known, _split_rule(workspace, main, params))
-    today = datetime.now(UTC).date()
-    enough, reason = should_retrain(new, champion and champion.date, today, params.retrain)
-    return synced, Scan(None, new, reason, tuple(notes)), enough
+    decide = partial(
+        should_retrain, new, champion and champion.date, datetime.now(UTC).date(), params.retrain
+    )
+    (enough, reason), compared = decide(), list[str]()
+    if params.retrain.drift and champion and unseen and not enough:
+        changed, compared = _drift(workspace, params, unseen)
+        enough, reason = decide(changed)
+    return synced, Scan(None, new, reason, tuple(notes), tuple(compared)), enough
+
+
+def _drift(workspace: Path, params: Params, drops: Sequence[Drop]) -> tuple[list[str], list[str]]:
+    """(what has changed in the drops against the champion's images, a text for each camera; all lines).
+
+    Images that cannot be read stop no scan: a line says why there is no comparison.
+    """
+    from csdn.curation.drift import Reference, drift_of
+    from csdn.curation.drift_page import lines
+    from csdn.search.embedder import Embedder
+
+    folder, scaling = workspace / "champion", params.scaling
+    try:
+        embedder = Embedder.open(
+            folder / "embedding", params.evaluation.flip_tta, scaling.device, scaling.threads
+        )
+        reference = Reference(folder / "data", shards_at(params, workspace / "data"), embedder)
+        found = [drift_of(drop, reference, params.ingest.grey16_range) for drop in drops]
+    except ServiceUnavailable:
+        raise
+    except UserError as error:
+        return [], [f"drift: not compared: {error}"]
+    changed = [
+        f"{camera.view} of drop {drift.drop.id[:SHORT]}: {camera.verdict}"
+        for drift in found
+        for camera in drift.alarms
+    ]
+    return changed, [line for drift in found for line in lines(drift)]
 
 
 def _absolute(places: list[str]) -> list[str]:

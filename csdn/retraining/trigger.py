@@ -40,11 +40,16 @@ def count_arrivals(drops: Sequence[Drop], people: Collection[str], rule: SplitRu
 
 
 def should_retrain(
-    new: Arrivals, champion: datetime.date | None, today: datetime.date, thresholds: RetrainParams
+    new: Arrivals,
+    champion: datetime.date | None,
+    today: datetime.date,
+    thresholds: RetrainParams,
+    drift: Sequence[str] = (),
 ) -> tuple[bool, str]:
-    """(whether one threshold is reached, the reason in one line); champion: the day of its promotion.
+    """(whether there is enough, the reason in one line); champion: the day of its promotion.
 
-    If there is no champion yet, any new image triggers training.
+    If there is no champion yet, any new image triggers training. drift: what has changed, a text for each
+    camera; one is enough.
     """
     if not new.images:
         return False, "nothing is new"
@@ -61,6 +66,8 @@ def should_retrain(
         for name, (_, text) in counts.items()
         if name in reached or not reached
     ]
+    if drift and not reached:
+        return True, f"drift (retrain.drift): {'; '.join(drift)}"
     return bool(reached), f"{'' if reached else 'not enough yet: '}{', '.join(texts)}"
 
 

@@ -77,7 +77,17 @@ IMPORTS = {
         "synthetic",
         "training",
     },
-    "retraining": {"data", "evaluation", "ingest", "model", "params", "runtime", "search", "training"},
+    "retraining": {
+        "curation",
+        "data",
+        "evaluation",
+        "ingest",
+        "model",
+        "params",
+        "runtime",
+        "search",
+        "training",
+    },
     "report": {"data", "evaluation", "params", "runtime"},
     "cluster": {"data", "ingest", "model", "params", "runtime", "search", "training"},
 }

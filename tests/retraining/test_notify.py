@@ -116,3 +116,12 @@ def test_a_flow_takes_the_address_from_the_block_before_the_environment(hook, mo
     flow.send(NEWS, "1234")
     ((_, body),) = hook.got
     assert body["link"] == "http://server/runs/flow-run/1234" and body["text"].endswith(body["link"])
+
+
+def test_the_drift_of_new_drops_is_an_artifact_in_which_names_are_texts(monkeypatch):
+    from flows import observability as flow
+
+    shown = []
+    monkeypatch.setattr(flow, "create_markdown_artifact", lambda text, key, description: shown.append(text))
+    flow.show_drift(["drop 0123: drift in 1 of 2 cameras", "! visible camera <b>: new camera"])
+    assert shown == ["* drop 0123: drift in 1 of 2 cameras\n* ! visible camera \\<b\\>: new camera"]

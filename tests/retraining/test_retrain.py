@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import datetime
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import registry_project
-from make_images import make_drop, people_named
+from make_images import Project, jpeg, make_drop, people_named, write
 from registry_project import ledger
 from repository import git
+from search_models import save_small_model
 from webhook import Webhook
 from workspace import environment, set_params
 
@@ -105,6 +107,58 @@ def test_days_count_from_the_champion(with_champion, monkeypatch):
     arrive(with_champion, "tuesday", people_named(1, "new"))
     monkeypatch.setattr(retrain, "datetime", Later)
     assert scan(with_champion).reason == "30 days since the champion was chosen (retrain.days: 30)"
+
+
+@pytest.fixture
+def champion_with_images(with_champion):
+    """Its data is monday's drop, read and packed; the model has random weights. One new drop waits."""
+    project = Project(with_champion.parent / "packed")
+    project.add(with_champion.parent / "in/monday")
+    project.ingest()
+    shutil.copytree(project.data / "shards", with_champion / "data/shards", dirs_exist_ok=True)
+    for name in ("samples", "people"):
+        shutil.copy(project.data / f"{name}.parquet", with_champion / "champion/data")
+    save_small_model(with_champion / "champion/embedding")
+    arrive(with_champion, "tuesday", people_named(6, "new"))
+    set_params(with_champion, {"retrain.people": 9})
+    git(with_champion, "commit", "--quiet", "--all", "--message", "more people")
+    return with_champion
+
+
+def watch_drift(project):
+    set_params(project, {"retrain.drift": True})
+    git(project, "commit", "--quiet", "--all", "--message", "a changed camera is enough")
+
+
+def test_a_changed_camera_triggers_a_run_if_asked_to(champion_with_images):
+    drop = champion_with_images.parent / "in/wednesday"
+    for person in people_named(1, "newer"):
+        write(drop / f"visible/attic/{person}/0.jpg", jpeg(person))
+    write(drop / "_SUCCESS", b"")
+    found = scan(champion_with_images)
+    assert found.run is None and found.drift == ()
+    watch_drift(champion_with_images)
+    found = scan(champion_with_images)
+    assert found.run is not None
+    assert found.reason.startswith("drift (retrain.drift): visible camera attic of drop ")
+    assert found.reason.endswith("new camera; people: 1, images: 1")
+    assert any(line.startswith("! visible camera attic") for line in found.drift)
+
+
+def test_a_drop_of_the_same_cameras_triggers_nothing(champion_with_images):
+    watch_drift(champion_with_images)
+    found = scan(champion_with_images)
+    assert found.run is None and found.reason.startswith("not enough yet")
+    assert "drift in 0 of 3 cameras" in found.drift[0]
+    assert [line.rpartition(": ")[2] for line in found.drift[1:]] == 3 * ["no change found"]
+
+
+def test_images_that_are_gone_stop_no_scan(champion_with_images):
+    watch_drift(champion_with_images)
+    shutil.rmtree(champion_with_images / "data/shards")
+    found = scan(champion_with_images)
+    assert found.run is None and found.reason.startswith("not enough yet")
+    assert "drift: not compared: " in found.drift[0] and "no such shard" in found.drift[0]
 
 
 def test_a_repeated_scan_continues_its_run(with_champion):

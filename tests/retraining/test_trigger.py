@@ -14,7 +14,7 @@ from csdn.params import RetrainParams
 from csdn.retraining.trigger import Arrivals, count_arrivals, should_retrain
 from csdn.runtime.errors import UserError
 
-THRESHOLDS = RetrainParams(images=100, people=5, days=30)
+THRESHOLDS = RetrainParams(images=100, people=5, days=30, drift=False)
 CHOSEN = datetime.date(2026, 11, 1)
 NEXT_DAY = CHOSEN + datetime.timedelta(days=1)
 IDENTITY = SplitRule("csdn", 40, {"bobby": "bo"})
@@ -48,6 +48,15 @@ def test_one_threshold_is_enough(images, people, days, retrain, why):
     today = CHOSEN + datetime.timedelta(days=days)
     decision = should_retrain(Arrivals(images, people), CHOSEN, today, THRESHOLDS)
     assert decision == (retrain, why)
+
+
+def test_a_changed_camera_is_enough_and_named():
+    drift = ["visible camera gate of drop 0123: brightness 90 -> 40", "visible camera yard of drop 0123: new"]
+    assert should_retrain(Arrivals(1, 0), CHOSEN, NEXT_DAY, THRESHOLDS, drift) == (
+        True,
+        f"drift (retrain.drift): {drift[0]}; {drift[1]}",
+    )
+    assert should_retrain(Arrivals(0, 0), CHOSEN, NEXT_DAY, THRESHOLDS, drift) == (False, "nothing is new")
 
 
 def test_without_a_champion_any_image_is_enough():

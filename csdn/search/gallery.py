@@ -451,8 +451,9 @@ class Gallery:
     def _remove_unnamed(self) -> None:
         self._remove_unnamed_here()
         if self.store:
+            named = self._named()
             for found in list(self.store.objects()):
-                if _OURS.fullmatch(found.name) and found.name not in self._named():
+                if _OURS.fullmatch(found.name) and found.name not in named:
                     self.store.remove(found.name)
 
     def _remove_unnamed_here(self) -> None:

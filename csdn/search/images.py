@@ -63,14 +63,11 @@ def list_images(address: str, modality: str) -> ImageListing:
     """
     if modality not in MODALITIES:
         raise UserError(f"modality {modality!r} is unknown; it is {' or '.join(MODALITIES)}")
-    if (
-        "://" not in address
-        and Path(address).is_file()
-        and not address.lower().endswith((".csv", ".parquet"))
-    ):
+    is_manifest = address.lower().endswith((".csv", ".parquet"))
+    if not is_manifest and "://" not in address and Path(address).is_file():
         return ImageListing([_single(Path(address), modality)])
-    files = None if address.lower().endswith((".csv", ".parquet")) else open_tree(address).files()
-    if files is None or _is_drop(files):
+    files = Files({}, {}) if is_manifest else open_tree(address).files()
+    if is_manifest or _is_drop(files):
         source = open_source(address, "cameras")
         return _of_source(source, source.listing(), address)
     return _of_folder(address, files, modality)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import faiss
 
 EXACT_UP_TO = 200_000  # images that are searched without an index
-RERANKED_UP_TO = 30_000  # queries and images together: about a minute
+RERANKED_UP_TO = 30_000  # queries and images together; time grows with the square (docs/benchmarks.md)
 CANDIDATES = 200  # of the index for each query, at least
 SHOWN = 3  # images of a person in a result
 RANKED = 2**21  # images, of all queries together, that are ranked at a time
@@ -158,10 +158,10 @@ class Searcher:
         self, index: faiss.Index, queries: np.ndarray, count: int, allowed: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """`nearest` among the candidates of an index; allowed: ids of the images to search, None: all."""
-        most = index.ntotal if allowed is None else len(allowed)
-        _, ids = candidates(index, queries, min(max(CANDIDATES, 4 * count), most), allowed)
         best = Best(len(queries), count)
-        best.merge(*self._scored(queries, ids))
+        if most := index.ntotal if allowed is None else len(allowed):
+            _, ids = candidates(index, queries, min(max(CANDIDATES, 4 * count), most), allowed)
+            best.merge(*self._scored(queries, ids))
         return best.scores, best.positions
 
     def counts(self, filters: Filters) -> tuple[int, int]:

@@ -144,6 +144,13 @@ def test_images_after_the_index_are_found_and_filters_hold(indexed):
     assert {image.camera for one in found for image in one.images} == {"north"}
 
 
+def test_a_search_among_images_that_the_index_does_not_have_compares_them_exactly(indexed):
+    new = unit(150, 91, 32)
+    indexed.add(new, rows(range(9000, 9150), "zoe", camera="west"))
+    found = Searcher(indexed).search(new[:2], 1, Filters(cameras=["west"]))
+    assert [people[0].images[0].source for people in found] == ["/images/9000", "/images/9001"]
+
+
 def test_a_removed_person_is_in_no_index(indexed):
     before = indexed.manifest.index.images
     assert indexed.remove(["p7"]) == 15

@@ -34,6 +34,7 @@ from csdn.data.catalog import MODALITIES, SampleTable, load_dataset, to_table
 from csdn.data.images import EXTENSIONS, BadImage, extension_of, probe
 from csdn.data.shards import Place
 from csdn.ingest.ledger import Drop
+from csdn.runtime.errors import UserError
 from csdn.search.embedder import MAX_PIXELS, Embedder, read_batches
 from csdn.search.images import GalleryImage, Grey16Ranges, images_of_drops, picture_of
 
@@ -251,6 +252,8 @@ class Reference:
             drops = to_table(dataset.samples, ["drop"], ds.field("split") == split)["drop"]
             left_out = pc.is_in(drops, value_set=pa.array(list(without), pa.string())).to_numpy()
             self.parts.append((table, ImageReader(table, shards, embedder.image_size), ~left_out))
+        if not any(kept.any() for _, _, kept in self.parts):
+            raise UserError(f"{data}: no other drop's images are there, so there is nothing to compare with")
         self.trained = {self.names[row] for row in np.unique(self.parts[0][0].person_row).tolist()}
         self._known: dict[View, Measured | None] = {}
 

@@ -363,9 +363,9 @@ class Thresholds(_Part):
                 f"an FPIR of {100 * fpir:g} % in a gallery of {gallery_people} people: the FPIR must lie "
                 "between 0 and 100 %, and the gallery must have at least one person"
             )
-        gallery_people = max(
-            gallery_people, math.ceil(gallery_images * of.gallery_people / of.gallery_images)
-        )
+        counted, size = math.ceil(gallery_images * of.gallery_people / of.gallery_images), ""
+        if counted > gallery_people:
+            size, gallery_people = f" (as which its {gallery_images} images count)", counted
         needed = fpir_at_size(fpir, max(gallery_people, of.gallery_people), of.gallery_people)
         least = least_fpir(of.people)
         if needed < least - 1e-9:
@@ -373,8 +373,8 @@ class Thresholds(_Part):
             most = math.floor(of.gallery_people * math.log1p(-fpir) / math.log1p(-least))
             smaller = f", search galleries of at most {most} people" if most >= of.gallery_people else ""
             raise UserError(
-                f"no threshold for an FPIR of {100 * fpir:g} % in a gallery of {gallery_people} people: "
-                f"{of.people} test people in galleries of {of.gallery_people} support no less than "
+                f"no threshold for an FPIR of {100 * fpir:g} % in a gallery of {gallery_people} people"
+                f"{size}: {of.people} test people in galleries of {of.gallery_people} support no less than "
                 f"{_percent_up(here)} % there (3 / people); ask for that or more{smaller}, or evaluate "
                 "with more test people"
             )

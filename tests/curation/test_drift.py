@@ -15,6 +15,7 @@ from csdn.cli.main import app
 from csdn.curation import drift
 from csdn.curation.drift import Measured, View, compare, sampled
 from csdn.curation.two_sample import STATISTICS
+from csdn.runtime.errors import UserError
 from csdn.search.images import GalleryImage
 from csdn.synthetic.people import person
 from csdn.synthetic.rendering import CAMERAS, encode, render
@@ -168,3 +169,8 @@ def test_a_sample_bounds_people_and_images_of_a_person(monkeypatch):
     assert all(count == min(drift.IMAGES, (people == name).sum()) for name, count in counts.items())
     assert (np.diff(chosen) > 0).all() and (chosen == sampled(people)).all()
     assert len(sampled(np.array([], object))) == 0
+
+
+def test_the_only_drop_of_a_project_has_nothing_to_be_compared_with(project):
+    with pytest.raises(UserError, match="nothing to compare"):
+        csdn("drift", "builtin:tiny")

@@ -223,6 +223,8 @@ def test_a_size_or_an_fpir_that_the_people_do_not_support_is_refused(thresholds)
     with pytest.raises(UserError, match=r"no less than 1\.99 % there.*at most 1004 people"):
         found.threshold("infrared", 0.01, 2000)
     assert found.threshold("infrared", 0.01, 1004)
+    with pytest.raises(UserError, match=r"gallery of 2000 people \(as which its 2000 images count\)"):
+        found.threshold("infrared", 0.01, 1004, gallery_images=2000)
     with pytest.raises(UserError, match="visible queries"):
         found.threshold("visible", 0.1, 100)
     for fpir, people in ((0, 10), (1, 10), (0.1, 0)):

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from csdn.cli.benchmarks import average_command, benchmark, evaluate_features, import_published, mini_dataset
+from csdn.cli.curation import suggest
 from csdn.cli.data import accept, add, demo_images, drops, reject, sync
 from csdn.cli.export import card, export
 from csdn.cli.retraining import fetch_champion_command, gate, history, promote, retrain, rollback
@@ -30,6 +31,7 @@ app = typer.Typer(
 DATA, PIPELINE, SETUP = "Camera data", "Stages, one by one (dvc repro runs them all)", "Set-up"
 BENCHMARKS = "Public benchmarks (docs/public-benchmarks.md)"
 USE = "Use of a model (docs/search.md, docs/export.md)"
+CURATION = "Care of data (docs/curation.md)"
 RETRAINING = "Retraining (docs/gate.md, docs/registry.md)"
 STAGES = {
     "ingest": "Accepted drops of the ledger -> WebDataset shards and index.",
@@ -114,6 +116,7 @@ for group, commands in {
     PIPELINE: (*map(stage_command, STAGES), summary),
     BENCHMARKS: (benchmark, mini_dataset, evaluate_features, average_command),
     USE: (search, serve, export, card),
+    CURATION: (suggest,),
     RETRAINING: (retrain, gate, history, promote, rollback, fetch_champion_command),
     SETUP: (preset, fetch_clip, import_published, doctor),
 }.items():

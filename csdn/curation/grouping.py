@@ -18,7 +18,7 @@ names: with fewer, one wrong pair more or less would decide.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -34,6 +34,9 @@ COMPARED = 1024  # rows of a matrix of scores at a time
 GRID = np.arange(99, 29, -1) / 100  # thresholds that are tried
 CODES = range(len(MODALITIES))  # 0 visible, 1 infrared
 Relation = tuple[str, ...]  # ("camera", "visible"), ("cross",), ("known", of the group, of the known person)
+
+
+Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # features [b, D], people [b], modality codes [b]
 
 
 class Images(NamedTuple):
@@ -81,7 +84,7 @@ class Groups(NamedTuple):
 # The levels. Each gives a function from a threshold to the groups [n], for `calibrate` to try them all.
 
 
-def mean_features(features: np.ndarray, members: np.ndarray) -> np.ndarray:
+def unit_means(features: np.ndarray, members: np.ndarray) -> np.ndarray:
     """Unit means [m, D] of features [n, D]; members [n] are the numbers 0..m-1, each of them there."""
     sums = np.zeros((members.max(initial=-1) + 1, features.shape[1]), np.float32)
     np.add.at(sums, members, features)
@@ -91,7 +94,7 @@ def mean_features(features: np.ndarray, members: np.ndarray) -> np.ndarray:
 def _means(images: Images, group: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The groups among these rows, and their mean features over the rows."""
     own, members = np.unique(group[rows], return_inverse=True)
-    return own, mean_features(images.features[rows], members)
+    return own, unit_means(images.features[rows], members)
 
 
 def linked(images: Images, group: np.ndarray, blocks: list[np.ndarray]) -> Callable[[float], np.ndarray]:
@@ -222,7 +225,9 @@ def _names_tried(
     Each of these counts twice: among all people, and as the image of a new person among all others.
     """
     first = _turn(images.modality, people) % 2 == 0
-    known, rest = known_means(images.of(first), people[first]), np.flatnonzero(~first)
+    of_known = images.features[first], people[first], images.modality[first]
+    known = known_means([of_known], people.max() + 1, images.features.shape[1])
+    rest = np.flatnonzero(~first)
     found = {}
     for relation, own, means, theirs in _parts(images.of(rest), group[rest], known):
         of, mine = known.people[theirs], people[rest]
@@ -258,13 +263,19 @@ def _code(modality: str) -> int:
     return MODALITIES.index(modality)
 
 
-def known_means(images: Images, people: np.ndarray) -> Known:
-    """The known people's mean features by modality; people [n]: their numbers."""
-    keys, members = np.unique(people * len(CODES) + images.modality, return_inverse=True)
-    return Known(mean_features(images.features, members), keys % len(CODES), keys // len(CODES))
+def known_means(batches: Iterable[Batch], people: int, dimension: int) -> Known:
+    """Mean features of unit length by person and modality; people are numbers below `people`."""
+    sums = np.zeros((people, len(MODALITIES), dimension), np.float32)
+    for features, of, modality in batches:
+        np.add.at(sums, (of, modality), features)
+    norms = np.linalg.norm(sums, axis=2)
+    of, modality = np.nonzero(norms)
+    return Known(sums[of, modality] / norms[of, modality][:, None], modality, of)
 
 
-def _parts(images: Images, group: np.ndarray, known: Known):
+def _parts(
+    images: Images, group: np.ndarray, known: Known
+) -> Iterator[tuple[Relation, np.ndarray, np.ndarray, np.ndarray]]:
     """For each pair of modalities: relation, groups with their means, and the rows of known people."""
     for code, modality in enumerate(MODALITIES):
         own, means = _means(images, group, np.flatnonzero(images.modality == code))

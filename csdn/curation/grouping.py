@@ -1,24 +1,29 @@
 """Images without a person become groups of images of one person, at thresholds that test people have set.
 
-Groups grow in three levels and get names in a fourth; the score is the cosine of two mean features:
+Groups grow in three levels and get names in a fourth. The score of two groups is the mean cosine over the
+pairs of their images: the product of their mean features. So it does not grow with the groups, as the cosine
+of the means does, and a threshold holds for large and for small ones:
 
     camera      images of one camera, by average linkage
     modality    groups of one modality, of all its cameras, by average linkage
     cross       groups of the two modalities, where each is the other's nearest
-    known       a group and the nearest known person, by their images of one modality each
+    known       a group and the nearest known person, by their images of one modality each, the same first
 
 `calibrate` sets a threshold for each level and modality, and for each pair of modalities: the lowest at which
 the wanted share is right on the test people, whose names are known. At the first three levels it is the share
-of the pairs of images that the level adds; at the last that of the images that get a name, if half of the
-people are new. In a drop with more images, or with more known people, than the test has, a stranger is found
-more often. So a smaller share may be wrong on the test people there, by the model of independent people
-(csdn.evaluation.open_set.fpir_at_size). A threshold needs 1 / (that share) test people who have pairs or
-names: with fewer, one wrong pair more or less would decide.
+of the pairs of images that the level adds; at the last that of the images to which a pair of modalities adds
+a name, if half of the people are new.
+
+* The lowest threshold lies just above the next mistake, so one person more counts as wrong than is: a wrong
+  share of 5 % takes more than 20 test people with pairs or names.
+* In a drop with more images, or with more known people, than the test has, a stranger is found more often. So
+  a smaller share may be wrong on the test people there, by the model of independent people
+  (csdn.evaluation.open_set.fpir_at_size).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,9 +36,20 @@ from csdn.evaluation.open_set import fpir_at_size
 
 LINKED = 5000  # groups that are linked at a time: their distances take 300 MB
 COMPARED = 1024  # rows of a matrix of scores at a time
-GRID = np.arange(99, 29, -1) / 100  # thresholds that are tried
+GRID = np.arange(99, 9, -1) / 100  # thresholds that are tried
 CODES = range(len(MODALITIES))  # 0 visible, 1 infrared
+NOBODY = -1  # in arrays of people
 Relation = tuple[str, ...]  # ("camera", "visible"), ("cross",), ("known", of the group, of the known person)
+# The pairs of modalities by which a group gets a name, in this order.
+NAMES = tuple(
+    ("known", one, other)
+    for one, other in (
+        ("visible", "visible"),
+        ("infrared", "infrared"),
+        ("visible", "infrared"),
+        ("infrared", "visible"),
+    )
+)
 
 
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # features [b, D], people [b], modality codes [b]
@@ -72,29 +88,26 @@ class Cut:
 
 
 class Groups(NamedTuple):
-    """Of each image [n]: its group, the smallest row of its images; the known person, -1: nobody; and how far
-    the group's score is above the threshold of its name (0 without a name).
-    """
+    """Of each image [n]: its group, the smallest row of its images, and the known person or NOBODY."""
 
     group: np.ndarray
     person: np.ndarray
-    margin: np.ndarray
 
 
 # The levels. Each gives a function from a threshold to the groups [n], for `calibrate` to try them all.
 
 
-def unit_means(features: np.ndarray, members: np.ndarray) -> np.ndarray:
-    """Unit means [m, D] of features [n, D]; members [n] are the numbers 0..m-1, each of them there."""
+def mean_features(features: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """Means [m, D] of features [n, D]; members [n] are the numbers 0..m-1, each of them there."""
     sums = np.zeros((members.max(initial=-1) + 1, features.shape[1]), np.float32)
     np.add.at(sums, members, features)
-    return sums / np.linalg.norm(sums, axis=1, keepdims=True)
+    return sums / np.bincount(members)[:, None]
 
 
 def _means(images: Images, group: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The groups among these rows, and their mean features over the rows."""
     own, members = np.unique(group[rows], return_inverse=True)
-    return own, unit_means(images.features[rows], members)
+    return own, mean_features(images.features[rows], members)
 
 
 def linked(images: Images, group: np.ndarray, blocks: list[np.ndarray]) -> Callable[[float], np.ndarray]:
@@ -140,13 +153,20 @@ def matched(images: Images, group: np.ndarray) -> Callable[[float], np.ndarray]:
     return at
 
 
-def nearest(rows: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest of `others` [m, D] to each of `rows` [n, D]: places and scores [n]."""
+def nearest(
+    rows: np.ndarray, others: np.ndarray, hidden: Callable[[slice], np.ndarray] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest of `others` [m, D] to each of `rows` [n, D]: places and scores [n].
+
+    hidden: of a slice of the rows, which of the others do not count, bool [rows, m].
+    """
     places, scores = np.empty(len(rows), np.int64), np.empty(len(rows), np.float32)
     for start in range(0, len(rows), COMPARED):
-        block = rows[start : start + COMPARED] @ others.T
-        places[start : start + COMPARED] = block.argmax(axis=1)
-        scores[start : start + COMPARED] = block.max(axis=1)
+        part = slice(start, start + COMPARED)
+        block = rows[part] @ others.T
+        if hidden:
+            block[hidden(part)] = -1
+        places[part], scores[part] = block.argmax(axis=1), block.max(axis=1)
     return places, scores
 
 
@@ -182,9 +202,7 @@ def calibrate(
         tried = [(threshold, pair_counts(at(threshold), people) - before) for threshold in GRID]
         cuts[relation] = _lowest(tried, precision, sizes.get(size, 0), tested[size])
         group = _applied(at, cuts[relation], group)
-    for relation, tried in _names_tried(images, group, people).items():
-        cuts[relation] = _lowest(tried, precision, known_people, people.max() + 1)
-    return cuts
+    return cuts | _calibrate_names(images, group, people, known_people, precision)
 
 
 def _applied(at: Callable[[float], np.ndarray], cut: Cut, group: np.ndarray) -> np.ndarray:
@@ -198,7 +216,7 @@ def _lowest(tried: list[tuple[float, np.ndarray]], precision: float, size: int, 
     for threshold, counts in tried:
         right, total = counts[:, 0].sum(), counts.sum()
         people = np.count_nonzero(counts.sum(axis=1))
-        if total and people * wrong >= 1 and total - right <= wrong * total:
+        if total and (total - right) / total + 2 / people <= wrong:
             best = Cut(float(threshold), 1 - wrong, float(right / total), people)
     return best
 
@@ -217,36 +235,68 @@ def pair_counts(group: np.ndarray, people: np.ndarray) -> np.ndarray:
     return np.stack([np.bincount(people, column) for column in pairs.T], axis=1)
 
 
-def _names_tried(
-    images: Images, group: np.ndarray, people: np.ndarray
-) -> dict[Relation, list[tuple[float, np.ndarray]]]:
+def _calibrate_names(
+    images: Images, group: np.ndarray, people: np.ndarray, known_people: int, precision: float
+) -> dict[Relation, Cut]:
     """Every second test image of a person and modality is known, the others are to be named.
 
-    Each of these counts twice: among all people, and as the image of a new person among all others.
+    Each group of these has two roles: among all people, and as a new person among the others than its own.
     """
     first = _turn(images.modality, people) % 2 == 0
-    of_known = images.features[first], people[first], images.modality[first]
-    known = known_means([of_known], people.max() + 1, images.features.shape[1])
-    rest = np.flatnonzero(~first)
-    found = {}
-    for relation, own, means, theirs in _parts(images.of(rest), group[rest], known):
-        of, mine = known.people[theirs], people[rest]
-        member = np.searchsorted(own, group[rest])
-        member = np.where(np.isin(group[rest], own), member, -1)
-        rows = np.flatnonzero((member >= 0) & (images.modality[rest] == _code(relation[1])))
-        scores = means[member[rows]] @ known.features[theirs].T
-        same = of == mine[rows][:, None]
-        strangers = np.where(same, -1, scores)
-        correct = scores.argmax(axis=1) == np.where(same.any(axis=1), same.argmax(axis=1), -1)
-        best, other = scores.max(axis=1), strangers.max(axis=1)
+    batch = images.features[first], people[first], images.modality[first]
+    known = known_means([batch], people.max() + 1, images.features.shape[1])
+    images, group, people = images.of(~first), group[~first], people[~first]
+    group = np.unique(group, return_inverse=True)[1]
+    members = np.zeros((len(group), known.people.max() + 1), np.int64)
+    np.add.at(members, (group, people), 1)
+    owner, cuts = members.argmax(axis=1), {}
+    names = [np.full(len(group), NOBODY), np.full(len(group), NOBODY)]  # of groups, in each role
+    for relation in NAMES:
+        found = [_nearest_known(images, group, known, relation, hide) for hide in (None, owner)]
+        if found[0] is None:
+            cuts[relation] = Cut(None, precision)
+            continue
         tried = []
         for threshold in GRID:
-            right = correct & (best >= threshold)
-            wrong = (~correct & (best >= threshold)) * 1.0 + (other >= threshold)
-            columns = [np.bincount(mine[rows], one, people.max() + 1) for one in (right, wrong)]
+            new, stranger = (_added(*pair, threshold)[group] for pair in zip(names, found, strict=True))
+            right = new == people
+            wrong = ((new != NOBODY) & ~right).astype(float) + (stranger != NOBODY)
+            columns = [np.bincount(people, one, members.shape[1]) for one in (right, wrong)]
             tried.append((threshold, np.stack(columns, axis=1)))
-        found[relation] = tried
-    return found
+        cuts[relation] = _lowest(tried, precision, known_people, len(np.unique(known.people)))
+        if (threshold := cuts[relation].threshold) is not None:
+            for of, pair in zip(names, found, strict=True):
+                np.maximum(of, _added(of, pair, threshold), out=of)
+    return cuts
+
+
+def _nearest_known(
+    images: Images, group: np.ndarray, known: Known, relation: Relation, hidden: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Groups with images of a modality, their nearest known person by images of another, and the scores.
+
+    hidden: of each group, by its number, a person who does not count. None where there is nothing to compare.
+    """
+    code, other = (MODALITIES.index(name) for name in relation[1:])
+    own, means = _means(images, group, np.flatnonzero(images.modality == code))
+    theirs = np.flatnonzero(known.modality == other)
+    if not len(own) or not len(theirs):
+        return None
+    people = known.people[theirs]
+    hide = None if hidden is None else lambda part: hidden[own[part]][:, None] == people
+    places, scores = nearest(means, known.features[theirs], hide)
+    return own, people[places], scores
+
+
+def _added(
+    names: np.ndarray, found: tuple[np.ndarray, np.ndarray, np.ndarray], threshold: float
+) -> np.ndarray:
+    """The names that groups without one get, by the group's number; NOBODY for all others."""
+    own, people, scores = found
+    new = np.full(len(names), NOBODY)
+    chosen = (scores >= threshold) & (names[own] == NOBODY)
+    new[own[chosen]] = people[chosen]
+    return new
 
 
 def _turn(modality: np.ndarray, people: np.ndarray) -> np.ndarray:
@@ -259,30 +309,15 @@ def _turn(modality: np.ndarray, people: np.ndarray) -> np.ndarray:
     return turn
 
 
-def _code(modality: str) -> int:
-    return MODALITIES.index(modality)
-
-
 def known_means(batches: Iterable[Batch], people: int, dimension: int) -> Known:
-    """Mean features of unit length by person and modality; people are numbers below `people`."""
+    """Mean features by person and modality; people are numbers below `people`."""
     sums = np.zeros((people, len(MODALITIES), dimension), np.float32)
+    counts = np.zeros((people, len(MODALITIES)), np.int64)
     for features, of, modality in batches:
         np.add.at(sums, (of, modality), features)
-    norms = np.linalg.norm(sums, axis=2)
-    of, modality = np.nonzero(norms)
-    return Known(sums[of, modality] / norms[of, modality][:, None], modality, of)
-
-
-def _parts(
-    images: Images, group: np.ndarray, known: Known
-) -> Iterator[tuple[Relation, np.ndarray, np.ndarray, np.ndarray]]:
-    """For each pair of modalities: relation, groups with their means, and the rows of known people."""
-    for code, modality in enumerate(MODALITIES):
-        own, means = _means(images, group, np.flatnonzero(images.modality == code))
-        for other, name in enumerate(MODALITIES):
-            theirs = np.flatnonzero(known.modality == other)
-            if len(own) and len(theirs):
-                yield ("known", modality, name), own, means, theirs
+        np.add.at(counts, (of, modality), 1)
+    of, modality = np.nonzero(counts)
+    return Known(sums[of, modality] / counts[of, modality][:, None], modality, of)
 
 
 # The groups of a drop.
@@ -294,19 +329,13 @@ def grouped(images: Images, known: Known, cuts: Mapping[Relation, Cut]) -> Group
     for relation, level in levels(images):
         if cuts[relation].threshold is not None:
             group = level(group)(cuts[relation].threshold)
-    person, margin = np.full(len(group), -1), np.full(len(group), -np.inf)
-    for relation, own, means, theirs in _parts(images, group, known):
-        cut = cuts.get(relation)
-        if cut is None or cut.threshold is None:
-            continue
-        places, scores = nearest(means, known.features[theirs])
-        above = scores - cut.threshold
-        better = (above >= 0) & (above > margin[own])
-        person[own[better]] = known.people[theirs[places[better]]]
-        margin[own[better]] = above[better]
-    person, margin = person[group], np.where(person >= 0, margin, 0)[group]
-    first = np.arange(len(group))
-    for one in np.unique(person[person >= 0]):
+    names = np.full(len(group), NOBODY)
+    for relation in NAMES:
+        found = _nearest_known(images, group, known, relation)
+        if found and (threshold := cuts[relation].threshold) is not None:
+            np.maximum(names, _added(names, found, threshold), out=names)
+    person = names[group]
+    for one in np.unique(person[person != NOBODY]):
         rows = np.flatnonzero(person == one)
-        first[rows] = rows[0]
-    return Groups(np.where(person >= 0, first, group), person, margin)
+        group[rows] = rows[0]
+    return Groups(group, person)

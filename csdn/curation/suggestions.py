@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from csdn.curation.grouping import Cut, Images, Relation, calibrate, grouped, unit_means
+from csdn.curation.grouping import Cut, Images, Relation, calibrate, grouped, mean_features
 from csdn.curation.known_people import KnownPeople, TestImages
 from csdn.data.catalog import MODALITIES
 from csdn.data.outputs import write_csv
@@ -109,7 +109,7 @@ def suggest(
     groups = grouped(Images(features, modality, camera), known.means, cuts)
     names = _names(groups.group, groups.person, known.names, drop)
     _, members = np.unique(groups.group * len(MODALITIES) + modality, return_inverse=True)
-    scores = np.sum(features * unit_means(features, members)[members], axis=1)
+    scores = np.sum(features * mean_features(features, members)[members], axis=1)
     found = zip(images, names, groups.person.tolist(), scores.tolist(), strict=True)
     return Suggestions([Suggested(*one) for one in found], cuts, known, precision)
 

@@ -182,7 +182,7 @@ def is_indexed(drop: Drop, paths: DataPaths) -> bool:
     return read == content_settings(paths.settings, "trust_suggestions" in read)
 
 
-def content_settings(settings: IngestParams, suggestions: bool) -> dict[str, Any]:
+def content_settings(settings: IngestParams, suggestions: bool = False) -> dict[str, Any]:
     """The settings that change the shards or the index of a drop, without those that are off.
 
     suggestions: whether the drop has some that nobody confirmed.

@@ -23,7 +23,7 @@ from open_set import embedded
 from csdn.curation.grouping import NOBODY, Groups, Images, calibrate, grouped, known_means
 from csdn.curation.suggestions import relation_in_words
 
-SEEDS = 10
+SEEDS = 30
 KNOWN, RETURNING, NEW = 80, 40, 40  # people
 
 

@@ -14,11 +14,11 @@ the wanted share is right on the test people, whose names are known. At the firs
 of the pairs of images that the level adds; at the last that of the images to which a pair of modalities adds
 a name, if half of the people are new.
 
-* The lowest threshold lies just above the next mistake, so one person more counts as wrong than is: a wrong
-  share of 5 % takes more than 20 test people with pairs or names.
-* In a drop with more images, or with more known people, than the test has, a stranger is found more often. So
-  a smaller share may be wrong on the test people there, by the model of independent people
-  (csdn.evaluation.open_set.fpir_at_size).
+* The lowest threshold lies just above the next mistake. A mistake concerns two people, so two more count as
+  wrong than are: a wrong share of 5 % takes more than 40 test people who have pairs or names.
+* In a larger drop, or among more known people, a stranger is found more often. So the test people are taken
+  in parts of the drop's size. Where all of them are fewer than the drop's, a smaller share may be wrong on
+  them, by the model of independent people (csdn.evaluation.open_set.fpir_at_size).
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ from csdn.data.catalog import MODALITIES
 from csdn.evaluation.open_set import fpir_at_size
 
 LINKED = 5000  # groups that are linked at a time: their distances take 300 MB
+PART = 20  # test people that are taken together, at least
 COMPARED = 1024  # rows of a matrix of scores at a time
-GRID = np.arange(99, 9, -1) / 100  # thresholds that are tried
+GRID = 1 - np.geomspace(1e-4, 0.95, 200)  # thresholds that are tried: falling, dense at the high ones
 CODES = range(len(MODALITIES))  # 0 visible, 1 infrared
 NOBODY = -1  # in arrays of people
 Relation = tuple[str, ...]  # ("camera", "visible"), ("cross",), ("known", of the group, of the known person)
@@ -190,26 +191,45 @@ def calibrate(
     """The thresholds at which the share `precision` is right.
 
     images, people [n]: of the test; sizes: images of the drop by modality, and "all"; known_people: their
-    number.
+    number. Test people are taken in parts of the drop's size, and of the number of known people.
     """
     _, people = np.unique(people, return_inverse=True)
-    tested = {str(name): np.count_nonzero(images.modality == code) for code, name in enumerate(MODALITIES)}
-    tested["all"] = len(people)
-    group, cuts = np.arange(len(people)), {}
-    for relation, level in levels(images):
-        at, size = level(group), relation[-1] if len(relation) > 1 else "all"
-        before = pair_counts(group, people)
-        tried = [(threshold, pair_counts(at(threshold), people) - before) for threshold in GRID]
-        cuts[relation] = _lowest(tried, precision, sizes.get(size, 0), tested[size])
-        group = _applied(at, cuts[relation], group)
+    parts = _parts(people, len(people) / max(1, sizes["all"]))
+    ladders = [levels(images.of(rows)) for rows in parts]
+    groups, cuts = [np.arange(len(rows)) for rows in parts], dict[Relation, Cut]()
+    for number, (relation, _) in enumerate(ladders[0]):
+        steps = [ladder[number][1](group) for ladder, group in zip(ladders, groups, strict=True)]
+        before = _pairs_of_all(groups, parts, people)
+        tried = [
+            (threshold, _pairs_of_all([at(threshold) for at in steps], parts, people) - before)
+            for threshold in GRID
+        ]
+        of = images.modality == MODALITIES.index(relation[1]) if len(relation) > 1 else images.modality >= 0
+        size = sizes.get(relation[1], 0) if len(relation) > 1 else sizes["all"]
+        cuts[relation] = _lowest(tried, precision, size, np.count_nonzero(of) / len(parts))
+        if (threshold := cuts[relation].threshold) is not None:
+            groups = [at(threshold) for at in steps]
+    group = np.empty(len(people), np.int64)
+    for rows, own in zip(parts, groups, strict=True):
+        group[rows] = rows[own]
     return cuts | _calibrate_names(images, group, people, known_people, precision)
 
 
-def _applied(at: Callable[[float], np.ndarray], cut: Cut, group: np.ndarray) -> np.ndarray:
-    return group if cut.threshold is None else at(cut.threshold)
+def _parts(people: np.ndarray, count: float) -> list[np.ndarray]:
+    """Rows of the images of `count` parts of the people, at least one part and PART people in each."""
+    count = max(1, int(min(count, (people.max() + 1) / PART)))
+    return [np.flatnonzero(people % count == part) for part in range(count)]
 
 
-def _lowest(tried: list[tuple[float, np.ndarray]], precision: float, size: int, tested: int) -> Cut:
+def _pairs_of_all(groups: list[np.ndarray], parts: list[np.ndarray], people: np.ndarray) -> np.ndarray:
+    counts = np.zeros((people.max() + 1, 2))
+    for group, rows in zip(groups, parts, strict=True):
+        found = pair_counts(group, people[rows])
+        counts[: len(found)] += found
+    return counts
+
+
+def _lowest(tried: list[tuple[float, np.ndarray]], precision: float, size: int, tested: float) -> Cut:
     """The lowest threshold that is precise enough; tried: thresholds, and counts [people, (right, wrong)]."""
     wrong = fpir_at_size(1 - precision, max(size, tested), max(1, tested))
     best = Cut(None, 1 - wrong)
@@ -238,50 +258,72 @@ def pair_counts(group: np.ndarray, people: np.ndarray) -> np.ndarray:
 def _calibrate_names(
     images: Images, group: np.ndarray, people: np.ndarray, known_people: int, precision: float
 ) -> dict[Relation, Cut]:
+    """The thresholds of names; group and people [n] of the test images."""
+    count, cuts = people.max() + 1, dict[Relation, Cut]()
+    parts = _parts(people, count / max(1, known_people))
+    trials = [_NameTrial(images.of(rows), group[rows], people[rows]) for rows in parts]
+    for relation in NAMES:
+        for trial in trials:
+            trial.compare(relation)
+        tried = [(threshold, sum(trial.counts(threshold, count) for trial in trials)) for threshold in GRID]
+        cuts[relation] = _lowest(tried, precision, known_people, count / len(parts))
+        if (threshold := cuts[relation].threshold) is not None:
+            for trial in trials:
+                trial.keep(threshold)
+    return cuts
+
+
+class _NameTrial:
     """Every second test image of a person and modality is known, the others are to be named.
 
     Each group of these has two roles: among all people, and as a new person among the others than its own.
     """
-    first = _turn(images.modality, people) % 2 == 0
-    batch = images.features[first], people[first], images.modality[first]
-    known = known_means([batch], people.max() + 1, images.features.shape[1])
-    images, group, people = images.of(~first), group[~first], people[~first]
-    group = np.unique(group, return_inverse=True)[1]
-    members = np.zeros((len(group), known.people.max() + 1), np.int64)
-    np.add.at(members, (group, people), 1)
-    owner, cuts = members.argmax(axis=1), {}
-    names = [np.full(len(group), NOBODY), np.full(len(group), NOBODY)]  # of groups, in each role
-    for relation in NAMES:
-        found = [_nearest_known(images, group, known, relation, hide) for hide in (None, owner)]
-        if found[0] is None:
-            cuts[relation] = Cut(None, precision)
-            continue
-        tried = []
-        for threshold in GRID:
-            new, stranger = (_added(*pair, threshold)[group] for pair in zip(names, found, strict=True))
-            right = new == people
-            wrong = ((new != NOBODY) & ~right).astype(float) + (stranger != NOBODY)
-            columns = [np.bincount(people, one, members.shape[1]) for one in (right, wrong)]
-            tried.append((threshold, np.stack(columns, axis=1)))
-        cuts[relation] = _lowest(tried, precision, known_people, len(np.unique(known.people)))
-        if (threshold := cuts[relation].threshold) is not None:
-            for of, pair in zip(names, found, strict=True):
-                np.maximum(of, _added(of, pair, threshold), out=of)
-    return cuts
+
+    def __init__(self, images: Images, group: np.ndarray, people: np.ndarray) -> None:
+        first = _turn(images.modality, people) % 2 == 0
+        batch = images.features[first], people[first], images.modality[first]
+        self.known = known_means([batch], people.max() + 1, images.features.shape[1])
+        self.images, self.people = images.of(~first), people[~first]
+        _, self.group = np.unique(group[~first], return_inverse=True)
+        members = np.zeros((self.group.max(initial=-1) + 1, people.max() + 1), np.int64)
+        np.add.at(members, (self.group, self.people), 1)
+        self.owner = members.argmax(axis=1)
+        self.names = [np.full(len(members), NOBODY) for _ in range(2)]  # of groups, in each role
+
+    def compare(self, relation: Relation) -> None:
+        """Find the nearest known people in both roles."""
+        of = self.images, self.group, self.known, relation
+        self.found = [_nearest_known(*of, hidden) for hidden in (None, self.owner)]
+
+    def counts(self, threshold: float, people: int) -> np.ndarray:
+        """Images that would get a right and a wrong name, by person [people, 2]."""
+        new, stranger = (
+            _added(*pair, threshold)[self.group] for pair in zip(self.names, self.found, strict=True)
+        )
+        right = new == self.people
+        wrong = ((new != NOBODY) & ~right).astype(float) + (stranger != NOBODY)
+        return np.stack([np.bincount(self.people, one, people) for one in (right, wrong)], axis=1)
+
+    def keep(self, threshold: float) -> None:
+        """Give the names: the next pair of modalities adds to them."""
+        self.names = [
+            np.maximum(of, _added(of, found, threshold))
+            for of, found in zip(self.names, self.found, strict=True)
+        ]
 
 
 def _nearest_known(
     images: Images, group: np.ndarray, known: Known, relation: Relation, hidden: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Groups with images of a modality, their nearest known person by images of another, and the scores.
 
-    hidden: of each group, by its number, a person who does not count. None where there is nothing to compare.
+    hidden: of each group, by its number, a person who does not count.
     """
     code, other = (MODALITIES.index(name) for name in relation[1:])
     own, means = _means(images, group, np.flatnonzero(images.modality == code))
     theirs = np.flatnonzero(known.modality == other)
-    if not len(own) or not len(theirs):
-        return None
+    if not len(theirs):
+        return own[:0], own[:0], means[:0, 0]
     people = known.people[theirs]
     hide = None if hidden is None else lambda part: hidden[own[part]][:, None] == people
     places, scores = nearest(means, known.features[theirs], hide)
@@ -332,7 +374,7 @@ def grouped(images: Images, known: Known, cuts: Mapping[Relation, Cut]) -> Group
     names = np.full(len(group), NOBODY)
     for relation in NAMES:
         found = _nearest_known(images, group, known, relation)
-        if found and (threshold := cuts[relation].threshold) is not None:
+        if (threshold := cuts[relation].threshold) is not None:
             np.maximum(names, _added(names, found, threshold), out=names)
     person = names[group]
     for one in np.unique(person[person != NOBODY]):

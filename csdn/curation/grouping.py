@@ -41,6 +41,13 @@ GRID = 1 - np.geomspace(1e-4, 0.95, 200)  # thresholds that are tried: falling, 
 CODES = range(len(MODALITIES))  # 0 visible, 1 infrared
 NOBODY = -1  # in arrays of people
 Relation = tuple[str, ...]  # ("camera", "visible"), ("cross",), ("known", of the group, of the known person)
+LEVELS: tuple[Relation, ...] = (
+    ("camera", "visible"),
+    ("modality", "visible"),
+    ("camera", "infrared"),
+    ("modality", "infrared"),
+    ("cross",),
+)
 # The pairs of modalities by which a group gets a name, in this order.
 NAMES = tuple(
     ("known", one, other)
@@ -171,15 +178,14 @@ def nearest(
     return places, scores
 
 
-def levels(images: Images) -> list[tuple[Relation, Callable[[np.ndarray], Callable[[float], np.ndarray]]]]:
-    """The first three levels, in order: groups [n] -> threshold -> groups [n]."""
-    found = []
-    for code, modality in enumerate(MODALITIES):
-        rows = np.flatnonzero(images.modality == code)
-        cameras = [rows[images.camera[rows] == one] for one in np.unique(images.camera[rows])]
-        for name, blocks in (("camera", cameras), ("modality", [rows])):
-            found.append(((name, modality), lambda group, blocks=blocks: linked(images, group, blocks)))
-    return [*found, (("cross",), lambda group: matched(images, group))]
+def level(images: Images, relation: Relation, group: np.ndarray) -> Callable[[float], np.ndarray]:
+    """One of LEVELS, of groups [n]."""
+    if relation == ("cross",):
+        return matched(images, group)
+    rows = np.flatnonzero(images.modality == MODALITIES.index(relation[1]))
+    if relation[0] == "modality":
+        return linked(images, group, [rows])
+    return linked(images, group, [rows[images.camera[rows] == one] for one in np.unique(images.camera[rows])])
 
 
 # Thresholds by test people.
@@ -195,10 +201,10 @@ def calibrate(
     """
     _, people = np.unique(people, return_inverse=True)
     parts = _parts(people, len(people) / max(1, sizes["all"]))
-    ladders = [levels(images.of(rows)) for rows in parts]
+    of_parts = [images.of(rows) for rows in parts]
     groups, cuts = [np.arange(len(rows)) for rows in parts], dict[Relation, Cut]()
-    for number, (relation, _) in enumerate(ladders[0]):
-        steps = [ladder[number][1](group) for ladder, group in zip(ladders, groups, strict=True)]
+    for relation in LEVELS:
+        steps = [level(part, relation, group) for part, group in zip(of_parts, groups, strict=True)]
         before = _pairs_of_all(groups, parts, people)
         tried = [
             (threshold, _pairs_of_all([at(threshold) for at in steps], parts, people) - before)
@@ -368,9 +374,9 @@ def known_means(batches: Iterable[Batch], people: int, dimension: int) -> Known:
 def grouped(images: Images, known: Known, cuts: Mapping[Relation, Cut]) -> Groups:
     """The groups of a drop's images, at the thresholds that `calibrate` found; groups of one name are one."""
     group = np.arange(len(images.features))
-    for relation, level in levels(images):
-        if cuts[relation].threshold is not None:
-            group = level(group)(cuts[relation].threshold)
+    for relation in LEVELS:
+        if (threshold := cuts[relation].threshold) is not None:
+            group = level(images, relation, group)(threshold)
     names = np.full(len(group), NOBODY)
     for relation in NAMES:
         found = _nearest_known(images, group, known, relation)

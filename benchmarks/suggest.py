@@ -21,10 +21,10 @@ import torch
 from machine import machine
 from open_set import embedded
 
-from csdn.curation.grouping import LEVELS, NAMES, NOBODY, Groups, Images, calibrate, grouped, known_means
+from csdn.curation.grouping import LEVELS, NAMES, NOBODY, Groups, Images, grouped, known_means
 from csdn.curation.suggestions import relation_in_words
 
-SEEDS = 30
+SEEDS = 10
 KNOWN, RETURNING, NEW = 80, 40, 40  # people
 EARLY = {"visible": 2, "infrared": 4}  # images of a person by each camera, of the test and of known people
 
@@ -55,7 +55,7 @@ def main() -> None:
 def sum_of_draws(
     images: Images, people: np.ndarray, shots: np.ndarray, test: int, last: float, precision: float
 ) -> Counter[str]:
-    """Counts over SEEDS drops; shots: up to 1 of the test and of known people, above 1 up to `last` the drop's."""
+    """Counts over SEEDS drops; shots [n]: up to 1 of test and known people, then up to `last` the drop's."""
     counts = Counter[str]()
     for seed in range(SEEDS):
         who = np.random.default_rng(seed).permutation(people.max() + 1)
@@ -64,12 +64,11 @@ def sum_of_draws(
         of_known = np.flatnonzero(np.isin(people, known) & (shots <= 1))
         of_drop = np.isin(people, [*known[:RETURNING], *new]) & (shots > 1) & (shots <= last)
         drop = images.of(of_drop)
-        sizes = Counter(list(EARLY)[code] for code in drop.modality) | {"all": len(drop.features)}
-        cuts = calibrate(images.of(of_test), people[of_test], sizes, KNOWN, precision)
         batch = images.features[of_known], people[of_known], images.modality[of_known]
         means = known_means([batch], people.max() + 1, images.features.shape[1])
-        counts.update(relation_in_words(one) for one, cut in cuts.items() if cut.threshold is not None)
-        counts.update(counted(grouped(drop, means, cuts), drop, people[of_drop], known))
+        found = grouped(drop, means, images.of(of_test), people[of_test], precision)
+        counts.update(relation_in_words(one) for one, cut in found.cuts.items() if cut.threshold is not None)
+        counts.update(counted(found, drop, people[of_drop], known))
     return counts
 
 
@@ -80,9 +79,8 @@ def show(counts: Counter[str]) -> None:
         for kind in ("known", "new"):
             share = ratio(counts, f"{kind} {name} proposed", f"{kind} {name}")
             print(f"  {name} images of {kind} people: proposed {share}")
-        print(
-            f"  {name} images with a known name: right {ratio(counts, f'{name} names right', f'{name} names')}"
-        )
+        right = ratio(counts, f"{name} names right", f"{name} names")
+        print(f"  {name} images with a known name: right {right}")
     for kind in (*EARLY, "cross"):
         right = ratio(counts, f"{kind} right", f"{kind} pairs")
         print(f"  pairs of images of proposed new people, {kind}: right {right}")

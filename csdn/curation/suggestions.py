@@ -8,7 +8,6 @@ each suggestion that nobody has confirmed it, and ingest takes it only when some
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from csdn.curation.grouping import Cut, Images, Relation, calibrate, grouped, mean_features
+from csdn.curation.grouping import Cut, Images, Relation, grouped, mean_features
 from csdn.curation.known_people import KnownPeople, TestImages
 from csdn.data.catalog import MODALITIES
 from csdn.data.outputs import write_csv
@@ -104,14 +103,12 @@ def suggest(
     """
     modality = np.array([MODALITIES.index(image.modality) for image in images], np.int8)
     _, camera = np.unique([image.camera for image in images], return_inverse=True)
-    sizes = Counter(image.modality for image in images) | {"all": len(images)}
-    cuts = calibrate(test.images, test.people, sizes, known.count, precision)
-    groups = grouped(Images(features, modality, camera), known.means, cuts)
+    groups = grouped(Images(features, modality, camera), known.means, test.images, test.people, precision)
     names = _names(groups.group, groups.person, known.names, drop)
     _, members = np.unique(groups.group * len(MODALITIES) + modality, return_inverse=True)
     scores = np.sum(features * mean_features(features, members)[members], axis=1)
     found = zip(images, names, groups.person.tolist(), scores.tolist(), strict=True)
-    return Suggestions([Suggested(*one) for one in found], cuts, known, precision)
+    return Suggestions([Suggested(*one) for one in found], groups.cuts, known, precision)
 
 
 def _names(group: np.ndarray, person: np.ndarray, known: Sequence[str], drop: str) -> list[str]:
@@ -160,9 +157,10 @@ def in_words(suggestions: Suggestions) -> list[str]:
         f"{sum(map(len, new))} of {len(new)} new people, "
         f"{total - sum(map(len, people.values()))} without a proposal"
     ]
-    return lines + [
-        f"  {relation_in_words(one)}: {cut_in_words(cut)}" for one, cut in suggestions.cuts.items()
-    ]
+    for relation, cut in suggestions.cuts.items():
+        words = cut_in_words(cut, "names" if relation[0] == "known" else "pairs")
+        lines.append(f"  {relation_in_words(relation)}: {words}")
+    return lines
 
 
 def relation_in_words(relation: Relation) -> str:
@@ -176,13 +174,12 @@ def relation_in_words(relation: Relation) -> str:
     }[kind].format(*of)
 
 
-def cut_in_words(cut: Cut) -> str:
-    """The threshold and how it does on the test people, or that there is none."""
-    wanted = f"{100 * cut.wanted:.4g} %"
+def cut_in_words(cut: Cut, what: str) -> str:
+    """The threshold and what it adds, or that there is none."""
     if cut.threshold is None:
-        return f"nothing is proposed: no threshold has {wanted} right on the test people"
-    right = f"{100 * cut.right:.1f} % right on {cut.people} test people"
-    return f"from a score of {cut.threshold:.2f} on, {right} (wanted: {wanted})"
+        return f"nothing is proposed: no threshold has the wanted share of right {what}"
+    right = f"about {100 * cut.right:.0f} % right"
+    return f"from a score of {cut.threshold:.3f} on {cut.added} {what} are proposed, {right}"
 
 
 def write_page(path: Path, suggestions: Suggestions, drop: str, manifest: str) -> None:

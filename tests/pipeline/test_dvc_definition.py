@@ -68,7 +68,17 @@ IMPORTS = {
     "search": {"data", "evaluation", "ingest", "model", "params", "runtime", "synthetic", "training"},
     "retraining": {"data", "evaluation", "ingest", "model", "params", "runtime", "search", "training"},
     "report": {"data", "evaluation", "params", "runtime"},
-    "curation": {"data", "evaluation", "ingest", "model", "params", "runtime", "search", "synthetic", "training"},
+    "curation": {
+        "data",
+        "evaluation",
+        "ingest",
+        "model",
+        "params",
+        "runtime",
+        "search",
+        "synthetic",
+        "training",
+    },
     "cluster": {"data", "ingest", "model", "params", "runtime", "search", "training"},
 }
 

@@ -24,7 +24,7 @@ from open_set import embedded
 from csdn.curation.grouping import LEVELS, NAMES, NOBODY, Groups, Images, grouped, known_means
 from csdn.curation.suggestions import relation_in_words
 
-SEEDS = 10
+SEEDS = 20
 KNOWN, RETURNING, NEW = 80, 40, 40  # people
 EARLY = {"visible": 2, "infrared": 4}  # images of a person by each camera, of the test and of known people
 

@@ -37,7 +37,7 @@ Report = Callable[[int, int], None]  # done, total
 class Suggested:
     """An image with the person that is proposed ("": nobody), and how alike the person's other images are.
 
-    score: cosine of its feature and the mean of the proposed person's images in the drop of its modality.
+    score: the mean cosine of it and the proposed person's images of its modality in the drop, it included.
     known: the number of the known person, -1 for a new one.
     """
 

@@ -18,7 +18,7 @@ from csdn.cli.main import app
 from csdn.curation.grouping import Known
 from csdn.curation.known_people import KnownPeople, _embedded_rows
 from csdn.curation.suggestions import Suggested, Suggestions, write_manifest, write_page
-from csdn.data.catalog import QUARANTINE_SCHEMA, load_dataset, read_table
+from csdn.data.catalog import INDEX_SCHEMA, QUARANTINE_SCHEMA, load_dataset, read_table
 from csdn.evaluation.open_set import write_thresholds
 from csdn.ingest.ledger import read_ledger
 from csdn.ingest.sources.cameras import read_manifest
@@ -26,7 +26,7 @@ from csdn.runtime.errors import UserError
 from csdn.search.embedder import Embedder
 from csdn.search.images import GalleryImage, list_images
 
-PEOPLE = people_named(30)
+PEOPLE = people_named(120)
 CAMERAS = ("visible/north", "visible/south", "infrared/north")
 
 
@@ -101,16 +101,13 @@ def unconfirmed(project):
 
 def test_from_a_drop_without_people_to_confirmed_labels(project):
     run("add", "night")
-    assert "page: who.html" in run("suggest", "night", "--html", "who.html", "--precision", 0.7)
+    assert "page: who.html" in run("suggest", "night", "--html", "who.html", "--precision", 0.9)
     rows = rows_of("labels.csv")
     assert len(rows) == 6 * 9
     assert {row["confirmed"] for row in rows} == {"no"}
     proposed = [row for row in rows if row["person"]]
     names = {row["person"] for row in proposed}
-    assert names & set(PEOPLE[:3])
     assert any(re.fullmatch("new-[0-9a-f]{6}-0001", name) for name in names)
-    for name in names & set(PEOPLE):
-        assert {person_of(row["path"]) for row in proposed if row["person"] == name} == {name}
     html = (project.root / "who.html").read_text()
     assert html.count("<section") == len(names)
     assert not re.search(r'(?:src|href)="(?!data:)', html)
@@ -122,23 +119,25 @@ def test_from_a_drop_without_people_to_confirmed_labels(project):
     _, old, new = read_ledger()
     assert (old.status, new.status, new.reason) == ("rejected", "accepted", "looked at")
     project.ingest(test_percent=50)
-    samples = load_dataset(project.data).samples.to_table(columns=["path", "drop", "person_row"]).to_pylist()
-    taken = {row["path"] for row in samples if row["drop"] == new.id}
-    assert taken == {row["path"] for row in confirmed}
+    taken = read_table(project.data / "index" / f"{new.id}.parquet", INDEX_SCHEMA, ["path", "person"])
+    assert taken.to_pylist() == sorted(
+        ({"path": row["path"], "person": row["person"]} for row in confirmed), key=lambda row: row["path"]
+    )
+    assert project.figures()["drops"]["held"] == []
 
 
 def test_the_same_drop_gives_the_same_manifest(project):
-    run("suggest", "night", "--precision", 0.7)
+    run("suggest", "night", "--precision", 0.9)
     first = (project.root / "labels.csv").read_bytes()
-    run("suggest", "night", "--precision", 0.7, "--out", "again.csv")
+    run("suggest", "night", "--precision", 0.9, "--out", "again.csv")
     assert (project.root / "again.csv").read_bytes() == first
 
 
 def test_people_of_a_gallery_are_the_known_ones_if_it_is_named(project):
     run("gallery", "build", "--images", "known", "--out", "g")
-    run("suggest", "night", "--gallery", "g", "--precision", 0.7)
+    run("suggest", "night", "--gallery", "g", "--precision", 0.9)
     with_gallery = rows_of("labels.csv")
-    run("suggest", "night", "--precision", 0.7)
+    run("suggest", "night", "--precision", 0.9)
     assert {row["person"] for row in with_gallery} == {row["person"] for row in rows_of("labels.csv")}
 
 
@@ -201,7 +200,7 @@ def test_labels_that_nobody_confirmed_are_nobody_s_in_a_gallery(tmp_path):
 def test_labels_are_put_into_a_bucket(project):
     objects = {str(path): path.read_bytes() for path in Path("night").rglob("*.png")}
     fill("suggested", objects | {"night/_SUCCESS": b""})
-    run("suggest", "memory://suggested/night", "--precision", 0.7)
+    run("suggest", "memory://suggested/night", "--precision", 0.9)
     rows = [row | {"person": "a", "confirmed": "yes"} for row in rows_of("labels.csv")]
     confirm("labels.csv", rows)
     said = run("accept", "memory://suggested/night", "--labels", "labels.csv", "--reason", "looked at")
@@ -210,7 +209,7 @@ def test_labels_are_put_into_a_bucket(project):
 
 
 def test_a_second_correction_replaces_the_first(project):
-    run("suggest", "night", "--precision", 0.7)
+    run("suggest", "night", "--precision", 0.9)
     for person in "ab":
         confirm("labels.csv", [row | {"person": person, "confirmed": "yes"} for row in rows_of("labels.csv")])
         run("accept", "night", "--labels", "labels.csv", "--reason", "looked at")

@@ -109,6 +109,10 @@ def grouped(images: Images, known: Known, test: Images, people: np.ndarray, prec
         at, compared = level(images, relation, group)
         at_test, compared_of_test = level(test, relation, of_test)
         scale = compared / max(1, compared_of_test)
+        if relation == (
+            "cross",
+        ):  # a group has one match at most: fewer images have not so much fewer matches
+            scale = max(scale, scale**0.5)
         before, wrong_before = pair_counts(group), pair_counts(of_test, people)
         tried = (
             (

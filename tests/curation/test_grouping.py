@@ -111,3 +111,10 @@ def test_nobody_may_be_known():
     nobody = known_means([], 0, 32)
     images, _ = people_images(range(500, 520), 0.3)
     assert (grouped(images, nobody, *TEST, 0.95).person == NOBODY).all()
+
+
+def test_a_small_drop_is_not_matched_across_modalities_that_are_unlike():
+    """In a small drop a group's nearest is as often a stranger, though fewer pairs are compared."""
+    images, _ = people_images(range(500, 530), 0.5, seed=4, between=5.0)
+    test = people_images(range(200), 0.5, between=5.0)
+    assert grouped(images, KNOWN, *test, 0.8).cuts["cross",].threshold is None

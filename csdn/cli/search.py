@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +11,7 @@ from csdn.data.outputs import refused_in_words
 from csdn.params import Params, load_params
 from csdn.runtime.console import progress
 from csdn.runtime.errors import UserError
+from csdn.runtime.files import as_json as json_bytes
 from csdn.runtime.sanitize import escape_control_chars
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ def build(
     else:
         embedder = _embedder(model_folder(model))
         gallery = Gallery.create(out, embedder.model_hash, embedder.dimension, dtype, embedder.flip_tta)
+    if source:
+        gallery.copy_uploads(Gallery.open(source))
     _fill(gallery, listed, embedder)
 
 
@@ -96,10 +98,11 @@ def remove(
 def index(gallery: GalleryAddress) -> None:
     """Make the index of a large gallery again, and measure its recall."""
     from csdn.search.gallery import Gallery
+    from csdn.search.search import EXACT_UP_TO
 
     opened = Gallery.open(gallery)
-    if not len(opened):
-        raise UserError(f"{gallery}: the gallery is empty")
+    if len(opened) <= EXACT_UP_TO:
+        raise UserError(f"{gallery}: up to {EXACT_UP_TO} images are searched exactly, without an index")
     _index(opened)
 
 
@@ -150,20 +153,21 @@ def search(
         )
     listed = list_images(query, modality)
     images = [image for image in listed.images if image.modality == modality]
+    if listed.images and not images:
+        raise UserError(f"{query}: no {modality} image is there; --modality names the other kind")
     embedder = _embedder_of(opened, model)
     filters, searcher = _filters(modality, among, camera, since, until), Searcher(opened)
-    people = searcher.people_among(filters)
-    threshold = threshold_for(_thresholds(), opened.manifest.model, modality, fpir, people)
+    threshold = threshold_for(_thresholds(opened.manifest.model), searcher, modality, filters, fpir)
     if rerank:
         threshold = Threshold(None, fpir, "thresholds are for rankings without re-ranking")
     answers, refused = answer_queries(
         searcher, embedder, images, filters, top, threshold, _grey16(), exact, rerank
     )
-    _show_refused([*listed.refused, *refused], len(images))
+    _show_refused([*listed.refused, *refused], len(answers))
     if html:
         write_page(answers, opened, html)
     if as_json:
-        print(json.dumps([answer.as_json() for answer in answers], indent=1, ensure_ascii=False))
+        print(json_bytes([answer.as_json() for answer in answers]).decode(), end="")
     else:
         print(*table(answers), sep="\n")
         if html:
@@ -238,7 +242,7 @@ def _fill(gallery: Gallery, listed: ImageListing, embedder: Embedder) -> None:
     before = len(gallery)
     with progress("gallery", "embed", "images") as report:
         refused = add_images(gallery, listed.images, embedder, _grey16(), report)
-    _show_refused([*listed.refused, *refused], len(listed.images))
+    _show_refused([*listed.refused, *refused], len(listed.images) - len(refused))
     print(f"{gallery.address}: {len(gallery)} images, {len(gallery) - before} more than before")
     if wants_index(gallery):
         _index(gallery)
@@ -252,10 +256,10 @@ def _index(gallery: Gallery) -> None:
     print(f"index of {entry.images} images: recall@10 {100 * entry.recall:.1f} % against exact search")
 
 
-def _show_refused(refused: list[tuple[str, str]], images: int) -> None:
+def _show_refused(refused: list[tuple[str, str]], good: int) -> None:
     """Say which files were left out, and why; raises UserError where no image is left."""
     said = f"left out: {refused_in_words(refused)}" if refused else ""
-    if refused and len(refused) >= images:
+    if refused and not good:
         raise UserError(f"no good image; {said}")
     if said:
         typer.echo(escape_control_chars(said), err=True)
@@ -265,6 +269,7 @@ def _filters(
     modality: str, among: str | None, camera: list[str] | None, since: str | None, until: str | None
 ) -> Filters:
     from csdn.data.catalog import MODALITIES
+    from csdn.data.labels import label_fault
     from csdn.search.images import seconds
     from csdn.search.search import Filters
 
@@ -274,6 +279,9 @@ def _filters(
     among = among or others[modality]
     if among not in (*others, "both"):
         raise UserError(f"--among {among}: it is {', '.join(others)} or both")
+    for name in camera or ():
+        if fault := label_fault(name):
+            raise UserError(f"--camera {name}: {fault}")
     times = {"--since": since, "--until": until}
     for option, text in times.items():
         if text is not None and seconds(text) is None:
@@ -281,11 +289,12 @@ def _filters(
     return Filters(None if among == "both" else among, camera or (), seconds(since), seconds(until))
 
 
-def _thresholds() -> Thresholds | None:
-    """The thresholds of the project's model; None where there are none."""
+def _thresholds(model: str) -> Thresholds | None:
+    """The project's thresholds, preferably of the model with this hash; None where there are none."""
     from csdn.evaluation.open_set import read_thresholds
 
-    return next((read_thresholds(path) for path in THRESHOLDS if path.exists()), None)
+    found = [read_thresholds(path) for path in THRESHOLDS if path.exists()]
+    return next((one for one in found if one.model == model), found[0] if found else None)
 
 
 def _grey16() -> Grey16Ranges:

@@ -50,6 +50,8 @@ def serve(
             f"--host {host}: without a token everybody who reaches it could read and change the gallery; set "
             f"{TOKEN} to a long random text, such as of `openssl rand -hex 32`, or listen at 127.0.0.1"
         )
+    if ray and port == 0:
+        raise UserError("--port 0: Ray Serve does not choose a port; name one")
     limits = Limits(body_mib=body_mib, rate=rate, requests=at_a_time)
     params = load_params(PARAMS) if PARAMS.exists() else None
     scaling = {"device": params.scaling.device, "threads": params.scaling.threads} if params else {}

@@ -74,7 +74,7 @@ def open_set_lines(figures: Mapping[str, Any]) -> Iterator[str]:
             if name in of
         ]
         highest = max(OPEN_SET_FPIRS.values())
-        missing = f"no DIR at FPIR {100 * highest:g} %, it takes {people_needed(highest)} test people"
+        missing = f"no DIR at FPIR {100 * highest:g} %, which takes {people_needed(highest)} test people"
         if not of["mated_people"]:
             missing = "no DIR, as no query has a match in the gallery"
         yield f"{direction.replace('_', ' ')}: {', '.join(found) or missing}"

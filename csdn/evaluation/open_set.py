@@ -257,10 +257,8 @@ def open_set_of(scores: SearchScores, direction: str, seed: int) -> OpenSet:
     )
     false_positives = PeopleSums(cross_fitted_false_positives(folds, fpirs)[:, None], np.ones((people, 1)))
     measured = bootstrap_people(false_positives, RESAMPLES, CONFIDENCE, draws)
-    dirs, measured = (
-        [np.maximum(np.round(100 * values, 6), least) for values in found]
-        for found, least in ((dirs, 0), (measured, figures["least_fpir"]))
-    )
+    dirs, measured = ([np.round(100 * values, 6) for values in found] for found in (dirs, measured))
+    measured = _not_below(measured, figures["least_fpir"])
     for number, name in enumerate(headline):
         figures[name] = {"dir": _interval(dirs, number), "fpir": _interval(measured, number)}
     curve = [
@@ -275,6 +273,15 @@ def open_set_of(scores: SearchScores, direction: str, seed: int) -> OpenSet:
         for number in range(len(headline), len(fpirs))
     ]
     return OpenSet(figures, curve, thresholds)
+
+
+def _not_below(measured: list[np.ndarray], least: float) -> list[np.ndarray]:
+    """Measured rates with their intervals, none below `least`; a low end there is 0: not bounded from below.
+
+    Raised to `least` it would exclude the true rate in half of all cases.
+    """
+    value, low, high = measured
+    return [np.maximum(value, least), np.where(low > least, low, 0), np.maximum(high, least)]
 
 
 def _interval(values: list[np.ndarray], number: int) -> dict[str, float]:
@@ -338,9 +345,12 @@ class Thresholds(_Part):
         """The number of people in the galleries that the thresholds were set on. Raises UserError."""
         return self._direction(query_modality).gallery_people
 
-    def threshold(self, query_modality: str, fpir: float, gallery_people: int) -> float:
-        """The threshold for a wanted FPIR (0..1) in a gallery of so many people.
+    def threshold(
+        self, query_modality: str, fpir: float, gallery_people: int, gallery_images: int = 0
+    ) -> float:
+        """The threshold for a wanted FPIR (0..1) in a gallery of so many people, with so many images of them.
 
+        More images of a person than in the galleries that the thresholds were set on count as more people.
         For a larger gallery than the thresholds were set on, by the model of independent people
         (`fpir_at_size`), which was measured to err on the safe side there. For a smaller one it errs on the
         other side, so the threshold stays, and the FPIR is lower than wanted (docs/open-set.md). Raises
@@ -353,6 +363,9 @@ class Thresholds(_Part):
                 f"an FPIR of {100 * fpir:g} % in a gallery of {gallery_people} people: the FPIR must lie "
                 "between 0 and 100 %, and the gallery must have at least one person"
             )
+        gallery_people = max(
+            gallery_people, math.ceil(gallery_images * of.gallery_people / of.gallery_images)
+        )
         needed = fpir_at_size(fpir, max(gallery_people, of.gallery_people), of.gallery_people)
         least = least_fpir(of.people)
         if needed < least - 1e-9:
@@ -388,7 +401,7 @@ def fpir_at_size(fpir: float, people: int, other: int) -> float:
 
 def _percent_up(fraction: float) -> float:
     """Percent, rounded up to two digits."""
-    return math.ceil(1e4 * fraction) / 100
+    return math.ceil(1e4 * fraction - 1e-6) / 100
 
 
 ADVICE = "`dvc repro evaluate` makes it"

@@ -12,10 +12,10 @@ common. With X the queries and the gallery together, and k1 = 20, k2 = 6, weight
     d*(i, j)  = (1 - weight) J(i, j) + weight d(i, j)
 
 d(i, j) is the squared Euclidean distance (2 - 2 cos for features of unit length) divided by the largest one
-of image i, so that both terms of d* lie in 0..1. The paper leaves this scale open, and whether an image is
-its own neighbour; here both are as in the authors' code, and k1/2 is rounded as there (half to even). Their
-code differs from the paper's formulas in two points, in which this module follows the paper: it asks for
-more than 2/3, and it divides each V(i) by its sum.
+of image i, so that both terms of d* lie in 0..1. The paper ranks one query and the gallery; that the other
+queries take part, this scale, and that an image is its own neighbour are as in the authors' code, and k1/2 is
+rounded as there (half to even). Their code differs from the paper's formulas in two points, in which this
+module follows the paper: it asks for more than 2/3, and it divides each V(i) by its sum.
 
 Of images at equal distance the first is the nearer, queries before the gallery; an image is nearest to
 itself.
@@ -169,6 +169,7 @@ class RerankedDistances:
                 Rows(number, slice(start, stop), partial(ranking.distances, start, stop))
                 for start, stop in ranking.blocks()
             ]
+            del ranking  # its encodings are not needed while the next ones are computed
 
 
 def _rows_of(columns: int) -> int:

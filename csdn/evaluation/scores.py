@@ -76,6 +76,7 @@ def query_trials(searches: Sequence[Search], labels: Labels, distances: Distance
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         for block in distances.blocks(parts, labels.cameras):
             deque(threads.map(rank, block), maxlen=0)
+            del block  # before the next is made
     metrics = iter(found)
     return Found([[next(metrics) for _ in search.galleries] for search in searches], head)
 

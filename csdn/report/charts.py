@@ -227,7 +227,7 @@ def open_set_charts(rows: Sequence[Mapping[str, str]]) -> list[Chart]:
         fpir, fnir, low, high = np.transpose(of)
         line = Series("FNIR", "trained", "-", fpir, fnir)
         title = direction_name(direction)
-        chart = line_chart(f"open_set_{direction}", title, [line], "FPIR, %", "FNIR, %", WIDE)
+        chart = line_chart(f"open_set_{direction}", title, [line], "FPIR, wanted, %", "FNIR, %", WIDE)
         (plot,) = chart.figure.axes
         plot.fill_between(fpir, low, high, color=COLOURS["trained"], alpha=0.18, linewidth=0)
         ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if tick >= fpir[0]]

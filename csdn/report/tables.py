@@ -109,15 +109,15 @@ def bars(figures: Figures, direction: str, figure: str) -> dict[str, Any]:
     return {"figure": FIGURE_NAMES[figure], "end": percent(end, 0), "rows": rows}
 
 
-def open_set_rows(figures: Figures) -> list[dict[str, str]]:
-    """A row for each direction and FPIR: the rates in percent with their intervals, as texts."""
+def open_set_rows(figures: Figures) -> list[dict[str, Any]]:
+    """A row for each direction and FPIR: the rates in percent, each with its interval, as texts."""
     return [
         {
             "direction": direction_name(direction),
             "fpir": percent(100 * fpir, 0),
-            "measured": interval(of[name]["fpir"]),
-            "dir": interval(of[name]["dir"]),
-            "gallery": f"{of['gallery_people']} people, {of['gallery_images']} images",
+            "measured": interval(of[name]["fpir"]).split(" ", 1),
+            "dir": interval(of[name]["dir"]).split(" ", 1),
+            "gallery": (f"{of['gallery_people']} people,", f"{of['gallery_images']} images"),
         }
         for direction, of in figures["open_set"].items()
         for name, fpir in OPEN_SET_FPIRS.items()

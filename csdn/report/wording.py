@@ -143,8 +143,9 @@ def sampling(figures: Figures) -> list[str]:
 
 
 def interval(figure: Mapping[str, float]) -> str:
-    """A figure with the ends of its interval: "5.9 % (3.3 to 10.0)"."""
-    return f"{percent(figure['value'])} ({figure['low']:.1f} to {figure['high']:.1f})"
+    """A figure with the ends of its interval: "5.9 % (3.3 to 10.0)"; "(up to 10.0)" without a low end."""
+    low = f"{figure['low']:.1f} to" if figure["low"] else "up to"
+    return f"{percent(figure['value'])} ({low} {figure['high']:.1f})"
 
 
 def open_set(figures: Figures) -> list[str]:
@@ -160,7 +161,7 @@ def open_set(figures: Figures) -> list[str]:
             fpir = percent(100 * OPEN_SET_FPIRS[known[0]], 0)
             said.append(
                 f"{name}: with the threshold for an FPIR of {fpir}, {interval(of[known[0]]['dir'])} of the "
-                "searches for a person in the gallery have that person at rank 1 and above the threshold."
+                "searches for a person in the gallery have that person at rank 1, at or above the threshold."
             )
         said += [
             f"{name}: no figure at an FPIR of {percent(100 * fpir, 0)}, which takes {people_needed(fpir)} "

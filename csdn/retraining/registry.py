@@ -195,9 +195,9 @@ def rollback(workspace: str | Path, version: str | None = None, reason: str = ""
     if file.champion != older:
         text = branches.commit_message(f"Champion: back to {version}", older.run, ROLLBACK, reason)
         changed = ChampionFile(champion=older, start=file.start).model_dump(mode="json")
-        files = {CHAMPION: as_json(changed)}
-        if card := git.file_at(workspace, versions.commit_of_version(workspace, version), CARD):
-            files[CARD] = card
+        card = git.file_at(workspace, versions.commit_of_version(workspace, version), CARD)
+        none = f"# Model card: CSDN {version}\n\nThis version was promoted without a model card.\n"
+        files = {CHAMPION: as_json(changed), CARD: card or none.encode()}
         commit = git.commit_files(workspace, newest, files, text)
         tags = versions.tags_for(workspace, version, commit)
         git.push(workspace, {f"refs/heads/{branch}": commit} | versions.known_tags(workspace) | tags)

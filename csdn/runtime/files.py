@@ -117,10 +117,10 @@ def _escaped(line: str) -> str:
 
 
 @contextmanager
-def locked(path: str | Path) -> Iterator[None]:
+def locked(path: str | Path, wait: bool = True) -> Iterator[None]:
     """Hold the lock of `path` during the block, so that only one process at a time reads and replaces it.
 
-    The lock file `.<name>.lock` beside it stays. Raises UserError after LOCK_SECONDS of waiting.
+    The lock file `.<name>.lock` beside it stays. Raises UserError after LOCK_SECONDS of waiting, or at once.
     """
     from filelock import FileLock, Timeout  # imported here: worker processes need no lock
 
@@ -128,7 +128,7 @@ def locked(path: str | Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
     try:
-        with FileLock(lock, timeout=LOCK_SECONDS):
+        with FileLock(lock, timeout=LOCK_SECONDS if wait else 0):
             yield
     except Timeout:
         raise UserError(

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from csdn.data.catalog import MODALITIES
 from csdn.data.images import BadImage
-from csdn.search.embedder import Embedder, read_batches
+from csdn.ingest.pack import STORE_READERS
+from csdn.search.embedder import READERS, Embedder, read_batches
 from csdn.search.gallery import ROWS, Gallery, IndexEntry
 from csdn.search.images import GalleryImage, Grey16Ranges, picture_of
 from csdn.search.index import TRAINED_ON, build_index, clusters_of
@@ -40,29 +42,39 @@ def add_images(
     """Embed the images that the gallery does not have yet, and add them; bad ones: (source, reason).
 
     The gallery has an image if its source, size and labels are the same. A run that was killed goes on where
-    its last part ended. Memory holds one part.
+    its last part ended. Memory holds one part and what writes it.
     """
+    images = list({image.source: image for image in images}.values())
     new = _new_images(gallery, images)
     known, added, started = len(images) - len(new), 0, time.monotonic()
     refused, batches = [], list[tuple[np.ndarray, pa.Table]]()
-    for features, rows in embedded(new, embedder, grey16, refused):
-        added += len(rows)
-        report(known + added + len(refused), len(images))
-        batches.append((features, rows))
-        waiting = sum(len(rows) for _, rows in batches)
-        if waiting >= gallery.part_images or time.monotonic() - started > SECONDS:
-            _flush(gallery, batches)
-            started = time.monotonic()
-    _flush(gallery, batches)
+    try:
+        for features, rows in embedded(new, embedder, grey16, refused):
+            added += len(rows)
+            report(known + added + len(refused), len(images))
+            batches.append((features.astype(gallery.manifest.dtype), rows))
+            waiting = sum(len(rows) for _, rows in batches)
+            if waiting >= gallery.part_images or time.monotonic() - started > SECONDS:
+                _flush(gallery, batches)
+                started = time.monotonic()
+    finally:  # where an image cannot be read, the next run need not embed those before it again
+        _flush(gallery, batches)
     return refused
 
 
 def _new_images(gallery: Gallery, images: Sequence[GalleryImage]) -> list[GalleryImage]:
-    """The images that the gallery does not have, visible ones first."""
+    """The images that the gallery does not have, visible ones first.
+
+    An unlabelled image is one that it has if their sources and sizes are the same: no label is lost.
+    """
     wanted = _listed(images).append_column("n", pa.array(np.arange(len(images))))
     if len(gallery):
-        known = pa.table({name: gallery.column(name) for name in _SAME})
-        wanted = wanted.join(_without_nulls(known), keys=list(_SAME), join_type="left anti")
+        known = _without_nulls(pa.table({name: gallery.column(name) for name in _SAME}))
+        labelled = pc.not_equal(wanted["person"], "")
+        wanted = pa.concat_tables(
+            wanted.filter(which).join(known.select(keys), keys=keys, join_type="left anti").select(["n"])
+            for which, keys in ((labelled, list(_SAME)), (pc.invert(labelled), ["source", "size"]))
+        )
     chosen = (images[n] for n in sorted(wanted["n"].to_pylist()))
     return sorted(chosen, key=lambda image: MODALITIES.index(image.modality))
 
@@ -91,7 +103,10 @@ def embedded(
     """Features [n, D] and rows of the images, a batch at a time; bad images join `refused` instead."""
     for modality in MODALITIES:
         own = [image for image in images if image.modality == modality]
-        for batch, read in read_batches(own, partial(_read, embedder=embedder, grey16=grey16)):
+        in_store = any("://" in image.source for image in own)
+        readers = STORE_READERS if in_store else READERS
+        read_image = partial(_read, embedder=embedder, grey16=grey16)
+        for batch, read in read_batches(own, read_image, readers=readers):
             good, pictures, hashes = [], [], []
             for image, found in zip(batch, read, strict=True):
                 if isinstance(found, str):
@@ -143,8 +158,8 @@ def images_of(gallery: Gallery) -> list[GalleryImage]:
 def wants_index(gallery: Gallery) -> bool:
     """Whether more images are outside the gallery's index than are searched exactly in passing."""
     entry = gallery.manifest.index
-    covered = entry.images if entry else 0
-    return len(gallery) - covered > EXACT_UP_TO
+    ids = gallery.column("id").to_numpy()
+    return np.count_nonzero(ids > (entry.last if entry else -1)) > EXACT_UP_TO
 
 
 def make_index(gallery: Gallery, report: Report = lambda done, total: None) -> IndexEntry:

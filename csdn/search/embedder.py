@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -20,12 +21,12 @@ from csdn.evaluation.baselines import with_flip_tta
 from csdn.model import CSDN, fuse_batch_norms, read_config
 from csdn.model import load as load_network
 from csdn.model.device import configure_torch
-from csdn.runtime.errors import UserError
+from csdn.runtime.errors import UserError, explain_os_error
 from csdn.runtime.files import file_sha256
 
-BATCH = 64  # images of a forward pass
+BATCH = 128  # images of a forward pass
 MAX_PIXELS = 50_000_000  # of an image, as `ingest.max_pixels` allows by default
-READERS = 8  # threads that read and decode; decoders release Python's lock, stores have latency
+READERS = 2  # threads that read and decode; more of them take the cores from the network
 CPU = torch.device("cpu")
 
 T = TypeVar("T")
@@ -113,27 +114,40 @@ class Embedder:
             return self.prepare(Path(path).read_bytes(), extension)
         except FileNotFoundError:
             raise UserError(f"{path}: no such file") from None
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {explain_os_error(error) or error}") from error
         except BadImage as error:
             raise UserError(f"{path}: {error.reason}") from None
 
 
 def read_batches(
-    items: Iterable[T], read: Callable[[T], R], size: int = BATCH
+    items: Iterable[T], read: Callable[[T], R], size: int = BATCH, readers: int = READERS
 ) -> Iterator[tuple[list[T], list[R]]]:
-    """Up to `size` items at a time with what `read` returns of each, read by threads one batch ahead."""
-    rest = iter(items)
-    with ThreadPoolExecutor(READERS) as pool:
-        waiting = None
+    """Up to `size` items at a time with what `read` returns of each, read by threads one batch ahead.
+
+    A thread reads several items, since handing over small images one by one costs as much as decoding them.
+    """
+    rest, each = iter(items), -(-size // readers)
+
+    def read_all(some: list[T]) -> list[R]:
+        return [read(item) for item in some]
+
+    with ThreadPoolExecutor(readers) as pool:
+        waiting: deque[tuple[list[T], list[Future[list[R]]]]] = deque()
         try:
             while batch := list(islice(rest, size)):
-                pending = batch, [pool.submit(read, item) for item in batch]
-                if waiting:
-                    yield waiting[0], [future.result() for future in waiting[1]]
-                waiting = pending
+                starts = range(0, len(batch), each)
+                waiting.append((batch, [pool.submit(read_all, batch[n : n + each]) for n in starts]))
+                if len(waiting) == 2:
+                    yield _finished(*waiting.popleft())
             if waiting:
-                yield waiting[0], [future.result() for future in waiting[1]]
+                yield _finished(*waiting.popleft())
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _finished(batch: list[T], parts: list[Future[list[R]]]) -> tuple[list[T], list[R]]:
+    return batch, [found for part in parts for found in part.result()]
 
 
 class LoadedModel(CSDN):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from pathlib import Path
@@ -76,7 +76,7 @@ def export(
             for modality in MODALITIES:
                 write_onnx(embedder, modality, precision, file_of(folder, modality, precision))
         cosines = check(folder, embedder)
-        values = preprocessing(embedder, root)
+        values = preprocessing(embedder, root, params.ingest.grey16_range)
         if half:
             change = map_change(params, root, embedder, folder, progress)
             values["float16"] = {"smallest_cosine": cosines["float16"], "mAP": change}
@@ -257,7 +257,9 @@ def _mean_ap(search: Search, experiment: Experiment, features: np.ndarray) -> fl
 # What a user of the files must know.
 
 
-def preprocessing(embedder: Embedder, root: Path) -> dict[str, Any]:
+def preprocessing(
+    embedder: Embedder, root: Path, grey16_range: Mapping[str, Sequence[int]]
+) -> dict[str, Any]:
     """The content of preprocessing.json."""
     height, width = embedder.image_size
     return {
@@ -272,7 +274,8 @@ def preprocessing(embedder: Embedder, root: Path) -> dict[str, Any]:
             "orientation": "upright: the EXIF orientation is applied before resizing",
             "resize": "Pillow's BILINEAR, which averages when shrinking; the aspect ratio is not kept",
             "transparency": "composited on black",
-            "bits": "of 16 bits the high byte is kept",
+            "bits": "of 16 bits the high byte is kept, unless grey16_range has the camera",
+            "grey16_range": {camera: list(ends) for camera, ends in grey16_range.items()},
             "normalisation": f"in the graph ({embedder.normalize})",
         },
         "features": {
@@ -281,14 +284,15 @@ def preprocessing(embedder: Embedder, root: Path) -> dict[str, Any]:
             "flip_tta": embedder.flip_tta,
             "score": "the dot product of two features, their cosine: -1 to 1, larger is more alike",
         },
-        "thresholds": _thresholds(embedder, root / THRESHOLDS),
+        "thresholds": _thresholds(embedder, root),
     }
 
 
-def _thresholds(embedder: Embedder, path: Path) -> Mapping[str, Any] | None:
-    """The content of evaluation/thresholds.json if its scores are those of this export."""
-    if not path.is_file():
-        return None
-    found = read_thresholds(path)
-    own = (embedder.model_hash, embedder.flip_tta)
-    return found.model_dump(mode="json") if (found.model, found.flip_tta) == own else None
+def _thresholds(embedder: Embedder, root: Path) -> Mapping[str, Any] | None:
+    """The project's or the fetched champion's thresholds if their scores are those of this export."""
+    for path in (root / THRESHOLDS, root / "champion" / THRESHOLDS):
+        if path.is_file():
+            found = read_thresholds(path)
+            if (found.model, found.flip_tta) == (embedder.model_hash, embedder.flip_tta):
+                return found.model_dump(mode="json")
+    return None

@@ -22,10 +22,11 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -35,12 +36,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from csdn.data.labels import canonical_label
+from csdn.data.labels import canonical_label, label_fault
 from csdn.data.storage import Store
 from csdn.params import mistakes
 from csdn.runtime.documents import parse_json
 from csdn.runtime.errors import UserError
-from csdn.runtime.files import as_json, atomic_write, locked, remove_temp
+from csdn.runtime.files import as_json, atomic_write, locked, remove_temp, rename_flushed
 from csdn.search.images import read_source
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ class Gallery:
         gallery = cls(address)
         gallery.refresh()
         if gallery.store:  # what others have removed is to leave this machine too
-            with gallery._locked():
+            with suppress(UserError), gallery._locked(wait=False):  # a writer does it as well
                 gallery._remove_unnamed_here()
         return gallery
 
@@ -142,22 +143,27 @@ class Gallery:
     def create(cls, address: str, model: str, dimension: int, dtype: str, flip_tta: bool) -> Gallery:
         """An empty gallery of features of the model with this hash; raises UserError where one is there."""
         gallery = cls(address)
-        if gallery.exists():
-            raise UserError(f"{address}: there is a gallery already; `csdn gallery add` adds images to it")
-        if not gallery.store and gallery.folder.exists() and any(gallery.folder.iterdir()):
+        if not gallery.store and not gallery.exists() and gallery._has_other_files():
             raise UserError(f"{address}: the folder is not empty; name a new one")
         gallery.folder.mkdir(parents=True, exist_ok=True)
         gallery.manifest = Manifest(
             format=FORMAT, model=model, dimension=dimension, dtype=dtype, flip_tta=flip_tta
         )
         with gallery._locked():
+            if gallery.exists():
+                raise UserError(f"{address}: a gallery is there already; `csdn gallery add` adds to it")
             gallery._publish(gallery.manifest)
         return gallery
 
     def exists(self) -> bool:
+        """Whether a gallery is at the address."""
         if self.store:
             return self.store.find(MANIFEST) is not None
         return (self.folder / MANIFEST).exists()
+
+    def _has_other_files(self) -> bool:
+        own = f".{MANIFEST}."  # the lock, and what a killed run left
+        return self.folder.exists() and any(not path.name.startswith(own) for path in self.folder.iterdir())
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
@@ -213,7 +219,7 @@ class Gallery:
         """
         with self._change() as parts:
             for name, data in uploads.items():
-                self._write_file(f"uploads/{name}", data)
+                self._keep_upload(f"uploads/{name}", data)
             gone = rows["source"].combine_chunks()
             parts[:] = self._without(parts, lambda part: pc.is_in(part.rows["source"], gone))
             first = self.manifest.next_id
@@ -229,7 +235,8 @@ class Gallery:
 
         Raises UserError for a name that nobody has.
         """
-        names = pa.array(sorted({canonical_label(name) for name in people}), pa.string())
+        labels = {name if label_fault(name) else canonical_label(name) for name in people}
+        names = pa.array(sorted(labels), pa.string())
         with self._change() as parts:
             known = {*pc.unique(self.column("person")).to_pylist()} - {""}
             if unknown := sorted({*names.to_pylist()} - known):
@@ -238,10 +245,12 @@ class Gallery:
             ids, sources = self.column("id").filter(gone), self.column("source").filter(gone)
             parts[:] = self._without(parts, lambda part: pc.is_in(part.rows["person"], names))
             if entry := self.manifest.index:
-                self._remove_from_index(entry, ids.to_numpy())
-        for source in sources.to_pylist():
-            if name := _upload(source):
-                self._remove_file(name)
+                left = np.concatenate([[], *(part.rows["id"].to_numpy() for part in parts)])
+                # With images that others have replaced since: the index has their old features.
+                self._remove_from_index(entry, np.setdiff1d(np.arange(entry.last + 1), left))
+            for source in sources.to_pylist():  # before the rows, so that a killed removal can be repeated
+                if name := _upload(source):
+                    self._remove_file(name)
         return len(ids)
 
     def replace(self, other: Gallery) -> bool:
@@ -255,9 +264,10 @@ class Gallery:
                 return False
             self.manifest = other.manifest
             self.parts = [self._write(part.features, part.rows) for part in other.parts]
+            entries = [PartEntry(name=part.name, images=len(part)) for part in self.parts]
             if entry := other.manifest.index:
                 self._write_index(entry, partial(shutil.copyfile, other.index_path(entry)))
-            self._publish(other.manifest)
+            self._publish(other.manifest.model_copy(update={"parts": entries}))
         return True
 
     def set_index(self, entry: IndexEntry, index: faiss.Index, ids: np.ndarray) -> None:
@@ -310,8 +320,8 @@ class Gallery:
             self.parts = parts
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with locked(self.folder / MANIFEST):
+    def _locked(self, wait: bool = True) -> Iterator[None]:
+        with locked(self.folder / MANIFEST, wait):
             yield
 
     def _without(self, parts: Sequence[Part], gone: Callable[[Part], pa.ChunkedArray]) -> list[Part]:
@@ -337,7 +347,18 @@ class Gallery:
             features = np.concatenate([before.features, last.features])
             parts.append(self._write(features, pa.concat_tables([before.rows, last.rows])))
 
+    def copy_uploads(self, other: Gallery) -> None:
+        """Keep the uploaded files of another gallery here too."""
+        for source in other.column("source").to_pylist():
+            if name := _upload(source):
+                self._keep_upload(name, other.read_image(source))
+
     # ---- files
+
+    def _keep_upload(self, name: str, data: bytes) -> None:
+        self._write_file(name, data)
+        if self.store:  # a copy here would outlive a removal by another machine
+            (self.folder / name).unlink()
 
     def _write(self, features: np.ndarray, rows: pa.Table) -> Part:
         """Write a part's two files; nothing names it yet."""
@@ -393,8 +414,11 @@ class Gallery:
         if (found := self.store.find(name)) is None:
             raise FileNotFoundError(2, "no such object", name)
         data = self.store.read(found)
-        with atomic_write(path) as temporary:
-            temporary.write_bytes(data)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # A name of its own, as other processes may fetch the same file now.
+        with NamedTemporaryFile(dir=self.folder, prefix=".", suffix=".partial", delete=False) as temporary:
+            temporary.write(data)
+        rename_flushed(Path(temporary.name), path)
 
     def _read_manifest(self) -> Manifest:
         path = self.folder / MANIFEST
@@ -444,7 +468,10 @@ class Gallery:
         return names | {f"index-{index.name}.faiss"} if index else names
 
     def _again(self) -> str:
-        return f"remove {self.address}, and run `csdn gallery build` again"
+        again = f"remove {self.address}, and run `csdn gallery build` again"
+        if not self.store:
+            return again
+        return f"remove {self.folder}, this machine's copy, and try again; if that fails too, {again}"
 
 
 def _upload(source: str) -> str | None:

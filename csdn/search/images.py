@@ -1,8 +1,8 @@
 """The images of a gallery or of a query: folders and object stores, the ledger's drops, single files.
 
 An address with a manifest or a folder `visible` or `infrared` is a drop in the layout `cameras`
-(csdn.ingest.sources.cameras). In any other folder every image file counts: nobody has said whom it shows, its
-camera is the first folder below the address, and the caller names the modality.
+(csdn.ingest.sources.cameras). In any other folder every image file counts: it is unlabelled, its camera is
+the first folder below the address, and the caller names the modality.
 """
 
 from __future__ import annotations
@@ -87,18 +87,23 @@ def images_of_drops(drops: Iterable[Drop]) -> ImageListing:
 
 def _is_drop(files: Files) -> bool:
     first = {path.split("/")[0].casefold() for path in files.entries if "/" in path}
-    return bool(first & set(MODALITIES)) or any(name in files.entries for name in MANIFESTS)
+    return bool(first & set(MODALITIES)) or any(files.real_path(name) in files.entries for name in MANIFESTS)
 
 
 def _of_source(source: Source, address: str) -> ImageListing:
     records, root = source.listing(), _root(source, address)
-    images, refused = [], list(source.refused)
+    images, refused = dict[str, GalleryImage](), list(source.refused)
     for record in records:
         try:
-            images.append(_of_record(record, root, partial(source.read, record)))
+            image = _of_record(record, root, partial(source.read, record))
         except BadImage as error:
             refused.append((record.path, error.reason))
-    return ImageListing(images, refused)
+            continue
+        if images.setdefault(image.source, image).person != image.person:
+            refused.append((record.path, "found under two people"))
+    for path, _ in refused:
+        images.pop(f"{root}/{path}", None)
+    return ImageListing(list(images.values()), refused)
 
 
 def _root(source: Source, address: str) -> str:
@@ -131,7 +136,8 @@ def _of_folder(address: str, files: Files, modality: str) -> ImageListing:
         if (kind := kind_of(path)) == Kind.OTHER_IMAGE:
             refused.append((path, not_taken(path)))
         elif kind == Kind.IMAGE:
-            camera = canonical_label(path.split("/")[0]) if "/" in path else ""
+            first = path.split("/")[0] if "/" in path else ""
+            camera = "" if label_fault(first) else canonical_label(first)
             read = partial(tree.read, entry)
             images.append(GalleryImage(f"{root}/{path}", "", camera, modality, None, entry.size, read))
     if not images:
@@ -152,9 +158,10 @@ def seconds(time: str | None) -> int | None:
     """
     try:
         moment = datetime.fromisoformat(time or "")
-    except ValueError:
+        moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):  # no time, or one that is outside the years 1 to 9999 in UTC
         return None
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+    return int(moment.timestamp())
 
 
 def read_source(source: str) -> bytes:

@@ -13,7 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from urllib.parse import urlsplit
 
 from fastapi import HTTPException
@@ -201,12 +201,19 @@ def is_work(scope: Scope) -> bool:
 def client_of(scope: Scope) -> str:
     """The address that a rate belongs to: one of IPv4, or a network of IPv6, of which one client has many."""
     host = (scope.get("client") or ("unknown",))[0]
-    return str(ip_network(f"{host}/64", strict=False)) if ":" in host and "%" not in host else host
+    try:
+        address = ip_address(host.partition("%")[0])
+    except ValueError:  # a proxy's header can have a port, or a name
+        return host
+    if address.version == 4:
+        return host
+    return str(address.ipv4_mapped or ip_network((address, 64), strict=False))
 
 
 def has_token(headers: Headers, token: str) -> bool:
     """Whether the request carries the token; the comparison takes the same time for every wrong one."""
-    return hmac.compare_digest(headers.get("authorization", "").encode(), f"Bearer {token}".encode())
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode())
 
 
 def check_is_local(headers: Headers) -> None:

@@ -20,7 +20,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from csdn.data.catalog import MODALITIES
 from csdn.data.outputs import read_csv
 from csdn.evaluation.bootstrap import bootstrap_people, sums_of_people
-from csdn.evaluation.headline import open_set_lines
+from csdn.evaluation.headline import notes, open_set_lines
 from csdn.ingest.ledger import LEDGER, Status, read_ledger
 from csdn.params import leaves, load_params
 from csdn.runtime.documents import expected_in, read_json
@@ -40,16 +40,20 @@ RATES = (0.1, 0.01)  # false-positive identification rates whose thresholds are 
 LONGEST = 50  # rows of the tables of cameras and of drops
 CONFIDENCE, SAMPLES = 0.95, 2000  # of the intervals, and of their bootstrap
 OTHER_MODEL = "the model that this project has trained is another one"
+NO_MODEL = "this project has no trained model here"
 
 
 def model_card(root: Path, model: Path) -> str:
     """The card of the model in folder `model`; data and figures are those of the project in `root`.
 
+    If the project has not trained the model here, it is the card that was committed with its promotion.
     Raises UserError where there is no model, or a file that the stages wrote is damaged.
     """
     weights = model / WEIGHTS
     if not weights.is_file():
         raise UserError(f"{weights}: no such file; name the folder of a saved model")
+    if (committed := _committed(root, file_sha256(weights))) is not None:
+        return committed
     config = read_json(model / "config.json")
     with expected_in(model / "config.json", "train the model again"):
         values = _values(root, file_sha256(weights), config.get("model"))
@@ -62,6 +66,15 @@ def model_card(root: Path, model: Path) -> str:
         keep_trailing_newline=True,
     )
     return environment.get_template("model_card.md.j2").render(values)
+
+
+def _committed(root: Path, model_hash: str) -> str | None:
+    """The project's MODEL_CARD.md if it is of this model, and the project has another one, or none, now."""
+    trained = root / MODEL / WEIGHTS
+    if not (root / CARD).is_file() or (trained.is_file() and file_sha256(trained) == model_hash):
+        return None
+    card = (root / CARD).read_text(encoding="utf-8")
+    return card if model_hash in card.partition("\n## ")[0] else None
 
 
 def write_card(root: Path, model: Path, path: Path) -> None:
@@ -78,7 +91,8 @@ def _values(root: Path, model_hash: str, network: Mapping[str, Any] | None) -> d
     judged = _thresholds_model(root / THRESHOLDS)
     params = load_params(root / "params.yaml") if own else None
     if not own:
-        missing = dict.fromkeys(("data", "evaluation", "parameters"), OTHER_MODEL)
+        why = OTHER_MODEL if weights.is_file() else NO_MODEL
+        missing = dict.fromkeys(("data", "evaluation", "parameters"), why)
     else:
         files = "metrics/evaluation.json or evaluation/ is not there"
         missing = {
@@ -89,6 +103,7 @@ def _values(root: Path, model_hash: str, network: Mapping[str, Any] | None) -> d
         "hash": model_hash,
         "network": network and {name: network[name] for name in NETWORK},
         "champion": _champion(root, model_hash),
+        "start": read_champion(root).start if own and (root / CHAMPION).is_file() else None,
         "data": _data(root) if own else None,
         "figures": _figures(root) if own and judged == model_hash else None,
         "thresholds": _thresholds(root / THRESHOLDS) if own and judged == model_hash else None,
@@ -107,7 +122,8 @@ def _champion(root: Path, model_hash: str) -> Any:
 def _parameters(params: Any) -> list[tuple[str, str]]:
     """(dotted key, value) of what decides the model and its figures."""
     values = params.model_dump(mode="json")
-    decisive = leaves({name: values[name] for name in PARAMETERS})
+    decisive = [*leaves({name: values[name] for name in PARAMETERS})]
+    decisive.append(("ingest.grey16_range", values["ingest"]["grey16_range"]))
     return [(key, json.dumps(value, ensure_ascii=False)) for key, value in decisive]
 
 
@@ -163,10 +179,10 @@ def _recorded(root: Path, drop: str) -> str:
 
 def _figures(root: Path) -> dict[str, Any] | None:
     path = root / "metrics/evaluation.json"
-    if not path.is_file():
+    pairs, queries = root / "evaluation/camera_pairs.csv", root / "evaluation/queries.parquet"
+    if not all(file.is_file() for file in (path, pairs, queries)):
         return None
-    figures, rows = read_json(path), read_csv(root / "evaluation/camera_pairs.csv")
-    intervals = _intervals(root / "evaluation/queries.parquet")
+    figures, rows, intervals = read_json(path), read_csv(pairs), _intervals(queries)
     with expected_in(path, "`dvc repro evaluate` makes it"):
         directions = [
             {
@@ -178,8 +194,8 @@ def _figures(root: Path) -> dict[str, Any] | None:
             for name, counts in figures["counts"].items()
         ]
         trials = max(counts["trials"] for counts in figures["counts"].values())
-        open_set = list(open_set_lines(figures))
-    return {"directions": directions, "trials": trials, "open_set": open_set}
+        open_set, said = list(open_set_lines(figures)), notes(figures["counts"])
+    return {"directions": directions, "trials": trials, "open_set": open_set, "notes": said}
 
 
 def _rows(
@@ -226,7 +242,7 @@ def _thresholds_model(path: Path) -> str | None:
     """The hash of the model that the thresholds are of; None without thresholds."""
     if not path.is_file():
         return None
-    from csdn.evaluation.open_set import read_thresholds  # imports torch, which a promotion does without
+    from csdn.evaluation.open_set import read_thresholds
 
     return read_thresholds(path).model
 

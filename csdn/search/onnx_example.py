@@ -25,8 +25,10 @@ def embed(paths: list[str], modality: str) -> np.ndarray:
 
 def picture(path: str) -> np.ndarray:
     """uint8 [3, height, width], red, green, blue: upright, resized without keeping the aspect ratio."""
-    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-    image = image.resize((SIZE["width"], SIZE["height"]), Image.Resampling.BILINEAR)
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.mode.startswith("I;16"):  # a thermal camera's: the high byte
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    image = image.convert("RGB").resize((SIZE["width"], SIZE["height"]), Image.Resampling.BILINEAR)
     return np.asarray(image).transpose(2, 0, 1)
 
 

@@ -29,7 +29,7 @@ class Promotion:
 
     def __init__(self, service: Service) -> None:
         self.service, self.ended = service, threading.Event()
-        self.seen = self._signature()
+        self.seen: tuple[int, ...] | None = None  # the first look compares hashes
         self._remove_unfinished()
         # A daemon: the process can end in the middle, as the gallery is whole at any time.
         self.thread = threading.Thread(target=self._watch, name="promotion", daemon=True)
@@ -59,8 +59,9 @@ class Promotion:
         if signature is None:
             return  # between two models; DVC removes one before it links the next
         if signature != self.seen:
-            if hash_of_model(service.settings.model) != service.state.embedder.model_hash:
-                self.promote()
+            found = hash_of_model(service.settings.model)
+            if found != service.state.embedder.model_hash:
+                self.promote(found)
             self.seen = signature
         with service.writing:
             service.refresh()
@@ -73,13 +74,16 @@ class Promotion:
             return None
         return found.st_mtime_ns, found.st_size, found.st_ino
 
-    def promote(self) -> None:
-        """Exchange the model and the gallery's features. Raises UserError, and then changes nothing."""
+    def promote(self, model: str) -> None:
+        """Exchange the model, by its hash, and the gallery's features. On a UserError nothing has changed."""
         service = self.service
         current = service.state.gallery.manifest
         embedder = service.open_model(current.flip_tta)
-        if hash_of_model(service.settings.model) != embedder.model_hash:
+        if embedder.model_hash != model:  # the hash before the weights were read, and the one after
             raise UserError(f"{service.settings.model}: changed while it was read; the service looks again")
+        with service.writing:
+            if service.follow(embedder):
+                return
         images = len(service.state.gallery)
         _note(f"model {embedder.model_hash[:12]}: embeds the gallery's {images} images")
         following = self._following(embedder)

@@ -88,20 +88,33 @@ class Answer:
 
 
 def threshold_for(
-    thresholds: Thresholds | None, model: str, modality: str, fpir: float, people: int
+    thresholds: Thresholds | None, searcher: Searcher, modality: str, filters: Filters, fpir: float
 ) -> Threshold:
-    """The threshold for queries of a modality in a gallery of so many people, or why there is none."""
-    if thresholds is None:
-        return Threshold(None, fpir, "there is no evaluation/thresholds.json; `dvc repro evaluate` makes it")
-    if thresholds.model != model:
-        why = f"the thresholds are of model {thresholds.model[:12]}, the gallery is of {model[:12]}"
-        return Threshold(None, fpir, why)
-    if not people:
-        return Threshold(None, fpir, "the gallery is empty")
+    """The threshold for queries of a modality among what passes the filters, or why there is none."""
     try:
-        return Threshold(thresholds.threshold(modality, fpir, people), fpir)
+        return Threshold(_threshold(thresholds, searcher, modality, filters, fpir), fpir)
     except UserError as error:
         return Threshold(None, fpir, str(error))
+
+
+def _threshold(
+    thresholds: Thresholds | None, searcher: Searcher, modality: str, filters: Filters, fpir: float
+) -> float:
+    """Raises UserError where the thresholds are of another model, or of other searches."""
+    gallery = searcher.gallery.manifest
+    if thresholds is None:
+        raise UserError("there are no thresholds of this model; `dvc repro evaluate` makes them")
+    if (thresholds.model, thresholds.flip_tta) != (gallery.model, gallery.flip_tta):
+        raise UserError(
+            f"the thresholds are of model {thresholds.model[:12]}, flip TTA {thresholds.flip_tta}; the "
+            f"gallery is of {gallery.model[:12]}, {gallery.flip_tta}"
+        )
+    if filters.modality in (None, modality):
+        raise UserError(f"there are no thresholds for {modality} queries among {modality} images")
+    people, images = searcher.counts(filters)
+    if not images:
+        raise UserError("no image of the gallery passes the filters")
+    return thresholds.threshold(modality, fpir, people, images)
 
 
 def answer_queries(
@@ -148,7 +161,7 @@ def described(gallery: Gallery) -> list[str]:
     return [
         f"gallery   {gallery.address}",
         f"images    {len(gallery)}" + "".join(f", {one['counts']} {one['values']}" for one in counts),
-        f"people    {len(set(people) - {''})}, and {unlabelled} images that nobody has labelled",
+        f"people    {len(set(people) - {''})}, and {unlabelled} unlabelled images",
         f"cameras   {', '.join(cameras) or 'not known'}",
         f"times     {times['min'].isoformat()} to {times['max'].isoformat()}"
         if times["min"]
@@ -179,7 +192,7 @@ def _row(rank: int, person: PersonMatch, answer: Answer) -> tuple[str, ...]:
     return (
         f"{rank:>3}",
         f"{person.score:6.3f}{mark}",
-        person.person or "(nobody named)",
+        person.person or "(unlabelled)",
         best.camera or "-",
         best.time or "",
         best.source,

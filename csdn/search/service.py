@@ -10,7 +10,7 @@ import asyncio
 import copy
 import hashlib
 import threading
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -104,10 +104,7 @@ class Batches:
         while self.waiting:
             batch, self.waiting = self.waiting[:BATCH], self.waiting[BATCH:]
             items, results = zip(*batch, strict=True)
-            try:
-                values = await asyncio.to_thread(self.compute, list(items))
-            except Exception as error:
-                values = [error] * len(batch)
+            values = await self._values(items)
             for result, value in zip(results, values, strict=True):
                 if result.done():  # its request was cancelled
                     continue
@@ -116,6 +113,15 @@ class Batches:
                 else:
                     result.set_result(value)
         self.task = None
+
+    async def _values(self, items: Sequence[T]) -> list[R | Exception]:
+        """What is computed for each item, or why not; an item that fails does not fail the others."""
+        try:
+            return list(await asyncio.to_thread(self.compute, list(items)))
+        except Exception as error:
+            if len(items) == 1:
+                return [error]
+            return [value for item in items for value in await self._values([item])]
 
 
 @dataclass(frozen=True)
@@ -141,9 +147,10 @@ class Service:
         gallery = Gallery.open(settings.gallery)
         embedder = self.open_model(gallery.manifest.flip_tta)
         gallery.check_model(embedder.model_hash, settings.model)
-        self.state = InUse(embedder, Searcher(gallery), self.thresholds_of(embedder))
+        self.state = InUse(embedder, Searcher(gallery).with_index(), self.thresholds_of(embedder))
         self.writing = threading.Lock()  # held by whoever changes the gallery or replaces the state
         self.decoding, self.showing = CapacityLimiter(available_cores()), CapacityLimiter(4)
+        self.changing = CapacityLimiter(1)  # changes wait for `writing` without a thread
 
     def open_model(self, flip_tta: bool) -> Embedder:
         settings = self.settings
@@ -182,7 +189,7 @@ class Service:
         digest = hashlib.sha256(data)
         file = f"{digest.hexdigest()}.{extension_of(name)}"
         image = GalleryImage(UPLOAD + file, person, camera, modality, time, len(data), lambda: data)
-        await to_thread.run_sync(self._add, image, digest.digest(), picture)
+        await to_thread.run_sync(self._add, image, digest.digest(), picture, limiter=self.changing)
         return digest.hexdigest()
 
     def _add(self, image: GalleryImage, digest: bytes, picture: np.ndarray) -> None:
@@ -196,7 +203,7 @@ class Service:
 
     async def remove(self, person: str) -> int:
         """Remove all images of a person, uploaded files too; returns their number, 0 for an unknown name."""
-        return await to_thread.run_sync(self._remove, person)
+        return await to_thread.run_sync(self._remove, person, limiter=self.changing)
 
     def _remove(self, person: str) -> int:
         with self.writing:
@@ -210,7 +217,7 @@ class Service:
         state = self.state
         gallery = copy.copy(state.gallery)
         result = change(gallery)
-        self.state = InUse(state.embedder, Searcher(gallery), state.thresholds)
+        self.state = InUse(state.embedder, Searcher(gallery).with_index(state.searcher), state.thresholds)
         return result
 
     def refresh(self) -> None:
@@ -220,7 +227,7 @@ class Service:
         gallery.refresh()
         if gallery.manifest != state.gallery.manifest:
             gallery.check_model(state.embedder.model_hash, self.settings.model)
-            self.state = InUse(state.embedder, Searcher(gallery), state.thresholds)
+            self.state = InUse(state.embedder, Searcher(gallery).with_index(state.searcher), state.thresholds)
 
     def exchange(self, embedder: Embedder, following: Gallery) -> bool:
         """Use another model, and the gallery `following` of its features; the caller holds `writing`.
@@ -230,7 +237,16 @@ class Service:
         gallery, thresholds = copy.copy(self.state.gallery), self.thresholds_of(embedder)
         if not gallery.replace(following):
             return False
-        self.state = InUse(embedder, Searcher(gallery), thresholds)
+        self.state = InUse(embedder, Searcher(gallery).with_index(), thresholds)
+        return True
+
+    def follow(self, embedder: Embedder) -> bool:
+        """Use a model that another service has put into the gallery already; the caller holds `writing`."""
+        gallery = copy.copy(self.state.gallery)
+        gallery.refresh()
+        if gallery.manifest.model != embedder.model_hash:
+            return False
+        self.state = InUse(embedder, Searcher(gallery).with_index(), self.thresholds_of(embedder))
         return True
 
     async def pictures(self, state: InUse, sources: list[str]) -> list[str | None]:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Annotated, Literal
 
+from anyio import to_thread
 from fastapi import APIRouter, Depends, FastAPI, File, Form, HTTPException, Request, Response, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -23,7 +24,7 @@ from csdn.search.embedder import MAX_PIXELS
 from csdn.search.images import seconds
 from csdn.search.limits import Guard, Limits, Metrics, Refused
 from csdn.search.promotion import Promotion
-from csdn.search.results import Answer, Threshold, threshold_for
+from csdn.search.results import Answer, threshold_for
 from csdn.search.search import Filters, PersonMatch
 from csdn.search.service import InUse, Service
 
@@ -65,7 +66,7 @@ class ImageFound(BaseModel):
 
 class PersonFound(BaseModel):
     rank: int = Field(examples=[1])
-    person: str | None = Field(description="null: an image that nobody has labelled.", examples=["p0007"])
+    person: str | None = Field(description="null: an unlabelled image.", examples=["p0007"])
     score: float = Field(description="The largest score of the person's images.", examples=[0.71])
     match: bool | None = Field(
         description="Whether the score passes the threshold; null: there is none.", examples=[True]
@@ -99,8 +100,10 @@ class Problem(BaseModel):
 PROBLEMS = {
     status: {"model": Problem, "description": text}
     for status, text in {
-        400: "The image is none.",
+        400: "The file is not a valid image.",
         401: "The token is missing or wrong.",
+        403: "Without a token set: not a request of this machine.",
+        408: "The request did not arrive in time.",
         413: "The request is too large.",
         422: "A field has a wrong value.",
         429: "Too many requests; wait as Retry-After says.",
@@ -111,7 +114,7 @@ PROBLEMS = {
 v1 = APIRouter(prefix="/v1", responses=PROBLEMS, dependencies=[Depends(HTTPBearer(auto_error=False))])
 
 
-def service_of(request: Request) -> Service:
+async def service_of(request: Request) -> Service:  # async: no thread is needed, so none is waited for
     return request.app.state.service
 
 
@@ -135,10 +138,11 @@ async def search(
 ) -> SearchAnswer:
     """The people of the gallery who look most like the person in the image, and whether any of them is above
     the threshold."""
+    labels = [label_of("camera", name) for name in camera]
     among = among or ("infrared" if modality == "visible" else "visible")
     filters = Filters(
         modality=None if among == "both" else among,
-        cameras=tuple(camera),
+        cameras=tuple(labels),
         since=since,
         until=until,
     )
@@ -147,7 +151,7 @@ async def search(
         state, people = await service.search(data, image.filename or "", modality, top, filters)
     except BadImage as bad:
         raise refused_image(bad) from None
-    found = judged(state, people, modality, filters, fpir)
+    found = await to_thread.run_sync(judged, state, people, modality, filters, fpir)
     shown = [person.images[0].source for person in people] if pictures else []
     small = await service.pictures(state, shown) if pictures else [None] * len(people)
     return as_answer(found, small, state.embedder.model_hash)
@@ -157,12 +161,7 @@ def judged(
     state: InUse, people: list[PersonMatch], modality: Modality, filters: Filters, fpir: float
 ) -> Answer:
     """The people, and whether one of them passes the threshold for a gallery of the size searched."""
-    model = state.embedder.model_hash
-    if state.thresholds is None:
-        threshold = Threshold(None, fpir, "there are no thresholds of this model")
-    else:
-        size = state.searcher.people_among(filters)
-        threshold = threshold_for(state.thresholds, model, modality, fpir, size)
+    threshold = threshold_for(state.thresholds, state.searcher, modality, filters, fpir)
     return Answer("", modality, threshold, people)
 
 
@@ -201,11 +200,7 @@ async def add_image(
     time: Annotated[Time, Form(description="When it was taken, in ISO 8601; UTC without a zone.")] = None,
 ) -> ImageAdded:
     """Add an image to the gallery, which keeps the file; the same image again gets the new labels."""
-    named = {"person": person, "camera": camera}
-    for field, label in named.items():
-        if (fault := label_fault(label)) not in (None, NO_LABEL):
-            raise Refused(422, f"{field}: {fault}", "send another label")
-    labels = {field: canonical_label(label) for field, label in named.items()}
+    labels = {"person": label_of("person", person), "camera": label_of("camera", camera)}
     data = await image.read()
     try:
         sha256 = await service.add(data, image.filename or "", modality=modality, time=time, **labels)
@@ -217,11 +212,18 @@ async def add_image(
 @v1.delete("/people/{person:path}")
 async def remove_person(service: Use, person: str) -> PersonRemoved:
     """Remove all images of a person from the gallery, with the files that were sent to it."""
-    if not (removed := await service.remove(canonical_label(person))):
+    if not (removed := await service.remove(label_of("person", person))):
         raise Refused(
             404, "nobody in the gallery has this name", "see the names in the answers of /v1/search"
         )
     return PersonRemoved(removed=removed)
+
+
+def label_of(field: str, text: str) -> str:
+    """The canonical label that a client sent, "" for none."""
+    if (fault := label_fault(text)) not in (None, NO_LABEL):
+        raise Refused(422, f"{field}: {fault}", "send another label")
+    return canonical_label(text)
 
 
 def refused_image(bad: BadImage) -> Refused:

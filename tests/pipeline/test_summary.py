@@ -61,7 +61,7 @@ def test_it_shows_the_figures_of_model_clip_and_chance_the_times_and_the_report(
     ] * 2
     assert "2 of 52 queries have no match" in " ".join(text.split())
     assert "infrared to visible: DIR 5.9 % (3.2 to 10.0) at FPIR 10 %\n" in text
-    assert "visible to infrared: no DIR at FPIR 10 %, it takes 30 test people\n" in text
+    assert "visible to infrared: no DIR at FPIR 10 %, which takes 30 test people\n" in text
     assert "Took: ingest 1.2 s, embedding 1:13" in text
     assert text.splitlines()[-2:] == [
         "The report: report/index.html",

@@ -197,7 +197,7 @@ def test_thresholds_go_along_if_they_are_of_this_model_and_its_scores(project, v
         ("0" * 64, True, False),
     ):
         write_thresholds(path, model, flip_tta, {"infrared_to_visible": direction})
-        found = module.preprocessing(embedder, tmp_path)["thresholds"]
+        found = module.preprocessing(embedder, tmp_path, {})["thresholds"]
         assert (found == json.loads(path.read_text())) if given else found is None
 
 

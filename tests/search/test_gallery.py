@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -94,6 +95,54 @@ def test_a_removed_person_leaves_the_copies_of_other_machines_when_they_open_the
     assert len(list(reader.folder.glob("*.npy"))) == 1 and reader.folder != writers
     gallery.remove(["ana"])
     assert not list(Gallery.open(gallery.address).folder.glob("*.npy"))
+
+
+def test_an_uploaded_image_is_in_no_copy_after_another_machine_removed_it(gallery, monkeypatch):
+    name = f"{'e' * 64}.jpg"
+    upload = rows([name], "ben").set_column(0, "source", pa.array([f"{UPLOAD}{name}"]))
+    gallery.add(unit(1, 8), upload, {name: b"picture"})
+    here = gallery.folder
+    monkeypatch.setenv("XDG_CACHE_HOME", str(here.parent / "another"))
+    Gallery.open(gallery.address).remove(["ben"])
+    monkeypatch.undo()
+    assert not [path for path in here.rglob("*") if path.is_file() and path.read_bytes() == b"picture"]
+
+
+def test_a_killed_removal_can_be_repeated(gallery, monkeypatch):
+    name = f"{'e' * 64}.jpg"
+    upload = rows([name], "ben").set_column(0, "source", pa.array([f"{UPLOAD}{name}"]))
+    gallery.add(unit(1, 8), upload, {name: b"picture"})
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gallery, "_publish", killed)
+    with pytest.raises(KeyboardInterrupt):
+        gallery.remove(["ben"])
+    monkeypatch.undo()
+    again = Gallery.open(gallery.address)
+    assert again.remove(["ben"]) == 1
+    with pytest.raises(UserError):
+        again.read_image(f"{UPLOAD}{name}")
+
+
+def test_processes_that_open_a_stored_gallery_at_once_all_read_it(gallery, monkeypatch, tmp_path):
+    gallery.add(unit(30), rows(range(30)))
+    for attempt in range(4):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"cache{attempt}"))
+        with ThreadPoolExecutor(4) as threads:
+            assert list(threads.map(lambda _: len(Gallery.open(gallery.address)), range(4))) == [30] * 4
+
+
+def test_a_build_that_was_killed_at_once_can_be_repeated(tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "as_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        Gallery.create(str(tmp_path / "g"), MODEL, D, "float32", True)
+    monkeypatch.undo()
+    assert len(Gallery.create(str(tmp_path / "g"), MODEL, D, "float32", True)) == 0
 
 
 def test_an_unknown_person_removes_nobody(gallery):

@@ -77,7 +77,7 @@ def test_a_person_scores_as_the_best_image_and_nobody_is_one_person(tmp_path):
         ("", 0.4, 1),
         ("", 0.4, 1),
     ]
-    assert searcher.people_among(Filters()) == 5
+    assert searcher.counts(Filters()) == (5, 7)
 
 
 def test_ten_people_are_found_behind_one_person_with_very_many_images(tmp_path):
@@ -112,6 +112,7 @@ def test_re_ranking_orders_the_images_that_pass_the_filters(tmp_path, monkeypatc
 def indexed(tmp_path, monkeypatch):
     """A gallery of 3,000 clustered images with an index, which any search of more than 100 images uses."""
     monkeypatch.setattr(module, "EXACT_UP_TO", 100)
+    monkeypatch.setattr("csdn.search.index.PROBES", 8)  # of 128 clusters
     draws = np.random.default_rng(0)
     centres = unit(200, 1, 32)
     features = centres[np.arange(3000) % 200] + 0.1 * draws.standard_normal((3000, 32)).astype(np.float32)
@@ -153,6 +154,24 @@ def test_a_removed_person_is_in_no_index(indexed):
     _, positions = searcher.nearest(unit(20, 5, 32), 10)
     assert (positions >= 0).all()
     assert "p7" not in {searcher.facts(n)["person"] for n in positions.ravel()}
+
+
+def test_features_that_were_replaced_leave_the_index_with_the_person(indexed):
+    """Image 7 of p7 gets a new feature; then the index has the old one, which no id of the gallery names."""
+    indexed.add(unit(1, 50, 32), rows([7], "p7"))
+    assert indexed.remove(["p7"]) == 15
+    assert Searcher(indexed).index.ntotal == 3000 - 15
+
+
+def test_a_small_gallery_is_ranked_by_people_and_not_by_all_its_images(tmp_path, monkeypatch):
+    """With fewer people than are asked for, no further images are ranked."""
+    people = [f"p{n % 3}" for n in range(400)]
+    searcher = Searcher(filled(tmp_path / "g", unit(400), person=people))
+    counts = []
+    nearest = searcher.nearest
+    monkeypatch.setattr(searcher, "nearest", lambda q, n, *more: counts.append(n) or nearest(q, n, *more))
+    assert [len(found) for found in searcher.search(unit(5, 2), 10)] == [3] * 5
+    assert max(counts) < 400
 
 
 def test_an_index_is_wanted_once_exact_search_has_too_much_to_do(indexed, monkeypatch):

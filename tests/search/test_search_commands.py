@@ -1,5 +1,6 @@
 """`csdn gallery` and `csdn search` on images in folders: what a user sees, and what bad input does."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -17,8 +18,8 @@ from csdn.ingest.ledger import write_ledger
 from csdn.runtime.errors import UserError
 from csdn.search import build
 from csdn.search.embedder import Embedder, hash_of_model
-from csdn.search.gallery import Gallery
-from csdn.search.images import list_images
+from csdn.search.gallery import UPLOAD, Gallery
+from csdn.search.images import GalleryImage, list_images
 
 
 def write_image(path, seed, size=(40, 20)):
@@ -79,7 +80,7 @@ def test_the_answer_in_json_is_a_ranking_by_cosine_of_the_other_modality(project
     expected = sorted(best.items(), key=lambda pair: -pair[1])
     assert [person["person"] for person in answer["people"]] == [person for person, _ in expected]
     np.testing.assert_allclose([p["score"] for p in answer["people"]], [s for _, s in expected], atol=1e-5)
-    assert answer["match"] is None and "thresholds.json" in answer["verdict"]
+    assert answer["match"] is None and "no thresholds" in answer["verdict"]
     assert {image["modality"] for person in answer["people"] for image in person["images"]} == {"visible"}
 
 
@@ -168,9 +169,9 @@ def test_a_plain_folder_is_searched_too(project):
     shutil.copytree("drop/visible", "pictures")
     assert "12 images" in run("gallery", "build", "--images", "pictures", "--out", "plain")
     said = run("gallery", "info", "plain")
-    assert "12 images that nobody has labelled" in said and "north, south" in said
+    assert "12 unlabelled images" in said and "north, south" in said
     found = run("search", "--gallery", "plain", "--query", "drop/infrared/night/p3/0.png", "--top", 2)
-    assert found.count("(nobody named)") == 2
+    assert found.count("(unlabelled)") == 2
 
 
 def test_people_are_removed_by_name(project):
@@ -183,6 +184,70 @@ def test_drops_of_the_ledger_fill_a_gallery(project):
     write_ledger([])
     run("add", project / "drop")
     assert "18 images" in run("gallery", "build", "--drops", "all", "--out", "g")
+
+
+def test_adding_a_plain_folder_of_known_images_keeps_their_labels(project):
+    build_gallery()
+    assert "18 images, 0 more" in run("gallery", "add", "g", "--images", "drop/visible", "--images", "drop")
+    assert "" not in Gallery.open("g").column("person").to_pylist()
+
+
+def test_an_image_that_a_manifest_names_under_two_people_is_left_out(project):
+    (project / "two").mkdir()
+    for name in ("a", "b"):
+        shutil.copy("drop/visible/north/p0/0.png", f"two/{name}.png")
+    lines = ["path,person,modality,camera", "a.png,ana,visible,north", "a.png,ben,visible,north"]
+    (project / "two/Manifest.csv").write_text("\n".join([*lines, "b.png,ana,visible,north"]))
+    said = run("gallery", "build", "--images", "two", "--out", "g")
+    assert "found under two people (a.png)" in said and "1 images" in said
+    assert Gallery.open("g").column("person").to_pylist() == ["ana"]
+
+
+def test_names_like_numbers_are_no_labels_and_a_folder_of_them_is_taken(project):
+    shutil.copytree("drop/visible/north", "pictures/2026.11")
+    assert "6 images" in run("gallery", "build", "--images", "pictures", "--out", "g")
+    assert set(Gallery.open("g").column("camera").to_pylist()) == {""}
+    with pytest.raises(UserError, match=r"1\.5"):
+        run("search", "--gallery", "g", "--query", "drop/infrared/night/p3", "--camera", "1.5")
+    with pytest.raises(UserError, match=r"1\.5"):
+        run("gallery", "remove", "g", "--person", "1.5")
+
+
+def test_embedding_a_gallery_again_keeps_its_uploads(project):
+    build_gallery()
+    data = (project / "drop/visible/north/p0/0.png").read_bytes()
+    name = f"{hashlib.sha256(data).hexdigest()}.png"
+    image = GalleryImage(UPLOAD + name, "zoe", "gate", "visible", None, len(data), None)
+    gallery = Gallery.open("g")
+    features = np.ones((1, gallery.manifest.dimension), np.float32) / gallery.manifest.dimension**0.5
+    gallery.add(features, build.rows_of([image], [hashlib.sha256(data).digest()]), {name: data})
+    save_small_model(project / "models/new", seed=1)
+    assert "19 images" in run("gallery", "build", "--from", "g", "--out", "n", "--model", "models/new")
+    shutil.rmtree("g")
+    assert Gallery.open("n").read_image(UPLOAD + name) == data
+
+
+def test_one_refused_file_beside_one_good_image_is_no_failure(project):
+    shutil.copy("drop/infrared/night/p3/0.png", project / "query.png")
+    (project / "some").mkdir()
+    shutil.move("query.png", "some/query.png")
+    (project / "some/film.heic").write_bytes(b"heic")
+    assert "1 images" in run("gallery", "build", "--images", "some", "--out", "g", "--modality", "visible")
+    said = run("search", "--gallery", "g", "--query", "some")
+    assert "film.heic" in said and "query.png (infrared)" in said
+
+
+def test_a_query_folder_without_the_modality_says_so(project):
+    build_gallery()
+    shutil.rmtree("drop/infrared")
+    with pytest.raises(UserError, match="--modality"):
+        run("search", "--gallery", "g", "--query", "drop")
+
+
+def test_an_index_that_no_search_would_use_is_not_made(project):
+    build_gallery()
+    with pytest.raises(UserError, match="exactly"):
+        run("gallery", "index", "g")
 
 
 @pytest.mark.parametrize(

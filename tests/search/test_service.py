@@ -7,6 +7,7 @@ import shutil
 import struct
 import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 
 import numpy as np
@@ -20,8 +21,10 @@ from service_process import copy_gallery, form, make_gallery
 from csdn.data.storage import Store
 from csdn.evaluation.open_set import DirectionThresholds, write_thresholds
 from csdn.runtime.errors import ServiceUnavailable, UserError
+from csdn.search.embedder import hash_of_model
 from csdn.search.gallery import Gallery
 from csdn.search.limits import BURST_SECONDS, Guard, Limits, Metrics, RateLimiter, Refused
+from csdn.search.promotion import Promotion
 from csdn.search.service import Batches, Service, Settings
 from csdn.search.web import create_app
 
@@ -115,14 +118,61 @@ def test_the_verdict_comes_from_the_thresholds_of_the_model(settings, picture):
         )
 
     model = Gallery.open(settings.gallery).manifest.model
-    for value, match in ((0.9, True), (1.01, False)):
+    for value, match in ((-1.0, True), (1.01, False)):
         write_thresholds(settings.thresholds[0], model, True, {"visible_to_infrared": level(value)})
         with TestClient(create_app(Service(settings), Limits(), None), base_url=LOCAL) as client:
-            answer = search(client, picture[0], fpir=0.5).json()
+            answer = search(client, picture[0], among="infrared", fpir=0.5).json()
             assert (answer["match"], answer["threshold"]) == (match, value)
             assert ("no match above the threshold (FPIR 50 %" in answer["verdict"]) is not match
             assert answer["people"][0]["match"] is match
             assert search(client, picture[0], modality="infrared").json()["match"] is None
+            assert search(client, picture[0], among="both").json()["match"] is None
+
+
+def test_a_label_that_is_none_is_refused_and_fails_no_other_search(client, picture):
+    assert "camera" in problem(search(client, picture[0], camera="1.5"), 422)
+    assert "person" in problem(client.delete("/v1/people/1.5"), 422)
+    assert search(client, picture[0]).status_code == 200
+
+
+def test_an_item_that_fails_does_not_fail_those_computed_with_it():
+    def inverses(items):
+        return [1 / item for item in items]
+
+    async def together():
+        batches = Batches(inverses)
+        return await asyncio.gather(*map(batches, (1, 0, 2, 4)), return_exceptions=True)
+
+    found = asyncio.run(together())
+    assert isinstance(found[1], ZeroDivisionError) and [found[0], *found[2:]] == [1, 0.5, 0.25]
+
+
+@pytest.mark.parametrize("time", ["0001-01-01T00:00+14:00", "9999-12-31T23:59-12:00"])
+def test_a_time_that_utc_does_not_have_is_none(client, picture, time):
+    assert add(client, picture[0], time=time).status_code in (201, 422)
+    assert search(client, picture[0]).status_code == 200
+
+
+def test_waiting_changes_stop_no_search(settings, picture):
+    """More changes than the pool of threads has, while another process holds the gallery."""
+    service = Service(settings)
+    app = create_app(service, Limits(requests=200), None)
+    with TestClient(app, base_url=LOCAL) as client, ThreadPoolExecutor(60) as threads:
+        with service.writing:
+            changes = [threads.submit(add, client, picture[0]) for _ in range(50)]
+            found = threads.submit(search, client, picture[0]).result(timeout=20)
+            assert found.status_code == 200 and not any(change.done() for change in changes)
+        assert {change.result(timeout=60).status_code for change in changes} == {201}
+
+
+def test_a_second_service_follows_a_promotion_of_the_first(settings, picture):
+    first, second = Service(settings), Service(settings)
+    save_small_model(settings.model, seed=1)
+    for service in (first, second):
+        Promotion(service).look()
+        assert service.state.embedder.model_hash == hash_of_model(settings.model)
+        with TestClient(create_app(service, Limits(), None), base_url=LOCAL) as client:
+            assert search(client, picture[0]).json()["model"] == hash_of_model(settings.model)
 
 
 def test_an_empty_gallery_has_nobody(settings, picture):

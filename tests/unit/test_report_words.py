@@ -111,4 +111,4 @@ def test_open_set_words_and_table_have_only_what_the_test_people_support():
     assert "FPIR of 10 %, which takes 30 test people; there are 13" in said[2]
     assert said[4:] == ["C → d: no query has a match in the gallery, so there is no DIR."]
     (row,) = open_set_rows(figures)
-    assert plain(row["fpir"]) == "10 %" and row["gallery"] == "79 people, 316 images"
+    assert plain(row["fpir"]) == "10 %" and row["gallery"] == ("79 people,", "316 images")

@@ -36,10 +36,10 @@ function item(found) {
   if (small) {
     const picture = new Image();
     picture.src = small;
-    picture.alt = `${found.person || "nobody named"}, rank ${found.rank}`;
+    picture.alt = `${found.person || "unlabelled"}, rank ${found.rank}`;
     shown.append(picture);
   }
-  shown.append(line("b", `${found.rank}. ${found.person || "nobody named"}`));
+  shown.append(line("b", `${found.rank}. ${found.person || "unlabelled"}`));
   if (found.match !== null) shown.className = found.match ? "match" : "below";
   shown.append(line("span", `score ${found.score.toFixed(3)}`));
   shown.append(line("small", [camera, modality, time].filter(Boolean).join(", ")));

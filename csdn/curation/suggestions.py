@@ -1,8 +1,7 @@
 """`csdn suggest`: people for the images of a drop that have none, as a manifest to correct and a page.
 
-The images are embedded and grouped (csdn.curation.grouping) beside the known people. The manifest says of
-each suggestion that nobody has confirmed it, and ingest takes it only when somebody has
-(csdn.ingest.sources.cameras).
+The images are embedded and grouped (csdn.curation.grouping) beside the known people. The manifest marks
+them as unconfirmed, and ingest refuses unconfirmed suggestions (csdn.ingest.pack).
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ Report = Callable[[int, int], None]  # done, total
 
 @dataclass(frozen=True)
 class Suggested:
-    """An image with the person that is proposed ("": nobody), and how alike the person's other images are.
+    """An image with the person that is proposed ("": none), and how alike the person's other images are.
 
     score: the mean cosine of it and the proposed person's images of its modality in the drop, it included.
     known: the number of the known person, -1 for a new one.

@@ -36,7 +36,7 @@ from csdn.runtime.process import follow_parent, fork_server
 
 # Images of a shard at most, so that small images are spread over all cores.
 SHARD_IMAGES = 1000
-UNCONFIRMED = "a suggestion that nobody confirmed"
+UNCONFIRMED = "unconfirmed suggestion"
 OUTLIERS = 0.1  # percent of the darkest and of the brightest pixels of a 16-bit image that are ignored
 STORE_READERS = 8  # threads of each process that read from an object store, to hide its latency
 

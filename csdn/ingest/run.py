@@ -185,7 +185,7 @@ def is_indexed(drop: Drop, paths: DataPaths) -> bool:
 def content_settings(settings: IngestParams, suggestions: bool = False) -> dict[str, Any]:
     """The settings that change the shards or the index of a drop, without those that are off.
 
-    suggestions: whether the drop has some that nobody confirmed.
+    suggestions: whether the drop has unconfirmed ones.
     """
     ranges = {"grey16_range": settings.grey16_range} if settings.grey16_range else {}
     trust = {"trust_suggestions": settings.trust_suggestions} if suggestions else {}

@@ -107,7 +107,7 @@ def test_a_drop_of_one_image_or_of_one_modality_is_grouped():
         assert len(grouped(images.of(rows), KNOWN, *TEST, 0.95).group) == len(rows)
 
 
-def test_nobody_may_be_known():
+def test_there_may_be_no_known_people():
     nobody = known_means([], 0, 32)
     images, _ = people_images(range(500, 520), 0.3)
     assert (grouped(images, nobody, *TEST, 0.95).person == NOBODY).all()

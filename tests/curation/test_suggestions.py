@@ -96,7 +96,7 @@ def confirm(path, rows):
 
 def unconfirmed(project):
     table = read_table(project.data / "quarantine.parquet", QUARANTINE_SCHEMA)
-    return sorted(row["path"] for row in table.to_pylist() if "nobody confirmed" in row["reason"])
+    return sorted(row["path"] for row in table.to_pylist() if "unconfirmed" in row["reason"])
 
 
 def test_from_a_drop_without_people_to_confirmed_labels(project):
@@ -115,7 +115,7 @@ def test_from_a_drop_without_people_to_confirmed_labels(project):
     confirmed = [row | {"person": person_of(row["path"]), "confirmed": "Yes"} for row in rows[:20]]
     confirm("labels.csv", confirmed + rows[20:])
     said = run("accept", "night", "--labels", "labels.csv", "--reason", "looked at")
-    assert "34 rows are not confirmed" in said
+    assert "34 suggestions are unconfirmed" in said
     _, old, new = read_ledger()
     assert (old.status, new.status, new.reason) == ("rejected", "accepted", "looked at")
     project.ingest(test_percent=50)
@@ -172,7 +172,7 @@ def test_a_drop_of_suggestions_is_held_and_trained_on_only_if_they_are_trusted(t
     project.add(suggested_drop(tmp_path / "drop", "no"))
     project.ingest()
     (held,) = project.figures()["drops"]["held"]
-    assert held["reasons"] == {"a suggestion that nobody confirmed": 48}
+    assert held["reasons"] == {"unconfirmed suggestion": 48}
     assert len(unconfirmed(project)) == 48
     own = project.data / "index" / f"{read_ledger(project.ledger)[0].id}.parquet"
     written = own.stat().st_mtime_ns
@@ -192,7 +192,7 @@ def test_confirming_rows_makes_another_drop(tmp_path):
     assert len(drops) == 2
 
 
-def test_labels_that_nobody_confirmed_are_nobody_s_in_a_gallery(tmp_path):
+def test_unconfirmed_labels_are_none_in_a_gallery(tmp_path):
     listing = list_images(str(suggested_drop(tmp_path / "drop", "no")), "visible")
     assert {image.person for image in listing.images} == {""}
 

@@ -47,7 +47,7 @@ CONFIRMED = frozenset({"yes", "y", "true", "1", "x"})  # in any letter case
 class ManifestRow:
     """One row; `refusal` says why its path is not allowed, None where it is.
 
-    `confirmed` is False for a suggestion that nobody confirmed (csdn.curation.suggestions).
+    `confirmed` is False for an unconfirmed suggestion (csdn.curation.suggestions).
     """
 
     path: str
@@ -223,7 +223,7 @@ class CameraSource:
         if backslashes:
             self.notes.append(f"{manifest}: {backslashes} paths have the separator of Windows, \\, read as /")
         if unconfirmed:
-            self.notes.append(f"{manifest}: {unconfirmed} rows are not confirmed")
+            self.notes.append(f"{manifest}: {unconfirmed} suggestions are unconfirmed")
 
     def _check_cameras(self, found: Iterable[_Found]) -> None:
         """Raise UserError, which names the camera, if none of a camera's files is an image."""

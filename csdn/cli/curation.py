@@ -33,9 +33,7 @@ def suggest(
         str | None,
         typer.Option(help="Its people are the known ones; those of the project's data, if not given."),
     ] = None,
-    precision: Annotated[
-        float, typer.Option(help="Wanted share of right pairs and names, on the test people.")
-    ] = 0.95,
+    precision: Annotated[float, typer.Option(help="Wanted share of right pairs and names.")] = 0.95,
     modality: Annotated[
         str, typer.Option(help="Of images whose folder does not say it: visible or infrared.")
     ] = "visible",
@@ -51,6 +49,8 @@ def suggest(
 
     if not 0.5 <= precision < 1:
         raise UserError(f"--precision {precision}: it is a share from 0.5 to below 1, such as 0.95")
+    if out.exists():
+        raise UserError(f"{out}: exists; it may have corrections. Name another file (--out), or delete it")
     params = load_params()
     address, listing = _listed(drop, modality)
     unlabelled = [image for image in listing.images if not image.person]

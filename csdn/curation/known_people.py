@@ -44,10 +44,6 @@ class KnownPeople:
     names: Sequence[str]
     show: Callable[[int, int], Markup | None]
 
-    @property
-    def count(self) -> int:
-        return len(np.unique(self.means.people))
-
 
 # Test people and known people.
 

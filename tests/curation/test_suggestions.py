@@ -137,8 +137,15 @@ def test_people_of_a_gallery_are_the_known_ones_if_it_is_named(project):
     run("gallery", "build", "--images", "known", "--out", "g")
     run("suggest", "night", "--gallery", "g", "--precision", 0.9)
     with_gallery = rows_of("labels.csv")
-    run("suggest", "night", "--precision", 0.9)
-    assert {row["person"] for row in with_gallery} == {row["person"] for row in rows_of("labels.csv")}
+    run("suggest", "night", "--precision", 0.9, "--out", "other.csv")
+    assert {row["person"] for row in with_gallery} == {row["person"] for row in rows_of("other.csv")}
+
+
+def test_a_manifest_that_may_have_corrections_is_not_replaced(project):
+    write(project.root / "labels.csv", b"corrected")
+    with pytest.raises(UserError, match="exists"):
+        run("suggest", "night")
+    assert (project.root / "labels.csv").read_bytes() == b"corrected"
 
 
 def test_features_of_another_model_are_refused(project):

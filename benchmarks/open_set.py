@@ -66,11 +66,11 @@ def main() -> None:
 # The people, as the stages ingest and evaluate see them.
 
 
-def embedded(model: Path, people: int) -> tuple[Index, np.ndarray]:
-    """The index of the people's images, and their features [n, D]."""
+def embedded(model: Path, people: int, visible: int = 2, infrared: int = 4) -> tuple[Index, np.ndarray]:
+    """The index of the people's images, so many by each camera, and their features [n, D]."""
     network = fuse_batch_norms(load(model))
     normalize, size = load_params().model.normalize, network.config.image_size
-    images = list(images_of(PeopleSet(FRESH.start, people, visible=2, infrared=4)))
+    images = list(images_of(PeopleSet(FRESH.start, people, visible, infrared)))
     images.sort(key=lambda image: image.modality)
     features = []
     for modality in ("infrared", "visible"):

@@ -78,6 +78,7 @@ class IngestParams(Section):
     max_bad_fraction: Fraction
     max_pixels: Annotated[int, Field(ge=1, le=MAX_PIXELS)]
     shard_megabytes: Annotated[int, Field(ge=1, le=2048)]
+    trust_suggestions: bool  # unconfirmed ones, of `csdn suggest`
     grey16_range: dict[str, Grey16Range] = {}  # by camera; "*": all others (csdn.ingest.pack)
 
 

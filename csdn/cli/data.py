@@ -9,9 +9,19 @@ import typer
 
 from csdn.data.catalog import REFUSED_SCHEMA, read_table
 from csdn.data.outputs import in_words, refused_in_words
-from csdn.ingest.ledger import SHORT, Drop, Status, change_ledger, decide, read_ledger
+from csdn.ingest.ledger import (
+    SHORT,
+    Drop,
+    Status,
+    change_ledger,
+    decide,
+    find_drop,
+    read_ledger,
+    whole_address,
+)
 from csdn.ingest.sources import LAYOUTS
-from csdn.ingest.sync import DATA, open_drop, sync_ledger
+from csdn.ingest.sources.cameras import split_manifest
+from csdn.ingest.sync import DATA, label_drop, open_drop, sync_ledger
 from csdn.params import load_params
 from csdn.runtime.documents import expected_in, read_json
 from csdn.runtime.errors import UserError
@@ -106,9 +116,41 @@ def _rejected_files(drop: Drop) -> str:
     return refused_in_words(list(zip(table["path"].to_pylist(), table["reason"].to_pylist(), strict=True)))
 
 
-def accept(drop: DropId, reason: Reason) -> None:
-    """Accept a drop in spite of its bad images, which stay excluded."""
-    _decide(drop, Status.ACCEPTED, reason)
+def accept(
+    drop: DropId,
+    reason: Reason,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="A manifest of `csdn suggest`, corrected: it is put into the drop, and names its people."
+        ),
+    ] = None,
+) -> None:
+    """Accept a drop in spite of its bad images, which stay excluded; or with the labels that you give it."""
+    if labels:
+        _accept_labelled(drop, labels, reason)
+    else:
+        _decide(drop, Status.ACCEPTED, reason)
+
+
+def _accept_labelled(name: str, labels: Path, reason: str) -> None:
+    """The drop at its address with the manifest is accepted; the entry without it is rejected."""
+    drops, notes = read_ledger(), list[str]()
+    is_address = "://" in name or Path(name).is_dir()
+    address = whole_address(name) if is_address else find_drop(drops, name).address
+    labelled, images = label_drop(address, labels, notes.append)
+    folder = split_manifest(address)[0]
+
+    def change(drops: list[Drop]) -> list[Drop]:
+        for old in drops:
+            if split_manifest(old.address)[0] == folder and old.status != Status.REJECTED:
+                drops = decide(drops, old.id, Status.REJECTED, f"labelled: {labelled.id[:SHORT]}")
+        known = any(drop.id == labelled.id for drop in drops)
+        return decide(drops if known else [*drops, labelled], labelled.id, Status.ACCEPTED, reason)
+
+    change_ledger(change)
+    said = f"accepted {labelled}, {images} images. Next: dvc repro"
+    print(*map(escape_control_chars, [said, *(f"  {note}" for note in notes)]), sep="\n")
 
 
 def reject(drop: DropId, reason: Reason) -> None:

@@ -44,7 +44,7 @@ class ImageRecord:
     `size` is in bytes, 0 where it is not known before reading. `etag` identifies the content where the source
     has one. The authors of a benchmark give more: `splits`, "train" or "test" in each of their splits (""
     where the image is on no list), and `places`, its position in their gallery order, from 0, in each of
-    their trials.
+    their trials. `confirmed` is False for an unconfirmed suggestion of `csdn suggest`.
     """
 
     path: str
@@ -56,6 +56,7 @@ class ImageRecord:
     etag: str | None = None
     splits: tuple[str, ...] = ()
     places: tuple[int, ...] = ()
+    confirmed: bool = True
 
 
 # The Parquet files of `data/`; the same rows give the same bytes.

@@ -73,6 +73,8 @@ def drop_id(
         about = [record.person, record.modality, record.camera, record.captured_at]
         if record.splits:
             about += [record.splits, record.places]
+        if not record.confirmed:
+            about.append("not confirmed")
         digest.update(json.dumps([record.path, record.size, name, *about]).encode() + b"\n")
     for path, reason in refused:
         digest.update(json.dumps([path, reason]).encode() + b"\n")

@@ -36,6 +36,7 @@ from csdn.runtime.process import follow_parent, fork_server
 
 # Images of a shard at most, so that small images are spread over all cores.
 SHARD_IMAGES = 1000
+UNCONFIRMED = "unconfirmed suggestion"
 OUTLIERS = 0.1  # percent of the darkest and of the brightest pixels of a 16-bit image that are ignored
 STORE_READERS = 8  # threads of each process that read from an object store, to hide its latency
 
@@ -172,6 +173,8 @@ def _pack_image(
         extension = extension_of(record.path)
         if fault := label_fault(record.person):
             raise BadImage(fault if fault == NO_LABEL else f"person {fault}")
+        if not (record.confirmed or task.settings.trust_suggestions):
+            raise BadImage(UNCONFIRMED)
         height, width = probe(data, extension, task.settings.max_pixels)
         deep = grey16(data, extension)
     except BadImage as bad:

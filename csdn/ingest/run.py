@@ -178,13 +178,23 @@ def is_indexed(drop: Drop, paths: DataPaths) -> bool:
     """Whether the drop was already read with these settings."""
     if not paths.index(drop).exists() or not paths.refused(drop).exists():
         return False
-    return read_facts(paths.index(drop))["settings"] == content_settings(paths.settings)
+    read = read_facts(paths.index(drop))["settings"]
+    return read == content_settings(paths.settings, "trust_suggestions" in read)
 
 
-def content_settings(settings: IngestParams) -> dict[str, Any]:
-    """The settings that change the shards or the index of a drop, without those that are off."""
+def content_settings(settings: IngestParams, suggestions: bool = False) -> dict[str, Any]:
+    """The settings that change the shards or the index of a drop, without those that are off.
+
+    suggestions: whether the drop has unconfirmed ones.
+    """
     ranges = {"grey16_range": settings.grey16_range} if settings.grey16_range else {}
-    return {"max_pixels": settings.max_pixels, "shard_megabytes": settings.shard_megabytes} | ranges
+    trust = {"trust_suggestions": settings.trust_suggestions} if suggestions else {}
+    sizes = {"max_pixels": settings.max_pixels, "shard_megabytes": settings.shard_megabytes}
+    return sizes | ranges | trust
+
+
+def _has_suggestions(records: Sequence[ImageRecord]) -> bool:
+    return not all(record.confirmed for record in records)
 
 
 def list_drop(
@@ -206,7 +216,8 @@ def list_drop(
     ]
     # The state of this drop's shards, as it is listed now and with these settings.
     listing = drop_id(records, [record.etag for record in records], source.refused)
-    key = {"drop": drop.id, "settings": content_settings(paths.settings), "listing": listing}
+    settings = content_settings(paths.settings, _has_suggestions(records))
+    key = {"drop": drop.id, "settings": settings, "listing": listing}
     of_drop = state.part(state_key(**key, tables=TABLES_VERSION))
     packed = saved_shards(of_drop, tasks, processes)
     return NewDrop(drop, records, source.refused, len(source.ignored), tasks, packed, of_drop)
@@ -381,7 +392,7 @@ def _keep(entry: NewDrop, paths: DataPaths, verified: VerifiedShards) -> None:
     images = [row for shard in packed for row in shard.images]
     facts = {
         "ignored": entry.ignored,
-        "settings": content_settings(paths.settings),
+        "settings": content_settings(paths.settings, _has_suggestions(entry.records)),
         "grey16": facts_of_cameras(row for shard in packed for row in shard.grey16),
         "shards": {shard.name: shard.size for shard in packed if shard.size},
     }

@@ -7,6 +7,7 @@ csdn.ingest.run reads the drops of the ledger afterwards.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -27,11 +28,11 @@ from csdn.ingest.ledger import (
     whole_address,
 )
 from csdn.ingest.sources import Source, open_source
-from csdn.ingest.sources.cameras import MANIFESTS, MARKER
+from csdn.ingest.sources.cameras import MANIFESTS, MARKER, read_manifest, split_manifest
 from csdn.ingest.sources.tree import FileEntry, RemoteTree, is_system_file, kinds_in_words
 from csdn.runtime.documents import read_json
 from csdn.runtime.errors import ServiceUnavailable, UserError
-from csdn.runtime.files import write_json
+from csdn.runtime.files import atomic_write, write_json
 from csdn.runtime.sanitize import escape_control_chars
 
 # Threads: hashing and waiting for a store both release the GIL.
@@ -64,6 +65,29 @@ def _opened(address: str, layout: str, note: Callable[[str], None]) -> tuple[Dro
         note(line)
     drop = Drop(drop_fingerprint(source, records, address), whole_address(address), layout)
     return drop, len(records), source.marker
+
+
+def label_drop(
+    address: str, labels: Path, note: Callable[[str], None] = lambda line: None
+) -> tuple[Drop, int]:
+    """Put a manifest into the drop at `address`, and open the drop whose people it names (`open_drop`).
+
+    Its name there contains the hash of its content, so it replaces no other. Raises UserError where it is no
+    manifest.
+    """
+    try:
+        content = labels.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{labels}: no such file; `csdn suggest` writes one") from None
+    next(read_manifest(content, str(labels)), None)  # raises where it cannot be read
+    folder, _ = split_manifest(address)
+    name = f"labels-{hashlib.sha256(content).hexdigest()[:SHORT]}{labels.suffix.lower()}"
+    if "://" in folder:
+        Store(folder).put(name, labels)
+    else:
+        with atomic_write(Path(folder) / name) as temporary:
+            temporary.write_bytes(content)
+    return open_drop(f"{folder.rstrip('/')}/{name}", "cameras", note)
 
 
 def _inner_drop(source: Source, address: str) -> str:

@@ -118,7 +118,7 @@ def _of_record(record: ImageRecord, root: str, read: Callable[[], bytes]) -> Gal
         raise BadImage(f"person {fault}")
     return GalleryImage(
         f"{root}/{record.path}",
-        canonical_label(record.person),
+        canonical_label(record.person) if record.confirmed else "",
         canonical_label(record.camera),
         str(record.modality),
         seconds(record.captured_at),

@@ -78,6 +78,9 @@ def people_named(count: int, prefix: str = "person") -> list[str]:
     return [f"{prefix} {n:03d}" for n in range(count)]
 
 
+DEFAULTS = {"max_bad_fraction": 0.01, "max_pixels": 10**6, "shard_megabytes": 64, "trust_suggestions": False}
+
+
 class Project:
     """A project folder with a ledger: add drops, ingest, look at what came out."""
 
@@ -112,7 +115,7 @@ class Project:
         return ingest(
             read_ledger(self.ledger),
             who,
-            IngestParams(**{"max_bad_fraction": 0.01, "max_pixels": 10**6, "shard_megabytes": 64} | settings),
+            IngestParams(**DEFAULTS | settings),
             minimum_people=minimum_people,
             packer=packer,
             root=self.data,

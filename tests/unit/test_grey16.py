@@ -178,7 +178,7 @@ def test_other_images_have_no_16_bits():
 
 
 def test_the_parameter_decides_a_drop_s_shards_only_where_it_is_set():
-    settings = {"max_bad_fraction": 0.01, "max_pixels": 100, "shard_megabytes": 1}
+    settings = {"max_bad_fraction": 0.01, "max_pixels": 100, "shard_megabytes": 1, "trust_suggestions": False}
     assert set(content_settings(IngestParams(**settings))) == {"max_pixels", "shard_megabytes"}
     ranges = {"a": [1, 2]}
     assert content_settings(IngestParams(**settings, grey16_range=ranges))["grey16_range"] == ranges

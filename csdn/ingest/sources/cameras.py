@@ -22,7 +22,7 @@ from pyarrow import csv
 
 from csdn.data.catalog import MODALITIES, ImageRecord
 from csdn.data.labels import NO_LABEL, canonical_label, exact_below, label_fault
-from csdn.data.outputs import refused_in_words
+from csdn.data.outputs import from_cell, refused_in_words
 from csdn.ingest.sources.tree import (
     FileEntry,
     Files,
@@ -39,18 +39,23 @@ from csdn.runtime.errors import UserError
 from csdn.runtime.sanitize import escape_control_chars
 
 REQUIRED = ("path", "person", "modality", "camera")
-OPTIONAL = ("captured_at",)
+OPTIONAL = ("captured_at", "confirmed")
+CONFIRMED = frozenset({"yes", "y", "true", "1", "x"})  # in any letter case
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestRow:
-    """One row; `refusal` says why its path is not allowed, None where it is."""
+    """One row; `refusal` says why its path is not allowed, None where it is.
+
+    `confirmed` is False for an unconfirmed suggestion (csdn.curation.suggestions).
+    """
 
     path: str
     person: str
     modality: str
     camera: str
     captured_at: str | None
+    confirmed: bool
     refusal: str | None
 
 
@@ -61,9 +66,12 @@ def read_manifest(data: bytes, name: str) -> Iterator[ManifestRow]:
         columns = [_texts(table[column], f"{name}: column {column}") for column in (*REQUIRED, *OPTIONAL)]
     except (pa.ArrowException, ValueError, OSError, KeyError) as error:  # damaged pages raise an OSError
         raise UserError(f"{name}: not readable as a table: {error}") from None
-    for path, person, modality, camera, captured_at in zip(*columns, strict=True):
+    for path, person, modality, camera, captured_at, confirmed in zip(*columns, strict=True):
         clean, refusal = _inside(path or "")
-        yield ManifestRow(clean, person or "", modality or "", camera or "", captured_at or None, refusal)
+        sure = (confirmed or "").strip().casefold() in CONFIRMED
+        yield ManifestRow(
+            clean, person or "", modality or "", camera or "", captured_at or None, sure, refusal
+        )
 
 
 def _texts(column: pa.ChunkedArray, where: str) -> list[str | None]:
@@ -100,9 +108,18 @@ def _read_table(data: bytes, name: str) -> pa.Table:
             f"{name}: column {', '.join(missing)} is missing; it needs {', '.join(REQUIRED)} "
             f"(and may have {', '.join(OPTIONAL)}); it has {', '.join(table.column_names)}"
         )
-    for column in OPTIONAL:
-        if column not in table.column_names:
-            table = table.append_column(column, pa.nulls(table.num_rows, pa.string()))
+    if "captured_at" not in table.column_names:
+        table = table.append_column("captured_at", pa.nulls(table.num_rows, pa.string()))
+    if "confirmed" not in table.column_names:  # the labels are somebody's
+        return table.append_column("confirmed", pa.repeat("yes", table.num_rows))
+    return table if name.lower().endswith(".parquet") else _unescaped(table)
+
+
+def _unescaped(table: pa.Table) -> pa.Table:
+    """The table of a CSV that csdn wrote, with its texts as they were before csdn.data.outputs.as_cell."""
+    for column in REQUIRED:
+        texts = [from_cell(text) for text in table[column].cast(pa.string()).to_pylist()]
+        table = table.set_column(table.column_names.index(column), column, pa.array(texts))
     return table
 
 
@@ -143,7 +160,7 @@ class CameraSource:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        folder, manifest = _split(address)
+        folder, manifest = split_manifest(address)
         self.manifests = (manifest,) if manifest else MANIFESTS
         self.tree = open_tree(folder)
         self.refused: list[tuple[str, str]] = []
@@ -185,7 +202,7 @@ class CameraSource:
         return self.tree.read(record)
 
     def _manifest_images(self, files: Files, manifest: str) -> Iterator[_Found]:
-        backslashes = 0
+        backslashes = unconfirmed = 0
         for row in read_manifest(
             self.tree.read(files.entries[manifest]), f"{self.address.rstrip('/')}: {manifest}"
         ):
@@ -199,10 +216,14 @@ class CameraSource:
             )
             record = None
             if not reason:
-                record = _record(files.entries[path], row.person, modality, row.camera, row.captured_at)
+                labels = row.person, modality, row.camera, row.captured_at, row.confirmed
+                record = _record(files.entries[path], *labels)
+                unconfirmed += not row.confirmed
             yield _Found(path, modality, row.camera, record, reason or "")
         if backslashes:
             self.notes.append(f"{manifest}: {backslashes} paths have the separator of Windows, \\, read as /")
+        if unconfirmed:
+            self.notes.append(f"{manifest}: {unconfirmed} suggestions are unconfirmed")
 
     def _check_cameras(self, found: Iterable[_Found]) -> None:
         """Raise UserError, which names the camera, if none of a camera's files is an image."""
@@ -224,7 +245,7 @@ def _order(record: ImageRecord) -> tuple[str, ...]:
     return record.path, record.person, record.modality, record.camera
 
 
-def _split(address: str) -> tuple[str, str | None]:
+def split_manifest(address: str) -> tuple[str, str | None]:
     """(folder, name of the manifest or None) of an address."""
     folder, _, name = address.rpartition("/")
     if name.lower().endswith((".csv", ".parquet")):
@@ -265,6 +286,13 @@ def _reason(path: str, modality: str, camera: str) -> str | None:
 
 
 def _record(
-    file: FileEntry, person: str, modality: str, camera: str, captured_at: str | None = None
+    file: FileEntry,
+    person: str,
+    modality: str,
+    camera: str,
+    captured_at: str | None = None,
+    confirmed: bool = True,
 ) -> ImageRecord:
-    return ImageRecord(file.path, person, modality, camera, file.size, captured_at, file.etag)
+    return ImageRecord(
+        file.path, person, modality, camera, file.size, captured_at, file.etag, confirmed=confirmed
+    )

@@ -35,15 +35,16 @@ test-fast: $(INSTALLED) ## Tests that start no servers and no whole pipelines
 test-gpu: $(INSTALLED) ## Tests that need a GPU; the others skip them without one
 	@$(PYTEST) tests/gpu
 
-lint: $(INSTALLED) ## Check style and format with ruff
+lint: $(INSTALLED) ## Check style and format with ruff, types with mypy
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
 
 bench: $(INSTALLED) ## Measure the speed of ingest, loader, store, method, use and workers, on an idle machine
 	@for name in ingest feed store speed rerank search export service scaling; do echo "== $$name"; $(BIN)/python "benchmarks/$$name.py" || exit 1; done
 
 clean: ## Remove outputs of stages and tools; .venv, data, DVC's cache, metrics of RegDB and ablation stay
-	rm -rf models evaluation report $(filter-out metrics/regdb metrics/ablation.json,$(wildcard metrics/*)) .state build .pytest_cache .ruff_cache .hypothesis
+	rm -rf models evaluation report $(filter-out metrics/regdb metrics/ablation.json,$(wildcard metrics/*)) .state build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # Installs again only after a change of pyproject.toml or constraints.txt.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -8,7 +8,7 @@ result: DVC tracks the values in the file.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from difflib import get_close_matches
@@ -380,7 +380,8 @@ def _model_at(location: tuple[Any, ...], model: type[BaseModel]) -> type[BaseMod
     """The model of the section at `location` below `model`, which may be optional."""
     for name in location:
         annotation = model.model_fields[name].annotation
-        (model,) = (kind for kind in get_args(annotation) or [annotation] if kind is not type(None))
+        kinds: Sequence[Any] = get_args(annotation) or [annotation]
+        (model,) = (kind for kind in kinds if kind is not type(None))
     return model
 
 

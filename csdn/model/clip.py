@@ -176,6 +176,7 @@ class TextSizes(TypedDict):
 
 
 def text_sizes(tensors: Mapping[str, Tensor], prefix: str = "") -> TextSizes:
+    """The sizes, from the shapes of the tensors below `prefix`."""
     width, embed_dim = tensors[f"{prefix}text_projection"].shape
     layers = count_numbered(tensors, rf"{re.escape(prefix)}transformer\.resblocks\.(\d+)\.")
     return {"text_width": width, "text_layers": layers, "embed_dim": embed_dim}

@@ -42,14 +42,14 @@ def configure_torch(
     torch.set_num_threads(threads or available_cores())
     rounding = "tf32" if precision == "tf32" else "ieee"
     torch.backends.cuda.matmul.fp32_precision = rounding
-    torch.backends.cudnn.conv.fp32_precision = rounding  # type: ignore[attr-defined]  # made at import
+    torch.backends.cudnn.conv.fp32_precision = rounding  # type: ignore[attr-defined]  # it exists
     torch.backends.cudnn.benchmark = not deterministic
     # Some operations have no deterministic form on GPUs: there PyTorch warns instead of raising an error.
     # use_deterministic_algorithms would import torch's compiler, which takes seconds.
     on_gpu = "warn" if deterministic else "default"
     torch.set_deterministic_debug_mode("error" if device == "cpu" else on_gpu)
     # No code here reads uninitialised memory.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # made at import
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it exists
     if device == "cpu":
         keep_memory()
     return torch.device(device)

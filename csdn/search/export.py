@@ -164,7 +164,7 @@ def _default_tf32() -> Iterator[None]:
     torch.export raises RuntimeError where the flag was set by its new name, as csdn.model.device does
     (pytorch/pytorch issue 179445).
     """
-    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # made at import
+    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # it exists
     before, conv.fp32_precision = conv.fp32_precision, "tf32"
     try:
         yield

@@ -158,12 +158,23 @@ def _allow(where: str, key: str, value: str, allowed: Sequence[str]) -> None:
 
 
 def write_ledger(drops: Sequence[Drop], path: Path = LEDGER) -> None:
-    write_json(path, {"version": LEDGER_VERSION, "drops": [as_entry(drop) for drop in drops]})
+    write_json(path, as_document(drops))
+
+
+def as_document(drops: Sequence[Drop]) -> dict[str, Any]:
+    """The content of the ledger's file."""
+    return {"version": LEDGER_VERSION, "drops": [as_entry(drop) for drop in drops]}
 
 
 def as_entry(drop: Drop) -> dict[str, Any]:
     """The JSON values of a drop; `labels` only where there are some."""
     return {name: value for name, value in asdict(drop).items() if name != "labels" or value}
+
+
+def with_arrivals(ledger: Sequence[Drop], drops: Iterable[Drop]) -> list[Drop]:
+    """The ledger followed by those of `drops` that it does not have; its own entries stay as they are."""
+    known = {drop.id for drop in ledger}
+    return [*ledger, *(drop for drop in drops if drop.id not in known)]
 
 
 def change_ledger(change: Callable[[list[Drop]], list[Drop]], path: Path = LEDGER) -> None:

@@ -19,11 +19,11 @@ from webhook import Webhook
 from workspace import environment, set_params
 
 from csdn.data.catalog import PEOPLE_SCHEMA, table_of, write_table
-from csdn.ingest.ledger import Status, decide, read_ledger, write_ledger
+from csdn.ingest.ledger import Status, decide, write_ledger
 from csdn.params import load_params
 from csdn.retraining import run as retrain
 from csdn.retraining import steps
-from csdn.retraining.branches import history, rejected_ledgers
+from csdn.retraining.branches import history
 from csdn.retraining.lock import scan_requested, workspace_lock
 from csdn.retraining.run import apply_decision, nothing_usable, retrain_local, scan
 from csdn.retraining.trigger import Arrivals
@@ -174,7 +174,7 @@ def test_overrides_are_the_run_s_alone(with_champion):
 
 
 def test_a_rejection_holds_the_drops_and_the_next_scan_finds_nothing_new(with_champion):
-    before = git(with_champion, "rev-parse", "main")
+    before = git(with_champion, "rev-parse", "main").strip()
     arrive(with_champion, "tuesday", people_named(5, "new"))
     run = scan(with_champion).run
     registry_project.work(run)
@@ -182,8 +182,9 @@ def test_a_rejection_holds_the_drops_and_the_next_scan_finds_nothing_new(with_ch
     outcome = apply_decision(run)
     assert outcome.event == "rejected" and outcome.version is None
     assert outcome.reasons[0] == "rank-1 fell by 7 points" and "in/tuesday" in outcome.reasons[1]
-    assert git(with_champion, "rev-parse", "main") == before
+    assert git(with_champion, "rev-parse", "main^").strip() == before
     assert apply_decision(run).event == "rejected"  # after a kill, say
+    assert git(with_champion, "rev-parse", "main^").strip() == before
     assert scan(with_champion).reason == "nothing is new"
 
 
@@ -202,8 +203,8 @@ def retrained(request, monkeypatch):
     monkeypatch.setattr(steps, "repro", repro)
     if request.param == "csdn retrain":
         return lambda project: retrain_local(project, {}, force=False)
-    monkeypatch.setattr(flow, "run_ingest", lambda folder, _: repro("ingest", folder))
-    monkeypatch.setattr(flow, "run_remaining_stages", lambda folder, _: repro("embedding", folder))
+    monkeypatch.setattr(flow, "run_ingest", lambda folder, *_: repro("ingest", folder))
+    monkeypatch.setattr(flow, "run_remaining_stages", lambda folder, *_: repro("embedding", folder))
     for name, replacement in {"scan": scan, "apply_decision": apply_decision}.items():
         monkeypatch.setattr(flow, name, replacement)
     for name in ("rename", "show_gate", "send"):
@@ -212,14 +213,12 @@ def retrained(request, monkeypatch):
 
 
 def test_a_training_that_diverged_is_rejected_and_not_repeated(with_champion, retrained):
-    before = git(with_champion, "rev-parse", "main")
     arrive(with_champion, "tuesday", people_named(5, "new"))
     retrained(with_champion)
     event = history(with_champion)[-1]
     assert event.outcome == "rejected" and "diverged: epoch 1, step 7" in event.reason
     assert event.figures == {}, "this run has no model; those that it began with are the champion's"
-    assert git(with_champion, "rev-parse", "main") == before
-    (held,) = [drop for drop in rejected_ledgers(with_champion)[-1] if drop.status is Status.HELD]
+    (held,) = [drop for drop in ledger(with_champion) if drop.status is Status.HELD]
     assert held.address.endswith("in/tuesday") and "step 7" in held.reason
     assert scan(with_champion).reason == "nothing is new"
     retrained(with_champion)
@@ -232,8 +231,9 @@ def test_a_drop_that_a_person_accepts_after_all_is_new(with_champion):
     registry_project.work(run)
     write_gate(run, "reject", "worse")
     apply_decision(run)
-    held = read_ledger(run.folder / "data/drops.json")
-    drops = decide(held, str(with_champion.parent / "in/tuesday"), Status.ACCEPTED, "looked at it")
+    drops = decide(
+        ledger(with_champion), str(with_champion.parent / "in/tuesday"), Status.ACCEPTED, "looked at it"
+    )
     write_ledger(drops, with_champion / "data/drops.json")
     git(with_champion, "commit", "--quiet", "--all", "--message", "take it")
     assert scan(with_champion).new == Arrivals(30, 5)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import yaml
 from repository import git
 from workspace import ROOT, run
 
-from csdn.ingest.ledger import Drop, Status, read_ledger, write_ledger
+from csdn.ingest.ledger import Drop, read_ledger, with_arrivals, write_ledger
 
 DROPS = [Drop(f"{n}" * 64, f"/in/monday-{n}", "cameras") for n in range(1, 8)]
 OUTS = ["models/prompts", "models/embedding", "data/samples.parquet", "data/people.parquet", "evaluation"]
@@ -95,11 +94,7 @@ def clone(bare: Path, folder: Path) -> Path:
 def arrive(*drops: Drop):
     """A change of the ledger: these drops have come, those that it has stay."""
 
-    def change(ledger: list[Drop]) -> list[Drop]:
-        known = {drop.id for drop in ledger}
-        return [*ledger, *(drop for drop in drops if drop.id not in known)]
-
-    return change
+    return lambda ledger: with_arrivals(ledger, drops)
 
 
 def work(run_, by_dvc: bool = False) -> str:
@@ -124,10 +119,6 @@ def commit_file(folder: Path, name: str, text: str) -> str:
 
 def tags(folder: Path) -> list[str]:
     return git(folder, "tag", "--list").split()
-
-
-def held(drop: Drop, reason: str) -> Drop:
-    return replace(drop, status=Status.HELD, reason=reason)
 
 
 def ledger(folder: Path) -> list[Drop]:

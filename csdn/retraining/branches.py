@@ -171,7 +171,7 @@ def commit_message(
     subject: str, run: str = "", decision: str = "", body: str = "", figures: Mapping[str, Any] | None = None
 ) -> str:
     """A commit's message; its trailers name the run, its figures (as JSON) and the decision."""
-    shown = json.dumps(figures) if figures else ""
+    shown = json.dumps(figures, sort_keys=True) if figures else ""
     lines = {"Csdn-Run": run, "Csdn-Figures": shown, "Csdn-Decision": decision}
     trailers = "\n".join(f"{key}: {value}" for key, value in lines.items() if value)
     return "\n\n".join(part for part in (subject, body, trailers) if part)

@@ -80,10 +80,8 @@ def promote_ready(workspace: str | Path, identifier: str) -> Outcome:
     if not git.contains(run.workspace, newest, run.tip):
         ended = branches.decided(run.workspace, newest, run.id)
         if ended or branches.decision_of(run.workspace, run.tip) not in (READY, PROMOTE):
-            state = (
-                f"was {_EVENTS[ended.decision]} by the gate" if ended else "has no decision of the gate yet"
-            )
-            raise UserError(f"run {run.id} {state}; only a run that is ready can be promoted")
+            state = f"was {_EVENTS[ended.decision]}" if ended else "has no decision"
+            raise UserError(f"run {run.id} {state} by the gate; only a run that is ready can be promoted")
         _merge(run, newest, branch)
     return promote(run)
 

@@ -156,7 +156,7 @@ def test_csdn_promote_accepts_only_a_run_that_is_ready(project, fault):
     with pytest.raises(UserError, match="was rejected by the gate") as error:
         promote_ready(project, rejected.id)
     fault("registry", "csdn promote of a rejected run", str(error.value).replace(rejected.id, "RUN"))
-    with pytest.raises(UserError, match="has no decision of the gate"):
+    with pytest.raises(UserError, match="has no decision by the gate"):
         promote_ready(project, unfinished.id)
     with pytest.raises(UserError, match=r"metrics/ingest.json"):
         promote(unfinished)

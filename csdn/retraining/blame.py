@@ -25,7 +25,7 @@ def find_harmful(suspects: Sequence[T], passes: Passes[T], budget: int) -> tuple
     """
     found = suspects = tuple(suspects)
     for _ in range(budget):
-        if found == suspects and len(found) == 1:
+        if found == suspects and len(found) <= 1:
             break
         half = suspects[: (len(suspects) + 1) // 2]
         if passes(half):

@@ -171,10 +171,12 @@ def as_entry(drop: Drop) -> dict[str, Any]:
     return {name: value for name, value in asdict(drop).items() if name != "labels" or value}
 
 
-def with_arrivals(ledger: Sequence[Drop], drops: Iterable[Drop]) -> list[Drop]:
-    """The ledger followed by those of `drops` that it does not have; its own entries stay as they are."""
-    known = {drop.id for drop in ledger}
-    return [*ledger, *(drop for drop in drops if drop.id not in known)]
+def merge_ledgers(ours: Sequence[Drop], base: Sequence[Drop], theirs: Sequence[Drop]) -> list[Drop]:
+    """Our ledger with what `theirs` has changed since `base`; an entry that we have changed stays ours."""
+    before, after = ({drop.id: drop for drop in ledger} for ledger in (base, theirs))
+    known = before.keys() | {drop.id for drop in ours}
+    changed = [after.get(drop.id, drop) if before.get(drop.id) == drop else drop for drop in ours]
+    return [*changed, *(drop for drop in theirs if drop.id not in known)]
 
 
 def change_ledger(change: Callable[[list[Drop]], list[Drop]], path: Path = LEDGER) -> None:

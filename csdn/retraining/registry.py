@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from csdn.ingest.ledger import LEDGER, Status, as_document, with_arrivals
+from csdn.ingest.ledger import LEDGER, Drop, Status, as_document, merge_ledgers
 from csdn.retraining import branches, dvc, git, versions
 from csdn.retraining.branches import READY, ROLLBACK
 from csdn.retraining.gate import PROMOTE, REJECT, UNDECIDED
@@ -89,12 +89,12 @@ def promote_ready(workspace: str | Path, identifier: str) -> Outcome:
 TRIES = 5  # of a commit on main, while others push to it
 
 
-def record(run: Run, decision: str, reasons: Sequence[str]) -> Outcome:
+def record(run: Run, decision: str, reasons: Sequence[str], hold: Sequence[Drop] = ()) -> Outcome:
     """End a run with REJECT or UNDECIDED: a commit on the newest main that changes only the ledger.
 
-    The drops that came with the run are added to it, held if the run is rejected; a drop that main's ledger
-    has by now stays as it is there. `origin` gets the commit and the run's branch in one push. If the run is
-    ended already, only this clone is updated. Raises UserError if `origin` does not accept the commit, and
+    main's ledger becomes the run's, with the drops of `hold` held; an entry that has changed on main since
+    the run began stays as it is there. `origin` gets the commit and the run's branch in one push. If the run
+    is ended already, only this clone is updated. Raises UserError if `origin` does not accept the commit, and
     RemoteUnavailable; the same call can then be repeated.
     """
     run.commit("results")
@@ -103,7 +103,7 @@ def record(run: Run, decision: str, reasons: Sequence[str]) -> Outcome:
     for _ in range(TRIES):
         if branches.decided(workspace, newest, run.id):  # by a call that was killed, or in another clone
             return _recorded(run, decision, reasons, branch, newest)
-        commit = _decision_commit(run, decision, reasons, newest)
+        commit = _decision_commit(run, decision, reasons, hold, newest)
         try:
             git.push(workspace, {f"refs/heads/{branch}": commit, f"refs/heads/{run.branch}": run.tip})
         except PushRejected as error:
@@ -114,18 +114,17 @@ def record(run: Run, decision: str, reasons: Sequence[str]) -> Outcome:
         else:
             return _recorded(run, decision, reasons, branch, commit)
     raise UserError(
-        f"{rejected}\nThe decision on run {run.id} is not recorded. Allow this user to push to {branch}, or "
-        "name another branch (params.yaml: registry.branch); the next call continues the run at this point"
+        f"{rejected}\nThe decision on run {run.id} is not recorded. Allow this user to push to {branch}; the "
+        "next call continues the run at this point"
     )
 
 
-def _decision_commit(run: Run, decision: str, reasons: Sequence[str], main: str) -> str:
+def _decision_commit(run: Run, decision: str, reasons: Sequence[str], hold: Sequence[Drop], main: str) -> str:
     """The commit on top of `main`; no ref is moved."""
     reason = f"gate of run {run.id}: {'; '.join(reasons)}"
-    held = [replace(drop, status=Status.HELD, reason=reason) for drop in run.new_drops]
-    rejected = {drop.id: drop for drop in held} if decision == REJECT else {}
-    arrived = (rejected.get(drop.id, drop) for drop in run.arrived)
-    ledger = with_arrivals(branches.ledger_at(run.workspace, main), arrived)
+    held = {drop.id: replace(drop, status=Status.HELD, reason=reason) for drop in hold}
+    decided = [held.get(drop.id, drop) for drop in run.drops]
+    ledger = merge_ledgers(branches.ledger_at(run.workspace, main), run.before, decided)
     path = run.folder / "metrics/headline.json"  # missing if the run has made no model
     figures = read_json(path) if path.exists() else None
     subject = f"Run {run.id}: {_EVENTS[decision]}"

@@ -365,11 +365,16 @@ def apply_decision(run: Run) -> Outcome:
     """
     gate = read_gate(run)
     decision, reasons = gate["decision"], gate["reasons"]
-    outcome = promote(run) if decision == PROMOTE else record(run, decision, reasons)
-    held = [f"held: {drop}: {drop.reason}" for drop in run.arrived if drop.status == Status.HELD]
-    if decision == REJECT:
-        held += [f"held: {drop}" for drop in run.new_drops]
-    return replace(outcome, reasons=(*outcome.reasons, *held))
+    hold = _to_hold(run) if decision == REJECT else ()
+    outcome = promote(run) if decision == PROMOTE else record(run, decision, reasons, hold)
+    held = [f"held: {drop}: {drop.reason}" for drop in run.held]
+    return replace(outcome, reasons=(*outcome.reasons, *held, *(f"held: {drop}" for drop in hold)))
+
+
+def _to_hold(run: Run) -> list[Drop]:
+    """The drops that the rejection of a run holds: the new ones, and all suspects."""
+    suspects = _suspects(run)
+    return [drop for drop in run.drops if drop in suspects or drop in run.new_drops]
 
 
 def read_gate(run: Run) -> dict[str, Any]:
@@ -381,9 +386,21 @@ def read_gate(run: Run) -> dict[str, Any]:
 
 
 def _suspects(run: Run) -> list[Drop]:
-    """The new drops that ingest has used."""
-    held = _held_by_ingest(run)
-    return [drop for drop in run.new_drops if drop.id not in held]
+    """The drops that a run was trained on and its champion was not, in the ledger's order; none if it has not
+    trained.
+
+    Without a champion, those that are new. A drop that a person has accepted, with a reason, is none.
+    """
+    if nothing_usable(run):
+        return []
+    champion = read_champion(run.folder).champion
+    known = _drops_of(run.workspace, champion) if champion else {drop.id for drop in run.before}
+    unused = known | set(_held_by_ingest(run))
+    return [
+        drop
+        for drop in run.drops
+        if drop.status == Status.ACCEPTED and not drop.reason and drop.id not in unused
+    ]
 
 
 def trial(run: Run, left_out: Sequence[Drop], overrides: Mapping[str, Any]) -> Run:

@@ -45,17 +45,24 @@ class AlreadyDecided(UserError):
 
 @dataclass(frozen=True)
 class Run:
-    """A run. `base`: main's commit when it began; `arrived`: the drops that came with it."""
+    """A run. `base`: main's commit when it began; `before`: its ledger; `drops`: the run's ledger."""
 
     id: str
     workspace: Path
     base: str
-    arrived: tuple[Drop, ...] = ()
+    before: tuple[Drop, ...] = ()
+    drops: tuple[Drop, ...] = ()
 
     @property
     def new_drops(self) -> tuple[Drop, ...]:
         """The drops that came with the run and that it uses: those that are accepted."""
-        return tuple(drop for drop in self.arrived if drop.status is Status.ACCEPTED)
+        known = {drop.id for drop in self.before}
+        return tuple(drop for drop in self.drops if drop.status is Status.ACCEPTED and drop.id not in known)
+
+    @property
+    def held(self) -> tuple[Drop, ...]:
+        """The drops that are held in the run, and not in main's ledger when it began."""
+        return tuple(drop for drop in self.drops if drop.status is Status.HELD and drop not in self.before)
 
     @property
     def folder(self) -> Path:
@@ -119,8 +126,7 @@ def begin_trial(run: Run, left_out: Collection[Drop], reason: str, overrides: Ma
     """
     held = {drop.id for drop in left_out}
     drops = [
-        replace(drop, status=Status.HELD, reason=reason) if drop.id in held else drop
-        for drop in branches.ledger_at(run.workspace, branches.first_commit(run.workspace, run.id))
+        replace(drop, status=Status.HELD, reason=reason) if drop.id in held else drop for drop in run.drops
     ]
     values = allowed(overrides)
     digits = _hash_digits(run.workspace, run.base, drops, values)
@@ -149,9 +155,8 @@ def open_run(workspace: str | Path, identifier: str) -> Run:
     if first is None:
         raise UserError(f"no run is called {identifier!r}; `csdn history` lists them")
     base = git.git(workspace, "rev-parse", f"{first}^")
-    before = {drop.id for drop in branches.ledger_at(workspace, base)}
-    arrived = (drop for drop in branches.ledger_at(workspace, first) if drop.id not in before)
-    run = Run(identifier, workspace, base, tuple(arrived))
+    before, drops = (tuple(branches.ledger_at(workspace, commit)) for commit in (base, first))
+    run = Run(identifier, workspace, base, before, drops)
     if git.commit_of(workspace, f"refs/heads/{run.branch}") is None:
         git.set_refs(workspace, {f"refs/heads/{run.branch}": branches.newest_tip(workspace, run.branch)})
     missing = not (run.folder / ".git").exists()

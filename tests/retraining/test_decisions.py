@@ -62,7 +62,7 @@ def statuses(folder) -> dict[str, str]:
 def test_a_decision_is_one_commit_on_main_that_changes_the_ledger_alone(project, origin, decision, status):
     before = git(project, "rev-parse", "main").strip()
     run = finished(project, DROPS[1], DROPS[2])
-    record(run, decision, WORSE)
+    record(run, decision, WORSE, run.new_drops if decision == "reject" else ())
     assert git(project, "rev-parse", "main^").strip() == before
     assert git(project, "diff", "--name-only", before, "main").split() == ["data/drops.json"]
     assert statuses(project) == {"/in/monday-1": "accepted", "/in/monday-2": status, "/in/monday-3": status}
@@ -75,7 +75,7 @@ def test_a_decision_is_one_commit_on_main_that_changes_the_ledger_alone(project,
 
 def test_branches_of_runs_may_be_deleted(project, origin, tmp_path, monkeypatch):
     rejected = finished(project, DROPS[1])
-    record(rejected, "reject", WORSE)
+    record(rejected, "reject", WORSE, rejected.new_drops)
     undecided = finished(project, DROPS[2])
     record(undecided, "undecided", ["only 5 test people"])
     known = history(project)
@@ -105,7 +105,7 @@ def test_what_a_person_decided_meanwhile_stays(project, origin, tmp_path):
     write_ledger(drops, colleague / "data/drops.json")
     git(colleague, "commit", "--quiet", "--all", "--message", "take it")
     git(colleague, "push", "--quiet")
-    record(run, "reject", WORSE)
+    record(run, "reject", WORSE, run.new_drops)
     assert list(statuses(project).values()) == ["accepted", "accepted", "held"]
     assert ledger(project)[1].reason == "looked at it"
 
@@ -121,7 +121,7 @@ def test_of_two_clones_that_decide_at_once_both_are_recorded(project, origin, tm
         return push(folder, updates)
 
     monkeypatch.setattr(git_module, "push", others_push_first)
-    assert record(here, "reject", WORSE).event == "rejected"
+    assert record(here, "reject", WORSE, here.new_drops).event == "rejected"
     assert statuses(project) == {
         "/in/monday-1": "accepted",
         "/in/monday-3": "accepted",
@@ -137,7 +137,7 @@ def test_an_origin_that_does_not_accept_the_commit(project, origin, fault):
     hook.chmod(0o755)
     before = git(project, "rev-parse", "main")
     with pytest.raises(UserError, match="main is protected") as error:
-        record(run, "reject", WORSE)
+        record(run, "reject", WORSE, run.new_drops)
     fault(
         "registry",
         "the Git remote rejects the commit of a rejection",
@@ -146,7 +146,7 @@ def test_an_origin_that_does_not_accept_the_commit(project, origin, fault):
     assert git(project, "rev-parse", "main") == git(origin, "rev-parse", "main") == before
     hook.unlink()
     assert begin(project, arrive(DROPS[1])).id == run.id  # the run is unfinished
-    record(run, "reject", WORSE)
+    record(run, "reject", WORSE, run.new_drops)
     assert statuses(project)["/in/monday-2"] == "held"
 
 
@@ -182,8 +182,8 @@ def test_a_call_that_is_killed_before_any_change_is_ended_by_the_next(project, t
         before = git(project, "rev-parse", "main").strip()
         with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
             patch.setattr(git_module, "run_git", run_git)
-            record(run, "reject", WORSE)
-        record(run, "reject", WORSE)
+            record(run, "reject", WORSE, run.new_drops)
+        record(run, "reject", WORSE, run.new_drops)
         assert git(project, "rev-parse", "main^").strip() == before
         assert len(ledger(project)) == number + 1 and git(project, "status", "--porcelain") == ""
     assert number > 5

@@ -15,7 +15,7 @@ from registry_project import ledger, make_champion, make_watching_project, uploa
 from repository import git
 from workspace import set_params
 
-from csdn.ingest.ledger import Status
+from csdn.ingest.ledger import Status, decide, write_ledger
 from csdn.retraining import run as retraining
 from csdn.retraining.blame import find_harmful
 from csdn.retraining.branches import history
@@ -34,11 +34,17 @@ class Night(retraining.Steps):
 
     def __init__(self, harmful: str = "", decides_with: int = 0, dies_after: int | None = None) -> None:
         self.harmful, self.decides_with, self.dies_after = harmful, decides_with, dies_after
+        self.unreadable = ""  # drops that ingest holds
         self.trained: list[str] = []
         self.sent: list[retraining.Notification] = []
 
     def ingest(self, folder: Path) -> None:
         registry_project.run(folder, "python", "stage.py")
+        metrics = json.loads((folder / "metrics/ingest.json").read_text())
+        bad = [drop for drop in ledger(folder) if drop.address[-1] in self.unreadable]
+        why = {"images": 12, "bad": 12, "reasons": {"truncated": 12}, "examples": {"truncated": ["1.jpg"]}}
+        metrics["drops"]["held"] = [{"id": drop.id} | why for drop in bad]
+        (folder / "metrics/ingest.json").write_text(json.dumps(metrics))
 
     def train(self, folder: Path) -> None:
         if self.dies_after == len(self.trained):
@@ -199,13 +205,36 @@ def test_an_undecided_repetition_holds_the_harmful_drop_and_accepts_the_others(p
     assert held(project) == "b" and accepted(project) == "ac"
 
 
-def test_a_drop_that_main_has_accepted_is_no_suspect(project):
+def test_a_drop_of_an_undecided_run_is_a_suspect_later(project):
     arrive(project, "a")
     Night(decides_with=9).pass_by(project)
-    night = Night(harmful="a")  # known too late
+    assert accepted(project) == "a"
+    night = Night(harmful="a")
+    arrive(project, "b")
+    assert night.pass_by(project)[1].version == "v2"
+    assert held(project) == "a" and accepted(project) == "b" and night.trained == ["ab", "b"]
+
+
+def test_a_drop_that_a_person_has_accepted_is_no_suspect(project):
+    arrive(project, "a")
+    Night(decides_with=9).pass_by(project)
+    drops = decide(ledger(project), str(project.parent / "in/a"), Status.ACCEPTED, "looked at it")
+    write_ledger(drops, project / "data/drops.json")
+    git(project, "commit", "--quiet", "--all", "--message", "a is good")
+    night = Night(harmful="a")
     arrive(project, "b")
     assert night.pass_by(project)[1].event == "rejected"
     assert held(project) == "b" and accepted(project) == "a" and night.trained == ["ab"]
+
+
+def test_a_run_that_has_not_trained_accuses_no_drop_of_an_undecided_run(project):
+    arrive(project, "ab")
+    Night(decides_with=9).pass_by(project)
+    arrive(project, "c")
+    night = Night()
+    night.unreadable = "c"
+    assert night.pass_by(project)[1].event == "rejected"
+    assert held(project) == "c" and accepted(project) == "ab" and night.trained == []
 
 
 def test_if_every_repetition_is_rejected_all_new_drops_are_held(project):
@@ -252,6 +281,6 @@ def test_a_repetition_begins_with_the_shards_of_the_rejected_run(project):
     run.commit("results")
     trial = retraining.trial(run, run.new_drops[:1], {})
     assert (trial.folder / "dvc.lock").read_text() == (run.folder / "dvc.lock").read_text()
-    assert trial.base == run.base and trial.arrived[0].status == Status.HELD
+    assert trial.base == run.base and [drop.address[-1] for drop in trial.held] == ["a"]
     with pytest.raises(UserError, match=r"metrics/gate\.json"):
         retraining.read_gate(trial)

@@ -152,7 +152,7 @@ def test_a_run_that_was_compared_with_another_champion_is_not_promoted(project, 
 
 def test_csdn_promote_accepts_only_a_run_that_is_ready(project, fault):
     rejected, unfinished = finished(project, DROPS[1]), begin(project, arrive(DROPS[2]))
-    record(rejected, "reject", ["worse"])
+    record(rejected, "reject", ["worse"], rejected.new_drops)
     with pytest.raises(UserError, match="was rejected by the gate") as error:
         promote_ready(project, rejected.id)
     fault("registry", "csdn promote of a rejected run", str(error.value).replace(rejected.id, "RUN"))
@@ -256,7 +256,7 @@ def test_history_has_the_outcome_of_each_run(project, monkeypatch):
     waiting, begun = finished(project, DROPS[1], seed=2), begin(project, arrive())
     promote(first)
     promote(waiting)
-    record(rejected, "reject", ["cam1 to cam5 collapsed"])
+    record(rejected, "reject", ["cam1 to cam5 collapsed"], rejected.new_drops)
     outcomes = {event.run: (event.outcome, event.version) for event in history(project)}
     assert outcomes == {
         first.id: ("promoted", "v1"),

@@ -197,6 +197,32 @@ def test_a_training_that_diverged_is_rejected_and_not_repeated(with_champion, re
     assert len(history(with_champion)) == 2, "the next night begins no run"
 
 
+def test_the_tasks_of_a_repetition_have_its_id_in_their_names(with_champion, monkeypatch):
+    names = []
+
+    def task(name):
+        return lambda *arguments: names.append(f"{name}{arguments[-1]}")
+
+    for name in ("ingest", "remaining_stages"):
+        monkeypatch.setattr(flow, f"run_{name}", task(name))
+    monkeypatch.setattr(flow, "gate", task("gate"))
+    for name in ("scan", "trial"):
+        monkeypatch.setattr(flow, name, getattr(retrain, name))
+    monkeypatch.setattr(flow, "rename", lambda title: None)
+    for name in ("tuesday", "wednesday"):
+        upload(with_champion, name, people_named(5, name))
+    tasks = flow.Tasks({})
+    run = tasks.scan(with_champion, {}, force=False).run
+    registry_project.work(run)
+    write_gate(run, "reject", "worse")
+    tasks.ingest(run.folder)
+    trial = tasks.trial(run, run.new_drops[:1], {})
+    for step in (tasks.ingest, tasks.train, tasks.gate):
+        step(trial.folder)
+    steps = ("ingest", "remaining_stages", "gate")
+    assert names == ["ingest", *(f"{step} of {trial.id}" for step in steps)]
+
+
 def test_a_drop_that_a_person_accepts_after_all_is_new(with_champion):
     upload(with_champion, "tuesday", people_named(5, "new"))
     run = scan(with_champion).run

@@ -220,7 +220,7 @@ def test_a_folder_without_git_is_no_place_for_runs(tmp_path, fault):
 def test_the_same_data_and_parameters_are_not_run_twice(project, fault):
     run = begin(project, same, {"seed": 5})
     work(run)
-    record(run, "reject", ["worse"])
+    record(run, "reject", ["worse"], run.new_drops)
     run.remove_worktree()
     git(project, "branch", "--quiet", "-D", run.branch)  # main knows the decision
     with pytest.raises(AlreadyDecided, match="the gate rejected it") as error:

@@ -82,7 +82,7 @@ def test_the_registry_under_a_hostile_configuration(project, hostile, tmp_path):
     assert promote(first).event == "ready"
     assert promote_ready(project, first.id).version == "v1"
     reasons = ["Camera 3 im Hof: schlechter für Füße", "Csdn: not a trailer"]
-    record(rejected, "reject", reasons)
+    record(rejected, "reject", reasons, rejected.new_drops)
     assert git(bare, "for-each-ref", "--format=%(refname)").split() == [
         "refs/heads/main",
         *sorted(f"refs/heads/{one.branch}" for one in (first, rejected)),

@@ -14,7 +14,7 @@ from repository import git
 from workspace import ROOT, run, set_params
 
 from csdn.data.catalog import PEOPLE_SCHEMA, table_of, write_table
-from csdn.ingest.ledger import Drop, read_ledger, with_arrivals, write_ledger
+from csdn.ingest.ledger import Drop, merge_ledgers, read_ledger, write_ledger
 from csdn.retraining import run as retrain
 from csdn.retraining.workspace import Run
 
@@ -135,7 +135,7 @@ def clone(bare: Path, folder: Path) -> Path:
 def arrive(*drops: Drop):
     """A change of the ledger: these drops have come, those that it has stay."""
 
-    return lambda ledger: with_arrivals(ledger, drops)
+    return lambda ledger: merge_ledgers(ledger, [], drops)
 
 
 def work(run_, by_dvc: bool = False) -> str:

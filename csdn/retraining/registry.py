@@ -80,7 +80,7 @@ def promote_ready(workspace: str | Path, identifier: str) -> Outcome:
     if not git.contains(run.workspace, newest, run.tip):
         ended = branches.decided(run.workspace, newest, run.id)
         if ended or branches.decision_of(run.workspace, run.tip) not in (READY, PROMOTE):
-            state = f"was {_EVENTS[ended.decision]}" if ended else "has no decision"
+            state = f"was {_ENDED[ended.decision]}" if ended else "has no decision"
             raise UserError(f"run {run.id} {state} by the gate; only a run that is ready can be promoted")
         _merge(run, newest, branch)
     return promote(run)
@@ -127,12 +127,12 @@ def _decision_commit(run: Run, decision: str, reasons: Sequence[str], hold: Sequ
     ledger = merge_ledgers(branches.ledger_at(run.workspace, main), run.before, decided)
     path = run.folder / "metrics/headline.json"  # missing if the run has made no model
     figures = read_json(path) if path.exists() else None
-    subject = f"Run {run.id}: {_EVENTS[decision]}"
+    subject = f"Run {run.id}: {_ENDED[decision]}"
     text = branches.commit_message(subject, run.id, decision, "\n".join(reasons), figures)
     return git.commit_files(run.workspace, main, {str(LEDGER): as_json(as_document(ledger))}, text)
 
 
-_EVENTS = {REJECT: "rejected", UNDECIDED: "left undecided", PROMOTE: "promoted"}
+_ENDED = {REJECT: "rejected", UNDECIDED: "left undecided", PROMOTE: "promoted"}
 
 
 def _recorded(run: Run, decision: str, reasons: Sequence[str], branch: str, commit: str) -> Outcome:

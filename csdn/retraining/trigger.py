@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Arrivals:
-    """New data: the number of images that neither the champion has seen nor an undecided run after it, and of
-    people whom neither knows.
-    """
+    """Images and people that neither the champion was trained on nor an undecided run after it."""
 
     images: int = 0
     people: int = 0
@@ -42,8 +40,8 @@ class Since:
 
 
 def people_of(drops: Sequence[Drop], rule: SplitRule) -> set[str]:
-    """The canonical labels of the people in drops, by their listings. Raises UserError if one has none."""
-    return {rule.person(record.person) for record in _records(drops)} - {""}
+    """The canonical labels of the people in drops, by their listings. Raises UserError."""
+    return _people(_records(drops), rule)
 
 
 def count_arrivals(drops: Sequence[Drop], people: Collection[str], rule: SplitRule) -> Arrivals:
@@ -51,11 +49,16 @@ def count_arrivals(drops: Sequence[Drop], people: Collection[str], rule: SplitRu
 
     Raises UserError if a drop cannot be listed.
     """
-    return Arrivals(len(_records(drops)), len(people_of(drops, rule) - set(people)))
+    records = _records(drops)
+    return Arrivals(len(records), len(_people(records, rule) - set(people)))
 
 
 def _records(drops: Sequence[Drop]) -> list[ImageRecord]:
     return [record for drop in drops for record in list_records(open_source(drop.address, drop.layout), drop)]
+
+
+def _people(records: Sequence[ImageRecord], rule: SplitRule) -> set[str]:
+    return {rule.person(record.person) for record in records} - {""}
 
 
 def should_retrain(

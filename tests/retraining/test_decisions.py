@@ -160,6 +160,7 @@ def test_an_origin_that_does_not_respond_is_asked_again_by_the_same_call(project
     assert statuses(project)["/in/monday-2"] == "accepted"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remote", [False, True])
 def test_a_call_that_is_killed_before_any_change_is_ended_by_the_next(project, tmp_path, monkeypatch, remote):
     """Before each git command that changes something, until a call needs no more of them."""

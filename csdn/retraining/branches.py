@@ -216,6 +216,13 @@ def decided(workspace: Path, main: str, run: str) -> Decided | None:
     return next((one for one in decisions(workspace, main, run) if one.decision in ends), None)
 
 
+def undecided_since(workspace: Path, main: str) -> Decided | None:
+    """The newest undecided run in the history of main; None if the champion has changed since."""
+    ends = (PROMOTE, ROLLBACK, UNDECIDED)
+    last = next((one for one in decisions(workspace, main) if one.decision in ends), None)
+    return last if last and last.decision == UNDECIDED else None
+
+
 def first_commit(workspace: Path, identifier: str) -> str | None:
     """The commit with which a run began; None if there is no such run, or it was killed before it."""
     tip = newest_tip(workspace, branch_name(identifier))

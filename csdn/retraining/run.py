@@ -32,14 +32,13 @@ from csdn.retraining.blame import find_harmful
 from csdn.retraining.branches import (
     BEGIN,
     PASS,
-    ROLLBACK,
     champion_at,
     decision_of,
-    decisions,
     ledger_at,
     main_branch,
+    undecided_since,
 )
-from csdn.retraining.gate import PROMOTE, REJECT, UNDECIDED, Decision, as_json
+from csdn.retraining.gate import PROMOTE, REJECT, Decision, as_json
 from csdn.retraining.git import file_at
 from csdn.retraining.lock import RUNS
 from csdn.retraining.notify import Notification, notify
@@ -253,13 +252,11 @@ def _undecided_since(workspace: Path, main: str) -> tuple[Since | None, set[str]
     (None, empty) if the champion has changed since. The next run trains on these drops as well, but they are
     no reason for one: the gate could not decide with them.
     """
-    last = (one for one in decisions(workspace, main) if one.decision in (PROMOTE, ROLLBACK, UNDECIDED))
-    newest = next(last, None)
-    if newest is None or newest.decision != UNDECIDED:
+    run = undecided_since(workspace, main)
+    if run is None:
         return None, set()
-    drops = ledger_at(workspace, newest.commit)
-    accepted = {drop.id for drop in drops if drop.status == Status.ACCEPTED}
-    return Since(newest.time.date(), newest.run), accepted
+    drops = ledger_at(workspace, run.commit)
+    return Since(run.time.date(), run.run), {drop.id for drop in drops if drop.status == Status.ACCEPTED}
 
 
 def _drift(workspace: Path, params: Params, drops: Sequence[Drop]) -> tuple[list[str], list[str]]:

@@ -116,22 +116,20 @@ def begin(
     drops = ledger_change(branches.ledger_at(workspace, base))
     digits = _hash_digits(workspace, base, drops, values)
     _check_not_decided(workspace, base, digits)
-    return _open_or_create(workspace, base, digits, drops, values)
+    undecided = branches.undecided_since(workspace, base)
+    like = branches.newest_tip(workspace, branches.branch_name(undecided.run)) if undecided else None
+    return _open_or_create(workspace, base, digits, drops, values, like)
 
 
 def begin_trial(run: Run, left_out: Collection[Drop], reason: str, overrides: Mapping[str, Any]) -> Run:
-    """Begin a run like `run`, or continue it, in which some of its drops are held for a reason.
-
-    It starts with the shards of `run`, so that no drop is read again.
-    """
+    """Begin a run like `run`, or continue it, in which some of its drops are held for a reason."""
     held = {drop.id for drop in left_out}
     drops = [
         replace(drop, status=Status.HELD, reason=reason) if drop.id in held else drop for drop in run.drops
     ]
     values = allowed(overrides)
     digits = _hash_digits(run.workspace, run.base, drops, values)
-    lock = git.file_at(run.workspace, run.tip, "dvc.lock")
-    return _open_or_create(run.workspace, run.base, digits, drops, values, lock)
+    return _open_or_create(run.workspace, run.base, digits, drops, values, run.tip)
 
 
 def _open_or_create(
@@ -140,10 +138,14 @@ def _open_or_create(
     digits: str,
     drops: Sequence[Drop],
     values: Mapping[str, Any],
-    lock: bytes | None = None,
+    like: str | None,
 ) -> Run:
+    """like: a commit whose outputs are there at the beginning, instead of main's, so that no drop is read
+    again that was read for them.
+    """
     identifier = branches.find_run(workspace, digits) or f"{datetime.now(UTC):%Y%m%d}-{digits}"
     if branches.first_commit(workspace, identifier) is None:
+        lock = git.file_at(workspace, like or base, "dvc.lock")
         _create(Run(identifier, workspace, base), drops, values, lock)
     return open_run(workspace, identifier)
 
@@ -198,7 +200,7 @@ def _check_not_decided(workspace: Path, main: str, digits: str) -> None:
 def _create(run: Run, drops: Sequence[Drop], values: Mapping[str, Any], lock: bytes | None) -> None:
     """Create the working tree and the first commit; leftovers of a killed call are removed.
 
-    lock: the content of dvc.lock to begin with, instead of main's.
+    lock: the content of dvc.lock to begin with; None if there is none.
     """
     _remove_tree(run)
     git.git(

@@ -271,6 +271,22 @@ def test_repetitions_that_are_killed_are_not_trained_again(project):
     assert held(project) == "e"
 
 
+def test_the_run_after_an_undecided_one_begins_with_its_shards(project):
+    arrive(project, "a")
+    run = retraining.scan(project).run
+    registry_project.work(run)
+    (run.folder / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
+    write_gate(run, "undecided", "only 5 test people")
+    retraining.apply_decision(run)
+    arrive(project, "b")
+    following = retraining.scan(project).run
+    assert (following.folder / "dvc.lock").read_text() == (run.folder / "dvc.lock").read_text()
+    for one in (run, following):
+        one.remove_worktree()
+        git(project, "branch", "--quiet", "-D", one.branch)
+    assert not (retraining.scan(project).run.folder / "dvc.lock").exists()
+
+
 def test_a_repetition_begins_with_the_shards_of_the_rejected_run(project):
     """Its dvc.lock; the script's stage has none."""
     arrive(project, "ab")

@@ -65,7 +65,7 @@ class Tasks(retraining.Steps):
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.environment = dict(environment)  # added to the worker's for the stages
-        self.run = ""  # of the present trial, as in " of 20261121-0a1b2c3d"
+        self.of_run = ""  # of the present trial, as in " of 20261121-0a1b2c3d"
 
     def scan(self, workspace: Path, overrides: Mapping[str, Any], force: bool) -> Scan:
         found = scan(workspace, overrides, force)
@@ -73,17 +73,17 @@ class Tasks(retraining.Steps):
         return found
 
     def ingest(self, folder: Path) -> None:
-        run_ingest(folder, self.environment, self.run)
+        run_ingest(folder, self.environment, self.of_run)
 
     def train(self, folder: Path) -> None:
-        run_remaining_stages(folder, self.environment, self.run)
+        run_remaining_stages(folder, self.environment, self.of_run)
 
     def gate(self, folder: Path) -> None:
-        gate(folder, self.environment, self.run)
+        gate(folder, self.environment, self.of_run)
 
     def trial(self, run: Run, left_out: Sequence[Drop], overrides: Mapping[str, Any]) -> Run:
         begun = trial(run, left_out, overrides)
-        self.run = f" of {begun.id}"
+        self.of_run = f" of {begun.id}"
         return begun
 
     def apply_decision(self, run: Run) -> Outcome:

@@ -218,6 +218,7 @@ class RetrainParams(Section):
     people: Count
     days: Count
     drift: bool
+    blame_runs: Annotated[int, Field(ge=0)]
 
 
 class GateParams(Section):

@@ -70,7 +70,7 @@ def gate() -> None:
 
 
 def history() -> None:
-    """List what the runs came to: promoted, rolled back, rejected, ready, measured or unfinished."""
+    """List what the runs came to, oldest first: promoted, rejected, undecided, ready, rolled back, ..."""
     from csdn.retraining.branches import history as events
 
     for event in events(Path()):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from csdn.params import GateParams
 
 
-PROMOTE, REJECT = "promote", "reject"
+PROMOTE, REJECT, UNDECIDED = "promote", "reject", "undecided"
 TODAY, CHAMPION = "today", "champion"  # the data of a comparison
 METRICS = {"rank1": "rank-1", "mAP": "mAP"}
 DATA = {TODAY: "today's data", CHAMPION: "the champion's data"}
@@ -171,6 +171,7 @@ _DATA_SETS = {TODAY: "today's data", CHAMPION: "champion's data"}
 _DECISIONS = {
     PROMOTE: "promote: the candidate becomes the champion",
     REJECT: "reject: the candidate does not become the champion",
+    UNDECIDED: "undecided: the champion stays until there is more evidence",
 }
 
 

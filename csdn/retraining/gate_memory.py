@@ -8,13 +8,13 @@ these models saw in training.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from csdn.data.catalog import MODALITIES, Dataset, load_dataset
 from csdn.evaluation.distances import Distances
@@ -50,12 +50,39 @@ class Version:
     seen: SeenData
 
 
-def last_versions(champion: Champion, count: int, root: Path) -> tuple[list[Version], list[str]]:
-    """The last `count` versions before the champion, oldest first, and a note for each that cannot be used.
+class Memory(NamedTuple):
+    """The last versions, and today's test images of the people that none of them saw either; or nothing."""
 
-    Their files come from DVC's cache or remote, by Git's tags. Raises ServiceUnavailable if a remote does not
-    respond.
+    versions: list[Version]
+    data: Dataset | None
+    notes: list[str]
+
+
+def last_versions(
+    champion: Champion, today: Dataset, person: Callable[[str], str], rule: GateParams, root: Path
+) -> Memory:
+    """The last `gate.memory` versions before the champion that can be fetched, and the data to compare on.
+
+    today: without the people that the champion or the candidate saw; person: see `exclude_seen_identities`.
+    Raises ServiceUnavailable if a remote does not respond.
     """
+    if _people(today) < rule.min_people:  # the candidate is undecided anyway
+        return Memory([], None, [])
+    versions, notes = _fetched(champion, rule.memory, root)
+    if not versions:
+        return Memory([], None, notes)
+    data = exclude_seen_identities(today, reduce(or_, [one.seen for one in versions]), person)
+    if _people(data) < rule.min_people or len(values_of(data.samples, "modality")) < len(MODALITIES):
+        return Memory([], None, [*notes, _too_few(_people(data), rule)])
+    return Memory(versions, data, notes)
+
+
+def _people(tests: Dataset) -> int:
+    return len(values_of(tests.samples, "person_row"))
+
+
+def _fetched(champion: Champion, count: int, root: Path) -> tuple[list[Version], list[str]]:
+    """The versions, oldest first, and a note for each that cannot be used; others are removed from FOLDER."""
     number = int(champion.version[1:])
     names = [f"v{older}" for older in range(max(1, number - count), number)]
     for folder in (root / FOLDER).glob("v*"):
@@ -80,24 +107,10 @@ def _version(name: str, root: Path) -> Version:
     return Version(name, trained_model(model), model / "model.safetensors", seen)
 
 
-def data_of_all(
-    today: Dataset, versions: Iterable[Version], person: Callable[[str], str], min_people: int
-) -> tuple[Dataset | None, list[str]]:
-    """Today's test images of the people that no version saw either; None, and why, if they are too few.
-
-    today: without the people that the champion or the candidate saw; person: see `exclude_seen_identities`.
-    """
-    data = exclude_seen_identities(today, reduce(or_, [one.seen for one in versions]), person)
-    people = len(values_of(data.samples, "person_row"))
-    if people < min_people or len(values_of(data.samples, "modality")) < len(MODALITIES):
-        return None, [too_few(people, min_people)]
-    return data, []
-
-
-def too_few(people: int, min_people: int) -> str:
+def _too_few(people: int, rule: GateParams) -> str:
     return (
         f"the candidate is not compared with the last versions: {people} test people of today's data were "
-        f"seen in training by none of them, and {min_people} are needed (gate.min_people)"
+        f"seen in training by none of them, and {rule.min_people} are needed (gate.min_people)"
     )
 
 
@@ -121,7 +134,7 @@ def compare_with_best(
     found = {name: compared("champion", name) for name in versions}
     people = fewest_people(BEST, found[versions[-1]])
     if people < rule.min_people:
-        return None, [], [too_few(people, rule.min_people)]
+        return None, [], [_too_few(people, rule)]
     means = {name: mean(one.candidate for one in each) for name, each in found.items()}
     best = max(reversed(versions), key=means.__getitem__)  # of equals the newest
     champion = mean(one.champion for one in found[best])

@@ -42,7 +42,7 @@ from csdn.retraining.gate import (
     decide,
     decide_first,
 )
-from csdn.retraining.gate_memory import Version, compare_with_best, data_of_all, last_versions
+from csdn.retraining.gate_memory import Version, compare_with_best, last_versions
 from csdn.retraining.gate_models import (
     Model,
     Progress,
@@ -211,17 +211,11 @@ def read_inputs(params: Params, root: Path) -> GateInputs:
         notes.append("the data that the champion was chosen on has no test person left to compare on")
     else:
         check_shards(usable[CHAMPION], params, root)
-    versions, unusable = last_versions(champion, params.gate.memory, root)
-    notes += unusable
-    if versions:
-        data, few = data_of_all(usable[TODAY], versions, person, params.gate.min_people)
-        notes += few
-        if data:
-            usable[BEST] = data
-        else:
-            versions = []
+    versions, data, about = last_versions(champion, usable[TODAY], person, params.gate, root)
+    if data:
+        usable[BEST] = data
     files += [aliases, ledger, *(folder / name for name in FILES), *(one.weights for one in versions)]
-    return GateInputs(champion, usable, files, notes, versions)
+    return GateInputs(champion, usable, files, [*notes, *about], versions)
 
 
 def check_champion(folder: Path, champion: Champion) -> None:

@@ -230,6 +230,7 @@ class GateParams(Section):
     min_people: Count
     confidence: Annotated[float, Field(gt=0, lt=1)]
     bootstrap_samples: Annotated[int, Field(ge=100)]
+    memory: Annotated[int, Field(ge=0)]
 
     def margin_of(self, metric: str) -> float:
         """The margin of "rank1" or "mAP", in percentage points."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from csdn.ingest.counts import summary_lines
-from csdn.retraining.gate import METRICS, PROMOTE, REJECT, UNDECIDED
+from csdn.retraining.gate import BEST, METRICS, PROMOTE, REJECT, UNDECIDED
 from csdn.runtime.sanitize import as_markdown, escape_control_chars, escape_tags
 
 if TYPE_CHECKING:
@@ -142,15 +142,17 @@ def gate_page(gate: Mapping[str, Any]) -> str:
             "| data | direction | metric | "
             f"champion {gate['champion']} | candidate | difference | interval |",
             "|---|---|---|---|---|---|---|",
-            *map(_comparison, overall),
+            *(_comparison(one, gate.get("best")) for one in overall),
             "",
             f"Percent; at most {most} people, whom neither model saw in training.",
         ]
     return "\n".join(lines)
 
 
-def _comparison(one: Mapping[str, Any]) -> str:
-    cells = [one["data"], one["direction"].replace("_", " "), METRICS.get(one["metric"], one["metric"])]
+def _comparison(one: Mapping[str, Any], best: str | None) -> str:
+    """A row; best: the version in the champion's place of the comparisons on BEST."""
+    data = f"today, {best} as the champion" if one["data"] == BEST else one["data"]
+    cells = [data, one["direction"].replace("_", " "), METRICS.get(one["metric"], one["metric"])]
     cells += [f"{one['champion']:.2f}", f"{one['candidate']:.2f}", f"{one['difference']:+.2f}"]
     cells.append(f"{one['low']:+.2f} to {one['high']:+.2f}")
     return f"| {' | '.join(cells)} |"

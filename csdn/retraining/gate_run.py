@@ -22,7 +22,7 @@ import torch
 from csdn.data.catalog import Dataset, load_dataset
 from csdn.data.checkpoint_store import open_state, stage_key
 from csdn.data.features import Embedder, extract_local
-from csdn.data.shards import shards_at
+from csdn.data.shards import StoredPlace, shards_at
 from csdn.evaluation.distances import FeatureDistances, RandomDistances
 from csdn.evaluation.run import Experiment, prepare_from, untrained
 from csdn.ingest.identities import SplitRule, read_aliases
@@ -235,16 +235,16 @@ def check_shards(dataset: Dataset, params: Params, root: Path) -> None:
     """Raise UserError if a shard of the data set is missing: ingest never removes one that was used."""
     place = shards_at(params, root / "data")
     names = values_of(dataset.samples, "shard")
-    if "://" in str(place):
+    if isinstance(place, StoredPlace):
         from csdn.ingest.pack import sizes  # it imports a client of the object store, which few need
 
-        there = sizes(str(place))
+        where, there = place.address, sizes(place.address)
         missing = [name for name in names if name not in there]
     else:
-        missing = [name for name in names if not (Path(place) / name).exists()]
+        where, missing = str(place), [name for name in names if not (place / name).exists()]
     if missing:
         raise UserError(
-            f"{place}/{missing[0]} ({len(missing)} in all): no such shard, and the champion was chosen on "
+            f"{where}/{missing[0]} ({len(missing)} in all): no such shard, and the champion was chosen on "
             "its images; `dvc checkout` restores what DVC has kept; if they must not be used any more, "
             "reject their drop: csdn reject"
         )

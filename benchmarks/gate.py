@@ -6,7 +6,8 @@
 A site has 5 test people and gets 5 more each night, up to MOST. Each night the gate's own `compare` and
 `decide` judge a candidate on the people so far, until one is promoted. A model is a copy of the stored
 features with noise: two copies with as much noise as makes them differ like two trainings with different
-seeds (--other), or one with more, so that it is worse by twice the margin. CACHE: a folder for the features.
+seeds (--other), or one with more, so that it is worse by the margin or by twice the margin. CACHE: a folder
+for the features.
 """
 
 from __future__ import annotations
@@ -34,12 +35,13 @@ from csdn.retraining.comparison import compare
 from csdn.retraining.gate import CHAMPION, METRICS, PROMOTE, REJECT, TODAY, Comparison, decide
 from csdn.runtime.files import atomic_write, file_sha256
 
-STEP, MOST = 5, 200  # people a night; test people of the last night
-SHOWN = (50, 75, 100, 150, 200)  # test people of the tables' columns
+STEP, MOST = 5, 150  # people a night; test people of the last night
+WORSE_MOST = 100  # of a worse candidate: looks at more people are surer
+SHOWN = (50, 60, 75, 100)  # test people of the tables' rows and columns
 COMPONENTS = 128  # of the features: a tenth of the time, and figures that differ by less than half a point
 TRIALS = 3
 DRAWS = 20  # sets of people on which the noise is calibrated
-CALIBRATED = (50, 100, 200)  # at these numbers of people; the level in between is interpolated
+CALIBRATED = (50, 100, 150)  # at these numbers of people; the level in between is interpolated
 
 
 def main() -> None:
@@ -115,10 +117,12 @@ class Site:
         index = {"camera": self.cameras[rows].tolist()}
         return rows, Experiment(rows, index, labels, searches, "cameras", {})
 
-    def noise(self, *seed: int) -> np.ndarray:
-        """Noise [n, COMPONENTS] for the features, in the mean of length 1."""
-        draws = np.random.default_rng([*seed, 2])
-        return draws.standard_normal(self.features.shape, np.float32) / math.sqrt(COMPONENTS)
+    def noise(self, people: np.ndarray, *seed: int) -> np.ndarray:
+        """Noise [n, COMPONENTS] for the images of these people, in the mean of length 1; 0 for all others."""
+        rows = np.flatnonzero(np.isin(self.people, people))
+        draws, noise = np.random.default_rng([*seed, 2]), np.zeros_like(self.features)
+        noise[rows] = draws.standard_normal((len(rows), COMPONENTS), np.float32) / math.sqrt(COMPONENTS)
+        return noise
 
     def model(self, rows: np.ndarray, level: float, noise: np.ndarray) -> FeatureDistances:
         """The features of these rows with noise of this length; without it their length is 1."""
@@ -162,56 +166,64 @@ def differences(site: Site, people: int, pair: Pair) -> Differences:
 
 def noisy(site: Site, champion: float, candidate: float) -> Pair:
     def pair(rows: np.ndarray, seed: int) -> tuple[FeatureDistances, FeatureDistances]:
-        first, second = (site.noise(seed, which) for which in (0, 1))
+        first, second = (site.noise(site.people[rows], seed, which) for which in (0, 1))
         return site.model(rows, champion, first), site.model(rows, candidate, second)
 
     return pair
 
 
 class Levels(NamedTuple):
-    """Lengths of the noise: of the champion and of an equal candidate, and of a worse one by people."""
+    """Lengths of the noise: of the champion, and of a candidate that is worse by 0, 1 or 2 margins."""
 
-    equal: float
-    worse: dict[int, float]
+    champion: float
+    candidate: dict[int, list[float]]  # by margins: at the numbers of people CALIBRATED
 
-    def candidate(self, worse: bool, people: int) -> float:
-        return float(np.interp(people, list(self.worse), list(self.worse.values()))) if worse else self.equal
+    def of(self, margins: int, people: int) -> float:
+        return float(np.interp(people, CALIBRATED, self.candidate[margins]))
 
 
 def calibrated(site: Site, other: np.ndarray) -> Levels:
-    """The noise of two trainings, and that of a model that is worse by twice the margin."""
+    """The noise of two trainings, and that of models that are worse."""
 
     def seeds(rows: np.ndarray, seed: int) -> tuple[FeatureDistances, FeatureDistances]:
         return FeatureDistances(site.features[rows]), FeatureDistances(other[rows])
 
+    def half(level: float) -> float:
+        return differences(site, 100, noisy(site, level, level)).half["mAP"]
+
     real = differences(site, 100, seeds)
     print(f"\ntwo trainings with different seeds, 100 people: {real}")
-    equal = bisect(
-        lambda level: differences(site, 100, noisy(site, level, level)).half["mAP"], real.half["mAP"]
+    equal = bisect(half, real.half["mAP"])
+    print(
+        f"noise of length {equal:.2f} on both: {differences(site, 100, noisy(site, equal, equal))}",
+        flush=True,
     )
-    print(f"noise of length {equal:.3f} on both: {differences(site, 100, noisy(site, equal, equal))}")
-    worse = {}
-    for people in CALIBRATED:
+    candidate = {0: [equal] * len(CALIBRATED), 1: [], 2: []}
+    for margins in (1, 2):
+        for people in CALIBRATED:
 
-        def margins(level: float, people: int = people) -> float:
-            return differences(site, people, noisy(site, equal, level)).in_margins(site)
+            def loss(level: float, people: int = people) -> float:
+                return differences(site, people, noisy(site, equal, level)).in_margins(site)
 
-        worse[people] = bisect(margins, 2.0)
-        found = differences(site, people, noisy(site, equal, worse[people]))
-        print(f"worse by twice the margin, {people} people: noise {worse[people]:.3f}: {found}")
-    return Levels(equal, worse)
+            level = bisect(loss, margins)
+            candidate[margins].append(level)
+            found = differences(site, people, noisy(site, equal, level))
+            print(f"{NAMES[margins]}, {people} people: noise of length {level:.2f}: {found}", flush=True)
+    return Levels(equal, candidate)
 
 
 def bisect(figure: Callable[[float], float], wanted: float) -> float:
     """Where a figure that rises with the level has the wanted value."""
-    low, high = 0.0, 4.0
-    for _ in range(9):
+    low, high = 0.0, 2.0
+    for _ in range(7):
         middle = (low + high) / 2
         low, high = (middle, high) if figure(middle) < wanted else (low, middle)
     return (low + high) / 2
 
 
 # Looks and sequences of looks.
+
+NAMES = ("equal", "worse by the margin", "worse by twice the margin")  # by margins
 
 
 class Champion(NamedTuple):
@@ -222,13 +234,13 @@ class Champion(NamedTuple):
 
 
 def look(
-    site: Site, levels: Levels, champion: Champion, noise: np.ndarray, people: np.ndarray, worse: bool
+    site: Site, levels: Levels, champion: Champion, noise: np.ndarray, people: np.ndarray, margins: int
 ) -> str:
     """The gate's decision on a candidate; people: those of today's data.
 
     Pairs of cameras are compared only if the rest would promote: they can only reject.
     """
-    level = levels.candidate(worse, len(people))
+    level = levels.of(margins, len(people))
 
     def decision(of_pairs: bool) -> str:
         found: list[Comparison] = []
@@ -236,7 +248,7 @@ def look(
             if data == CHAMPION and len(of) < site.rule.min_people:
                 continue  # the gate does not judge by it
             rows, experiment = site.experiment(of)
-            models = site.model(rows, levels.equal, champion.noise), site.model(rows, level, noise)
+            models = site.model(rows, levels.champion, champion.noise), site.model(rows, level, noise)
             found += compare(experiment, *models, data, site.rule, seed=0, of_pairs=of_pairs)
         return decide(found, site.rule).decision
 
@@ -244,88 +256,94 @@ def look(
     return decision(of_pairs=True) if without_pairs == PROMOTE else without_pairs
 
 
+Looks = list[tuple[int, str]]  # (people, decision)
+
+
 def sequence(
     site: Site,
     levels: Levels,
     seed: int,
-    worse: bool,
+    margins: int,
     fresh: bool,
     champion: Champion | None = None,
     start: int = 0,
-) -> list[tuple[int, str]]:
-    """The looks, as (people, decision), up to the first promotion; fresh: each night trains again."""
-    order = site.draw(seed)
-    champion = champion or Champion(site.noise(seed, 0), order[:STEP])
-    looks = []
-    # With fewer people the gate is undecided, whatever the figures.
-    for people in range(max(site.rule.min_people, start), MOST + 1, STEP):
-        noise = site.noise(seed, people if fresh else 1)
-        looks.append((people, look(site, levels, champion, noise, order[:people], worse)))
+) -> Looks:
+    """The looks up to the first promotion; fresh: each night trains again.
+
+    With fewer people than `gate.min_people` the gate is undecided, whatever the figures.
+    """
+    most = WORSE_MOST if margins else MOST
+    order = site.draw(seed)[:most]
+    champion = champion or Champion(site.noise(order, seed, 0), order[:STEP])
+    noise = site.noise(order, seed, 1)
+    looks: Looks = []
+    for people in range(max(site.rule.min_people, start), most + 1, STEP):
+        if fresh:
+            noise = site.noise(order, seed, people)
+        looks.append((people, look(site, levels, champion, noise, order[:people], margins)))
         if looks[-1][1] == PROMOTE:
             break
     return looks
 
 
 def print_single(site: Site, levels: Levels, count: int) -> None:
-    """Decisions on one candidate at one number of people, without looks before it."""
-    print(f"\nOne look, {count} draws of people and noise:\n")
-    print("| candidate | test people | promoted | undecided | rejected |\n|---|---|---|---|---|")
-    for worse in (False, True):
-        for people in SHOWN:
-            decisions = []
-            for seed in range(count):
-                champion = Champion(site.noise(seed, 0), np.array([], int))
-                drawn = site.draw(seed)[:people]
-                decisions.append(look(site, levels, champion, site.noise(seed, 1), drawn, worse))
-            promoted, rejected = decisions.count(PROMOTE), decisions.count(REJECT)
-            cells = (share(number, count) for number in (promoted, count - promoted - rejected, rejected))
-            print(f"| {NAMES[worse]} | {people} | {' | '.join(cells)} |", flush=True)
+    """Decisions on an equal candidate at one number of people, without looks before it."""
+    print(f"\nOne look at an equal candidate, {count} draws of people and noise:\n")
+    print("| test people | promoted | undecided | rejected |\n|---|---|---|---|")
+    for people in SHOWN:
+        decisions = []
+        for seed in range(count):
+            drawn = site.draw(seed)[:people]
+            champion = Champion(site.noise(drawn, seed, 0), drawn[:0])
+            decisions.append(look(site, levels, champion, site.noise(drawn, seed, 1), drawn, margins=0))
+        promoted, rejected = decisions.count(PROMOTE), decisions.count(REJECT)
+        cells = (share(number, count) for number in (promoted, count - promoted - rejected, rejected))
+        print(f"| {people} | {' | '.join(cells)} |", flush=True)
 
 
 def print_sequences(site: Site, levels: Levels, count: int) -> None:
-    heads = " | ".join(f"promoted by {people}" for people in SHOWN)
-    print(f"\n{count} sequences of nights:\n")
-    print(f"| candidate | trained | {heads} | ever rejected | first at (median) |\n|---|---|{'---|' * 7}")
-    for worse in (False, True):
-        for fresh in (False, True):
-            found = [sequence(site, levels, seed, worse, fresh) for seed in range(count)]
-            cells = [promoted_by(found, people) for people in SHOWN]
-            rejected = [at for looks in found if (at := first(looks, REJECT))]
-            cells += [share(len(rejected), count), f"{median(rejected):.0f} people" if rejected else "-"]
-            trained = "each night" if fresh else "once"
-            print(f"| {NAMES[worse]} | {trained} | {' | '.join(cells)} |", flush=True)
+    heads = " | ".join(f"promoted by {people} people" for people in SHOWN)
+    print(f"\n{count} sequences of nights:\n\n| candidate | trained | {heads} | ever rejected |")
+    print(f"|---|---|{'---|' * len(SHOWN)}---|")
+    for margins, fresh in ((0, True), (2, True), (2, False), (0, False), (1, True)):
+        found = [sequence(site, levels, seed, margins, fresh) for seed in range(count)]
+        cells = [promoted_by(found, people) for people in SHOWN]
+        trained = "each night" if fresh else "once"
+        print(f"| {NAMES[margins]} | {trained} | {' | '.join(cells)} | {rejected_in(found)} |", flush=True)
 
 
 def print_again(site: Site, levels: Levels, count: int) -> None:
     """The nights after a promotion: the champion's data are the people of that night."""
-    nights = (1, 5, 10, 20)
-    heads = " | ".join(f"promoted within {number} nights" for number in nights)
-    print("\nAfter the first promotion, trained each night:\n")
-    print(f"| candidate | sequences | {heads} | ever rejected |")
-    print("|---|---|---|---|---|---|---|")
-    for worse in (False, True):
-        found = []
-        for seed in range(count):
-            promoted = first(sequence(site, levels, seed, worse=False, fresh=True), PROMOTE)
-            if promoted and promoted + STEP * nights[-1] <= MOST:
-                champion = Champion(site.noise(seed, promoted), site.draw(seed)[:promoted])
-                looks = sequence(site, levels, seed, worse, True, champion, promoted + STEP)
-                found.append([((people - promoted) // STEP, decision) for people, decision in looks])
-        cells = [promoted_by(found, number) for number in nights]
-        rejected = share(sum(first(looks, REJECT) is not None for looks in found), len(found))
-        print(f"| {NAMES[worse]} | {len(found)} | {' | '.join(cells)} | {rejected} |", flush=True)
+    nights = (1, 5, 10)
+    heads = " | ".join(f"promoted within {number}" for number in nights)
+    print("\nAfter the first promotion, an equal candidate each night:\n")
+    print(f"| sequences | {heads} nights | ever rejected |")
+    print("|---|---|---|---|---|")
+    found = []
+    for seed in range(count):
+        promoted = first(sequence(site, levels, seed, margins=0, fresh=True), PROMOTE)
+        if promoted and promoted + STEP * nights[-1] <= MOST:
+            order = site.draw(seed)[:MOST]
+            champion = Champion(site.noise(order, seed, promoted), order[:promoted])
+            looks = sequence(site, levels, seed, 0, True, champion, promoted + STEP)
+            found.append([((people - promoted) // STEP, decision) for people, decision in looks])
+    cells = [promoted_by(found, number) for number in nights]
+    print(f"| {len(found)} | {' | '.join(cells)} | {rejected_in(found)} |", flush=True)
 
 
-NAMES = ("equal", "worse by twice the margin")
-
-
-def first(looks: list[tuple[int, str]], decision: str) -> int | None:
+def first(looks: Looks, decision: str) -> int | None:
     """The people at the first look with this decision."""
     return next((people for people, one in looks if one == decision), None)
 
 
-def promoted_by(found: list[list[tuple[int, str]]], people: int) -> str:
+def promoted_by(found: list[Looks], people: int) -> str:
     return share(sum((first(looks, PROMOTE) or MOST + 1) <= people for looks in found), len(found))
+
+
+def rejected_in(found: list[Looks]) -> str:
+    """The share of sequences with a rejection, and at how many people the first one comes."""
+    at = [people for looks in found if (people := first(looks, REJECT)) is not None]
+    return share(len(at), len(found)) + (f", first at {median(at):.0f} (median)" if at else "")
 
 
 def share(part: int, whole: int) -> str:
@@ -336,3 +354,7 @@ def share(part: int, whole: int) -> str:
     centre = (rate + z**2 / (2 * whole)) / (1 + z**2 / whole)
     half = z * math.sqrt(rate * (1 - rate) / whole + z**2 / (4 * whole**2)) / (1 + z**2 / whole)
     return f"{100 * rate:.1f} % ({100 * (centre - half):.1f} to {100 * (centre + half):.1f})"
+
+
+if __name__ == "__main__":
+    main()

@@ -3,14 +3,17 @@
 A non-inferiority test with three outcomes, each by the confidence intervals of the differences between the
 two models, in every direction, by rank-1 and by mAP, on today's data and on the champion's:
 
-    reject     evidence of harm: an interval that reaches below minus the metric's margin and lies wholly
-               below 0, or a pair of cameras that collapsed (lost `gate.max_pair_drop` points or more, with an
+    reject     evidence of harm: a metric whose interval reaches below minus its margin and that is surely
+               worse, or a pair of cameras that collapsed (lost `gate.max_pair_drop` points or more, with an
                interval wholly below 0)
     undecided  no evidence: fewer than `gate.min_people` test people, an interval that reaches below minus the
-               margin and above 0, or one of the last versions that is better than the candidate
+               margin though the metric may be no worse, or one of the last versions that is better
     promote    no interval reaches below minus the margin
 
-A data set with fewer than `gate.min_people` test people is no evidence, neither for a candidate nor against.
+Of several intervals of an equally good candidate one easily lies wholly below 0. So "surely worse" is at a
+confidence that is corrected for the number of comparisons (Bonferroni): all of them are wrong in at most
+(1 - `gate.confidence`) / 2 of all cases. A data set with fewer than `gate.min_people` test people is no
+evidence, neither for a candidate nor against.
 All functions are pure. `as_json` is what metrics/gate.json holds, `table_lines` what people read of it.
 """
 
@@ -19,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
@@ -90,10 +94,12 @@ def decide(comparisons: Sequence[Comparison], rule: GateParams, best: str | None
     if not any(one.data == TODAY for one in overall):
         raise ValueError("there is no comparison on today's data")
     judged = [one for one in overall if fewest_people(one.data, overall) >= rule.min_people]
+    factor = _correction(sum(one.data != BEST for one in judged), rule)
     below = [one for one in judged if one.low < -rule.margin_of(one.metric)]
-    harm = [_harm(one, rule) for one in below if one.data != BEST and one.high < 0]
+    of_champion = [one for one in below if one.data != BEST]
+    harm = [_harm(one, rule) for one in of_champion if _surely_worse(one, factor)]
     harm += _collapsed(comparisons, rule)
-    wide = [_wide(one, rule) for one in below if one.data != BEST and one.high >= 0]
+    wide = [_wide(one, rule, factor) for one in of_champion if not _surely_worse(one, factor)]
     decayed = [_decayed(one, rule, best) for one in below if one.data == BEST]
     notes = _not_judged(overall, rule)
     if harm:
@@ -155,24 +161,37 @@ def _pairs(comparisons: Iterable[Comparison]) -> int:
     return len({(one.direction, one.query_camera, one.gallery_camera) for one in comparisons})
 
 
+def _correction(comparisons: int, rule: GateParams) -> float:
+    """How much wider than at `gate.confidence` an interval is at the confidence corrected for so many.
+
+    As for a normal distribution.
+    """
+    tail, quantile = (1 - rule.confidence) / 2, NormalDist().inv_cdf
+    return quantile(1 - tail / max(1, comparisons)) / quantile(1 - tail)
+
+
+def _surely_worse(one: Comparison, factor: float) -> bool:
+    return one.difference + factor * (one.high - one.difference) < 0
+
+
 def _harm(one: Comparison, rule: GateParams) -> str:
     margin = rule.margin_of(one.metric)
     sure = "is" if one.high < -margin else "is worse, and may be"
     return f"{sure} worse by more than {margin:g} points: {one}"
 
 
-def _wide(one: Comparison, rule: GateParams) -> str:
-    """An interval that reaches below minus the margin and above 0, and how many people would decide it."""
+def _wide(one: Comparison, rule: GateParams, factor: float) -> str:
+    """An interval that reaches below minus the margin, and how many people would decide it."""
     margin, advice = rule.margin_of(one.metric), "more test people decide it"
     if one.data == CHAMPION:
         advice = "this data gets no more people; the next candidate is compared on it again"
-    elif people := _people_to_decide(one, margin):
+    elif people := _people_to_decide(one, margin, factor):
         advice = f"if the difference stays, about {people} test people decide it"
     return f"may be worse by more than {margin:g} points: {one}; {advice}"
 
 
-def _people_to_decide(one: Comparison, margin: float) -> int | None:
-    """With how many test people the interval would lie above minus the margin, or wholly below 0.
+def _people_to_decide(one: Comparison, margin: float, factor: float) -> int | None:
+    """With how many test people the interval would lie above minus the margin, or the metric be surely worse.
 
     An interval narrows with the square root of the number of people. None: with no number.
     """
@@ -180,7 +199,7 @@ def _people_to_decide(one: Comparison, margin: float) -> int | None:
     if one.difference > -margin:
         narrower.append((one.difference - one.low) / (one.difference + margin))
     if one.difference < 0:
-        narrower.append((one.high - one.difference) / -one.difference)
+        narrower.append(factor * (one.high - one.difference) / -one.difference)
     return math.ceil(one.people * min(narrower) ** 2) if narrower else None
 
 

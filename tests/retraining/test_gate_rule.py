@@ -59,7 +59,9 @@ PAIR = ("cam5", "cam1")
         ([comparison(+9.0, half=15.0)], "undecided"),  # better, but the interval is too wide
         ([comparison(0), comparison(-1, metric="mAP")], "promote"),
         ([comparison(0), comparison(-1.01, metric="mAP")], "undecided"),  # mAP has a margin of its own
-        ([comparison(0), comparison(-2.01, metric="mAP")], "reject"),
+        ([comparison(0), comparison(-2.5, metric="mAP")], "reject"),
+        ([comparison(0), comparison(-2.1, metric="mAP")], "undecided"),  # not sure, as one of two intervals
+        ([comparison(-2.1, metric="mAP")], "reject"),
         # The champion's data.
         ([comparison(0), comparison(-4, data=CHAMPION)], "reject"),
         ([comparison(0), comparison(-4, half=5, data=CHAMPION)], "undecided"),
@@ -83,6 +85,14 @@ PAIR = ("cam5", "cam1")
 )
 def test_the_rule(comparisons, decision):
     assert decide(comparisons, RULE, "v4").decision == decision
+
+
+def test_the_more_comparisons_the_surer_a_rejection_must_be():
+    """Of many intervals of an equally good candidate, one easily lies wholly below 0."""
+    worse = comparison(-4.5, half=4.0)
+    found = {n: decide([worse, *[comparison(0)] * (n - 1)], RULE).decision for n in (1, 2, 8)}
+    assert found == {1: "reject", 2: "undecided", 8: "undecided"}
+    assert decide([comparison(-6.0, half=4.0), *[comparison(0)] * 7], RULE).decision == "reject"
 
 
 def test_the_direction_with_the_fewest_people_counts():

@@ -1,8 +1,8 @@
 """The pages of the documentation site that are made from the code, when `make docs` builds it (mkdocs.yml).
 
 1. `reference/commands.md`: every command, as Typer describes it.
-2. `reference/parameters.md`: every parameter, with value and meaning from params.yaml, and what csdn/params.py
-   allows.
+2. `reference/parameters.md`: every parameter: value and meaning from params.yaml, what is allowed from
+   csdn/params.py.
 3. `reference/python/*.md`: signatures and docstrings, by mkdocstrings.
 4. The studies of research/ become pages, and links to files that are no pages become the files' names.
 
@@ -99,8 +99,8 @@ def parameters(text: str) -> str:
     """A table for each section of a params.yaml: key, value, what is allowed, and the comment beside it."""
     schema = Params.model_json_schema()
     parts = [
-        "# Parameters\n\nEvery key of `params.yaml`. The values are those of the preset `demo`; `csdn preset` "
-        "writes those of another one. `dvc exp run -S embedding.epochs=6` changes one for a single run.\n"
+        "# Parameters\n\nEvery key of `params.yaml`. The values are those of the preset `demo`; "
+        "`csdn preset` writes others. `dvc exp run -S embedding.epochs=6` changes one for a single run.\n"
     ]
     for key, value, comment in entries(text):
         section = key.partition(".")[0]

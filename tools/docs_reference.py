@@ -4,7 +4,8 @@
 2. `reference/parameters.md`: every parameter: value and meaning from params.yaml, what is allowed from
    csdn/params.py.
 3. `reference/python/*.md`: signatures and docstrings, by mkdocstrings.
-4. The studies of research/ become pages, and links to files that are no pages become the files' names.
+4. `quickstart.md`: the notebook with its outputs.
+5. The studies of research/ become pages, and links to files that are no pages become the files' names.
 
 mkdocs calls `on_files` and `on_page_markdown`; the rest needs no mkdocs.
 """
@@ -12,6 +13,7 @@ mkdocs calls `on_files` and `on_page_markdown`; the rest needs no mkdocs.
 from __future__ import annotations
 
 import html
+import json
 import re
 import subprocess
 import sys
@@ -57,13 +59,16 @@ def with_links_of_the_site(markdown: str, path: str) -> str:
     """The page with links that work in the site; in the repository research/ is beside docs/."""
     if path.startswith("research/"):
         return markdown.replace("](../docs/", "](../")
-    markdown = markdown.replace("](../research/", "](research/")
+    markdown = markdown.replace("](../research/", "](research/").replace(
+        "](quickstart.ipynb)", "](quickstart.md)"
+    )
     return re.sub(r"\[([^\]]+)\]\(\.\./([^)#]+)[^)]*\)", r"\1 (`\2`)", markdown)
 
 
 def pages() -> dict[str, str]:
     """The text of each generated page, by its path in the site."""
     return {
+        "quickstart.md": notebook((ROOT / "docs/quickstart.ipynb").read_text(encoding="utf-8")),
         "reference/commands.md": commands(),
         "reference/parameters.md": parameters((ROOT / "params.yaml").read_text(encoding="utf-8")),
         **{
@@ -158,3 +163,25 @@ def allowed(part: Mapping[str, Any]) -> str:
     bounds = " and ".join(f"{sign} {part[name]}" for name, sign in _BOUNDS.items() if name in part)
     kind = {"boolean": "true | false", "string": "text", "array": "list", "object": "mapping"}
     return " ".join(filter(None, (kind.get(part["type"], part["type"]), bounds)))
+
+
+# 4. The notebook.
+
+
+def notebook(text: str) -> str:
+    """A notebook as Markdown, with its printed lines, values and pictures."""
+    parts = []
+    for cell in json.loads(text)["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+            continue
+        parts.append(f"```python\n{source}\n```")
+        for output in cell["outputs"]:
+            data = output["data"] if "data" in output else {"text/plain": output["text"]}
+            if "image/png" in data:
+                picture = "".join(data["image/png"]).replace("\n", "")
+                parts.append(f"![output](data:image/png;base64,{picture})")
+            else:
+                parts.append(f"```text\n{''.join(data['text/plain']).rstrip()}\n```")
+    return "\n\n".join(parts) + "\n"

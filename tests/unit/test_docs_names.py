@@ -14,8 +14,8 @@ from csdn.cli.main import app
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("research/*.md"))]
 PARAMS = YAML(typ="safe").load(ROOT / "params.yaml")
 COMMANDS = typer.main.get_command(app).commands
-FILE = r"(?<![\w/.])(?:csdn|stages|flows|tests|benchmarks|research|tools)/[\w./-]+\.(?:py|yaml)\b"
-LINK = r"\]\((?!https?:)([^)#]+)"
+FILE = r'(?<!title=")(?<![\w/.])(?:csdn|stages|flows|tests|benchmarks|research|tools)/[\w./-]+\.(?:py|yaml)\b'
+LINK = r"\]\((?!https?:|reference/)([^)#]+)"  # `make docs` makes reference/, and checks the links to it
 PARAMETER = r"`([a-z_]+(?:\.[a-z_0-9]+)+)[`:=]"
 COMMAND = r"(?:^ *|[`&] ?)csdn ([a-z][a-z-]+)"
 SUFFIXES = {"csv", "json", "parquet", "py", "safetensors"}  # `prompts.py` is a file

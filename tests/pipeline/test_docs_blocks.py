@@ -13,7 +13,9 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 from PIL import Image
 from repository import make_repository
 from workspace import ROOT, run
@@ -24,8 +26,8 @@ PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 _BLOCK = re.compile(r"(?:<!-- (.*?) -->\s*)?^```(sh|bash|console|python|pycon)\b.*?\n(.*?)^```$", re.M | re.S)
 _INDENTED = re.compile(r"\n\n {4}(?:csdn|dvc|git|make|pip|prefect|python|ray) .*")
 _ALL = re.compile(r"<!-- all (run by .*?) -->")
-# What the pages call things of their readers, and what stands for it here.
-STAND_INS = {"DROP": "builtin:demo", "--out DIR": "--out demo-people", "3f9c2a": "builtin:demo"}
+# Names on the pages, and what stands for them here.
+STAND_INS = {"--out DIR": "--out demo-people"}
 FILES = ("night.jpg", "night-1.jpg", "night-2.jpg", "gate/ana.jpg", "yard/0815.jpg")
 
 
@@ -92,3 +94,21 @@ def test_blocks_without_a_mark_run(trained, page, tmp_path):
             text = text.replace(words, here)
         program = ("python", "-c") if language == "python" else ("bash", "-e", "-c")
         run(project, *program, text)
+
+
+def test_the_notebook_is_committed_with_small_outputs():
+    """Without outputs its page would show no picture; with large ones Git would grow at each run."""
+    assert (ROOT / "docs/quickstart.ipynb").stat().st_size < 100_000
+    cells = nbformat.read(ROOT / "docs/quickstart.ipynb", as_version=4).cells
+    assert any("image/png" in output.get("data", {}) for cell in cells for output in cell.get("outputs", ()))
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(trained):
+    notebook = nbformat.read(ROOT / "docs/quickstart.ipynb", as_version=4)
+    where = {"metadata": {"path": str(trained)}}
+    cells = NotebookClient(notebook, timeout=600, kernel_name="python3", resources=where).execute().cells
+    printed = "".join(output.get("text", "") for cell in cells for output in cell.get("outputs", ()))
+    assert "80 people, 320 images in the gallery, 80 queries" in printed
+    assert float(re.search(r"rank-1: ([\d.]+)%", printed)[1]) > 1.25  # chance
+    assert re.search(r"threshold 0\.\d{3}: \d+ of 80 queries have a match", printed)

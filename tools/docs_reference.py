@@ -7,7 +7,7 @@
 4. `quickstart.md`: the notebook with its outputs.
 5. The studies of research/ become pages, and links to files that are no pages become the files' names.
 
-mkdocs calls `on_files` and `on_page_markdown`; the rest needs no mkdocs.
+mkdocs calls the functions `on_...`; the rest needs no mkdocs.
 """
 
 from __future__ import annotations
@@ -53,6 +53,25 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return with_links_of_the_site(markdown, page.file.src_uri)
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Fail where a page loads something from elsewhere: the site is read without a network."""
+    from mkdocs.exceptions import PluginError
+
+    if loaded := loaded_from_elsewhere(output):
+        raise PluginError(f"{page.file.src_uri} loads {', '.join(loaded)}")
+    return output
+
+
+def loaded_from_elsewhere(page: str) -> list[str]:
+    """Addresses of scripts, styles, pictures and frames in HTML that are not in the site; links do not count."""
+    tags = re.findall(r"<(?:script|link|img|iframe|source|video|audio|object|embed)\b[^>]*>", page)
+    return [
+        found
+        for tag in tags
+        for found in re.findall(r"(?:src|href|data)=[\"']?((?:https?:)?//[^\"'\s>]+)", tag)
+    ]
 
 
 def with_links_of_the_site(markdown: str, path: str) -> str:

@@ -65,7 +65,7 @@ def on_post_page(output: str, page: Any, **_: Any) -> str:
 
 
 def loaded_from_elsewhere(page: str) -> list[str]:
-    """Addresses of scripts, styles, pictures and frames in HTML that are not in the site; links do not count."""
+    """Addresses outside the site of scripts, styles, pictures and frames in HTML; links do not count."""
     tags = re.findall(r"<(?:script|link|img|iframe|source|video|audio|object|embed)\b[^>]*>", page)
     return [
         found

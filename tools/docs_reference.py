@@ -110,7 +110,8 @@ def commands() -> str:
         capture_output=True,
         text=True,
     )
-    return done.stdout
+    # Its lists of commands cut the descriptions off; the sections that follow have them whole.
+    return re.sub(r"\*\*Commands\*\*:\n\n(?:\* .*\n)+\n", "", done.stdout)
 
 
 # 2. Parameters.

@@ -26,6 +26,14 @@ def test_names_in_documentation_exist(page):
     assert not list(missing(page, page.read_text(encoding="utf-8")))
 
 
+def test_messages_of_troubleshooting_are_those_of_the_program():
+    page = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    messages = re.findall(r"^\| `(.+?)(?: ?\.\.\.)?` \|", page, re.MULTILINE)
+    sources = [*ROOT.glob("csdn/**/*.py"), ROOT / "docs/faults.md"]
+    said = "".join(path.read_text(encoding="utf-8") for path in sources)
+    assert len(messages) > 4 and [message for message in messages if message not in said] == []
+
+
 def missing(page: Path, text: str) -> Iterator[str]:
     yield from (path for path in re.findall(FILE, text) if not (ROOT / path).exists())
     yield from (link for link in re.findall(LINK, text) if not (page.parent / link).exists())

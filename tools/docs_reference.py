@@ -173,7 +173,7 @@ _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusi
 
 
 def allowed(part: Mapping[str, Any]) -> str:
-    """What a JSON schema allows, in a few words: `0 to 1`, `a | b`, `integer ≥ 1, or empty`."""
+    """What a JSON schema allows, in a few words: `a | b`, `integer ≥ 1, or empty`."""
     if "anyOf" in part:
         return ", or ".join("empty" if one == {"type": "null"} else allowed(one) for one in part["anyOf"])
     if "enum" in part:

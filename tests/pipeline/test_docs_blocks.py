@@ -23,7 +23,9 @@ from workspace import ROOT, run
 from csdn.synthetic.sets import write_images
 
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
-_BLOCK = re.compile(r"(?:<!-- (.*?) -->\s*)?^```(sh|bash|console|python|pycon)\b.*?\n(.*?)^```$", re.M | re.S)
+_BLOCK = re.compile(
+    r"(?:<!-- ([^>]*) -->\s*)?^```(sh|bash|console|python|pycon)\b.*?\n(.*?)^```$", re.M | re.S
+)
 _INDENTED = re.compile(r"\n\n {4}(?:csdn|dvc|git|make|pip|prefect|python|ray) .*")
 _ALL = re.compile(r"<!-- all (run by .*?) -->")
 # Names on the pages, and what stands for them here.
@@ -40,15 +42,11 @@ class Block(NamedTuple):
 def blocks(page: Path) -> list[Block]:
     text = page.read_text(encoding="utf-8")
     of_all = _ALL.search(text)
-    return [
-        Block(of_all[1] if of_all else mark, language, content)
-        for mark, language, content in _BLOCK.findall(text)
-    ]
+    found = [Block(*groups) for groups in _BLOCK.findall(text)]
+    return [block._replace(mark=of_all[1]) for block in found] if of_all else found
 
 
-RUN_HERE = {
-    page: [b for b in blocks(page) if not b.mark.startswith(("run by ", "not run: "))] for page in PAGES
-}
+RUN_HERE = {page: [block for block in blocks(page) if not block.mark] for page in PAGES}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

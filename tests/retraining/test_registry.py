@@ -158,8 +158,12 @@ def test_csdn_promote_accepts_only_a_run_that_is_ready(project, fault):
     fault("registry", "csdn promote of a rejected run", str(error.value).replace(rejected.id, "RUN"))
     with pytest.raises(UserError, match="has no decision by the gate"):
         promote_ready(project, unfinished.id)
+    assert champion(project) is None
+
+
+def test_an_unfinished_run_is_not_promoted(project):
     with pytest.raises(UserError, match=r"metrics/ingest.json"):
-        promote(unfinished)
+        promote(begin(project, arrive(DROPS[2])))
     assert champion(project) is None
 
 

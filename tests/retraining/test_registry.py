@@ -152,14 +152,14 @@ def test_a_run_that_was_compared_with_another_champion_is_not_promoted(project, 
 
 def test_csdn_promote_accepts_only_a_run_that_is_ready(project, fault):
     rejected, unfinished = finished(project, DROPS[1]), begin(project, arrive(DROPS[2]))
+    with pytest.raises(UserError, match=r"metrics/ingest.json"):
+        promote(unfinished)
     record(rejected, "reject", ["worse"], rejected.new_drops)
     with pytest.raises(UserError, match="was rejected by the gate") as error:
         promote_ready(project, rejected.id)
     fault("registry", "csdn promote of a rejected run", str(error.value).replace(rejected.id, "RUN"))
     with pytest.raises(UserError, match="has no decision by the gate"):
         promote_ready(project, unfinished.id)
-    with pytest.raises(UserError, match=r"metrics/ingest.json"):
-        promote(unfinished)
     assert champion(project) is None
 
 

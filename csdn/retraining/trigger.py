@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from csdn.ingest.forgotten import Forgotten
 from csdn.ingest.identities import SplitRule
 from csdn.ingest.ledger import Drop, list_records
 from csdn.ingest.sources import open_source
@@ -26,14 +27,18 @@ class Arrivals:
         return f"{_count(self.people, 'new person', 'new people')}, {_count(self.images, 'image')}"
 
 
-def count_arrivals(drops: Sequence[Drop], people: Collection[str], rule: SplitRule) -> Arrivals:
+def count_arrivals(
+    drops: Sequence[Drop], people: Collection[str], rule: SplitRule, forgotten: Forgotten | None = None
+) -> Arrivals:
     """Count the images and the new people of drops by their listings.
 
     people: the canonical labels of those whom the champion knows. Raises UserError if a drop cannot be
     listed.
     """
     records = [
-        record for drop in drops for record in list_records(open_source(drop.address, drop.layout), drop)
+        record
+        for drop in drops
+        for record in list_records(open_source(drop.address, drop.layout), drop, forgotten)
     ]
     named = {rule.person(record.person) for record in records}
     return Arrivals(len(records), len(named - set(people) - {""}))

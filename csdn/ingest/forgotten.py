@@ -88,6 +88,10 @@ class Forgotten:
         """Those of the labels that are forgotten people's; each label is hashed once."""
         return {label for label in set(labels) if self.has(label)} if self.people else set()
 
+    def images_of(self, name: str) -> frozenset[str]:
+        """SHA-256 of the images of the person whose tombstone has this name."""
+        return frozenset(image for one in self.people if one.name == name for image in one.images)
+
     def person(self, label: str) -> ForgottenPerson | None:
         """The forgotten person whose label this is."""
         if not self.has(label):

@@ -22,6 +22,7 @@ from typing import Any
 from csdn.data.catalog import PEOPLE_SCHEMA, read_table
 from csdn.data.outputs import in_words
 from csdn.data.shards import shards_at
+from csdn.ingest.forgotten import FORGOTTEN, NOBODY, parse_forgotten
 from csdn.ingest.identities import SplitRule, parse_aliases
 from csdn.ingest.ledger import LEDGER, SHORT, Drop, Status, parse_ledger
 from csdn.ingest.sync import sync_ledger
@@ -180,7 +181,12 @@ def _new_data(workspace: Path, drops: list[Drop]) -> tuple[list[Drop], Scan, boo
     seen = _drops_of(workspace, champion) if champion else set()
     unseen = [drop for drop in synced if drop.status == Status.ACCEPTED and drop.id not in seen]
     known = _people_of(workspace, champion) if champion and unseen else set()
-    new = count_arrivals(unseen, known, _split_rule(workspace, main, params))
+    forgotten = (
+        parse_forgotten(content, FORGOTTEN)
+        if (content := file_at(workspace, main, str(FORGOTTEN)))
+        else NOBODY
+    )
+    new = count_arrivals(unseen, known, _split_rule(workspace, main, params), forgotten)
     decide = partial(
         should_retrain, new, champion and champion.date, datetime.now(UTC).date(), params.retrain
     )

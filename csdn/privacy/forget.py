@@ -270,7 +270,7 @@ def commit(found: Plan, forgotten: Forgotten, newest_commit: str, branch: str) -
     text = branches.commit_message(f"Forget a person: {found.removal.name}")
     made = git.commit_files(root, newest_commit, files, text)
     git.push(root, {f"refs/heads/{branch}": made})
-    return branches.sync_local(root, branch, made, {})
+    return branches.fast_forward_branch(root, branch, made)  # not the outputs: `remove` replaces them
 
 
 def _changed_files(found: Plan, forgotten: Forgotten, at: str) -> dict[str, bytes]:

@@ -162,7 +162,8 @@ def remove_objects(root: Path, objects: Objects, forgotten: Forgotten, shared: b
 
     Returns how many were removed, and a line for each place that keeps some.
     """
-    gone = [md5 for md5 in forgotten.objects if md5 not in live_objects(root, objects, forgotten)]
+    live = live_objects(root, objects, forgotten)
+    gone = [md5 for md5 in forgotten.objects if md5 not in live]
     removed, kept = 0, list[str]()
     cached = [path for md5 in gone if (path := objects.cached(md5)).exists()]
     if shared or objects.cache.is_relative_to(root.resolve()):

@@ -126,7 +126,7 @@ def survey(root: Path, removal: Removal, objects: Objects, forgotten: Forgotten)
     found = Survey(removal, missing=missing + objects.unreachable)
     ledger = {drop.id: drop for drop in read_ledger(root / "data/drops.json")}
     found.images = _images(here, sets, ledger, removal)
-    found.removal = removal = replace(removal, images=frozenset(found.images))
+    found.removal = removal = replace(removal, images=removal.images | found.images)
     for one in (here, *sets):
         shards, shown = _shards(one, removal), row_of(one.files, removal)
         if shards or shown is not None or _trained(one, removal):

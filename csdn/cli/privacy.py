@@ -40,7 +40,7 @@ def forget(
         with TemporaryDirectory() as work:
             found = plan(Path().resolve(), person, Path(work))
             if dry_run:
-                return _print(*plan_lines(found))
+                return _print(*plan_lines(found, shared))
             result = search(found.root, found.params, found.removal, found.objects, gallery or (), _note)
     else:
         with workspace_lock(Path(), "csdn forget"):

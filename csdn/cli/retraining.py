@@ -75,6 +75,7 @@ def gate() -> None:
 
 def history() -> None:
     """List what the runs came to: promoted, rolled back, rejected, ready, measured or unfinished."""
+    from csdn.ingest.forgotten import read_forgotten
     from csdn.retraining.branches import history as events
 
     for event in events(Path()):
@@ -86,6 +87,8 @@ def history() -> None:
             event.run,
         ]
         print(escape_control_chars("  ".join([*parts, *filter(None, (figures, event.reason))])))
+    for version in sorted(read_forgotten().versions, key=lambda name: int(name[1:])):
+        print(f"{version} was trained on a person who was forgotten since; no training starts from it")
 
 
 def promote(

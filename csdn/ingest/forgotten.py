@@ -30,8 +30,8 @@ TOMBSTONE = "forgotten-"  # begins the name of a forgotten person's row
 class ForgottenPerson:
     """One forgotten person. `id` is the salted SHA-256 of the canonical label.
 
-    labels: the salted hashes of all labels that meant the person. row: in people.parquet, None where there was
-    none. images: SHA-256 of the images' contents. versions: those whose models were trained on them.
+    labels: the salted hashes of all labels that meant the person. row: in people.parquet, None where there
+    was none. images: SHA-256 of the images' contents. versions: those whose models were trained on them.
     """
 
     id: str

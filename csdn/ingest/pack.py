@@ -225,8 +225,8 @@ def _source(address: str, layout: str) -> Source:
     return open_source(address, layout)
 
 
-# Shards in an object store (`ingest.store`). An object is never rewritten, and never removed, because other
-# clones and older commits may refer to it.
+# Shards in an object store (`ingest.store`). An object is never rewritten, and never removed except by
+# `csdn forget --shared`, because other clones and older commits may refer to it.
 
 
 _UPLOADS = 4  # in parallel

@@ -1,1 +1,1 @@
-"""Forgetting a person: what shows them is removed, wherever it can be reached, and the removal is verified."""
+"""Forgetting a person: images, rows and names are removed where they can be reached; a search verifies it."""

@@ -1,17 +1,19 @@
 """`csdn forget`: a person is removed, in an order in which a kill at any moment loses nothing.
 
 1. survey     where the person is; `--dry-run` ends here
-2. prepare    new shards, tables and weights are written beside the old ones, and pushed where the old ones are
-3. commit     one commit on main records the person in data/forgotten.json, with what replaces what. From here on
-              ingest, training, gate and rollback use the new files, in every clone that has the commit
+2. prepare    new shards, tables and weights are written beside the old ones, and pushed to the old ones'
+              remotes
+3. commit     one commit on main records the person in data/forgotten.json, with what replaces what. From here
+              on ingest, training, gate and rollback use the new files, in every clone that has the commit
 4. remove     the workspace's files are replaced, and the old ones removed, wherever that is allowed
 
-Before the commit nothing is replaced, so a killed command begins again. After it, everything that is left to do
-follows from data/forgotten.json: the same command goes on, here or in another clone.
+Before the commit nothing is replaced, so a killed command begins again. After it, everything that is left to
+do follows from data/forgotten.json: the same command goes on, here or in another clone.
 """
 
 from __future__ import annotations
 
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -55,7 +57,7 @@ from csdn.privacy.survey import (
     shard_path,
     survey,
 )
-from csdn.privacy.verify import Result, verify
+from csdn.privacy.verify import Result, Search, verify
 from csdn.retraining import branches, git, versions
 from csdn.runtime.documents import parse_json
 from csdn.runtime.errors import UserError
@@ -110,23 +112,33 @@ def plan(root: Path, person: str, work: Path) -> Plan:
     return Plan(root, params, objects, forgotten, found, images_in_drops(ledger, found.removal))
 
 
-def plan_lines(found: Plan) -> list[str]:
-    """The plan, for people."""
-    survey = found.survey
+def plan_lines(found: Plan, shared: bool = False) -> list[str]:
+    """The plan, for people: place by place what is there, and what becomes of it."""
+    survey, params = found.survey, found.params
+    old = "removed" if shared else "listed; --shared removes them"
+    row = "no row" if survey.row is None else f"row {survey.row} of people.parquet becomes a tombstone"
     lines = [
-        f"{found.removal.name}: {len(survey.images)} images in {len(survey.shards)} shards; row "
-        f"{survey.row if survey.row is not None else '-'} of people.parquet becomes a tombstone",
-        f"{len(survey.sets)} sets of outputs show the person: {', '.join(one.name for one in survey.sets)}"
-        if survey.sets
-        else "no set of outputs shows the person",
+        f"{found.removal.name}: {len(survey.images)} images in {len(survey.shards)} shards; {row}",
+        *(f"{one.name}: tables and rows of models are made again without the person" for one in survey.sets),
     ]
     if survey.versions:
-        lines.append(
-            f"trained on the person: {', '.join(survey.versions)}; they stay usable, and no training starts "
-            "from them"
-        )
+        names = ", ".join(survey.versions)
+        lines.append(f"trained on the person: {names}; they stay usable, no training starts from them")
+    if survey.found:
+        lines.append("main: one commit records it, with what replaces what")
+        lines.append("DVC's cache: the old objects are removed")
+        lines.append("here: .state, working trees of runs, champion (fetched again) and report are removed")
+    lines += [
+        f"the DVC remote {one.name} ({one.address}): old objects are {old}" for one in found.objects.remotes
+    ]
+    if params.ingest.store:
+        lines.append(f"{params.ingest.store}: old shards are {old}")
+    if params.report.store:
+        lines.append(f"{params.report.store}: reports that name the person are {old}")
+    lines += [f"{address}: the person is removed" for address in places.galleries_in(found.root)]
     for one in found.drops:
-        lines.append(f"{one.drop}: {one.problem}" if one.problem else f"{one.drop}: {len(one.paths)} files")
+        what = f"not reached: {one.problem}" if one.problem else f"{len(one.paths)} files are removed"
+        lines.append(f"{one.drop}: {what}")
     return lines + [f"not reached: {line}" for line in survey.missing]
 
 
@@ -298,6 +310,10 @@ def _changed_files(found: Plan, forgotten: Forgotten, at: str) -> dict[str, byte
             new = scrub(text, removal)
             for old in forgotten.weights:
                 new = new.replace(old, newest(forgotten.weights, old))
+            if name == CARD and champion:
+                count = sum(champion.version in person.versions for person in forgotten.people)
+                about = f", of whom {count} were forgotten since" if count else ""
+                new = re.sub(r"(?m)^(\| people trained on \| \d+).* \|$", rf"\1{about} |", new)
             changed[name] = new.encode(errors="surrogateescape")
     return {name: data for name, data in changed.items() if data != git.file_at(root, at, name)}
 
@@ -342,10 +358,11 @@ def forget(
         found = plan(root, person, work)
         if text_pattern(found.removal.labels).search(reason):
             raise UserError("--reason has the person's name in it, and Git would keep it; word it without")
-        if not (found.survey.found or found.person or found.drops):
-            raise UserError(
-                f"nobody is called {person!r} in the data, the versions, or the drops of the ledger"
-            )
+        galleries = [*galleries, *places.galleries_in(root)]
+        in_drops = any(not one.problem for one in found.drops)
+        known = found.survey.found or found.person or in_drops
+        if not (known or places.have_person(galleries, found.removal)):
+            raise UserError(f"{person!r} is nobody in the data, the versions, the drops, or a gallery")
         forgotten = found.forgotten
         if found.survey.found or not found.person:
             for line in plan_lines(found):
@@ -384,11 +401,12 @@ def remove(
         note(f"removed: {name}")
     count = places.replace_outputs(root, found.work, params, forgotten, removal, objects)
     note(f"the workspace: {count} files replaced or removed")
-    for line in places.clean_galleries([*galleries, *places.galleries_in(root)], forgotten, removal):
+    for line in places.clean_galleries(galleries, forgotten, removal):
         note(line)
     for folder in (root / SHARDS, places.shard_cache(params)):
         note(f"{folder}: {places.remove_old_shards(folder, forgotten)} old shards removed")
     removed, kept = places.remove_objects(root, objects, forgotten, shared)
+    removed += places.remove_unnamed(root, objects, forgotten, Search(removal).in_bytes, shared)
     note(f"DVC: {removed} old objects removed")
     for count, lines in (
         places.remove_from_store(params, forgotten, shared),

@@ -1,9 +1,10 @@
 """DVC's objects of all versions: where dvc.lock of any commit leads, and what replaces it.
 
-DVC keeps each file under the MD5 of its bytes, in the cache and in remotes alike (`files/md5/ab/cdef...`), and a
-folder as a list of its files (`....dir`): https://dvc.org/doc/user-guide/project-structure/internal-files. A version
-names objects by its dvc.lock, which is in Git and cannot change. So a replaced object is named in
-data/forgotten.json, by the hash of the old one, and csdn.retraining.versions reads dvc.lock with that.
+DVC keeps each file under the MD5 of its bytes, in the cache and in remotes alike (`files/md5/ab/cdef...`),
+and a folder as a list of its files (`....dir`):
+https://dvc.org/doc/user-guide/project-structure/internal-files. A version names objects by its dvc.lock,
+which is in Git and cannot change. So a replaced object is named in data/forgotten.json, by the hash of the
+old one, and csdn.retraining.versions reads dvc.lock with that.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Remote:
         return f"{self.root}/{LAYOUT}/{md5[:2]}/{md5[2:]}"
 
     def has(self, md5: str) -> bool:
+        self.filesystem.invalidate_cache()  # other clones write too
         return self._ask(lambda: self.filesystem.exists(self.path(md5)))
 
     def get(self, md5: str, target: Path) -> None:
@@ -60,6 +62,7 @@ class Remote:
 
     def all(self) -> list[str]:
         """The hashes of all objects."""
+        self.filesystem.invalidate_cache()
         found = self._ask(lambda: self.filesystem.find(f"{self.root}/{LAYOUT}"))
         return sorted("".join(path.split("/")[-2:]) for path in found)
 

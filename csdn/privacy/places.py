@@ -1,8 +1,8 @@
 """Removing the old files of a forgotten person from every place, by what data/forgotten.json records.
 
 Each function removes what is there from one kind of place, and may be called again. What lies outside the
-workspace, where other clones may need it (an object store, a DVC remote, a cache elsewhere), is removed only if it
-is said to be `shared` no more; otherwise it is counted.
+workspace, where other clones may need it (an object store, a DVC remote, a cache elsewhere), is removed only
+if the caller says `shared`; otherwise it is counted.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import csv
 import io
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from csdn.ingest.sources.cameras import CameraSource, split_manifest
 from csdn.ingest.sources.tree import LocalTree
 from csdn.params import Params
 from csdn.privacy.objects import Objects, locks_of, outputs_of
-from csdn.privacy.rewrite import MovedShard, Removal, images_of, rewrite_outputs, text_pattern
+from csdn.privacy.rewrite import MovedShard, Removal, images_of, rewrite_outputs, scrub, text_pattern
 from csdn.privacy.survey import SHARDS, DropImages, OutputSet, indexes, output_sets, outputs_in, shard_path
 from csdn.retraining import git
 from csdn.retraining.lock import RUNS
@@ -36,6 +36,8 @@ from csdn.runtime.documents import delimiter_of, read_text
 from csdn.runtime.errors import UserError
 from csdn.runtime.files import atomic_write
 from csdn.search.gallery import MANIFEST, Gallery
+
+Shows = Callable[[bytes, str], object]  # what of the person is in a file's bytes; its name
 
 # Below .state: nothing in it is of a person. The rest is work that can be done again.
 KEPT_STATE = ("clone", "times.json", ".times.json.lock", "forget", "seen-drops.json")
@@ -58,6 +60,11 @@ def replace_outputs(
         else:
             with atomic_write(root / name) as temporary:
                 shutil.copyfile(new, temporary)
+    for path in (root / "metrics").glob("*.json"):
+        text = path.read_text(encoding="utf-8")
+        if (new := scrub(text, removal)) != text:
+            with atomic_write(path) as temporary:
+                temporary.write_text(new, encoding="utf-8")
     lock = root / "dvc.lock"
     if lock.exists() and (text := present_lock(lock.read_bytes(), forgotten)) != lock.read_bytes():
         with atomic_write(lock) as temporary:
@@ -180,9 +187,31 @@ def remove_objects(root: Path, objects: Objects, forgotten: Forgotten, shared: b
             removed += len(there)
         elif there:
             kept.append(
-                f"the DVC remote {remote.name} ({remote.address}): {len(there)} objects (--shared removes them)"
+                f"the DVC remote {remote.name} ({remote.address}): {len(there)} objects "
+                "(--shared removes them)"
             )
     return removed, kept
+
+
+def remove_unnamed(root: Path, objects: Objects, forgotten: Forgotten, shows: Shows, shared: bool) -> int:
+    """Remove objects that show the person, and that no dvc.lock names, such as those of a `dvc repro` before
+    the last one, from the cache; with them the other such files of the same folders (a model's weights,
+    beside the list of its people). Returns their number.
+    """
+    if not (shared or objects.cache.is_relative_to(root.resolve())):
+        return 0
+    live = live_objects(root, objects, forgotten)
+    unnamed = {path.parent.name + path.name: path for path in objects.cache.glob("*/*")}
+    unnamed = {md5: path for md5, path in unnamed.items() if md5 not in live}
+    showing = {md5 for md5, path in unnamed.items() if shows(path.read_bytes(), md5)}
+    others = set[str]()
+    for md5 in (md5 for md5 in unnamed if md5.endswith(".dir")):
+        inside = set((objects.files_of(md5) or {}).values())
+        if inside & showing:
+            others |= {md5, *inside} & set(unnamed)
+    for md5 in (*(others - showing), *showing):  # the others first: once these are gone, nobody finds them
+        unnamed[md5].unlink()
+    return len(others | showing)
 
 
 def remove_from_store(params: Params, forgotten: Forgotten, shared: bool) -> tuple[int, list[str]]:
@@ -226,6 +255,15 @@ def galleries_in(root: Path) -> Iterator[str]:
         folders[:] = [name for name in folders if name not in (".git", ".dvc", ".venv", ".state", RUNS)]
         if MANIFEST in files:
             yield folder
+
+
+def have_person(galleries: Iterable[str], removal: Removal) -> bool:
+    """Whether any of the galleries has the person. Raises UserError where one cannot be opened."""
+    return any(
+        removal.is_label(name)
+        for address in galleries
+        for name in Gallery.open(address).column("person").unique().to_pylist()
+    )
 
 
 def clean_galleries(addresses: Iterable[str], forgotten: Forgotten, removal: Removal) -> list[str]:

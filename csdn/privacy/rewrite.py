@@ -1,8 +1,8 @@
 """The outputs of the pipeline without one person: shards, tables, models, evaluation, report.
 
 `rewrite_shard` makes a shard without the person's images; `rewrite_outputs` makes the files of the workspace,
-or of a version, that refer to it. Files are read from any place and written to a folder of the caller: nothing is
-replaced here. The same files give the same bytes.
+or of a version, that refer to it. Files are read from any place and written to a folder of the caller:
+nothing is replaced here. The same files give the same bytes.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Removal:
 
 @dataclass(frozen=True)
 class MovedShard:
-    """What has replaced a shard: the new name ("": no image is left), its bytes, and where its images begin."""
+    """What has replaced a shard: its name ("": no image is left), its bytes, and where its images begin."""
 
     name: str
     size: int = 0
@@ -269,8 +269,8 @@ def _model(
 
 
 def zero_rows(data: bytearray, rows: Collection[int], people: int) -> None:
-    """Overwrite the rows of some identities with zeros in the bytes of a safetensors file, in every tensor that
-    has rows of identities.
+    """Overwrite the rows of some identities with zeros in the bytes of a safetensors file, in every tensor
+    that has rows of identities.
     """
     size = int.from_bytes(data[:8], "little")
     header, begin = json.loads(data[8 : 8 + size]), 8 + size
@@ -290,8 +290,8 @@ def zero_rows(data: bytearray, rows: Collection[int], people: int) -> None:
 def text_pattern(labels: Collection[str]) -> re.Pattern[str]:
     """Finds the labels in a text, as they are and as HTML and JSON write them.
 
-    A label of digits alone, or of fewer than four characters, is in too many texts that mean something else: it
-    counts only as a whole JSON string, or as the name of a folder.
+    A label of digits alone, or of fewer than four characters, is in too many texts that mean something else:
+    it counts only as a whole JSON string, or as the name of a folder.
     """
     short = {label for label in labels if len(label) < 4 or label.isdigit()}
     long = {form for label in set(labels) - short for form in (label, escape(label), json.dumps(label)[1:-1])}

@@ -1,7 +1,9 @@
-"""Where a person is in the project's data: the survey from which `csdn forget` plans, and which changes nothing.
+"""Where a person is in the project's data: the survey from which `csdn forget` plans, and which changes
+nothing.
 
-An output set is the workspace's outputs, or those of a dvc.lock in Git's history. Of each set the tables say which
-images are the person's and in which shards they are; config.json says whether its model was trained on the person.
+An output set is the workspace's outputs, or those of a dvc.lock in Git's history. Of each set the tables say
+which images are the person's and in which shards they are; config.json says whether its model was trained on
+the person.
 """
 
 from __future__ import annotations
@@ -40,8 +42,8 @@ FOLDERS = (INDEX, "models", "evaluation", "report")
 class OutputSet:
     """Outputs that were made together. files: path in the project -> where it lies; without shards.
 
-    outs: path -> values in dvc.lock, and hashes: path -> MD5 of each file; empty for the workspace. shards: name ->
-    MD5, of those that DVC keeps.
+    outs: path -> values in dvc.lock, and hashes: path -> MD5 of each file; empty for the workspace. shards:
+    name -> MD5, of those that DVC keeps.
     """
 
     name: str
@@ -95,7 +97,7 @@ def _files_of(path: str, md5: str, objects: Objects, missing: list[str], name: s
 
 @dataclass
 class Survey:
-    """What was found: the images, shards and row of the person, and the versions that were trained on them."""
+    """What was found: the images, shards and row of the person, and the versions trained on them."""
 
     removal: Removal
     images: set[str] = field(default_factory=set)
@@ -231,8 +233,8 @@ def shard_path(root: Path, store: str | None, name: str, md5: str | None, object
 class DropImages:
     """The person's images in a drop: its listing without them, and what to remove.
 
-    paths: of the images, and of other files in folders called like the person. problem: why the drop cannot be
-    listed; "" where it can.
+    paths: of the images, and of other files in folders called like the person. problem: why the drop cannot
+    be listed; "" where it can.
     """
 
     drop: Drop

@@ -1,9 +1,9 @@
 """`csdn forget --verify`: search every place that can be reached for a person's name and images.
 
-The search does not trust what `csdn forget` did: it reads the files. A name counts where it stands as a word in a
-text, a table, the head of a shard's or tensors' file, or Git's history; an image counts by the SHA-256 of its bytes,
-as a file, in a shard, or as a hash in a table. Pictures that were scaled or drawn anew (pages, reports) are found
-by the name beside them only.
+The search does not trust what `csdn forget` did: it reads the files. A name counts where it stands as a word
+in a text, a table, the head of a shard's or tensors' file, or Git's history; an image counts by the SHA-256
+of its bytes, as a file, in a shard, or as a hash in a table. Pictures that were scaled or drawn anew (pages,
+reports) are found by the name beside them only.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from csdn.data.catalog import ImageRecord
 from csdn.data.images import BadImage
 from csdn.data.storage import Store
 from csdn.ingest.forgotten import FORGOTTEN, NOBODY
 from csdn.ingest.ledger import list_records, read_ledger
-from csdn.ingest.sources import open_source
+from csdn.ingest.sources import Source, open_source
+from csdn.ingest.sources.cameras import CameraSource
+from csdn.ingest.sources.tree import Kind, kind_of
 from csdn.params import Params
-from csdn.privacy.objects import Objects
+from csdn.privacy.objects import Objects, Remote
 from csdn.privacy.places import shard_cache
 from csdn.privacy.rewrite import Removal, text_pattern
 from csdn.retraining import git
@@ -40,7 +43,7 @@ _HASH = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 
 @dataclass(frozen=True)
 class Trace:
-    """Something of the person that is left: in which place, in which of its files, and what (NAME or IMAGE)."""
+    """Something of the person that is left: the place, the file in it, and what it is (NAME or IMAGE)."""
 
     place: str
     name: str
@@ -183,7 +186,7 @@ def _files(root: Path, without: Path | None = None) -> Iterator[tuple[str, bytes
                 raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _remote_objects(remote: object, temporary: Path) -> Iterator[tuple[str, bytes]]:
+def _remote_objects(remote: Remote, temporary: Path) -> Iterator[tuple[str, bytes]]:
     copy = temporary / "copy"
     for md5 in remote.all():
         remote.get(md5, copy)
@@ -204,6 +207,8 @@ def _in_drops(
         note(f"searches {drop}")
         try:
             source = open_source(drop.address, drop.layout)
+            for name, data in _other_files(source):
+                yield from (Trace(str(drop), name, what) for what in sorted(search.in_bytes(data, name)))
             for record in list_records(source, drop, NOBODY):
                 if search.removal.is_label(record.person) or search.removal.is_path(record.path):
                     yield Trace(str(drop), record.path, NAME)
@@ -213,7 +218,15 @@ def _in_drops(
             unreachable.append(str(error) if str(drop) in str(error) else f"{drop}: {error}")
 
 
-def _digest(source: object, record: object) -> bytes:
+def _other_files(source: Source) -> Iterator[tuple[str, bytes]]:
+    """The files of a drop of cameras that are no images, such as its manifests."""
+    if isinstance(source, CameraSource):
+        for name, file in source.tree.files().entries.items():
+            if kind_of(name) == Kind.NO_IMAGE:
+                yield name, source.tree.read(file)
+
+
+def _digest(source: Source, record: ImageRecord) -> bytes:
     try:
         return hashlib.sha256(source.read(record)).digest()
     except BadImage:

@@ -261,7 +261,7 @@ def with_present_weights(entry: Entry | None, forgotten: Forgotten) -> Entry | N
 
 
 def present_lock(lock: bytes, forgotten: Forgotten) -> bytes:
-    """The text of a dvc.lock with the outputs that there are now; one that nothing has replaced is left out."""
+    """The text of a dvc.lock with the outputs that there are now, without those that nothing has replaced."""
     if not forgotten.objects:
         return lock
     from ruamel.yaml import YAML

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from workspace import run
 
 from csdn.data.catalog import load_dataset
+from csdn.ingest.forgotten import Forgotten, forgotten_text
 from csdn.ingest.ledger import read_ledger, write_ledger
 from csdn.ingest.sync import open_drop
 from csdn.model import CSDN, ModelConfig, save
@@ -33,6 +34,7 @@ def make_world(base: Path, **params: object) -> Path:
     """A clone in base/project with versions v1 and v2; its Git and DVC remotes, and two drops in base/in."""
     project = make_repository(base / "project", **{"ingest.shard_megabytes": 1, **params})
     write_ledger([], project / "data/drops.json")
+    (project / "data/forgotten.json").write_bytes(forgotten_text(Forgotten(salt="salt")))  # the same names
     run(project, "dvc", "remote", "add", "--default", "store", str(base / "remote"))
     for number, (name, people) in enumerate(PEOPLE.items(), start=1):
         make_drop(base / "in" / name, people)

@@ -372,6 +372,8 @@ def forget(
                 note(f"note: {line}")
         removal = replace(found.removal, images=forgotten.images_of(found.removal.name))
         remove(found, forgotten, removal, galleries, shared, note)
+        shutil.rmtree(work)  # it may have copies of old files
+        work.mkdir()
         return verify(root, found.params, removal, found.objects, galleries, note)
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -13,9 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute as pc
 import pytest
-from forgettable import make_gallery, make_world, write_outputs
+from forgettable import make_gallery, make_world, people_by, write_outputs
 from repository import git
 from safetensors.numpy import load_file
 from workspace import environment, run
@@ -67,11 +66,6 @@ def tree(folder: Path) -> dict[str, str]:
 def left(project: Path, person: str, work: Path, galleries=()) -> list[str]:
     found = plan(project, person, work)
     return list(map(str, verify(project, found.params, found.removal, found.objects, galleries).traces))
-
-
-def people_by(split: str, project: Path) -> list[str]:
-    people = load_dataset(project / "data").people
-    return people["person"].filter(pc.equal(people["status"], split)).to_pylist()
 
 
 def pixels(data: Path) -> dict[str, bytes]:
@@ -207,7 +201,7 @@ def test_objects_that_no_commit_names_are_removed_from_the_cache(world):
     person = people_by("train", world)[0]
     write_outputs(world, seed=5)
     run(world, "dvc", "commit", "--force", "embedding")
-    git(world, "checkout", "--quiet", "dvc.lock")
+    git(world, "checkout", "--quiet", ".")
     run(world, "dvc", "checkout", "--force")
     assert forget(world, person, shared=True).traces == []
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from make_images import make_drop
@@ -30,12 +31,12 @@ SMALL = {"depths": (1, 1, 1, 1), "width": 2, "pool_heads": 4, "embed_dim": 16}
 TEXT = {"text_width": 16, "text_heads": 2, "text_layers": 1}
 
 
-def make_world(base: Path, **params: object) -> Path:
+def make_world(base: Path, remote: str = "", **params: object) -> Path:
     """A clone in base/project with versions v1 and v2; its Git and DVC remotes, and two drops in base/in."""
     project = make_repository(base / "project", **{"ingest.shard_megabytes": 1, **params})
     write_ledger([], project / "data/drops.json")
     (project / "data/forgotten.json").write_bytes(forgotten_text(Forgotten(salt="salt")))  # the same names
-    run(project, "dvc", "remote", "add", "--default", "store", str(base / "remote"))
+    run(project, "dvc", "remote", "add", "--default", "store", remote or str(base / "remote"))
     for number, (name, people) in enumerate(PEOPLE.items(), start=1):
         make_drop(base / "in" / name, people)
         make_version(project, base / "in" / name, number)
@@ -96,6 +97,12 @@ def write_outputs(project: Path, seed: int) -> None:
     (project / "report/index.html").write_text("".join(f"<bdi>{person}</bdi>" for person in index["person"]))
     for stage in ("prompts", "embedding", "evaluation", "headline"):
         write_json(project / f"metrics/{stage}.json", {"seed": seed})
+
+
+def people_by(split: str, project: Path) -> list[str]:
+    """The training or the test people in use, in the order of their rows."""
+    people = load_dataset(project / "data").people
+    return people["person"].filter(pc.equal(people["status"], split)).to_pylist()
 
 
 def make_gallery(address: str, project: Path) -> Gallery:

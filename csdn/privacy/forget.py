@@ -279,6 +279,8 @@ def commit(found: Plan, forgotten: Forgotten, newest_commit: str, branch: str) -
     """Record the forgotten person on main, at `origin` too, and in this working tree; notes for people."""
     root = found.root
     files = {str(FORGOTTEN): forgotten_text(forgotten)} | _changed_files(found, forgotten, newest_commit)
+    if all(data == git.file_at(root, newest_commit, name) for name, data in files.items()):
+        return []  # another clone, or a call that was killed, has recorded it
     text = branches.commit_message(f"Forget a person: {found.removal.name}")
     made = git.commit_files(root, newest_commit, files, text)
     git.push(root, {f"refs/heads/{branch}": made})
@@ -349,7 +351,7 @@ def forget(
     root = root.resolve()
     branch = branches.main_branch(root)
     branches.check_clean(root, branch)
-    check_idle(root)
+    check_idle(root, branch)
     newest_commit = branches.update_main(root, branch)
     work = root / WORK
     shutil.rmtree(work, ignore_errors=True)
@@ -379,10 +381,15 @@ def forget(
         shutil.rmtree(work, ignore_errors=True)
 
 
-def check_idle(root: Path) -> None:
-    """Raise UserError if a stage is at work, which would write the person's data again."""
+def check_idle(root: Path, branch: str) -> None:
+    """Raise UserError if another branch is checked out, or a stage is at work: it would write the person's
+    data again.
+    """
     from filelock import FileLock, Timeout
 
+    place = git.worktree_of(root, branch)
+    if place is None or not place.samefile(root):
+        raise UserError(f"{root}: another branch than {branch} is checked out; `git checkout {branch}` first")
     for path in (root / ".state").glob("*.lock"):
         try:
             with FileLock(path, timeout=0):
@@ -399,7 +406,8 @@ def remove(
     """Replace the workspace's files, and remove the old ones from every place; may be called again."""
     root, params, objects = found.root, found.params, found.objects
     had_champion = (root / "champion").exists()
-    for name in places.remove_work(root, params):
+    shows = Search(removal).in_bytes
+    for name in places.remove_work(root, params, shows):
         note(f"removed: {name}")
     count = places.replace_outputs(root, found.work, params, forgotten, removal, objects)
     note(f"the workspace: {count} files replaced or removed")
@@ -408,7 +416,7 @@ def remove(
     for folder in (root / SHARDS, places.shard_cache(params)):
         note(f"{folder}: {places.remove_old_shards(folder, forgotten)} old shards removed")
     removed, kept = places.remove_objects(root, objects, forgotten, shared)
-    removed += places.remove_unnamed(root, objects, forgotten, Search(removal).in_bytes, shared)
+    removed += places.remove_unnamed(root, objects, forgotten, shows, shared)
     note(f"DVC: {removed} old objects removed")
     for count, lines in (
         places.remove_from_store(params, forgotten, shared),

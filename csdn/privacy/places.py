@@ -119,10 +119,11 @@ def shard_cache(params: Params) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "csdn/shards"
 
 
-def remove_work(root: Path, params: Params) -> list[str]:
+def remove_work(root: Path, params: Params, shows: Shows) -> list[str]:
     """Remove what can be made again: unfinished stages, features of galleries, runs, the champion's folder.
 
-    Branches and outputs of runs stay in Git and DVC. Returns the names of what was there.
+    Branches and outputs of runs stay in Git and DVC; of the files that a promotion moved aside
+    (.runs/replaced) those are removed that show the person. Returns the names of what was there.
     """
     removed = []
     for path in sorted((root / ".state").glob("*")):
@@ -133,7 +134,11 @@ def remove_work(root: Path, params: Params) -> list[str]:
         _remove(path)
         removed.append(f".state/{path.name}")
     for path in sorted((root / RUNS).glob("*")):
-        if path.is_dir():
+        if path.name == "replaced":
+            for file in (file for file in path.rglob("*") if file.is_file()):
+                if shows(file.read_bytes(), file.name):
+                    file.unlink()
+        elif path.is_dir():
             _remove(path)
             removed.append(f"{RUNS}/{path.name}")
     git.git(root, "worktree", "prune")

@@ -150,7 +150,7 @@ def rewrite_outputs(
         changed[THRESHOLDS] = _target(out, THRESHOLDS)
         write_json(changed[THRESHOLDS], thresholds | {"model": file_sha256(changed[model])})
     if row is not None or changed:
-        changed |= dict.fromkeys(name for name in files if _shows_images(name))
+        changed |= dict.fromkeys(name for name in files if shows_images(name))
     return changed
 
 
@@ -163,7 +163,8 @@ def row_of(files: Mapping[str, Path], removal: Removal) -> int | None:
     return rows[0].as_py() if len(rows) else None
 
 
-def _shows_images(name: str) -> bool:
+def shows_images(name: str) -> bool:
+    """Whether an output shows single images, so that it is removed, and made again by its stage."""
     folder, _, rest = name.partition("/")
     return folder == "report" or (folder == "evaluation" and rest in OF_IMAGES)
 

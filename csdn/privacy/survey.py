@@ -27,7 +27,7 @@ from csdn.ingest.ledger import Drop, Status, list_records, read_ledger
 from csdn.ingest.sources import Source, open_source
 from csdn.params import Params
 from csdn.privacy.objects import Objects, Values, locks_of, outputs_of
-from csdn.privacy.rewrite import Removal, of_person, row_of
+from csdn.privacy.rewrite import Removal, of_person, row_of, shows_images
 from csdn.retraining import git, versions
 from csdn.retraining.versions import present_lock
 from csdn.runtime.documents import read_json
@@ -72,7 +72,8 @@ def output_sets(root: Path, objects: Objects, forgotten: Forgotten) -> tuple[lis
                 if path == SHARDS:
                     found.shards[file.rpartition("/")[2]] = md5
                 elif file in TABLES or file.startswith(tuple(f"{folder}/" for folder in FOLDERS)):
-                    place = objects.path(md5)
+                    # What is removed anyway is not fetched from a remote.
+                    place = objects.cached(md5) if shows_images(file) else objects.path(md5)
                     if place is None:
                         missing.append(f"{file} of {name}: neither in DVC's cache nor in a remote")
                         continue

@@ -31,6 +31,14 @@ def upload(server, folder: Path, prefix: str) -> None:
             server.bucket.put_object(Key=key, Body=path.read_bytes())
 
 
+def with_manifest(folder: Path) -> list[str]:
+    """Write a manifest of a drop's images; returns its rows."""
+    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.jpg"))
+    rows = [f"{path};{path.split('/')[2]};{path.split('/')[0]};north" for path in paths]
+    (folder / "manifest.csv").write_text("\n".join(["path;person;modality;camera", *rows]) + "\n")
+    return rows
+
+
 def test_a_person_is_forgotten_in_object_stores(s3_server, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     project = make_world(tmp_path, f"s3://{BUCKET}/forget/dvc", **STORES)
@@ -55,7 +63,8 @@ def test_a_person_is_forgotten_in_object_stores(s3_server, tmp_path, monkeypatch
 
 
 def test_a_drop_in_a_bucket_is_cleaned_where_the_key_allows_it(s3_server, tmp_path, monkeypatch):
-    upload(s3_server, make_drop(tmp_path / "drop", ["ann", "ben"]), "forget/in")
+    with_manifest(make_drop(tmp_path / "drop", ["ann", "ben"]))
+    upload(s3_server, tmp_path / "drop", "forget/in")
     drop, _ = open_drop(f"s3://{BUCKET}/forget/in", "cameras")
     removal = Removal(frozenset({"ann"}), frozenset(), "forgotten-")
     with monkeypatch.context() as reader:
@@ -63,7 +72,7 @@ def test_a_drop_in_a_bucket_is_cleaned_where_the_key_allows_it(s3_server, tmp_pa
             reader.setenv(name, value)
         (about,) = images_in_drops([drop], removal)
         assert clean_drop(about, removal).startswith(f"left: {drop}: 6 images, not allowed to remove them")
-    assert len(s3_server.names("forget/in/")) == 13
+    assert len(s3_server.names("forget/in/")) == 14
     (about,) = images_in_drops([drop], removal)
     assert clean_drop(about, removal) == f"{drop}: 6 files removed"
     assert not [name for name in s3_server.names("forget/in/") if "/ann/" in name]
@@ -78,9 +87,7 @@ def test_a_drop_that_the_program_draws_is_left_and_said(tmp_path):
 
 def test_rows_of_a_manifest_go_with_the_images(tmp_path):
     folder = make_drop(tmp_path / "drop", ["ann", "ben"])
-    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.jpg"))
-    rows = [f"{path};{path.split('/')[2]};{path.split('/')[0]};north" for path in paths]
-    (folder / "manifest.csv").write_text("\n".join(["path;person;modality;camera", *rows]) + "\n")
+    rows = with_manifest(folder)
     drop, _ = open_drop(str(folder), "cameras")
     removal = Removal(frozenset({"ann"}), frozenset(), "forgotten-")
     (about,) = images_in_drops([drop], removal)

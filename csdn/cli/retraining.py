@@ -74,7 +74,7 @@ def gate() -> None:
 
 
 def history() -> None:
-    """List what the runs came to: promoted, rolled back, rejected, ready, measured or unfinished."""
+    """List what the runs came to, oldest first: promoted, rejected, undecided, ready, rolled back, ..."""
     from csdn.ingest.forgotten import read_forgotten
     from csdn.retraining.branches import history as events
 

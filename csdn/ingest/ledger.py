@@ -172,12 +172,25 @@ def _allow(where: str, key: str, value: str, allowed: Sequence[str]) -> None:
 
 
 def write_ledger(drops: Sequence[Drop], path: Path = LEDGER) -> None:
-    write_json(path, {"version": LEDGER_VERSION, "drops": [as_entry(drop) for drop in drops]})
+    write_json(path, as_document(drops))
+
+
+def as_document(drops: Sequence[Drop]) -> dict[str, Any]:
+    """The content of the ledger's file."""
+    return {"version": LEDGER_VERSION, "drops": [as_entry(drop) for drop in drops]}
 
 
 def as_entry(drop: Drop) -> dict[str, Any]:
     """The JSON values of a drop; `labels` and `listing` only where there are some."""
     return {name: value for name, value in asdict(drop).items() if name not in ("labels", "listing") or value}
+
+
+def merge_ledgers(ours: Sequence[Drop], base: Sequence[Drop], theirs: Sequence[Drop]) -> list[Drop]:
+    """Our ledger with what `theirs` has changed since `base`; an entry that we have changed stays ours."""
+    before, after = ({drop.id: drop for drop in ledger} for ledger in (base, theirs))
+    known = before.keys() | {drop.id for drop in ours}
+    changed = [after.get(drop.id, drop) if before.get(drop.id) == drop else drop for drop in ours]
+    return [*changed, *(drop for drop in theirs if drop.id not in known)]
 
 
 def change_ledger(change: Callable[[list[Drop]], list[Drop]], path: Path = LEDGER) -> None:

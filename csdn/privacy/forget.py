@@ -32,7 +32,7 @@ from csdn.ingest.forgotten import (
     read_forgotten,
 )
 from csdn.ingest.identities import parse_aliases
-from csdn.ingest.ledger import LEDGER, Drop, Status, as_entry, list_records, parse_ledger
+from csdn.ingest.ledger import LEDGER, Drop, Status, as_document, list_records, parse_ledger
 from csdn.ingest.pack import put_shard
 from csdn.ingest.sources import open_source
 from csdn.ingest.sync import drop_fingerprint
@@ -300,7 +300,7 @@ def _changed_files(found: Plan, forgotten: Forgotten, at: str) -> dict[str, byte
     changed[CHAMPION] = as_json(ChampionFile(champion=champion, start=start).model_dump(mode="json"))
     ledger = parse_ledger(git.file_at(root, at, str(LEDGER)) or b"", str(LEDGER))
     drops = [present_drop(drop, removal, forgotten, found.drops) for drop in ledger]
-    changed[str(LEDGER)] = as_json({"version": 1, "drops": [as_entry(drop) for drop in drops]})
+    changed[str(LEDGER)] = as_json(as_document(drops))
     aliases = git.file_at(root, at, found.params.data.aliases)
     if aliases and set(parse_aliases(aliases, found.params.data.aliases)) & removal.labels:
         given = parse_json(aliases, found.params.data.aliases)

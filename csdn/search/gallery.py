@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -47,7 +47,7 @@ from csdn.search.images import read_source
 if TYPE_CHECKING:
     import faiss
 
-FORMAT = 1
+FORMAT: Final = 1
 MANIFEST = "gallery.json"
 PART_BYTES = 64 * 2**20  # of a part's features, at most: what adding images holds in memory
 NO_UPLOADS: Mapping[str, bytes] = MappingProxyType({})
@@ -69,6 +69,7 @@ ROWS = pa.schema(
 
 Name = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 Count = Annotated[int, Field(ge=1)]
+Dtype = Literal["float16", "float32"]
 
 
 class _Entry(BaseModel):
@@ -98,7 +99,7 @@ class Manifest(_Entry):
     format: Literal[1]
     model: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     dimension: Count
-    dtype: Literal["float16", "float32"]
+    dtype: Dtype
     flip_tta: bool
     next_id: Annotated[int, Field(ge=0)] = 0
     parts: list[PartEntry] = []
@@ -140,7 +141,7 @@ class Gallery:
         return gallery
 
     @classmethod
-    def create(cls, address: str, model: str, dimension: int, dtype: str, flip_tta: bool) -> Gallery:
+    def create(cls, address: str, model: str, dimension: int, dtype: Dtype, flip_tta: bool) -> Gallery:
         """An empty gallery of features of the model with this hash; raises UserError where one is there."""
         gallery = cls(address)
         if not gallery.store and not gallery.exists() and gallery._has_other_files():
@@ -281,7 +282,7 @@ class Gallery:
             self._publish(other.manifest.model_copy(update={"parts": entries}))
         return True
 
-    def set_index(self, entry: IndexEntry, index: faiss.Index, ids: np.ndarray) -> None:
+    def set_index(self, entry: IndexEntry, index: faiss.IndexIVF, ids: np.ndarray) -> None:
         """Put an index of the images with these ids in force, without those removed meanwhile."""
         from csdn.search.index import without, write_index
 

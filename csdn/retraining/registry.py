@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from csdn.ingest.forgotten import FORGOTTEN, read_forgotten
 from csdn.ingest.ledger import LEDGER, Drop, Status, as_document, merge_ledgers
 from csdn.retraining import branches, dvc, git, versions
 from csdn.retraining.branches import READY, ROLLBACK
@@ -266,6 +267,7 @@ def _champion_of(workspace: Path, version: str) -> Champion:
     """The entry in champion.json with which a version was promoted."""
     commit = versions.commit_of_version(workspace, version)
     champion = versions.champion_at(workspace, commit) if commit else None
+    champion = versions.with_present_weights(champion, read_forgotten(workspace / FORGOTTEN))
     if champion is None:
         known = ", ".join(versions.all_versions(workspace)) or "none yet"
         raise UserError(f"{workspace}: no version is called {version!r}; there are: {known}")

@@ -23,6 +23,7 @@ from typing import Any
 from csdn.data.catalog import PEOPLE_SCHEMA, read_table
 from csdn.data.outputs import in_words
 from csdn.data.shards import shards_at
+from csdn.ingest.forgotten import FORGOTTEN, NOBODY, parse_forgotten
 from csdn.ingest.identities import SplitRule, parse_aliases
 from csdn.ingest.ledger import LEDGER, SHORT, Drop, Status, parse_ledger
 from csdn.ingest.sync import sync_ledger
@@ -233,9 +234,11 @@ def _new_data(workspace: Path, drops: list[Drop]) -> tuple[list[Drop], Scan, boo
     waiting = [drop for drop in synced if drop.status == Status.ACCEPTED and drop.id not in seen]
     unseen = [drop for drop in waiting if drop.id not in tried]
     known = _people_of(workspace, champion) if champion and unseen else set()
+    content = file_at(workspace, main, str(FORGOTTEN))
+    forgotten = parse_forgotten(content, FORGOTTEN) if content else NOBODY
     if unseen:
-        known |= people_of([drop for drop in waiting if drop.id in tried], rule)
-    new = count_arrivals(unseen, known, rule)
+        known |= people_of([drop for drop in waiting if drop.id in tried], rule, forgotten)
+    new = count_arrivals(unseen, known, rule, forgotten)
     decide = partial(
         should_retrain, new, since if champion else None, datetime.now(UTC).date(), params.retrain
     )

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from csdn.ingest.forgotten import NOBODY, Forgotten
 from csdn.ingest.identities import SplitRule
 from csdn.ingest.ledger import Drop, list_records
 from csdn.ingest.sources import open_source
@@ -39,22 +40,25 @@ class Since:
         return f"run {run} was left undecided" if run else "the champion was chosen"
 
 
-def people_of(drops: Sequence[Drop], rule: SplitRule) -> set[str]:
+def people_of(drops: Sequence[Drop], rule: SplitRule, forgotten: Forgotten) -> set[str]:
     """The canonical labels of the people in drops, by their listings. Raises UserError."""
-    return _people(_records(drops), rule)
+    return _people(_records(drops, forgotten), rule)
 
 
-def count_arrivals(drops: Sequence[Drop], people: Collection[str], rule: SplitRule) -> Arrivals:
+def count_arrivals(
+    drops: Sequence[Drop], people: Collection[str], rule: SplitRule, forgotten: Forgotten = NOBODY
+) -> Arrivals:
     """Count the images of drops and the people in them who are not among `people` (canonical labels).
 
     Raises UserError if a drop cannot be listed.
     """
-    records = _records(drops)
+    records = _records(drops, forgotten)
     return Arrivals(len(records), len(_people(records, rule) - set(people)))
 
 
-def _records(drops: Sequence[Drop]) -> list[ImageRecord]:
-    return [record for drop in drops for record in list_records(open_source(drop.address, drop.layout), drop)]
+def _records(drops: Sequence[Drop], forgotten: Forgotten) -> list[ImageRecord]:
+    sources = ((open_source(drop.address, drop.layout), drop) for drop in drops)
+    return [record for source, drop in sources for record in list_records(source, drop, forgotten)]
 
 
 def _people(records: Sequence[ImageRecord], rule: SplitRule) -> set[str]:

@@ -18,13 +18,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from csdn.ingest.forgotten import FORGOTTEN, read_forgotten
 from csdn.ingest.ledger import LEDGER, Drop, Status, as_entry, write_ledger
 from csdn.params import Params, leaves, parse_params, set_value
 from csdn.retraining import branches, dvc, git
 from csdn.retraining.branches import BEGIN, READY
 from csdn.retraining.gate import REJECT, UNDECIDED
 from csdn.retraining.lock import RUNS
-from csdn.retraining.versions import fetch_champion
+from csdn.retraining.versions import fetch_champion, start_after
 from csdn.runtime.documents import check_values, parse_yaml
 from csdn.runtime.errors import UserError
 from csdn.search.model_card import CARD
@@ -215,7 +216,7 @@ def _create(run: Run, drops: Sequence[Drop], values: Mapping[str, Any], lock: by
         set_value(run.folder / "params.yaml", key, value)
     write_ledger(drops, run.folder / LEDGER)
     file = read_champion(run.folder)
-    start = file.champion and file.champion.as_start()
+    start = start_after(run.folder, file.champion, read_forgotten(run.folder / FORGOTTEN))
     write_champion(file.model_copy(update={"start": start}), run.folder)
     _fetch_champion(run)
     run.commit("begin", BEGIN)

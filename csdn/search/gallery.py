@@ -21,7 +21,7 @@ import io
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -231,10 +231,10 @@ class Gallery:
                 parts.append(self._write(features[taken], rows.slice(start, self.part_images)))
                 self._merge_last(parts)
 
-    def remove(self, people: Sequence[str]) -> int:
+    def remove(self, people: Sequence[str], contents: Collection[str] = ()) -> int:
         """Remove all images of these people, uploaded files too; returns their number.
 
-        Raises UserError for a name that nobody has.
+        contents: SHA-256 of further images. Raises UserError for a name that nobody has.
         """
         labels = {name if label_fault(name) else canonical_label(name) for name in people}
         names = pa.array(sorted(labels), pa.string())
@@ -242,9 +242,14 @@ class Gallery:
             known = {*pc.unique(self.column("person")).to_pylist()} - {""}
             if unknown := sorted({*names.to_pylist()} - known):
                 raise UserError(f"{self.address}: nobody is called {', '.join(map(repr, unknown))}")
-            gone = pc.is_in(self.column("person"), names)
+            hashes = pa.array([bytes.fromhex(one) for one in contents], pa.binary(32))
+
+            def is_gone(rows: pa.Table | Gallery) -> pa.ChunkedArray:
+                return pc.or_(pc.is_in(rows.column("person"), names), pc.is_in(rows.column("sha256"), hashes))
+
+            gone = is_gone(self)
             ids, sources = self.column("id").filter(gone), self.column("source").filter(gone)
-            parts[:] = self._without(parts, lambda part: pc.is_in(part.rows["person"], names))
+            parts[:] = self._without(parts, lambda part: is_gone(part.rows))
             if entry := self.manifest.index:
                 left = np.concatenate([[], *(part.rows["id"].to_numpy() for part in parts)])
                 # With images that others have replaced since: the index has their old features.
@@ -253,6 +258,12 @@ class Gallery:
                 if name := _upload(source):
                     self._remove_file(name)
         return len(ids)
+
+    def set_model(self, model: str) -> None:
+        """Name another hash of the model, whose file changed in what no feature depends on."""
+        with self._locked():
+            self.refresh()
+            self._publish(self.manifest.model_copy(update={"model": model}))
 
     def replace(self, other: Gallery) -> bool:
         """Put another gallery's features, rows, model and index in force here; uploaded files stay.

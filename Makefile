@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# uv installs faster (docs/install.md); it is not needed.
+INSTALL := $(if $(shell command -v uv),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install)
 PYTEST := $(BIN)/python -m pytest -q
 
 # The stages in dvc.yaml call `python`, which must be that of .venv.
@@ -13,7 +15,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 # With this variable set, each pytest process would compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo prefect-demo test test-fast test-gpu lint bench clean
+.PHONY: help demo prefect-demo test test-fast test-gpu lint bench dist clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -42,8 +44,11 @@ lint: $(INSTALLED) ## Check style and format with ruff
 bench: $(INSTALLED) ## Measure the speed of ingest, loader, store, method, use and workers, on an idle machine
 	@for name in ingest feed store speed rerank search export service scaling; do echo "== $$name"; $(BIN)/python "benchmarks/$$name.py" || exit 1; done
 
+dist: $(INSTALLED) ## Build the wheel and the source archive: dist/
+	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build --no-isolation
+
 clean: ## Remove outputs of stages and tools; .venv, data, DVC's cache, metrics of RegDB and ablation stay
-	rm -rf models evaluation report $(filter-out metrics/regdb metrics/ablation.json,$(wildcard metrics/*)) .state build .pytest_cache .ruff_cache .hypothesis
+	rm -rf dist models evaluation report $(filter-out metrics/regdb metrics/ablation.json,$(wildcard metrics/*)) .state build .pytest_cache .ruff_cache .hypothesis
 
 # Installs again only after a change of pyproject.toml or constraints.txt.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -51,5 +56,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@echo "Installing about 6 GB into .venv (once)"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[pipeline,search,test]'
+	@$(INSTALL) --quiet -c constraints.txt -e '.[all,test]'
 	@touch $@

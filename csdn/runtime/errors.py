@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from importlib import metadata
 
 from csdn.runtime.sanitize import escape_control_chars, redact_text
 
@@ -64,6 +65,8 @@ def explain_os_error(error: Exception, reduce: str = "") -> str | None:
 
     reduce: the parameters to reduce if memory runs out.
     """
+    if isinstance(error, ModuleNotFoundError):
+        return explain_missing_package(error)
     if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
         return f"memory ran out: {f'reduce {reduce} in params.yaml, or ' if reduce else ''}free some"
     number = _errno(error)
@@ -80,3 +83,20 @@ def _errno(error: Exception) -> int | None:
         return error.errno
     match = re.search(r"\b(?:os error|[Ee]rrno) (\d+)\b", str(error))
     return int(match[1]) if match else None
+
+
+def explain_missing_package(error: ModuleNotFoundError) -> str | None:
+    """Which extra of this package has the module that is not installed; None if no extra has it."""
+    wanted = re.sub("[._]", "-", (error.name or "").lower())
+    for requirement in _requirements():
+        listed = re.match(r"""([\w.-]+).*extra == "([\w-]+)\"""", requirement)
+        if listed and re.sub("[._]", "-", listed[1].lower()) in (wanted, wanted.partition("-")[0]):
+            return f"{error.name} is not installed: pip install 'csdn[{listed[2]}]' (docs/install.md)"
+    return None
+
+
+def _requirements() -> list[str]:
+    try:
+        return metadata.requires("csdn") or []
+    except metadata.PackageNotFoundError:  # a clone on the path
+        return []

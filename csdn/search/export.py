@@ -91,7 +91,7 @@ def _check_packages() -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UserError(f"csdn export needs {error.name}: pip install 'csdn[search]'") from None
+        raise UserError(f"csdn export needs {error.name}: pip install 'csdn[export]'") from None
 
 
 def file_of(folder: Path, modality: str, precision: str = "float32") -> Path:

@@ -182,6 +182,7 @@ def from_hub(tmp_path, monkeypatch, open_clip):
     monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda name, tag: {"hf_hub": "someone/tiny/"})
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("TQDM_POSITION", "-1")  # huggingface_hub shows its bar without a terminal too
 
     def use(server):
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.address + PATHS)

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
 from collections.abc import Callable
-from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
-from runpy import run_path
 from typing import Annotated
 
 import typer
@@ -22,6 +18,7 @@ from csdn.cli.export import card, export
 from csdn.cli.retraining import fetch_champion_command, gate, history, promote, retrain, rollback
 from csdn.cli.search import gallery_app, search
 from csdn.cli.service import serve
+from csdn.cli.versions import package_versions
 from csdn.params import load_params
 from csdn.runtime.errors import UserError, explain_os_error
 from csdn.runtime.process import exit_with_error, reach_loopback_directly
@@ -45,9 +42,6 @@ STAGES = {
 }
 
 
-PACKAGES = ("torch", "open_clip_torch", "ray", "dvc", "prefect")  # whose versions `--version -v` shows
-
-
 @app.callback(invoke_without_command=True)
 def options(
     context: typer.Context,
@@ -62,20 +56,6 @@ def options(
         raise typer.Exit
     if context.invoked_subcommand is None:
         raise typer.BadParameter("it goes with --version; csdn --help lists the commands", param_hint="-v")
-
-
-def package_versions() -> list[str]:
-    """A line for Python, the main packages and CUDA. None of them is imported, which would take seconds."""
-    lines = [f"python {platform.python_version()}, {platform.platform()}"]
-    for name in PACKAGES:
-        try:
-            lines.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            lines.append(f"{name} not installed")
-    if (torch := find_spec("torch")) is not None:
-        cuda = run_path(str(Path(torch.origin).with_name("version.py")))["cuda"]
-        lines.append(f"CUDA {cuda}, in torch" if cuda else "CUDA not in this build of torch")
-    return lines
 
 
 def main() -> None:

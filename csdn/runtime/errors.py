@@ -87,12 +87,17 @@ def _errno(error: Exception) -> int | None:
 
 def explain_missing_package(error: ModuleNotFoundError) -> str | None:
     """Which extra of this package has the module that is not installed; None if no extra has it."""
-    wanted = re.sub("[._]", "-", (error.name or "").lower())
+    name = error.name or ""
+    wanted = {_as_distribution(name), _as_distribution(name.partition(".")[0])} - {"csdn"}
     for requirement in _requirements():
         listed = re.match(r"""([\w.-]+).*extra == "([\w-]+)\"""", requirement)
-        if listed and re.sub("[._]", "-", listed[1].lower()) in (wanted, wanted.partition("-")[0]):
+        if listed and _as_distribution(listed[1]) in wanted:
             return f"{error.name} is not installed: pip install 'csdn[{listed[2]}]' (docs/install.md)"
     return None
+
+
+def _as_distribution(name: str) -> str:
+    return re.sub("[._]", "-", name.lower())
 
 
 def _requirements() -> list[str]:

@@ -48,12 +48,15 @@ def test_help_names_every_target(project):
         "test-gpu",
         "lint",
         "bench",
+        "dist",
         "clean",
     }
     assert make(project).stdout == make(project, "help").stdout
 
 
-@pytest.mark.parametrize("target", ["demo", "prefect-demo", "test", "test-fast", "test-gpu", "lint", "bench"])
+@pytest.mark.parametrize(
+    "target", ["demo", "prefect-demo", "test", "test-fast", "test-gpu", "lint", "bench", "dist"]
+)
 def test_every_target_installs_only_once(project, target):
     assert "pip install" in make(project, "--dry-run", target).stdout
     install(project, second=1001)

@@ -12,7 +12,9 @@ def main() -> None:
     try:
         from csdn.cli.main import main as run
     except ModuleNotFoundError as error:
-        sys.exit(explain_missing_package(error) or f"{error.name} is not installed")
+        if (message := explain_missing_package(error)) is None:
+            raise
+        sys.exit(message)
     run()
 
 

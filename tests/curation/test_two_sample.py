@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from scipy.ndimage import gaussian_filter, rotate
 
-from csdn.curation.two_sample import (
+from csdn.evaluation.two_sample import (
     ALPHA,
     STATISTICS,
     image_statistics,

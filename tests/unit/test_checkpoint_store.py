@@ -385,6 +385,30 @@ def test_with_csdn_clone_another_clone_continues(tmp_path, monkeypatch):
     assert workspace(tmp_path / "new", tmp_path / "storage").load() is None
 
 
+def test_a_checkpoint_is_copied_to_the_storage_and_another_machine_continues_from_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("CSDN_CLONE", "run 20261128-0123abcd")
+    lost = workspace(tmp_path / "lost", tmp_path / "storage")
+    for step in (1, 2):
+        lost.save({"epoch": 0, "step": step}, {"weight": torch.tensor([step])})
+    shutil.rmtree(tmp_path / "lost")
+    other = workspace(tmp_path / "other", tmp_path / "storage")
+    position, tensors = other.load()
+    assert (position["step"], tensors["weight"].item()) == (2, 2)
+    other.save({"epoch": 0, "step": 3}, {"weight": torch.tensor([3])})
+    [of_lost], [of_other] = (list(folder.iterdir()) for folder in sorted(attempts(other).iterdir(), key=size))
+    assert size(of_lost) == size(of_other) == 2  # a process keeps its last checkpoint only
+    # A machine that was only away writes to its own place, so it spoils nothing.
+    lost.save({"epoch": 0, "step": 2}, {"weight": torch.tensor([2])})
+    assert other.load()[0]["step"] == 3
+    other.remove()
+    assert not attempts(other).exists()
+
+
+def size(folder: Path) -> int:
+    """How many entries it has."""
+    return len(list(folder.iterdir()))
+
+
 def test_concurrent_processes_get_the_same_clone_name(tmp_path):
     with ThreadPoolExecutor(8) as threads:
         names = set(threads.map(lambda _: clone_name(tmp_path), range(50)))

@@ -30,7 +30,6 @@ pytestmark = pytest.mark.slow
 
 DEPLOYMENT = ROOT / "deploy/prefect/bare.yaml"
 POOL = "csdn-bare"
-KILLED_AT = 5  # step of stage 2, of 30
 PARAMS = {
     "ingest.watch": [LANDING],
     "ingest.store": f"s3://{BUCKET}/shards",
@@ -39,9 +38,9 @@ PARAMS = {
     # The story is about machines: models stay close to CLIP, and each version is good enough.
     "prompts.tokens.epochs": 3,
     "prompts.integration.epochs": 3,
-    "embedding.epochs": 3,
-    "embedding.learning_rate": 0.00002,
-    "embedding.head_learning_rate": 0.0001,
+    "embedding.epochs": 30,
+    "embedding.learning_rate": 0.000001,
+    "embedding.head_learning_rate": 0.00001,
     "warm_start.epochs": 1,
     "evaluation.flip_tta": False,
     "retrain.people": 20,
@@ -124,9 +123,9 @@ def test_any_machine_goes_on_where_the_lost_one_was(world, machine, tmp_path):
     # The first drop is there, and the clock starts a retraining on the first machine. It is lost in stage 2.
     world.upload("monday", lambda folder: write_images("tiny", folder), tmp_path)
     first = machine("first")
-    lost = by_clock(world)
-    wait_until(lambda: last_saved(world) >= KILLED_AT, f"a checkpoint of step {KILLED_AT} in the bucket")
-    first.lose()
+    by_clock(world)
+    wait_until(lambda: last_saved(world), "a checkpoint in the bucket")
+    lose(first, world)
     saved = last_saved(world)
     assert champion_file(world).champion is None
 
@@ -139,10 +138,8 @@ def test_any_machine_goes_on_where_the_lost_one_was(world, machine, tmp_path):
         "begin",
     ]
 
-    # The server would keep the place of the lost flow run for five minutes; a person says on its page that it
-    # has crashed. The clock's next run is on another machine, and goes on with the same retraining: no stage
-    # is repeated, and stage 2 starts at the last checkpoint.
-    world.prefect.api(f"flow_runs/{lost}/set_state", state={"type": "CRASHED"}, force=True)
+    # The clock's next run is on another machine, and goes on with the same retraining: no stage is repeated,
+    # and stage 2 starts at the last checkpoint.
     second = machine("second")
     resumed = by_clock(world)
     end = world.prefect.end_of(resumed)
@@ -153,7 +150,7 @@ def test_any_machine_goes_on_where_the_lost_one_was(world, machine, tmp_path):
     done = [
         int(step) for step in re.findall(r"^embedding: (\d+)/\d+ steps", printed["embedding"], re.MULTILINE)
     ]
-    assert saved < done[0] <= saved + 2 and done[-1] > saved
+    assert saved < done[0] <= saved + 20 < done[-1]
 
     # It has promoted the run that the first one began, and pushed it; no checkpoint is left.
     assert world.main() == git(world.origin, "rev-parse", branch).strip()
@@ -161,7 +158,7 @@ def test_any_machine_goes_on_where_the_lost_one_was(world, machine, tmp_path):
     assert world.store.names("checkpoints/") == []
 
     # On a third machine the next run starts from that champion.
-    second.lose()
+    lose(second, world)
     world.upload("tuesday", lambda folder: write_images("later", folder), tmp_path)
     machine("third")
     third = by_clock(world)
@@ -169,6 +166,17 @@ def test_any_machine_goes_on_where_the_lost_one_was(world, machine, tmp_path):
     assert (end["name"], end["message"].split(";")[0]) == ("Promoted", "v2 is champion")
     assert champion_file(world).start.version == "v1"
     assert not list(world.project.glob(".runs/*-*"))  # the clone of the person who set it up took no part
+
+
+def lose(machine: Machine, world: World) -> None:
+    """The machine is lost, and a person says so at once on the pages of the runs that it had.
+
+    Otherwise the server would keep their places for five minutes.
+    """
+    machine.lose()
+    for one in world.started():
+        if one["state"]["type"] in ("PENDING", "RUNNING"):
+            world.prefect.api(f"flow_runs/{one['id']}/set_state", state={"type": "CRASHED"}, force=True)
 
 
 def by_clock(world: World) -> str:

@@ -129,4 +129,4 @@ def _distance(labels: np.ndarray, products: np.ndarray) -> np.ndarray:
         weights = weights + sign * side / count[:, None]
         mean = ((side @ products) * side).sum(1) / count**2
         errors = errors + (side @ products.diagonal() / count - mean) / (count - 1)
-    return ((weights @ products) * weights).sum(1) / errors
+    return ((weights @ products) * weights).sum(1) / np.maximum(errors, 1e-12)  # 0: nothing varies

@@ -11,6 +11,7 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from csdn.data.augment import resize
@@ -29,10 +30,10 @@ BATCH = 64  # images in memory as floats at a time
 
 @dataclass(frozen=True, eq=False)
 class _Split:
-    """The images of training or of test, the drop of each, and where they are read."""
+    """The images of training or of test, which of them are the newest drop's, and where they are read."""
 
     table: SampleTable
-    drops: np.ndarray
+    newest: np.ndarray  # bool [n]
     reader: ImageReader
     pictures: Pictures
     features: np.ndarray | None  # [n, D], unit length; None: of people whom the model was trained on
@@ -53,20 +54,20 @@ def newest_drift(
 
     ledger: the drops in order of arrival. tables: training and test; features: of the test images [n, D].
     """
-    splits = []
-    for name, table, vectors in zip(("train", "test"), tables, (None, unit_rows(features)), strict=True):
-        drops = to_table(dataset.samples, ["drop"], ds.field("split") == name)["drop"].to_numpy()
-        reader = ImageReader(table, shards, image_size)
-        splits.append(_Split(table, drops, reader, Pictures(table, shards), vectors))
-    present = set().union(*(np.unique(split.drops) for split in splits))
+    present = set(pc.unique(to_table(dataset.samples, ["drop"])["drop"]).to_pylist())
     arrived = [drop for drop in ledger if drop["id"] in present]
     if len(arrived) < 2:
         return None
-    newest, pairs = arrived[-1], {}
-    for view in _views(splits, newest["id"]):
-        now = _rows(splits, view, newest["id"], of_drop=True)
-        before = _rows(splits, view, newest["id"], of_drop=False)
-        pairs[view] = _measured(before), _measured(now), len(now)
+    newest, splits = arrived[-1], []
+    for name, table, vectors in zip(("train", "test"), tables, (None, unit_rows(features)), strict=True):
+        drops = to_table(dataset.samples, ["drop"], ds.field("split") == name)["drop"]
+        own = pc.equal(drops, newest["id"]).to_numpy()
+        reader = ImageReader(table, shards, image_size)
+        splits.append(_Split(table, own, reader, Pictures(table, shards), vectors))
+    pairs = {}
+    for view in _views(splits):
+        (before, _), (now, images) = _measured(splits, view, False), _measured(splits, view, True)
+        pairs[view] = before, now, images
     cameras, people = list(compare(pairs)), person_names(dataset)
     changed = [camera for camera in cameras if camera.alarm]
     return {
@@ -78,45 +79,46 @@ def newest_drift(
     }
 
 
-def _views(splits: Sequence[_Split], drop: str) -> list[View]:
-    """The cameras of the drop, each in its modality."""
+def _views(splits: Sequence[_Split]) -> list[View]:
+    """The cameras of the newest drop, each in its modality."""
     found = set[View]()
     for split in splits:
-        table, own = split.table, split.drops == drop
+        table, own = split.table, split.newest
         pairs = set(zip(table.modality[own].tolist(), table.camera[own].tolist(), strict=True))
         found |= {View(MODALITIES[modality], table.camera_names[camera]) for modality, camera in pairs}
     return sorted(found)
 
 
-def _rows(splits: Sequence[_Split], view: View, drop: str, of_drop: bool) -> list[Row]:
-    """The images of a camera: those of the drop, or those of all others."""
-    found: list[Row] = []
-    for split in splits:
-        table = split.table
-        if view.camera in table.camera_names:
-            own = (table.camera == table.camera_names.index(view.camera)) & (
-                table.modality == MODALITIES.index(view.modality)
-            )
-            found += [
-                (split, row) for row in np.flatnonzero(own & ((split.drops == drop) == of_drop)).tolist()
-            ]
-    return found
-
-
-def _measured(rows: Sequence[Row]) -> Measured | None:
-    """The measurements of a sample of the images; None if there are none."""
-    if not rows:
-        return None
-    people = np.array([int(split.table.person_row[row]) for split, row in rows])
+def _measured(splits: Sequence[_Split], view: View, newest: bool) -> tuple[Measured | None, int]:
+    """The measurements of a sample of a camera's images, of the newest drop or of the others (None if there
+    are none), and how many images there are.
+    """
+    numbers = [_numbers(split, view, newest) for split in splits]
+    pairs = zip(splits, numbers, strict=True)
+    people = np.concatenate([split.table.person_row[own] for split, own in pairs])
+    if not len(people):
+        return None, 0
     chosen = sampled(people)
-    rows = [rows[n] for n in chosen]
+    split_of = np.repeat(np.arange(len(splits)), [len(own) for own in numbers])[chosen]
+    rows = [(splits[k], int(n)) for k, n in zip(split_of, np.concatenate(numbers)[chosen], strict=True)]
     unseen = np.array([split.features is not None for split, _ in rows])
-    width = next((split.features.shape[1] for split, _ in rows if split.features is not None), 0)
+    width = next(split.features.shape[1] for split in splits if split.features is not None)
     features = np.zeros((len(rows), width), np.float32)
     for n in np.flatnonzero(unseen):
-        split, row = rows[n]
-        features[n] = split.features[row]
-    return Measured(rows, people[chosen], unseen, np.concatenate(list(_statistics(rows))), features)
+        split, number = rows[n]
+        features[n] = split.features[number]
+    statistics = np.concatenate(list(_statistics(rows)))
+    return Measured(rows, people[chosen], unseen, statistics, features), len(people)
+
+
+def _numbers(split: _Split, view: View, newest: bool) -> np.ndarray:
+    """The rows of a camera's images in the table, of the newest drop or of the others."""
+    table = split.table
+    if view.camera not in table.camera_names:
+        return np.zeros(0, np.int64)
+    camera = table.camera == table.camera_names.index(view.camera)
+    modality = table.modality == MODALITIES.index(view.modality)
+    return np.flatnonzero(camera & modality & (split.newest == newest))
 
 
 def _statistics(rows: Sequence[Row]) -> Iterator[np.ndarray]:

@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+INSTALLED_DOCS := .venv/.installed-docs
 PYTEST := $(BIN)/python -m pytest -q
 
 # The stages in dvc.yaml call `python`, which must be that of .venv.
@@ -10,10 +11,11 @@ export DO_NOT_TRACK := 1
 export DVC_NO_ANALYTICS := 1
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export RAY_USAGE_STATS_ENABLED := 0
+export NO_MKDOCS_2_WARNING := 1
 # With this variable set, each pytest process would compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo prefect-demo test test-fast test-gpu lint bench clean
+.PHONY: help demo prefect-demo test test-fast test-gpu lint docs bench clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -26,7 +28,7 @@ demo: $(INSTALLED) ## Run the stages that are out of date, then show the metrics
 prefect-demo: $(INSTALLED) ## Run the pipeline as a Prefect flow, on a temporary server, and show its page
 	@$(BIN)/python -m flows.demo
 
-test: lint ## Lint and all tests
+test: lint docs ## Lint, the documentation site, and all tests
 	@OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(INSTALLED) ## Tests that start no servers and no whole pipelines
@@ -35,15 +37,20 @@ test-fast: $(INSTALLED) ## Tests that start no servers and no whole pipelines
 test-gpu: $(INSTALLED) ## Tests that need a GPU; the others skip them without one
 	@$(PYTEST) tests/gpu
 
-lint: $(INSTALLED) ## Check style and format with ruff
+lint: $(INSTALLED) ## Check style and format with ruff, types with mypy
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+docs: $(INSTALLED_DOCS) ## Build the documentation site, to be read from the disk: site/index.html
+	@$(BIN)/mkdocs build --quiet
+	@echo "site/index.html"
 
 bench: $(INSTALLED) ## Measure the speed of ingest, loader, store, method, use and workers, on an idle machine
 	@for name in ingest feed store speed rerank search export service scaling; do echo "== $$name"; $(BIN)/python "benchmarks/$$name.py" || exit 1; done
 
 clean: ## Remove outputs of stages and tools; .venv, data, DVC's cache, metrics of RegDB and ablation stay
-	rm -rf models evaluation report $(filter-out metrics/regdb metrics/ablation.json,$(wildcard metrics/*)) .state build .pytest_cache .ruff_cache .hypothesis
+	rm -rf models evaluation report $(filter-out metrics/regdb metrics/ablation.json,$(wildcard metrics/*)) .state build site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # Installs again only after a change of pyproject.toml or constraints.txt.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -52,4 +59,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing about 6 GB into .venv (once)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[pipeline,search,test]'
+	@touch $@
+
+$(INSTALLED_DOCS): $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
 	@touch $@

@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from csdn.model import CSDN, TrainingOutputs
+from csdn.model import TrainingOutputs
 
 # 1. SupCon, the supervised contrastive loss (arXiv 2004.11362), between two sets of features.
 
@@ -211,7 +211,7 @@ def one_worker(rows: Tensor) -> Tensor:
 
 
 def embedding_losses(
-    model: CSDN,
+    model: nn.Module,
     visible_view1: Tensor,
     visible_view2: Tensor,
     infrared: Tensor,
@@ -226,7 +226,7 @@ def embedding_losses(
     """The losses of one batch, scalars: id_gem, id_pool, triplet_gem, triplet_pool, msel_gem, msel_pool,
     hse_visible, hse_infrared (all unweighted), and total, their weighted sum.
 
-    model: in training mode
+    model: a CSDN in training mode, or what DistributedDataParallel or torch.compile makes of one
     visible_view1, visible_view2, infrared: normalised floats [n, 3, H, W]; the views are two augmentations of
         the same images
     labels: integers [n], the identities of all three
@@ -248,7 +248,8 @@ def embedding_losses(
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r}; allowed: {', '.join(PRECISIONS)}")
     with torch.autocast(infrared.device.type, torch.bfloat16) if precision == "bf16" else nullcontext():
-        outputs = model({"visible": torch.cat([visible_view1, visible_view2]), "infrared": infrared})
+        images = {"visible": torch.cat([visible_view1, visible_view2]), "infrared": infrared}
+        outputs: TrainingOutputs = model(images)
     identities = outputs.gem_logits.shape[1]
     if len(text_table) != identities:
         raise ValueError(f"text_table has {len(text_table)} rows, the network {identities} identities")
@@ -389,7 +390,7 @@ def check_label_range(labels: Tensor, table: Tensor) -> None:
 
 
 def _check_batch(
-    model: CSDN,
+    model: nn.Module,
     images: Sequence[Tensor],
     labels: Tensor,
     text_table: Tensor,

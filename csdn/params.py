@@ -8,7 +8,7 @@ result: DVC tracks the values in the file.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from difflib import get_close_matches
@@ -218,6 +218,7 @@ class RetrainParams(Section):
     people: Count
     days: Count
     drift: bool
+    blame_runs: Annotated[int, Field(ge=0)]
 
 
 class GateParams(Section):
@@ -229,6 +230,7 @@ class GateParams(Section):
     min_people: Count
     confidence: Annotated[float, Field(gt=0, lt=1)]
     bootstrap_samples: Annotated[int, Field(ge=100)]
+    memory: Annotated[int, Field(ge=0)]
 
     def margin_of(self, metric: str) -> float:
         """The margin of "rank1" or "mAP", in percentage points."""
@@ -380,7 +382,8 @@ def _model_at(location: tuple[Any, ...], model: type[BaseModel]) -> type[BaseMod
     """The model of the section at `location` below `model`, which may be optional."""
     for name in location:
         annotation = model.model_fields[name].annotation
-        (model,) = (kind for kind in get_args(annotation) or [annotation] if kind is not type(None))
+        kinds: Sequence[Any] = get_args(annotation) or [annotation]
+        (model,) = (kind for kind in kinds if kind is not type(None))
     return model
 
 

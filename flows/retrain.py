@@ -6,7 +6,7 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from prefect import State, flow, get_run_logger, runtime, task
 from prefect.client.orchestration import get_client
 from prefect.states import Completed
 
+from csdn.ingest.ledger import Drop
 from csdn.retraining import run as retraining
 from csdn.retraining import steps
 from csdn.retraining.lock import WorkspaceLocked, scan_on_request
@@ -57,10 +58,14 @@ def retrain_once(workspace: Path, overrides: dict[str, Any], settings: Settings)
 
 
 class Tasks(retraining.Steps):
-    """The steps of a retraining as tasks, shown on the page of the flow run."""
+    """The steps of a retraining as tasks, shown on the page of the flow run.
+
+    The tasks of a trial have its id in their names.
+    """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.environment = dict(environment)  # added to the worker's for the stages
+        self.of_run = ""  # of the present trial, as in " of 20261121-0a1b2c3d"
 
     def scan(self, workspace: Path, overrides: Mapping[str, Any], force: bool) -> Scan:
         found = scan(workspace, overrides, force)
@@ -68,13 +73,18 @@ class Tasks(retraining.Steps):
         return found
 
     def ingest(self, folder: Path) -> None:
-        run_ingest(folder, self.environment)
+        run_ingest(folder, self.environment, self.of_run)
 
     def train(self, folder: Path) -> None:
-        run_remaining_stages(folder, self.environment)
+        run_remaining_stages(folder, self.environment, self.of_run)
 
     def gate(self, folder: Path) -> None:
-        gate(folder, self.environment)
+        gate(folder, self.environment, self.of_run)
+
+    def trial(self, run: Run, left_out: Sequence[Drop], overrides: Mapping[str, Any]) -> Run:
+        begun = trial(run, left_out, overrides)
+        self.of_run = f" of {begun.id}"
+        return begun
 
     def apply_decision(self, run: Run) -> Outcome:
         show_gate(run.folder)
@@ -95,15 +105,24 @@ def scan(workspace: Path, overrides: Mapping[str, Any], force: bool) -> Scan:
     return found
 
 
-@task(task_run_name="gate", **RETRIED)
-def gate(folder: Path, environment: dict[str, str]) -> None:
+@task(task_run_name="gate{of_run}", **RETRIED)
+def gate(folder: Path, environment: dict[str, str], of_run: str = "") -> None:
     """Compare the candidate with the champion."""
     steps.gate(folder, get_run_logger().info, environment)
 
 
+@task(task_run_name="repeat the run without some drops", **RETRIED)
+def trial(run: Run, left_out: Sequence[Drop], overrides: Mapping[str, Any]) -> Run:
+    """Begin a trial: the rejected run again, with these drops held."""
+    begun = retraining.trial(run, left_out, overrides)
+    for line in (f"run {begun.id}, without:", *map(str, left_out)):
+        get_run_logger().info(line)
+    return begun
+
+
 @task(task_run_name="apply the decision", **RETRIED)
 def apply_decision(run: Run) -> Outcome:
-    """Move main to the run, or hold the drops that came with it."""
+    """Move main to the run, or hold or accept the drops that came with it."""
     outcome = retraining.apply_decision(run)
     for line in outcome.reasons:
         get_run_logger().info(line)

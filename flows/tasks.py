@@ -90,22 +90,24 @@ def push(folder: Path, remote: str) -> None:
     steps.push(folder, remote, get_run_logger().info)
 
 
-@task(task_run_name="{stage}", **RETRIED)
-def run_stage(stage: str, folder: Path, environment: Mapping[str, str] | None = None) -> None:
+@task(task_run_name="{stage}{of_run}", **RETRIED)
+def run_stage(
+    stage: str, folder: Path, environment: Mapping[str, str] | None = None, of_run: str = ""
+) -> None:
     """Bring one stage up to date."""
     bar = ProgressBar(stage)
     steps.repro(stage, folder, get_run_logger().info, environment, bar.show)
     bar.end()
 
 
-def run_ingest(folder: Path, environment: Mapping[str, str]) -> None:
-    """Run the first stage and show what it ingested."""
-    run_stage(steps.STAGES[0], folder, environment)
+def run_ingest(folder: Path, environment: Mapping[str, str], of_run: str = "") -> None:
+    """Run the first stage and show what it ingested; of_run: the end of its task's name."""
+    run_stage(steps.STAGES[0], folder, environment, of_run)
     show_data(folder)
 
 
-def run_remaining_stages(folder: Path, environment: Mapping[str, str]) -> None:
+def run_remaining_stages(folder: Path, environment: Mapping[str, str], of_run: str = "") -> None:
     """Run the four stages after ingest and show their figures beside the champion's."""
     for stage in steps.STAGES[1:]:
-        run_stage(stage, folder, environment)
+        run_stage(stage, folder, environment, of_run)
     show_figures(folder, read_champion(folder).champion)

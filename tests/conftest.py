@@ -13,6 +13,7 @@ from filelock import FileLock
 # Longest first, or one of several processes ends up alone with a long one (`pytest --durations=0`).
 LONGEST = (
     "test_retraining_story",
+    "test_small_site_story",
     "test_cluster_story",
     "test_flow",
     "test_ray_training",

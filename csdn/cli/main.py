@@ -14,6 +14,7 @@ from csdn.cli.benchmarks import average_command, benchmark, evaluate_features, i
 from csdn.cli.curation import check_labels, drift, relabel, suggest
 from csdn.cli.data import accept, add, demo_images, drops, reject, sync
 from csdn.cli.export import card, export
+from csdn.cli.privacy import forget
 from csdn.cli.retraining import fetch_champion_command, gate, history, promote, retrain, rollback
 from csdn.cli.search import gallery_app, search
 from csdn.cli.service import serve
@@ -31,7 +32,7 @@ app = typer.Typer(
 DATA, PIPELINE, SETUP = "Camera data", "Stages, one by one (dvc repro runs them all)", "Set-up"
 BENCHMARKS = "Public benchmarks (docs/public-benchmarks.md)"
 USE = "Use of a model (docs/search.md, docs/export.md)"
-CARE = "Care of data (docs/drift.md, docs/labels.md, docs/suggestions.md)"
+CARE = "Care of data (docs/drift.md, docs/labels.md, docs/suggestions.md, docs/privacy.md)"
 RETRAINING = "Retraining (docs/gate.md, docs/registry.md)"
 STAGES = {
     "ingest": "Accepted drops of the ledger -> WebDataset shards and index.",
@@ -116,7 +117,7 @@ for group, commands in {
     PIPELINE: (*map(stage_command, STAGES), summary),
     BENCHMARKS: (benchmark, mini_dataset, evaluate_features, average_command),
     USE: (search, serve, export, card),
-    CARE: (drift, check_labels, relabel, suggest),
+    CARE: (drift, check_labels, relabel, suggest, forget),
     RETRAINING: (retrain, gate, history, promote, rollback, fetch_champion_command),
     SETUP: (preset, fetch_clip, import_published, doctor),
 }.items():

@@ -59,7 +59,11 @@ def gate() -> None:
     with stage("gate") as progress:
         from csdn.model.device import with_precision
         from csdn.retraining.gate_run import run_gate
+        from csdn.retraining.versions import fetch_champion
 
+        # Training may have started from another version, if the champion was trained on a forgotten person.
+        if champion := read_champion().champion:
+            fetch_champion(Path(), champion.version, Path("champion"))
         params = with_precision(load_params(), partial(print, "gate:"))
         if params.scaling.workers:
             from csdn.cluster.extract import extract_on_ray as embedder
@@ -70,7 +74,8 @@ def gate() -> None:
 
 
 def history() -> None:
-    """List what the runs came to: promoted, rolled back, rejected, ready, measured or unfinished."""
+    """List what the runs came to, oldest first: promoted, rejected, undecided, ready, rolled back, ..."""
+    from csdn.ingest.forgotten import read_forgotten
     from csdn.retraining.branches import history as events
 
     for event in events(Path()):
@@ -82,6 +87,8 @@ def history() -> None:
             event.run,
         ]
         print(escape_control_chars("  ".join([*parts, *filter(None, (figures, event.reason))])))
+    for version in sorted(read_forgotten().versions, key=lambda name: int(name[1:])):
+        print(f"{version} was trained on a person who was forgotten since; no training starts from it")
 
 
 def promote(

@@ -41,7 +41,8 @@ def _in_order(tasks: Sequence[ShardTask]) -> Iterator[PackedShard]:
     import ray
 
     pack_shard = ray.remote(_pack)
-    folder, waiting = Path.cwd(), deque()
+    folder = Path.cwd()
+    waiting: deque[Any] = deque()
     for task in tasks:
         waiting.append(pack_shard.remote(folder, task))
         if len(waiting) >= max(FEWEST_TASKS, TASKS_PER_CORE * ray.cluster_resources().get("CPU", 0)):

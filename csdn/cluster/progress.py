@@ -51,7 +51,8 @@ def progress_actor(report: Callable[..., None]) -> Iterator[Any]:
 
     # Not soft: if the head node had no cores, Ray would choose any node, and lose the actor with that node.
     this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(num_cpus=0, scheduling_strategy=this_node)(ProgressActor).remote()
+    placed = ray.remote(num_cpus=0, scheduling_strategy=this_node)  # type: ignore[call-overload]  # Ray's types lack it
+    actor = placed(ProgressActor).remote()
     ended = threading.Event()
     poller = threading.Thread(target=_poll, args=(actor, report, ended), daemon=True)
     poller.start()

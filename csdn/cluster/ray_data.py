@@ -35,8 +35,8 @@ def in_order(items: Sequence[Any], task: Callable[[Any], Block]) -> ray.data.Dat
     error that it then catches, so an item's `repr` should be short. The order is what
     `ExecutionOptions.preserve_order` promises for the blocks of a data set that one process iterates over.
     """
-    dataset = ray.data.from_items(list(items), override_num_blocks=max(1, len(items)))
-    dataset = dataset.map_batches(_Task(task), batch_size=None)
+    source = ray.data.from_items(list(items), override_num_blocks=max(1, len(items)))
+    dataset = source.map_batches(_Task(task), batch_size=None)
     dataset.context.execution_options.preserve_order = True
     dataset.context.enable_progress_bars = False
     return dataset

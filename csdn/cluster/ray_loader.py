@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,7 +78,7 @@ class RayTrainLoader:
             yield view_bytes(row, *joined(row, islice(received, self.blocking.parts)))
 
 
-def joined(row: BatchPlan, parts: Iterable[tuple]) -> list[np.ndarray]:
+def joined(row: BatchPlan, parts: Iterable[tuple[Any, ...]]) -> list[np.ndarray]:
     """The views of a row, copied out of Ray's read-only memory, which each part leaves before the next one is
     there.
 

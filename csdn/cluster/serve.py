@@ -17,7 +17,7 @@ from csdn.cluster.session import ray_session
 from csdn.runtime.errors import UserError
 from csdn.runtime.process import available_cores
 from csdn.search.limits import Limits
-from csdn.search.results import PersonMatch
+from csdn.search.search import PersonMatch
 from csdn.search.service import BATCH, Query, Service, Settings, answer
 from csdn.search.web import create_app
 
@@ -65,13 +65,12 @@ def deploy(settings: Settings, limits: Limits, token: str | None, gpus: int = 0)
 
     # More than the application's own limit, whose answer of 429 says when to try again.
     deployment = serve.deployment(
-        serve.ingress(build)(),
         name="csdn",
         num_replicas=1,
         max_ongoing_requests=4 * limits.requests,
         ray_actor_options={"num_gpus": gpus},
     )
-    serve.run(deployment.bind(), name="csdn", route_prefix="/")
+    serve.run(deployment(serve.ingress(build)()).bind(), name="csdn", route_prefix="/")
 
 
 def _batched() -> Callable[[Query], Any]:

@@ -87,7 +87,7 @@ def _fit(scaling: ScalingParams, config: dict[str, Any], checkpoints: Checkpoint
             storage_filesystem=storage,
             checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
             failure_config=FailureConfig(max_failures=scaling.max_failures),
-            callbacks=[WorkerFailureCallback(config["progress"])],
+            callbacks=[WorkerFailureCallback(config["progress"])],  # type: ignore[list-item]  # Tune's type
         ),
     )
     try:

@@ -133,7 +133,7 @@ def relabelled(drop: Drop, rows: Iterable[EditedRow], where: str) -> tuple[Drop,
             names = list(readers.map(lambda record: content_name(source, record), records))
     except OSError as error:
         raise UserError(f"{drop}: cannot be read: {error}") from error
-    if drop_id(records, names, source.refused) != drop.id:
+    if drop_id(records, names, source.refused) != drop.fingerprint:
         raise UserError(f"{drop} changed since it was added: its files are not those that the ledger names")
     records = [replace(one, person=changed.get(one.path, one.person)) for one in records]
     reason = drop.reason if drop.status == Status.ACCEPTED else ""

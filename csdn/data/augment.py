@@ -28,6 +28,8 @@ GREY_WEIGHTS = np.array([0.2989, 0.5870, 0.1140], np.float32)
 # Codes of what the channels of a view become: c < 3 copies channel c to all three.
 GREY, UNCHANGED = 3, 4
 
+Area = tuple[slice, slice]  # rows, columns
+
 
 @dataclass(frozen=True)
 class AugmentParams:
@@ -114,8 +116,8 @@ def crop_views(images: Sequence[np.ndarray], params: AugmentParams, out: np.ndar
             view[channel][target] = image[:, :, channel][source]
 
 
-def _overlap(dy: int, dx: int, flip: bool, size: Sequence[int]) -> tuple[tuple, tuple]:
-    """(rows, columns) of the image that a crop shifted by (dy, dx) shows, and where in the view they go."""
+def _overlap(dy: int, dx: int, flip: bool, size: Sequence[int]) -> tuple[Area, Area]:
+    """What of the image a crop shifted by (dy, dx) shows, and where in the view that goes."""
     height, width = size
     source = slice(max(dy, 0), min(height + dy, height)), slice(max(dx, 0), min(width + dx, width))
     rows = slice(max(-dy, 0), min(height - dy, height))

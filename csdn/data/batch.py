@@ -66,7 +66,7 @@ class ImageReader:
     def of(self, files: ImageFiles | None) -> ImageReader:
         """The same reader for other images; with None for none, which is small to send."""
         other = copy(self)
-        other.files = files
+        other.files = self.files.take(np.empty(0, np.int64)) if files is None else files
         return other
 
     def __call__(self, indices: np.ndarray) -> list[np.ndarray]:
@@ -75,7 +75,7 @@ class ImageReader:
         """
         return [self._image(index, data) for index, data in zip(indices, self.contents(indices), strict=True)]
 
-    def contents(self, indices: np.ndarray) -> list[bytes]:
+    def contents(self, indices: np.ndarray | Sequence[int]) -> list[bytes]:
         """The files of the images, which are those that ingest recorded; raises UserError."""
         ranges = [self._place(index) for index in indices]
         contents = self.shards.read_all(ranges)

@@ -293,7 +293,9 @@ class SampleTable:
         """The images of these people alone, with new labels: labels[n], ascending, becomes n."""
         chosen = np.isin(self.label, labels)
         columns = {field.name: getattr(self, field.name) for field in fields(self)}
-        kept = {name: column[chosen] for name, column in columns.items() if isinstance(column, np.ndarray)}
+        kept: dict[str, Any] = {
+            name: column[chosen] for name, column in columns.items() if isinstance(column, np.ndarray)
+        }
         return replace(self, **kept | {"label": np.searchsorted(labels, kept["label"])})
 
 

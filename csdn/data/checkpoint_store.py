@@ -127,7 +127,7 @@ def _remove_older(stage: str, folder: Path) -> None:
         with suppress(FileNotFoundError):  # that run has just ended
             if name.parent != folder and name.read_text() == stage:
                 others[name.parent] = name.stat().st_mtime
-    for other in sorted(others, key=others.get, reverse=True)[KEPT:]:
+    for other in sorted(others, key=others.__getitem__, reverse=True)[KEPT:]:
         lock_file = other.with_name(f"{other.name}.lock")
         with suppress(Timeout), FileLock(lock_file, timeout=0):  # Timeout: it is in use
             _remove_folder(other)
@@ -210,7 +210,7 @@ class CheckpointStore:
             place: (header["position"].get("epoch", 0), header["position"].get("step", 0))
             for place, header in headers.items()
         }
-        for place in sorted(headers, key=progress.get, reverse=True):
+        for place in sorted(headers, key=progress.__getitem__, reverse=True):
             tensors = _read_tensors(headers[place], readers[place])
             if tensors is not None:
                 self._loaded = place
@@ -244,7 +244,7 @@ class CheckpointStore:
         with suppress(FileNotFoundError):
             for attempt in self._ask(lambda: filesystem.ls(folder, detail=False)):
                 if not self._loaded.startswith(f"{attempt}/"):
-                    self._ask(lambda attempt=attempt: filesystem.rm(attempt, recursive=True))
+                    self._ask(partial(filesystem.rm, attempt, recursive=True))
 
     def _attempts(self) -> dict[str, Read]:
         """The checkpoints of all attempts: their folders, and what reads their files."""
@@ -265,7 +265,7 @@ class CheckpointStore:
 
     def _ask(self, request: Callable[[], Any]) -> Any:
         """The answer to a request of `storage`; raises UserError where an object store refuses."""
-        if "://" not in (self.checkpoint_dir or ""):
+        if not self.checkpoint_dir or "://" not in self.checkpoint_dir:
             return request()
         from csdn.data.storage import asked
 
@@ -284,7 +284,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
                 {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, temporary
             )
         except SafetensorError as error:
-            error.filename = str(path)  # `explain_os_error` shows it
+            error.filename = str(path)  # type: ignore[attr-defined]  # `explain_os_error` shows it
             raise
         return file_sha256(temporary)
 

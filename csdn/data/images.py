@@ -274,7 +274,7 @@ def _values_of_16_bits(image: Image.Image) -> np.ndarray:
     transparent = image.info.get("transparency")
     if transparent is not None:
         values[values == transparent] = 0
-    if image.format == "TIFF":
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
         values <<= 16 - image.tag_v2[Tag.BitsPerSample][0]  # of 12 bits
         if image.tag_v2.get(Tag.PhotometricInterpretation, 0) == 0:
             values = 65535 - values  # white is zero

@@ -87,7 +87,7 @@ def _of_text(text: str) -> str:
     return _of_float(float(folded), text) if _FLOAT.fullmatch(folded) else folded
 
 
-def _of_float(number: Real, given: Any) -> str:
+def _of_float(number: Any, given: Any) -> str:  # number: a Real, a type that mypy does not support
     if number != number:
         return ""
     if math.isinf(number):

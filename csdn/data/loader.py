@@ -88,8 +88,8 @@ class TrainSource:
         boxes, channels, labels = (
             beside(batch.pixels, array) for array in (batch.boxes, batch.channels, batch.labels)
         )
-        views = finish_views(batch.pixels, boxes, channels, self.normalize)
-        return TrainBatch(*views, labels, batch.epoch, batch.step)
+        view1, view2, infrared = finish_views(batch.pixels, boxes, channels, self.normalize)
+        return TrainBatch(view1, view2, infrared, labels, batch.epoch, batch.step)
 
 
 def row_bytes(reader: TrainBatchReader, row: BatchPlan) -> ViewBytes:
@@ -141,7 +141,7 @@ def test_loader(
     return _images(reader, steps, normalize, processes, device)
 
 
-test_loader.__test__ = False  # not a test case
+test_loader.__test__ = False  # type: ignore[attr-defined]  # for pytest: not a test case
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,7 @@ class _Plan:
         return iter(self.rows)
 
 
-class _RowDataset(TorchDataset):
+class _RowDataset(TorchDataset[Any]):
     """The data set of the DataLoader: the item of a row is its batch, or the UserError of making it."""
 
     def __init__(self, make_batch: Callable[[Any], Any]) -> None:

@@ -76,12 +76,10 @@ class CachedShards:
         """The bytes of each (shard, offset, size), in order; raises UserError where a shard is missing, too
         short, or not what ingest wrote.
         """
-        contents: list[bytes | None] = [self._cached(one) for one in ranges]
-        rest = [n for n, data in enumerate(contents) if data is None]
-        if rest:
-            for n, data in zip(rest, self.stored.read_all([ranges[n] for n in rest]), strict=True):
-                contents[n] = data
-        return contents
+        cached = [self._cached(one) for one in ranges]
+        rest = [one for one, data in zip(ranges, cached, strict=True) if data is None]
+        stored = iter(self.stored.read_all(rest))
+        return [next(stored) if data is None else data for data in cached]
 
     def read_again(self, one: Range) -> bytes:
         """The bytes from the store; if the cached shard is not the store's, it is fetched again."""

@@ -126,7 +126,7 @@ def shards_at(params: Params, data: Path) -> Place:
     cache = params.scaling.cache
     folder = cache.folder or ""
     if folder and not folder.startswith("~"):  # "~" is each machine's own
-        folder = Path(folder).absolute()
+        folder = str(Path(folder).absolute())
     return StoredPlace(params.ingest.store, folder, int(cache.gigabytes * 10**9))
 
 

@@ -128,8 +128,12 @@ class Store:
             return
         after: str | None = ""
         while after is not None:
-            page, after = self._request(lambda after=after: self.filesystem.page(self.root, after))
+            page, after = self._page(after)
             yield from page
+
+    def _page(self, after: str) -> tuple[list[tuple[str, dict[str, Any]]], str | None]:
+        """A page of S3's list, and the `after` of the next one."""
+        return self._request(lambda: self.filesystem.page(self.root, after))
 
     def folders(self) -> list[str]:
         """Addresses of the prefixes directly below this one, sorted."""
@@ -152,7 +156,7 @@ class Store:
     def size(self, name: str) -> int | None:
         """Bytes of an object; None where there is none."""
         found = self.find(name)
-        return found and found.size
+        return found.size if found else None
 
     def read(self, listed: StoredObject) -> bytes:
         """The bytes of an object that was listed: of that size, and with that MD5 where the etag is one.
@@ -177,17 +181,17 @@ class Store:
         An answer of another length is asked for again once. Raises FileNotFoundError for a missing object,
         and UserError where the store sends more than was asked for.
         """
-        got: list[bytes | None] = [None] * len(wanted)
+        got: dict[int, bytes] = {}
         for _ in range(2):
-            missing = [n for n, (_, _, size) in enumerate(wanted) if got[n] is None or len(got[n]) != size]
+            missing = [n for n, (_, _, size) in enumerate(wanted) if n not in got or len(got[n]) != size]
             if missing:
                 self._fetch(wanted, missing, got)
-        for (name, _, size), data in zip(wanted, got, strict=True):
-            if len(data) > size:
+        for n, (name, _, size) in enumerate(wanted):
+            if len(got[n]) > size:
                 raise ServiceUnavailable(
                     f"{self.address_of(name)}: the store sent more bytes than were asked for, twice"
                 )
-        return got
+        return [got[n] for n in range(len(wanted))]
 
     def put(self, name: str, path: Path) -> None:
         """Store a file's bytes under a name, completely or not at all. Raises UserError where the store then
@@ -252,7 +256,7 @@ class Store:
             return False
         return self._request(lambda: self.filesystem.is_encrypted(path), stored.name)
 
-    def _fetch(self, wanted: Sequence[Range], missing: Sequence[int], got: list[bytes | None]) -> None:
+    def _fetch(self, wanted: Sequence[Range], missing: Sequence[int], got: dict[int, bytes]) -> None:
         """Put the bytes of the ranges `missing` into `got`; those that fail are repeated."""
         left, gone = list(missing), []
 

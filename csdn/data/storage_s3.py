@@ -14,7 +14,7 @@ from csdn.data.storage_errors import INVALID_SETTINGS, WRONG_CHECKSUM, can_recov
 from csdn.runtime.errors import UserError
 
 
-class S3(s3fs.S3FileSystem):
+class S3(s3fs.S3FileSystem):  # type: ignore[misc]  # s3fs has no types
     """Every path is bucket/key, in which every character is part of the key."""
 
     retries = 1  # csdn.data.storage repeats requests, or botocore does (`settings`)

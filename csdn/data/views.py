@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from csdn.data.augment import ERASED_FILL, GREY, GREY_WEIGHTS, NORMALIZATIONS, UNCHANGED
 
 T = TypeVar("T")
+Row = TypeVar("Row", "ViewBytes", "ImageBytes")
 
 
 class ViewBytes(NamedTuple):
@@ -71,7 +72,8 @@ def _constants(normalize: str, device: torch.device) -> tuple[Tensor, Tensor, Te
     """Scale, shift and fill of the channels, float32 [3, 1, 1]."""
     mean, deviation = torch.tensor(NORMALIZATIONS[normalize], dtype=torch.float64)
     three = 1 / (255 * deviation), -mean / deviation, torch.from_numpy(ERASED_FILL)
-    return tuple(values.float().to(device)[:, None, None] for values in three)
+    scale, shift, fill = (values.float().to(device)[:, None, None] for values in three)
+    return scale, shift, fill
 
 
 def finish_views(pixels: Tensor, boxes: Tensor, channels: Tensor, normalize: str) -> list[Tensor]:
@@ -130,8 +132,8 @@ def _grey(images: Tensor) -> Tensor:
     return red + green + blue
 
 
-def on_device(items: Iterable[tuple], device: torch.device, finish: Callable[..., T]) -> Iterator[T]:
-    """`finish(item)` for each item, a NamedTuple whose tensors (but not its arrays) are then on the device.
+def on_device(items: Iterable[Row], device: torch.device, finish: Callable[[Row], T]) -> Iterator[T]:
+    """`finish(item)` for each item, whose tensors (but not its arrays) are then on the device.
 
     On a GPU the next item is copied and finished by a stream of its own while the consumer computes; that
     needs pinned memory to be of use.
@@ -158,7 +160,7 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def _moved(value: T, device: torch.device) -> T:
+def _moved(value: Any, device: torch.device) -> Any:
     return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 
 
@@ -172,7 +174,7 @@ def _received(item: T, ready: torch.cuda.Event) -> T:
     """The item, for the consumer's stream; its memory is not used again before that stream is done."""
     current = torch.cuda.current_stream()
     current.wait_event(ready)
-    for value in vars(item).values() if hasattr(item, "__dict__") else item:
+    for value in item if isinstance(item, tuple) else vars(item).values():
         if isinstance(value, Tensor):
             value.record_stream(current)
     return item

@@ -38,7 +38,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from csdn.data.rng import generator
-from csdn.evaluation.bootstrap import PeopleSums, bootstrap, bootstrap_people
+from csdn.evaluation.bootstrap import Intervals, PeopleSums, bootstrap, bootstrap_people
 from csdn.evaluation.distances import FeatureDistances, Rows, Trial
 from csdn.evaluation.headline import OPEN_SET_FPIRS
 from csdn.evaluation.protocols import Search
@@ -236,7 +236,7 @@ def open_set_of(scores: SearchScores, direction: str, seed: int) -> OpenSet:
     for. That of a measured FPIR is for the thresholds as they were set: where the true FPIR may lie.
     """
     people = len(np.unique(scores.people))
-    figures = {
+    figures: dict[str, Any] = {
         "people": people,
         "mated_people": len(np.unique(scores.people[np.isfinite(scores.mate)])),
         "gallery_people": scores.gallery_people,
@@ -257,35 +257,38 @@ def open_set_of(scores: SearchScores, direction: str, seed: int) -> OpenSet:
     )
     false_positives = PeopleSums(cross_fitted_false_positives(folds, fpirs)[:, None], np.ones((people, 1)))
     measured = bootstrap_people(false_positives, RESAMPLES, CONFIDENCE, draws)
-    dirs, measured = ([np.round(100 * values, 6) for values in found] for found in (dirs, measured))
-    measured = _not_below(measured, figures["least_fpir"])
+    dirs, measured = _percent(dirs), _not_below(_percent(measured), figures["least_fpir"])
     for number, name in enumerate(headline):
         figures[name] = {"dir": _interval(dirs, number), "fpir": _interval(measured, number)}
     curve = [
         {
             "direction": direction,
             "fpir": round(100 * float(fpirs[number]), 6),
-            "fnir": round(100 - float(dirs[0][number]), 6),
-            "low": round(100 - float(dirs[2][number]), 6),
-            "high": round(100 - float(dirs[1][number]), 6),
-            "measured_fpir": float(measured[0][number]),
+            "fnir": round(100 - float(dirs.value[number]), 6),
+            "low": round(100 - float(dirs.high[number]), 6),
+            "high": round(100 - float(dirs.low[number]), 6),
+            "measured_fpir": float(measured.value[number]),
         }
         for number in range(len(headline), len(fpirs))
     ]
     return OpenSet(figures, curve, thresholds)
 
 
-def _not_below(measured: list[np.ndarray], least: float) -> list[np.ndarray]:
+def _percent(fractions: Intervals) -> Intervals:
+    return Intervals(*(np.round(100 * values, 6) for values in fractions))
+
+
+def _not_below(measured: Intervals, least: float) -> Intervals:
     """Measured rates with their intervals, none below `least`; a low end there is 0: not bounded from below.
 
     Raised to `least` it would exclude the true rate in half of all cases.
     """
     value, low, high = measured
-    return [np.maximum(value, least), np.where(low > least, low, 0), np.maximum(high, least)]
+    return Intervals(np.maximum(value, least), np.where(low > least, low, 0), np.maximum(high, least))
 
 
-def _interval(values: list[np.ndarray], number: int) -> dict[str, float]:
-    return dict(zip(("value", "low", "high"), (float(of[number]) for of in values), strict=True))
+def _interval(intervals: Intervals, number: int) -> dict[str, float]:
+    return {name: float(values[number]) for name, values in intervals._asdict().items()}
 
 
 # Thresholds for use, set on all test people: evaluation/thresholds.json.
@@ -411,7 +414,9 @@ def write_thresholds(
     path: Path, model: str, flip_tta: bool, directions: Mapping[str, DirectionThresholds]
 ) -> None:
     """Write thresholds.json; model: SHA-256 of its model.safetensors."""
-    thresholds = Thresholds(model=model, flip_tta=flip_tta, directions=dict(directions))
+    thresholds = Thresholds.model_validate(
+        {"model": model, "flip_tta": flip_tta, "directions": dict(directions)}
+    )
     write_json(path, thresholds.model_dump(mode="json"))
 
 

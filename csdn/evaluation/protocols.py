@@ -133,12 +133,13 @@ def sysu_official(index: Index, mode: str = "all", shots: int = 1, trials: int =
 def _first_placed(
     rows: list[int], places: Sequence[Sequence[int] | None], trial: int, shots: int
 ) -> list[int]:
-    if any(len(places[row] or ()) <= trial for row in rows):
+    placed = {row: places[row] or () for row in rows}
+    if any(len(of_trials) <= trial for of_trials in placed.values()):
         raise ValueError(
             "images of the gallery have no places in the authors' permutations: exp/rand_perm_cam.mat was "
             "not there when the data was added; protocol sysu works without it"
         )
-    return sorted(rows, key=lambda row: places[row][trial])[:shots]
+    return sorted(rows, key=lambda row: placed[row][trial])[:shots]
 
 
 def _sysu(
@@ -292,7 +293,7 @@ def protocol(name: str, index: Index, **options: Any) -> list[Search]:
     trials = options.get("trials", 1)
     if not isinstance(trials, int | np.integer) or trials < 1:
         raise ValueError(f"trials = {trials!r}: a whole number, at least 1")
-    columns = (*_COLUMNS, "key" if name == "cameras" else "path")
+    columns: tuple[str, ...] = (*_COLUMNS, "key" if name == "cameras" else "path")
     if missing := [column for column in columns if column not in index]:
         raise ValueError(f"the index has no column {', '.join(missing)}")
     columns += ("places",) if name == "sysu_official" and "places" in index else ()

@@ -91,8 +91,8 @@ class ReRanking:
 
     def distances(self, start: int, stop: int) -> np.ndarray:
         """d* of the queries start..stop to the gallery, float32 [stop - start, g]."""
-        found = self._squared(slice(start, stop), slice(self.queries, None))
-        found = found.div_(self.scale[start:stop, None]).cpu().numpy()
+        squared = self._squared(slice(start, stop), slice(self.queries, None))
+        found = squared.div_(self.scale[start:stop, None]).cpu().numpy()
         for row, query in enumerate(range(start, stop)):
             common = self._common(query)
             jaccard = 1 - common / (self.sums[query] + self.sums[self.queries :] - common)

@@ -158,9 +158,8 @@ def run_evaluation(
             features = extract_features(extract, len(experiment.table), state, report)
         _check_finite(features)
         methods = {name: FeatureDistances(features[name], device) for name in METHODS if name in features}
-        if params.evaluation.rerank:
-            methods[RERANKED] = RerankedDistances(features["trained"], device)
-        results = evaluate(experiment, methods, params.seed)
+        reranked = RerankedDistances(features["trained"], device) if params.evaluation.rerank else None
+        results = evaluate(experiment, methods, params.seed, reranked)
         maps = maps_of_people(trained.to(device), dataset, params, data)
         stamp = file_sha256(model / "model.safetensors"), params.evaluation.flip_tta
         write_results(results, features, maps, stamp, out)
@@ -269,16 +268,22 @@ def untrained(clip: Clip, trained: CSDN) -> CSDN:
 # Figures, as the rows of the files.
 
 
-def evaluate(experiment: Experiment, methods: Mapping[str, Distances], seed: int) -> Results:
+def evaluate(
+    experiment: Experiment,
+    methods: Mapping[str, FeatureDistances],
+    seed: int,
+    reranked: RerankedDistances | None = None,
+) -> Results:
     """Every method, and chance, on every search of the experiment; the trained one also in the open set."""
-    figures: dict[str, Any] = {name: {} for name in (*METHODS, *methods)}
+    compared: dict[str, Distances] = {**methods, **({RERANKED: reranked} if reranked else {})}
+    figures: dict[str, Any] = {name: {} for name in (*METHODS, *compared)}
     cmc: list[dict[str, Any]] = []
     pairs: list[dict[str, Any]] = []
     queries: list[dict[str, Any]] = []
     left_out: dict[str, int] = {}
     for number, search in enumerate(experiment.searches):
         own = pair_searches(search, experiment.labels)
-        for name, distances in {**methods, "chance": RandomDistances(seed, number)}.items():
+        for name, distances in {**compared, "chance": RandomDistances(seed, number)}.items():
             trained = name == "trained"  # the only method with figures of queries and of pairs of cameras
             searches = [search, *(pair.search for pair in own.searches if trained)]
             found = query_trials(searches, experiment.labels, distances, top=TOP if trained else 0)
@@ -306,12 +311,12 @@ def evaluate(experiment: Experiment, methods: Mapping[str, Distances], seed: int
         | ({"camera_pairs_left_out": left_out[search.name]} if left_out[search.name] else {})
         for search in experiment.searches
     }
-    found = {
+    open_sets = {
         search.name: open_set(search, experiment.labels, methods["trained"], seed)
         for search in experiment.searches
     }
-    figures["open_set"] = {direction: of.figures for direction, of in found.items()}
-    return Results(figures, cmc, pairs, queries, found)
+    figures["open_set"] = {direction: of.figures for direction, of in open_sets.items()}
+    return Results(figures, cmc, pairs, queries, open_sets)
 
 
 def counts_of(

@@ -107,7 +107,7 @@ def with_sampling_error(
     In points; None for fewer than two valid queries. The queries are drawn without replacement. The same
     queries in all trials count by their means over the trials; queries drawn for each trial are independent.
     """
-    left = 1 - len(search.queries) / search.sampled_from
+    left = 1 - len(search.queries) / (search.sampled_from or len(search.queries))
     values = np.stack([_of_queries(queries) for queries in trials])  # [trials, figures, queries]
     if not search.drawn_queries:
         values = _mean_of_known(values)[None]

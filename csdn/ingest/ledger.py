@@ -17,6 +17,7 @@ from typing import Any
 
 from csdn.data.catalog import ImageRecord
 from csdn.data.images import BadImage
+from csdn.ingest.forgotten import Forgotten, read_forgotten, without_forgotten
 from csdn.ingest.sources import LAYOUTS, Source
 from csdn.runtime.documents import parse_json
 from csdn.runtime.errors import UserError
@@ -40,6 +41,7 @@ class Drop:
 
     labels: path -> person, of the images whose label `csdn relabel` has corrected. They are in the ledger and
     not beside the images, because a drop may be read-only, and because one file changes atomically.
+    listing: the hash of the drop's listing since people of it were forgotten; "": `id` is that hash.
     """
 
     id: str
@@ -48,17 +50,25 @@ class Drop:
     status: Status = Status.ACCEPTED
     reason: str = ""
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    listing: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """What `drop_id` gives as long as the drop is unchanged."""
+        return self.listing or self.id
 
     def __str__(self) -> str:
         return f"drop {self.id[:SHORT]} ({self.address})"
 
 
-def list_records(source: Source, drop: Drop) -> list[ImageRecord]:
-    """The images of a drop as its source lists them, with the drop's corrected labels. Raises UserError."""
+def list_records(source: Source, drop: Drop, forgotten: Forgotten | None = None) -> list[ImageRecord]:
+    """The images of a drop as its source lists them, with the drop's corrected labels, without those of
+    forgotten people (None: those of the project in the working directory). Raises UserError.
+    """
     records = source.listing()
-    if not drop.labels:
-        return records
-    return [replace(one, person=drop.labels.get(one.path, one.person)) for one in records]
+    if drop.labels:
+        records = [replace(one, person=drop.labels.get(one.path, one.person)) for one in records]
+    return without_forgotten(records, source.refused, read_forgotten() if forgotten is None else forgotten)
 
 
 def drop_id(
@@ -131,7 +141,7 @@ def _drop(entry: Any, where: str) -> Drop:
     labels = entry.get("labels", {})
     if not isinstance(labels, dict) or not all(isinstance(person, str) for person in labels.values()):
         raise UserError(f'{where}: labels is not {{"path": "person", ...}}; `csdn relabel` writes it')
-    entry = {**entry, "labels": labels}
+    entry = {"listing": "", **entry, "labels": labels}
     for problem, keys in (("missing", names - set(entry)), ("unknown", set(entry) - names)):
         if keys:
             raise UserError(f"{where}: {problem}: {', '.join(sorted(keys))}; `csdn add` makes entries")
@@ -140,6 +150,10 @@ def _drop(entry: Any, where: str) -> Drop:
             raise UserError(f"{where}: {name} = {value!r} is not a text")
     _allow(where, "layout", entry["layout"], LAYOUTS)
     _allow(where, "status", entry["status"], tuple(Status))
+    if not re.fullmatch("([0-9a-f]{64})?", entry["listing"]):
+        raise UserError(
+            f"{where}: listing = {entry['listing']!r} is not 64 hex digits; `csdn forget` sets it"
+        )
     if not re.fullmatch("[0-9a-f]{64}", entry["id"]):
         raise UserError(f"{where}: id = {entry['id']!r} is not 64 hex digits; `csdn add` makes entries")
     if not entry["address"]:
@@ -158,12 +172,25 @@ def _allow(where: str, key: str, value: str, allowed: Sequence[str]) -> None:
 
 
 def write_ledger(drops: Sequence[Drop], path: Path = LEDGER) -> None:
-    write_json(path, {"version": LEDGER_VERSION, "drops": [as_entry(drop) for drop in drops]})
+    write_json(path, as_document(drops))
+
+
+def as_document(drops: Sequence[Drop]) -> dict[str, Any]:
+    """The content of the ledger's file."""
+    return {"version": LEDGER_VERSION, "drops": [as_entry(drop) for drop in drops]}
 
 
 def as_entry(drop: Drop) -> dict[str, Any]:
-    """The JSON values of a drop; `labels` only where there are some."""
-    return {name: value for name, value in asdict(drop).items() if name != "labels" or value}
+    """The JSON values of a drop; `labels` and `listing` only where there are some."""
+    return {name: value for name, value in asdict(drop).items() if name not in ("labels", "listing") or value}
+
+
+def merge_ledgers(ours: Sequence[Drop], base: Sequence[Drop], theirs: Sequence[Drop]) -> list[Drop]:
+    """Our ledger with what `theirs` has changed since `base`; an entry that we have changed stays ours."""
+    before, after = ({drop.id: drop for drop in ledger} for ledger in (base, theirs))
+    known = before.keys() | {drop.id for drop in ours}
+    changed = [after.get(drop.id, drop) if before.get(drop.id) == drop else drop for drop in ours]
+    return [*changed, *(drop for drop in theirs if drop.id not in known)]
 
 
 def change_ledger(change: Callable[[list[Drop]], list[Drop]], path: Path = LEDGER) -> None:

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -35,12 +36,14 @@ from csdn.data.catalog import (
     digests,
     image_numbers,
     positions,
+    table_of,
     take_rows,
     to_batches,
     to_table,
 )
 from csdn.data.labels import NO_LABEL, canonical_label, spelling_notes
 from csdn.data.outputs import refused_in_words
+from csdn.ingest.forgotten import REASON as FORGOTTEN
 from csdn.ingest.identities import NO_LISTS, UNLISTED, SplitRule, check_trial, people_splits, published_splits
 from csdn.ingest.ledger import SHORT, Drop, Status
 from csdn.runtime.errors import UserError
@@ -96,14 +99,23 @@ class Merged:
     labels: list[str]  # warnings of spellings that were joined, or that look alike
 
 
-def merge(drops: Sequence[IndexedDrop], rule: SplitRule, max_bad_fraction: float) -> Merged:
-    """Merge the indexed drops, in the ledger's order, by the rules above."""
+def merge(
+    drops: Sequence[IndexedDrop],
+    rule: SplitRule,
+    max_bad_fraction: float,
+    tombstones: Mapping[int, str] = MappingProxyType({}),
+) -> Merged:
+    """Merge the indexed drops, in the ledger's order, by the rules above.
+
+    tombstones: row -> name of the rows that forgotten people had, so that nobody else's row changes.
+    """
     accepted = [(d.drop, d.index) for d in drops if d.drop.status == Status.ACCEPTED]
     check_trial(accepted, rule.trial)
     rows = _all_rows(drops, rule)
     used, held = _used_drops(drops, rows, max_bad_fraction)
     fates = _fates(rows, used)
-    people = _people(drops, rows, fates, rule, people_splits(rows.frame, rows.people, used))
+    listed = people_splits(rows.frame, rows.people, used)
+    people = _people(drops, rows, fates, rule, listed, tombstones)
     in_samples = (fates == _USED) & people.active[rows.frame["person"]]
     return Merged(
         people=people.table,
@@ -260,8 +272,8 @@ def _used_drops(
 
 
 def _bad(refused: pa.Table) -> pa.Table:
-    """The refused files that are bad; an image without a label is not."""
-    return refused.filter(pc.not_equal(refused["reason"], NO_LABEL))
+    """The refused files that are bad; an image without a label is not, nor is a forgotten one."""
+    return refused.filter(pc.invert(pc.is_in(refused["reason"], pa.array([NO_LABEL, FORGOTTEN]))))
 
 
 def bad_files(indexed: IndexedDrop) -> list[tuple[str, str]]:
@@ -303,13 +315,18 @@ def _people(
     fates: np.ndarray,
     rule: SplitRule,
     listed: Mapping[str, str],
+    tombstones: Mapping[int, str],
 ) -> _People:
-    """A row for each person, by first drop, then by label, so that later drops only append rows."""
+    """A row for each person, by first drop, then by label, so that later drops only append rows; tombstones
+    keep theirs.
+    """
     frame, count = rows.frame, len(rows.people)
     first = np.full(count, len(drops))
     np.minimum.at(first, frame["person"].to_numpy(), frame["drop"].to_numpy())
     order = sorted(range(count), key=lambda n: (first[n], rows.people[n]))
-    people = pd.DataFrame({"row": range(count), "person": [rows.people[n] for n in order]})
+    kept = [min(row, count + n) for n, row in enumerate(sorted(tombstones))]  # rows have no gaps
+    numbers = np.setdiff1d(np.arange(count + len(kept)), kept)
+    people = pd.DataFrame({"row": numbers, "person": [rows.people[n] for n in order]})
     people["bucket"] = [rule.bucket(person) for person in people["person"]]
     people["split"] = [
         listed.get(person, rule.split(bucket))
@@ -324,10 +341,18 @@ def _people(
         _status(*facts)
         for facts in zip(people["split"], people["visible"], people["infrared"], present, strict=True)
     ]
-    row = np.argsort(order)
+    place = np.argsort(order)
     active = people["status"].isin(["train", "test"]).to_numpy()
     table = pa.Table.from_pandas(people[PEOPLE_SCHEMA.names], schema=PEOPLE_SCHEMA, preserve_index=False)
-    return _People(table, row, table["split"].combine_chunks().take(row), active[row])
+    split = table["split"].combine_chunks().take(place)
+    names = [tombstones[row] for row in sorted(tombstones)]
+    table = pa.concat_tables([table, *map(tombstone, kept, names)]).sort_by("row")
+    return _People(table, numbers[place], split, active[place])
+
+
+def tombstone(row: int, name: str) -> pa.Table:
+    """The row of people.parquet that a forgotten person leaves."""
+    return table_of([(row, name, -1, "", "removed", 0, 0)], PEOPLE_SCHEMA)
 
 
 def _status(split: str, visible: int, infrared: int, present: bool) -> str:

@@ -27,6 +27,7 @@ from csdn.data.images import BadImage, extension_of, grey16, probe
 from csdn.data.labels import NO_LABEL, canonical_label, label_fault
 from csdn.data.shards import ShardWriter, has_bytes_of
 from csdn.data.storage import PendingRead, Store, prefetch
+from csdn.ingest.forgotten import REASON as FORGOTTEN
 from csdn.ingest.ledger import Drop
 from csdn.ingest.sources import Source, open_source
 from csdn.params import IngestParams
@@ -50,6 +51,7 @@ class ShardTask:
 
     `run` is part of the temporary name, so that runs do not share files. With `settings.store` the finished
     shard is uploaded there; otherwise it stays under its temporary name.
+    forgotten: SHA-256 of images that are refused.
     """
 
     drop: Drop
@@ -58,6 +60,7 @@ class ShardTask:
     stem: str
     settings: IngestParams
     run: str
+    forgotten: frozenset[str] = frozenset()
 
     @property
     def temporary(self) -> Path:
@@ -170,6 +173,8 @@ def _pack_image(
     try:
         data = _read(pending, record)
         key = original = hashlib.sha256(data).hexdigest()
+        if original in task.forgotten:
+            raise BadImage(FORGOTTEN)
         extension = extension_of(record.path)
         if fault := label_fault(record.person):
             raise BadImage(fault if fault == NO_LABEL else f"person {fault}")
@@ -220,8 +225,8 @@ def _source(address: str, layout: str) -> Source:
     return open_source(address, layout)
 
 
-# Shards in an object store (`ingest.store`). An object is never rewritten, and never removed, because other
-# clones and older commits may refer to it.
+# Shards in an object store (`ingest.store`). An object is never rewritten, and never removed except by
+# `csdn forget --shared`, because other clones and older commits may refer to it.
 
 
 _UPLOADS = 4  # in parallel

@@ -17,6 +17,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.dataset as ds
+
 from csdn.data.catalog import (
     INDEX_SCHEMA,
     REFUSED_SCHEMA,
@@ -27,6 +30,7 @@ from csdn.data.catalog import (
     read_facts,
     read_table,
     table_of,
+    to_table,
     write_batches,
     write_table,
 )
@@ -34,6 +38,7 @@ from csdn.data.checkpoint_store import CheckpointStore, open_state, state_key
 from csdn.data.outputs import refused_in_words
 from csdn.data.shards import VerifiedShards, has_bytes_of
 from csdn.ingest.counts import facts_of_cameras, summary
+from csdn.ingest.forgotten import FORGOTTEN, NOBODY, Forgotten, read_forgotten
 from csdn.ingest.identities import SplitRule, read_aliases
 from csdn.ingest.ledger import LEDGER, SHORT, Drop, Status, drop_id, list_records
 from csdn.ingest.merge import IndexedDrop, bad_files, check_trainable, merge
@@ -66,6 +71,7 @@ class DataPaths:
     root: Path
     settings: IngestParams
     run: str = field(default_factory=lambda: secrets.token_hex(4))
+    forgotten: Forgotten = NOBODY
 
     @property
     def shards(self) -> Path:
@@ -108,7 +114,7 @@ def ingest(
     are replaced. The shards and indexes of good drops and the finished shards of a failed drop stay, for the
     next attempt.
     """
-    paths = DataPaths(root, settings)
+    paths = DataPaths(root, settings, forgotten=read_forgotten(root / FORGOTTEN.name))
     for folder in (paths.shards, root / "index"):
         folder.mkdir(parents=True, exist_ok=True)
     rule = SplitRule(data.split_salt, data.test_percent, read_aliases(data.aliases), data.trial)
@@ -133,7 +139,8 @@ def _merge(
         found = [(entry.drop, refused_in_words(bad_files(entry))) for entry in indexed]
         lines = [f"  {drop}, {drop.status}: {words or 'no image'}" for drop, words in found]
         raise UserError("\n".join(["nothing to train on: no drop of the ledger has a usable image", *lines]))
-    merged = merge(indexed, rule, paths.settings.max_bad_fraction)
+    tombstones = {one.row: one.name for one in paths.forgotten.people if one.row is not None}
+    merged = merge(indexed, rule, paths.settings.max_bad_fraction, tombstones)
     check_trainable(merged.people, merged.held, minimum_people)
     figures = summary(indexed, merged, paths.settings.grey16_range)
     write_batches(paths.root / "samples.parquet", SAMPLES_SCHEMA, merged.samples())
@@ -203,7 +210,7 @@ def list_drop(
     """The drop as its source lists it, with the shards that an earlier run finished; raises UserError."""
     try:
         source = open_source(drop.address, drop.layout)
-        records = list_records(source, drop)
+        records = list_records(source, drop, paths.forgotten)
     except UserError as error:
         raise _unlisted(drop, damaged, paths, error) from error
     if all(record.etag for record in records):
@@ -211,7 +218,10 @@ def list_drop(
     parts = cut_shards(records, paths.settings.shard_megabytes * 10**6)
     sent = replace(drop, labels={})  # the records have them; a task is sent to another process
     tasks = [
-        ShardTask(sent, part, paths.shards, f"{drop.id[:16]}-{number:06d}", paths.settings, paths.run)
+        ShardTask(
+            *(sent, part, paths.shards, f"{drop.id[:16]}-{number:06d}", paths.settings, paths.run),
+            forgotten=paths.forgotten.images,
+        )
         for number, part in enumerate(parts)
     ]
     # The state of this drop's shards, as it is listed now and with these settings.
@@ -240,7 +250,7 @@ def _unlisted(drop: Drop, damaged: Sequence[str], paths: DataPaths, error: UserE
 def check_unchanged(
     drop: Drop, records: Sequence[ImageRecord], names: Sequence[str | None], refused: list[tuple[str, str]]
 ) -> None:
-    if drop_id(records, names, refused) != drop.id:
+    if drop_id(records, names, refused) != drop.fingerprint:
         raise UserError(
             f"{drop} changed since it was added: its files are not those that the ledger names. "
             "Nothing of it was kept. Restore it, or reject the entry and add the drop as it is now:\n"
@@ -414,11 +424,20 @@ def load_index(drop: Drop, paths: DataPaths) -> IndexedDrop:
     facts = read_facts(path)
     return IndexedDrop(
         drop,
-        index=open_table(path, INDEX_SCHEMA),
+        index=_without_forgotten(open_table(path, INDEX_SCHEMA), paths.forgotten),
         refused=read_table(paths.refused(drop), REFUSED_SCHEMA),
         ignored=facts["ignored"],
         grey16=facts.get("grey16", {}),
     )
+
+
+def _without_forgotten(index: ds.Dataset, forgotten: Forgotten) -> ds.Dataset:
+    """An index that was made before a person was forgotten, such as in another clone, without that person."""
+    if not forgotten.people:
+        return index
+    people = forgotten.among(to_table(index, ["person"])["person"].unique().to_pylist())
+    gone = ds.field("person").isin(pa.array(sorted(people), pa.string()))
+    return index.filter(~(gone | ds.field("key").isin(pa.array(sorted(forgotten.images), pa.string()))))
 
 
 def remove_unnamed_shards(paths: DataPaths) -> None:

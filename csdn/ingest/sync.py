@@ -18,6 +18,7 @@ from typing import Any
 from csdn.data.catalog import INDEX_SCHEMA, MODALITIES, REFUSED_SCHEMA, ImageRecord, read_table
 from csdn.data.outputs import refused_in_words
 from csdn.data.storage import Store
+from csdn.ingest.forgotten import FORGOTTEN, Forgotten, read_forgotten
 from csdn.ingest.ledger import (
     SHORT,
     Drop,
@@ -49,10 +50,12 @@ def open_drop(address: str, layout: str, note: Callable[[str], None] = lambda li
     return _opened(address, layout, note)[:2]
 
 
-def _opened(address: str, layout: str, note: Callable[[str], None]) -> tuple[Drop, int, FileEntry | None]:
+def _opened(
+    address: str, layout: str, note: Callable[[str], None], forgotten: Forgotten | None = None
+) -> tuple[Drop, int, FileEntry | None]:
     """As `open_drop`, with the file that completes the drop."""
     source = open_source(address, layout)
-    records = source.listing()
+    records = list_records(source, Drop("", address, layout), forgotten)
     if not source.complete:
         raise UserError(
             f"{address}: not complete: there is no {MARKER}, {' or '.join(MANIFESTS)}. "
@@ -161,12 +164,15 @@ def sync_ledger(
     for drop in drops:
         known.setdefault(drop.address, []).append(drop)
     seen = SeenDrops(data.parent / ".state/seen-drops.json", thorough)
+    forgotten = read_forgotten(data / FORGOTTEN.name)
     unchanged = seen.unchanged([drop.address for drop in drops if drop.address in addresses])
     for address in addresses:
         if address not in known:
-            notes += _add(ledger, address, seen)
+            notes += _add(ledger, address, seen, forgotten)
         elif address not in unchanged:
-            notes += [note for drop in known[address] if (note := _change(drop, data, thorough, seen))]
+            notes += [
+                note for drop in known[address] if (note := _change(drop, data, thorough, seen, forgotten))
+            ]
     seen.save()
     folders = {_folder(place) for place in places}
     gone = [drop for drop in drops if drop.address not in addresses and _from(drop, folders)]
@@ -225,18 +231,18 @@ def _read_seen(path: Path) -> dict[str, Any]:
     return known if isinstance(known, dict) else {}
 
 
-def _add(ledger: dict[str, Drop], address: str, seen: SeenDrops) -> list[str]:
+def _add(ledger: dict[str, Drop], address: str, seen: SeenDrops, forgotten: Forgotten) -> list[str]:
     """Add the drop at `address` to the ledger, by id; returns notes, which say why if it cannot be added."""
     shown, left_out = escape_control_chars(address), []
     try:
         if Path(address).is_symlink():
             raise UserError(f"{address}: a link to another place; if it is meant: csdn add {address}")
-        drop, images, marker = _opened(address, "cameras", left_out.append)
+        drop, images, marker = _opened(address, "cameras", left_out.append, forgotten)
     except ServiceUnavailable:  # the state of the drop is unknown
         raise
     except UserError as error:
         return [f"skipped: {error}"]
-    if same := ledger.get(drop.id):
+    if same := next((one for one in ledger.values() if drop.id in (one.id, one.fingerprint)), None):
         return [f"skipped: {shown}: the same images are already in the ledger as {_named(same)}"]
     seen.note(address, marker)
     ledger[drop.id] = drop
@@ -244,15 +250,15 @@ def _add(ledger: dict[str, Drop], address: str, seen: SeenDrops) -> list[str]:
     return [added, *(f"  {escape_control_chars(line)}" for line in left_out)]
 
 
-def _change(drop: Drop, data: Path, thorough: bool, seen: SeenDrops) -> str | None:
+def _change(drop: Drop, data: Path, thorough: bool, seen: SeenDrops, forgotten: Forgotten) -> str | None:
     """A note about a drop that has changed since it was added; None if it has not, or is rejected."""
     if drop.status == Status.REJECTED:
         return None
     try:
         source = open_source(drop.address, drop.layout)
-        records = list_records(source, drop)
+        records = list_records(source, drop, forgotten)
         if thorough or all(record.etag for record in records):
-            same = drop_fingerprint(source, records, drop.address) == drop.id
+            same = drop_fingerprint(source, records, drop.address) == drop.fingerprint
         else:
             same = _as_recorded(drop, records, source.refused, data)
     except ServiceUnavailable:

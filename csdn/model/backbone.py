@@ -62,7 +62,7 @@ class Bottleneck(nn.Module):
         self.pool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
         self.conv3 = nn.Conv2d(planes, planes * EXPANSION, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(planes * EXPANSION)
-        self.downsample = nn.Identity()
+        self.downsample: nn.Module = nn.Identity()
         if stride > 1 or channels != planes * EXPANSION:
             shortcut = nn.Conv2d(channels, planes * EXPANSION, 1, bias=False)
             self.downsample = nn.Sequential(
@@ -78,7 +78,7 @@ class Bottleneck(nn.Module):
 
 def residual_layers(depths: Sequence[int], width: int) -> nn.Sequential:
     """layer1..layer4: [n, width, H/4, W/4] -> [n, 32 width, H/16, W/16]."""
-    layers = OrderedDict()
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
     channels = width
     for number, (depth, stride) in enumerate(zip(depths, STRIDES, strict=True)):
         planes = width * 2**number

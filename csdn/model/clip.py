@@ -1,12 +1,10 @@
 """CLIP's weights: the file that a network starts from, and where that file comes from.
 
 1. `load_clip` reads a safetensors file of an open_clip ResNet and checks it by name and shape; `Clip` gives
-its
-   tensors under the names of our network.
+   its tensors under the names of our network.
 2. `ClipFacts`: what the shapes of the weights do not tell (heads, activation, token ids of the template).
-Files
-   that this package writes have them in their header; for other files open_clip tells them, whose import
-   takes four seconds.
+   Files that this package writes have them in their header; for other files open_clip tells them, whose
+   import takes four seconds.
 3. `fetch_clip` and `convert` write such files, from a download or from a state dict.
 4. The small CLIP that is part of the package, registered with open_clip.
 """
@@ -21,14 +19,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
-from torch import Tensor, nn
+from torch import Tensor
 
-from csdn.model.network import ModelConfig
+from csdn.model.network import CSDN, ModelConfig
 from csdn.model.pooling import resize_positions
 from csdn.model.text import CONTEXT, LENGTH, PREFIX, SUFFIX, TEMPLATE
 from csdn.model.weights import (
@@ -78,8 +76,8 @@ class Clip:
             **chosen,
         )
 
-    def weights_for(self, model: nn.Module) -> dict[str, Tensor]:
-        """This CLIP's tensors under the names of `model` (a CSDN), cut to its image size and template."""
+    def weights_for(self, model: CSDN) -> dict[str, Tensor]:
+        """This CLIP's tensors under the names of `model`, cut to its image size and template."""
         embedding = self.tensors["token_embedding.weight"]
         weights = {}
         for name in model.state_dict():
@@ -169,8 +167,16 @@ def count_numbered(names: Iterable[str], pattern: str) -> int:
     return len({match[1] for name in names if (match := re.match(pattern, name))})
 
 
-def text_sizes(tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, int]:
+class TextSizes(TypedDict):
     """Width, layers and output dimension of a CLIP text transformer, as fields of ModelConfig."""
+
+    text_width: int
+    text_layers: int
+    embed_dim: int
+
+
+def text_sizes(tensors: Mapping[str, Tensor], prefix: str = "") -> TextSizes:
+    """The sizes, from the shapes of the tensors below `prefix`."""
     width, embed_dim = tensors[f"{prefix}text_projection"].shape
     layers = count_numbered(tensors, rf"{re.escape(prefix)}transformer\.resblocks\.(\d+)\.")
     return {"text_width": width, "text_layers": layers, "embed_dim": embed_dim}

@@ -41,13 +41,15 @@ def configure_torch(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(threads or available_cores())
     rounding = "tf32" if precision == "tf32" else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = rounding
+    torch.backends.cuda.matmul.fp32_precision = rounding
+    torch.backends.cudnn.conv.fp32_precision = rounding  # type: ignore[attr-defined]  # it exists
     torch.backends.cudnn.benchmark = not deterministic
     # Some operations have no deterministic form on GPUs: there PyTorch warns instead of raising an error.
     # use_deterministic_algorithms would import torch's compiler, which takes seconds.
     on_gpu = "warn" if deterministic else "default"
     torch.set_deterministic_debug_mode("error" if device == "cpu" else on_gpu)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # no code here reads uninitialised memory
+    # No code here reads uninitialised memory.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it exists
     if device == "cpu":
         keep_memory()
     return torch.device(device)
@@ -73,7 +75,7 @@ def compiled(network: nn.Module) -> nn.Module:
             "training.compile needs a C++ compiler (c++, g++ or clang++), and this machine has none in PATH; "
             "install one, or set training.compile to false"
         )
-    return torch.compile(network, dynamic=False)
+    return torch.compile(network, dynamic=False)  # type: ignore[return-value]  # of a Module it is a Module
 
 
 def with_precision(params: Params, note: Callable[[str], None]) -> Params:

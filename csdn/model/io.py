@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import torch
 from safetensors.torch import save as serialize
@@ -42,7 +42,11 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
-def load(folder: str | Path, network: type[Network] = CSDN) -> Network:
+@overload
+def load(folder: str | Path) -> CSDN: ...
+@overload
+def load(folder: str | Path, network: type[Network]) -> Network: ...
+def load(folder: str | Path, network: type[CSDN] = CSDN) -> CSDN:
     """The network saved in `folder`, on the CPU, in evaluation mode; raises UserError if it does not fit.
 
     network: CSDN, or a subclass that is made of it.

@@ -9,7 +9,7 @@ computes end-of-text only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +49,7 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": quick_gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quick_gelu": quick_gelu}
 
 
 class TextLayer(nn.Module):
@@ -98,6 +98,7 @@ class TextEncoder(nn.Module):
 
     def __init__(self, width: int, heads: int, layers: int, embed_dim: int, activation: str) -> None:
         super().__init__()
+        self.heads = heads
         self.prefix = nn.Parameter(0.02 * torch.randn(PREFIX.stop, width))
         self.suffix = nn.Parameter(0.02 * torch.randn(SUFFIX.stop - SUFFIX.start, width))
         self.positions = nn.Parameter(0.01 * torch.randn(LENGTH, width))
@@ -125,9 +126,9 @@ class TextEncoder(nn.Module):
         Call it after the weights have changed; loading a state dict does.
         """
         tokens = (self.prefix + self.positions[PREFIX])[None]
+        nothing = tokens.new_empty(2, self.heads, 0, tokens.shape[2] // self.heads)
         cache = []
         for layer in self.layers:
-            nothing = tokens.new_empty(2, layer.heads, 0, tokens.shape[2] // layer.heads)
             tokens, key_value = layer(tokens, nothing, tokens.shape[1])
             cache.append(key_value[:, 0])
         self.prefix_cache = torch.stack(cache)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -21,6 +22,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from matplotlib.typing import RcKeyType
 
 from csdn.data.catalog import MODALITIES
 from csdn.evaluation.headline import METHODS, RERANKED
@@ -45,7 +47,7 @@ PEOPLE = ("trained", "wrong", "right", "hog", "violet", "sky", "pink", "olive", 
 METHOD_DASHES = {"trained": "-", "clip": "-.", "hog": "--", "chance": ":", RERANKED: "-"}
 METHOD_COLOURS = {method: method for method in METHODS} | {RERANKED: "violet"}
 TEXT_COLOURS = {"visible": "hog", "infrared": "rose", "fused": "trained"}
-RC = {
+RC: dict[RcKeyType, Any] = {
     "font.family": ["DejaVu Sans"],
     "font.size": 8.5,
     "text.parse_math": False,  # names come from outside: "$" in a name is a dollar sign
@@ -111,7 +113,7 @@ def svg(chart: Chart) -> Markup:
     with style(chart.name):
         chart.figure.savefig(file, format="svg", transparent=True, metadata=no_metadata)
     text = file.getvalue()
-    view_box = re.search(r'viewBox="[\d. ]+"', text)[0]
+    view_box = re.findall(r'viewBox="[\d. ]+"', text)[0]
     body = text[text.index("</defs>") + len("</defs>") :]  # without matplotlib's rules for the whole document
     body = body.replace("'DejaVu Sans'", "system-ui, sans-serif")
     body = re.sub(r'<g id="[^"]*"', "<g", body)  # nothing refers to groups
@@ -202,7 +204,7 @@ def cmc_charts(rows: Sequence[Mapping[str, str]]) -> list[Chart]:
     """Of evaluation/cmc.csv: a chart for each direction, a line for each method."""
     charts = []
     for direction in dict.fromkeys(row["direction"] for row in rows):
-        of = {method: [] for method in (*METHODS, RERANKED)}
+        of: dict[str, list[tuple[float, float]]] = {method: [] for method in (*METHODS, RERANKED)}
         for row in rows:
             if row["direction"] == direction:
                 of[row["method"]].append((float(row["rank"]), float(row["score"] or "nan")))
@@ -351,13 +353,24 @@ def _draw_person(plot: Axes, plane: Plane, person: int) -> None:
     """Dots, triangles, and from the mean of the dots, with the person's number, a line to the triangles'."""
     colour = COLOURS[PEOPLE[person]]
     visible, infrared = plane.images_of(person)
-    plot.scatter(*visible.T, s=20, marker="o", color=colour, linewidths=0, label=str(person + 1))
-    plot.scatter(*infrared.T, s=20, marker="^", facecolors="none", edgecolors=colour, linewidths=1)
+    x, y = visible.T
+    plot.scatter(x, y, s=20, marker="o", color=colour, linewidths=0, label=str(person + 1))
+    x, y = infrared.T
+    plot.scatter(x, y, s=20, marker="^", facecolors="none", edgecolors=colour, linewidths=1)
     means = np.stack([visible.mean(axis=0), infrared.mean(axis=0)])
     plot.plot(*means.T, color=colour, linewidth=1.3)
     box = {"boxstyle": "circle,pad=0.2", "facecolor": colour, "edgecolor": COLOURS["card"]}
-    text = {"color": COLOURS["card"], "fontweight": "bold", "fontsize": 8, "ha": "center", "va": "center"}
-    plot.text(*means[0], str(person + 1), bbox=box, **text)
+    plot.text(
+        means[0, 0],
+        means[0, 1],
+        str(person + 1),
+        bbox=box,
+        color=COLOURS["card"],
+        fontweight="bold",
+        fontsize=8,
+        ha="center",
+        va="center",
+    )
 
 
 # Bars and heat maps.

@@ -82,6 +82,8 @@ class Gallery:
 
     def distance(self, one: str, other: str) -> float:
         """Cosine distance of two images."""
+        if self.features is None:
+            raise ValueError("distances need features")
         first, second = unit_rows(self.features[[self.row(one), self.row(other)]])
         return 1 - float(first @ second)
 

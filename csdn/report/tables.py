@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import pyarrow as pa
 from markupsafe import Markup
@@ -222,7 +222,8 @@ def pairs_by_rank1(rows: Rows, least_queries: int) -> list[dict[str, Any]]:
 METHOD = "sii"  # the variant that is CSDN
 DIRECTIONS = {"ir_to_vis": "Infrared → visible", "vis_to_ir": "Visible → infrared"}
 # Of metrics/headline.json; some protocols have one direction only.
-ABLATION_FIGURES = tuple(f"{direction}.{name}" for direction in DIRECTIONS for name in ("rank1", "mAP"))
+AblationFigure = Literal["ir_to_vis.rank1", "ir_to_vis.mAP", "vis_to_ir.rank1", "vis_to_ir.mAP"]
+ABLATION_FIGURES: tuple[AblationFigure, ...] = get_args(AblationFigure)
 # Sections and keys of params.yaml that do not decide the figures, or that the hash of the data covers.
 _UNDECISIVE = ("seed", "ingest", "report", "scaling", "warm_start", "gate", "retrain", "registry")
 NAMED = 4  # differing parameters that a remark names
@@ -243,7 +244,7 @@ class Variant(_Part):
     variant: str
     difference: str  # in words
     seeds: Annotated[list[int], Field(min_length=1)]
-    figures: dict[Literal[ABLATION_FIGURES], Spread]
+    figures: dict[AblationFigure, Spread]
 
 
 class AblationTable(_Part):

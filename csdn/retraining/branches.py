@@ -1,20 +1,23 @@
 """Main and the branches of runs, here and at `origin`: what Git knows of runs, decisions and promotions.
 
-Promotions and rollbacks move main (params.yaml: registry.branch). Each decision is a commit, on a run's
-branch or on main, whose message ends with two trailers: Csdn-Run and Csdn-Decision.
+Each decision moves main (params.yaml: registry.branch): it is a commit whose message ends with the trailers
+Csdn-Run and Csdn-Decision. The branch of a run has such commits for its beginning and for what its gate said.
+If it is deleted, no decision is lost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from csdn.ingest.ledger import LEDGER, Drop, Status, parse_ledger
+from csdn.ingest.ledger import LEDGER, Drop, parse_ledger
 from csdn.params import load_params
 from csdn.retraining import dvc, git
+from csdn.retraining.gate import PROMOTE, REJECT, UNDECIDED
 from csdn.retraining.git import ORIGIN
 from csdn.retraining.lock import RUNS
 from csdn.retraining.versions import champion_at, missing_tags
@@ -151,10 +154,12 @@ def _forward(workspace: Path, branch: str, commit: str) -> list[str]:
     return notes
 
 
-# The branches of runs, and their decisions.
+# The branches of runs, and the decisions.
 
-# Values of the trailer Csdn-Decision.
-BEGIN, READY, REJECT, PROMOTE, ROLLBACK = "begin", "ready", "reject", "promote", "rollback"
+# Values of the trailer Csdn-Decision. On main: PROMOTE, REJECT and UNDECIDED, which end a run, and ROLLBACK.
+# On a run's branch: BEGIN, then what its gate said (PASS, REJECT or UNDECIDED), and READY if main could not
+# move.
+BEGIN, PASS, READY, ROLLBACK = "begin", "pass", "ready", "rollback"
 MEASURE = "measure"  # a run with overrides, made for its metrics; it decides nothing
 
 
@@ -162,9 +167,12 @@ def branch_name(identifier: str) -> str:
     return f"run/{identifier}"
 
 
-def commit_message(subject: str, run: str = "", decision: str = "", body: str = "") -> str:
-    """A commit's message; its trailers name the run and the decision."""
-    lines = {"Csdn-Run": run, "Csdn-Decision": decision}
+def commit_message(
+    subject: str, run: str = "", decision: str = "", body: str = "", figures: Mapping[str, Any] | None = None
+) -> str:
+    """A commit's message; its trailers name the run, its figures (as JSON) and the decision."""
+    shown = json.dumps(figures, sort_keys=True) if figures else ""
+    lines = {"Csdn-Run": run, "Csdn-Figures": shown, "Csdn-Decision": decision}
     trailers = "\n".join(f"{key}: {value}" for key, value in lines.items() if value)
     return "\n\n".join(part for part in (subject, body, trailers) if part)
 
@@ -179,42 +187,67 @@ def decision_of(folder: Path, revision: str) -> str:
     return git.format_commits(folder, trailer("Decision"), "--no-walk", revision)[0]
 
 
-def first_commit(workspace: Path, identifier: str) -> str | None:
-    """The commit with which a run began; None if the run was killed before it."""
-    form = f"%H {trailer('Run')} {trailer('Decision')}"
-    found = (line.split(" ") for line in git.format_commits(workspace, form, run_tips(workspace)[identifier]))
-    return next((first for first, *said in found if said == [identifier, BEGIN]), None)
+@dataclass(frozen=True)
+class Decided:
+    """A commit with a decision."""
+
+    commit: str
+    time: datetime
+    run: str
+    decision: str
 
 
-def with_held_drops(ledger: Sequence[Drop], ledgers: Sequence[Sequence[Drop]]) -> list[Drop]:
-    """main's ledger, followed by the drops that the `ledgers` of rejected runs hold, each drop once.
+def decisions(workspace: Path, commit: str, run: str = "") -> list[Decided]:
+    """The decisions in the history of a commit, newest first; run: how the run's id ends.
 
-    A drop in main's ledger stays as it is there: a person may have accepted it since.
+    One git command, which reads the messages of the whole history: some milliseconds for 1,000 commits.
     """
-    drops = {drop.id: drop for drop in ledger}
-    for drop in (drop for other in ledgers for drop in other):
-        if drop.status is Status.HELD:
-            drops.setdefault(drop.id, drop)
-    return list(drops.values())
+    form = f"%H%x1f%ct%x1f{trailer('Run')}%x1f{trailer('Decision')}"
+    greps = (f"--grep=^Csdn-Run: .*{run}$", "--grep=^Csdn-Decision: ", "--all-match", "--basic-regexp")
+    found = (entry.split("\x1f") for entry in git.format_commits(workspace, form, *greps, commit))
+    return [
+        Decided(commit, _time(time), name, said) for commit, time, name, said in found if name.endswith(run)
+    ]
 
 
-def rejected_ledgers(workspace: Path) -> list[list[Drop]]:
-    """The ledgers of the runs that the gate rejected, oldest run first."""
-    tips = sorted(run_tips(workspace).items())
-    return [ledger_at(workspace, tip) for _, tip in tips if decision_of(workspace, tip) == REJECT]
+def decided(workspace: Path, main: str, run: str) -> Decided | None:
+    """The decision that ended a run, in the history of main; run: how its id ends."""
+    ends = (PROMOTE, REJECT, UNDECIDED)
+    return next((one for one in decisions(workspace, main, run) if one.decision in ends), None)
 
 
-def run_tips(workspace: Path) -> dict[str, str]:
-    """{run's id: newest commit} of the runs' branches, local ones and those of `origin`."""
-    tips: dict[str, str] = {}
-    for place in ("refs/heads", f"refs/remotes/{ORIGIN}"):
-        listed = git.git(workspace, "for-each-ref", "--format=%(objectname) %(refname)", f"{place}/run/")
-        for line in listed.splitlines():
-            tip, _, name = line.partition(" ")
-            here = tips.setdefault(name.rpartition("/")[2], tip)
-            if git.contains(workspace, tip, here):
-                tips[name.rpartition("/")[2]] = tip
-    return tips
+def undecided_since(workspace: Path, main: str) -> Decided | None:
+    """The newest undecided run in the history of main; None if the champion has changed since."""
+    ends = (PROMOTE, ROLLBACK, UNDECIDED)
+    last = next((one for one in decisions(workspace, main) if one.decision in ends), None)
+    return last if last and last.decision == UNDECIDED else None
+
+
+def first_commit(workspace: Path, identifier: str) -> str | None:
+    """The commit with which a run began; None if there is no such run, or it was killed before it."""
+    tip = newest_tip(workspace, branch_name(identifier))
+    found = decisions(workspace, tip, identifier) if tip else []
+    return next((one.commit for one in found if one.decision == BEGIN), None)
+
+
+def find_run(workspace: Path, digits: str) -> str | None:
+    """The id of the run whose id ends with these digits, here or at `origin`; None if it has no branch."""
+    patterns = [f"{place}/{branch_name('*-')}{digits}" for place in _PLACES]
+    names = git.git(workspace, "for-each-ref", "--format=%(refname)", *patterns).splitlines()
+    return names[0].rpartition("/")[2] if names else None
+
+
+_PLACES = ("refs/heads", f"refs/remotes/{ORIGIN}")
+
+
+def newest_tip(workspace: Path, branch: str) -> str | None:
+    """The newest commit of a branch, here or at `origin` as of the last fetch; None if neither has it."""
+    here, there = (git.commit_of(workspace, f"{place}/{branch}") for place in _PLACES)
+    return _newer(workspace, here, there) if here and there else here or there
+
+
+def _newer(workspace: Path, here: str, there: str) -> str:
+    return there if git.contains(workspace, there, here) else here
 
 
 def ledger_at(workspace: Path, revision: str) -> list[Drop]:
@@ -223,23 +256,27 @@ def ledger_at(workspace: Path, revision: str) -> list[Drop]:
     )
 
 
-# The history, read from Git alone: decisions on main, then branches of runs that are not merged.
+# The history, read from Git alone: decisions on main, then branches of runs on which main has no decision.
 
 _OUTCOMES = {
     PROMOTE: "promoted",
     ROLLBACK: "rolled back",
     REJECT: "rejected",
+    UNDECIDED: "undecided",
+    PASS: "passed",
     READY: "ready",
     MEASURE: "measured",
 }
-_FORM = f"%H%x1f%ct%x1f{trailer('Run')}%x1f{trailer('Decision')}%x1f%b"
+_FORM = "%x1f".join(("%H", "%ct", trailer("Run"), trailer("Decision"), trailer("Figures"), "%b"))
 
 
 @dataclass(frozen=True)
 class Event:
-    """A decision; its outcome is "promoted", "rolled back", "rejected", "ready", "measured" or "unfinished".
+    """A decision; its outcome is a value of _OUTCOMES, or "unfinished".
 
-    `version` is None if the run made no version; `figures` are those of metrics/headline.json.
+    "passed": the gate let the run pass, and main does not have it: a trial (csdn.retraining.blame) after
+    which a better one was applied, or a run that was killed. `version` is None if the run made no version;
+    `figures` are those of metrics/headline.json.
     """
 
     time: datetime
@@ -251,35 +288,32 @@ class Event:
 
 
 def history(workspace: str | Path) -> list[Event]:
-    """All promotions, rollbacks, rejections and runs that wait, oldest first; nothing is fetched."""
+    """All decisions, and the runs that wait or are unfinished, oldest first; nothing is fetched."""
     workspace = Path(workspace).resolve()
-    newest = _newest_known(workspace, main_branch(workspace))
-    events = [*_on_main(workspace, newest), *_on_branches(workspace, newest)]
-    return sorted(events, key=lambda event: event.time)
-
-
-def _newest_known(workspace: Path, branch: str) -> str:
-    here = git.commit_of(workspace, f"refs/heads/{branch}")
-    there = git.commit_of(workspace, f"refs/remotes/{ORIGIN}/{branch}") if git.has_origin(workspace) else None
-    if here and there:
-        return there if git.contains(workspace, there, here) else here
-    return here or there or git.git(workspace, "rev-parse", "HEAD")
+    branch = main_branch(workspace)
+    newest = newest_tip(workspace, branch) or git.git(workspace, "rev-parse", "HEAD")
+    events = list(_on_main(workspace, newest))
+    known = {event.run for event in events}
+    return sorted([*events, *_on_branches(workspace, newest, known)], key=lambda event: event.time)
 
 
 def _on_main(workspace: Path, newest: str) -> Iterator[Event]:
-    decided = ("--basic-regexp", "--grep=^Csdn-Decision: ")
-    for entry in git.format_commits(workspace, _FORM, "--reverse", *decided, newest):
-        commit, time, run, decision, body = entry.split("\x1f", 4)
+    greps = ("--basic-regexp", "--grep=^Csdn-Decision: ")
+    for entry in git.format_commits(workspace, _FORM, "--reverse", *greps, newest):
+        commit, time, run, decision, figures, body = entry.split("\x1f", 5)
         if decision in (PROMOTE, ROLLBACK):
             champion = champion_at(workspace, commit)
-            yield Event(
-                _time(time), _OUTCOMES[decision], run, champion.version, _reason(body), champion.figures
-            )
+            version, values = champion.version, champion.figures
+        elif decision in (REJECT, UNDECIDED):
+            version, values = None, _figures(figures, f"Csdn-Figures of commit {commit[:12]}")
+        else:
+            continue
+        yield Event(_time(time), _OUTCOMES[decision], run, version, _reason(body), values)
 
 
-def _on_branches(workspace: Path, newest: str) -> Iterator[Event]:
-    for run, tip in run_tips(workspace).items():
-        if git.contains(workspace, newest, tip):
+def _on_branches(workspace: Path, newest: str, known: Collection[str]) -> Iterator[Event]:
+    for run, tip in _open_runs(workspace, newest).items():
+        if run in known:
             continue
         time, body = git.format_commits(workspace, "%ct%x1f%b", "--no-walk", tip)[0].split("\x1f", 1)
         decision = READY if (said := decision_of(workspace, tip)) == PROMOTE else said
@@ -287,9 +321,26 @@ def _on_branches(workspace: Path, newest: str) -> Iterator[Event]:
         yield Event(_time(time), outcome, run, None, _reason(body), _headline(workspace, tip))
 
 
+def _open_runs(workspace: Path, newest: str) -> dict[str, str]:
+    """{run's id: newest commit} of the branches of runs, here and at `origin`, that main does not contain."""
+    tips: dict[str, str] = {}
+    form = "--format=%(objectname) %(refname)"
+    places = [f"{place}/{branch_name('')}" for place in _PLACES]
+    for line in git.git(workspace, "for-each-ref", f"--no-merged={newest}", form, *places).splitlines():
+        tip, _, name = line.partition(" ")
+        run = name.rpartition("/")[2]
+        here = tips.setdefault(run, tip)
+        tips[run] = here if here == tip else _newer(workspace, here, tip)
+    return tips
+
+
 def _headline(workspace: Path, commit: str) -> dict[str, Any]:
     content = git.file_at(workspace, commit, "metrics/headline.json")
-    figures = parse_json(content, f"metrics/headline.json in commit {commit[:12]}") if content else {}
+    return _figures(content, f"metrics/headline.json in commit {commit[:12]}")
+
+
+def _figures(text: str | bytes | None, where: str) -> dict[str, Any]:
+    figures = parse_json(text, where) if text else {}
     return figures if isinstance(figures, dict) else {}
 
 

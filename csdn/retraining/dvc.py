@@ -53,8 +53,7 @@ def link_cache(workspace: Path, folder: Path, links: str | None = None, **core: 
     """
     from dvc.config import Config, merge
 
-    config = _config(workspace)
-    cache = config["cache"].get("dir") or workspace / ".dvc" / "cache"
+    config = config_of(workspace)
     kind = links or ",".join(config["cache"].get("type") or [LINKS])
     local = folder / ".dvc" / "config.local"
     local.touch(mode=0o600)  # it may contain keys of the remotes
@@ -62,12 +61,17 @@ def link_cache(workspace: Path, folder: Path, links: str | None = None, **core: 
         merge(settings, config.load_one("repo"))
         merge(settings, config.load_one("local"))
         quiet = {"autostage": False, "interactive": False, "no_scm": False}
-        merge(settings, {"cache": {"dir": str(Path(cache).resolve()), "type": kind}, "core": quiet | core})
+        merge(settings, {"cache": {"dir": str(cache_folder(workspace)), "type": kind}, "core": quiet | core})
+
+
+def cache_folder(folder: Path) -> Path:
+    """The folder of the project's cache."""
+    return Path(config_of(folder)["cache"].get("dir") or folder / ".dvc" / "cache").resolve()
 
 
 def default_remote(folder: Path) -> str | None:
     """The project's default remote as "name (address)", without credentials; None if none is set."""
-    config = _config(folder)
+    config = config_of(folder)
     name = config["core"].get("remote")
     if name is None:
         return None
@@ -76,10 +80,11 @@ def default_remote(folder: Path) -> str | None:
 
 def remotes(folder: Path) -> list[str]:
     """The names of the project's remotes, sorted. Raises UserError if there is no DVC project."""
-    return sorted(_config(folder)["remote"])
+    return sorted(config_of(folder)["remote"])
 
 
-def _config(folder: Path) -> Config:
+def config_of(folder: Path) -> Config:
+    """DVC's settings in a project. Raises UserError if there is none."""
     from dvc.config import Config, ConfigError
 
     if not (folder / ".dvc").is_dir():

@@ -1,8 +1,8 @@
 """What is shown of a run outside its log: webhook notifications, and Markdown pages with the CMC curves.
 
-A notification says that a run was promoted, is ready, was rejected, or has failed. The webhook's address is a
-secret, as whoever has it can write to the channel: it comes from the environment (CSDN_WEBHOOK) or from the
-caller, and is in no message, log or error.
+A notification says that a run was promoted, is ready, was rejected or left undecided, or has failed. The
+webhook's address is a secret, as whoever has it can write to the channel: it comes from the environment
+(CSDN_WEBHOOK) or from the caller, and is in no message, log or error.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from csdn.ingest.counts import summary_lines
-from csdn.retraining.gate import METRICS
+from csdn.retraining.gate import BEST, METRICS, PROMOTE, REJECT, UNDECIDED
 from csdn.runtime.sanitize import as_markdown, escape_control_chars, escape_tags
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ TIMEOUT_SECONDS = 5.0  # of each try
 class Notification:
     """What happened to a run; sent as JSON with these keys and `text`, which Slack and Mattermost show."""
 
-    event: Literal["promoted", "ready", "rejected", "failed"]
+    event: Literal["promoted", "ready", "rejected", "undecided", "failed"]
     run: str  # the run's title
     version: str | None = None  # the new champion
     reasons: Sequence[str] = ()
@@ -120,10 +120,21 @@ def _beside(champion: Champion | None) -> str:
     )
 
 
+_HEADS = {
+    PROMOTE: "Promote",
+    REJECT: "Reject the candidate",
+    UNDECIDED: "Undecided: the champion stays, and the drops stay accepted",
+}
+
+
 def gate_page(gate: Mapping[str, Any]) -> str:
     """metrics/gate.json: the decision, its reasons, and the comparisons over all cameras."""
-    head = "Promote" if gate["decision"] == "promote" else "Reject the candidate"
-    lines = [f"### {head}", "", *(f"* {as_markdown(reason)}" for reason in gate["reasons"]), ""]
+    lines = [
+        f"### {_HEADS[gate['decision']]}",
+        "",
+        *(f"* {as_markdown(reason)}" for reason in gate["reasons"]),
+        "",
+    ]
     overall = [one for one in gate["comparisons"] if not (one["query_camera"] or one["gallery_camera"])]
     if overall:
         most = max(one["people"] for one in overall)
@@ -131,15 +142,17 @@ def gate_page(gate: Mapping[str, Any]) -> str:
             "| data | direction | metric | "
             f"champion {gate['champion']} | candidate | difference | interval |",
             "|---|---|---|---|---|---|---|",
-            *map(_comparison, overall),
+            *(_comparison(one, gate.get("best")) for one in overall),
             "",
             f"Percent; at most {most} people, whom neither model saw in training.",
         ]
     return "\n".join(lines)
 
 
-def _comparison(one: Mapping[str, Any]) -> str:
-    cells = [one["data"], one["direction"].replace("_", " "), METRICS.get(one["metric"], one["metric"])]
+def _comparison(one: Mapping[str, Any], best: str | None) -> str:
+    """A row; best: the version in the champion's place of the comparisons on BEST."""
+    data = f"today, {best} as the champion" if one["data"] == BEST else one["data"]
+    cells = [data, one["direction"].replace("_", " "), METRICS.get(one["metric"], one["metric"])]
     cells += [f"{one['champion']:.2f}", f"{one['candidate']:.2f}", f"{one['difference']:+.2f}"]
     cells.append(f"{one['low']:+.2f} to {one['high']:+.2f}")
     return f"| {' | '.join(cells)} |"

@@ -1,7 +1,7 @@
 """The registry of models: promote, reject and roll back, on main, the tags and the remotes.
 
-A promotion is one atomic push to `origin`, if there is one, and then the same update of this clone. If a call
-is killed, the next one finds either nothing of it or the complete decision, and continues.
+Each decision is one atomic push to `origin`, if there is one, and then the same update of this clone. If a
+call is killed, the next one finds either nothing of it or the complete decision, and continues.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from csdn.ingest.ledger import LEDGER, Drop, Status, change_ledger
+from csdn.ingest.forgotten import FORGOTTEN, read_forgotten
+from csdn.ingest.ledger import LEDGER, Drop, Status, as_document, merge_ledgers
 from csdn.retraining import branches, dvc, git, versions
-from csdn.retraining.branches import PROMOTE, READY, REJECT, ROLLBACK
+from csdn.retraining.branches import READY, ROLLBACK
+from csdn.retraining.gate import PROMOTE, REJECT, UNDECIDED
 from csdn.retraining.git import PushRejected, RemoteUnavailable
 from csdn.retraining.lock import RUNS
 from csdn.retraining.workspace import Run, open_run
@@ -30,7 +32,7 @@ from csdn.training.champion import CHAMPION, Champion, ChampionFile, read_champi
 class Outcome:
     """The result of a run; "ready": the gate let it pass, but main could not move. `reasons`: for people."""
 
-    event: Literal["promoted", "ready", "rejected"]
+    event: Literal["promoted", "ready", "rejected", "undecided"]
     version: str | None
     reasons: tuple[str, ...]
 
@@ -77,28 +79,66 @@ def promote_ready(workspace: str | Path, identifier: str) -> Outcome:
     branch = branches.main_branch(run.workspace)
     newest = branches.newest_commit(run.workspace, branch)
     if not git.contains(run.workspace, newest, run.tip):
-        decision = branches.decision_of(run.workspace, run.tip)
-        if decision not in (READY, PROMOTE):
-            state = "was rejected by the gate" if decision == REJECT else "has no decision of the gate yet"
-            raise UserError(f"run {run.id} {state}; only a run that is ready can be promoted")
+        ended = branches.decided(run.workspace, newest, run.id)
+        if ended or branches.decision_of(run.workspace, run.tip) not in (READY, PROMOTE):
+            state = f"was {_ENDED[ended.decision]}" if ended else "has no decision"
+            raise UserError(f"run {run.id} {state} by the gate; only a run that is ready can be promoted")
         _merge(run, newest, branch)
     return promote(run)
 
 
-def reject(run: Run, reasons: Sequence[str]) -> list[Drop]:
-    """Hold the drops that came with a rejected run; returns them. main does not move.
+TRIES = 5  # of a commit on main, while others push to it
 
-    The last commit of the run's branch holds them, and is pushed to `origin` if there is one: the next run,
-    in any clone, begins with them held (`csdn.retraining.branches.with_held_drops`). Raises
+
+def record(run: Run, decision: str, reasons: Sequence[str], hold: Sequence[Drop] = ()) -> Outcome:
+    """End a run with REJECT or UNDECIDED: a commit on the newest main that changes only the ledger.
+
+    main's ledger becomes the run's, with the drops of `hold` held; an entry that has changed on main since
+    the run began stays as it is there. `origin` gets the commit and the run's branch in one push. If the run
+    is ended already, only this clone is updated. Raises UserError if `origin` does not accept the commit, and
     RemoteUnavailable; the same call can then be repeated.
     """
+    run.commit("results")
+    workspace, branch = run.workspace, branches.main_branch(run.workspace)
+    newest = branches.newest_commit(workspace, branch)
+    for _ in range(TRIES):
+        if branches.decided(workspace, newest, run.id):  # by a call that was killed, or in another clone
+            return _recorded(run, decision, reasons, branch, newest)
+        commit = _decision_commit(run, decision, reasons, hold, newest)
+        try:
+            git.push(workspace, {f"refs/heads/{branch}": commit, f"refs/heads/{run.branch}": run.tip})
+        except PushRejected as error:
+            rejected, before = error, newest
+            newest = branches.newest_commit(workspace, branch)
+            if newest == before:  # nobody was faster: origin does not accept it
+                break
+        else:
+            return _recorded(run, decision, reasons, branch, commit)
+    raise UserError(
+        f"{rejected}\nThe decision on run {run.id} is not recorded. Allow this user to push to {branch}; the "
+        "next call continues the run at this point"
+    )
+
+
+def _decision_commit(run: Run, decision: str, reasons: Sequence[str], hold: Sequence[Drop], main: str) -> str:
+    """The commit on top of `main`; no ref is moved."""
     reason = f"gate of run {run.id}: {'; '.join(reasons)}"
-    held = {drop.id: replace(drop, status=Status.HELD, reason=reason) for drop in run.new_drops}
-    if branches.decision_of(run.workspace, run.tip) != REJECT:
-        change_ledger(lambda drops: [held.get(drop.id, drop) for drop in drops], run.folder / LEDGER)
-        run.commit("rejected by the gate", REJECT, "\n".join(reasons))
-    git.push(run.workspace, {f"refs/heads/{run.branch}": run.tip})
-    return list(held.values())
+    held = {drop.id: replace(drop, status=Status.HELD, reason=reason) for drop in hold}
+    decided = [held.get(drop.id, drop) for drop in run.drops]
+    ledger = merge_ledgers(branches.ledger_at(run.workspace, main), run.before, decided)
+    path = run.folder / "metrics/headline.json"  # missing if the run has made no model
+    figures = read_json(path) if path.exists() else None
+    subject = f"Run {run.id}: {_ENDED[decision]}"
+    text = branches.commit_message(subject, run.id, decision, "\n".join(reasons), figures)
+    return git.commit_files(run.workspace, main, {str(LEDGER): as_json(as_document(ledger))}, text)
+
+
+_ENDED = {REJECT: "rejected", UNDECIDED: "left undecided", PROMOTE: "promoted"}
+
+
+def _recorded(run: Run, decision: str, reasons: Sequence[str], branch: str, commit: str) -> Outcome:
+    notes = branches.sync_local(run.workspace, branch, commit, {})
+    return Outcome("rejected" if decision == REJECT else "undecided", None, (*reasons, *notes))
 
 
 def _merge(run: Run, newest: str, branch: str) -> None:
@@ -227,6 +267,7 @@ def _champion_of(workspace: Path, version: str) -> Champion:
     """The entry in champion.json with which a version was promoted."""
     commit = versions.commit_of_version(workspace, version)
     champion = versions.champion_at(workspace, commit) if commit else None
+    champion = versions.with_present_weights(champion, read_forgotten(workspace / FORGOTTEN))
     if champion is None:
         known = ", ".join(versions.all_versions(workspace)) or "none yet"
         raise UserError(f"{workspace}: no version is called {version!r}; there are: {known}")

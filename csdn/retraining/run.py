@@ -4,7 +4,8 @@ scan            main's ledger and the watched places -> is there enough new data
                 unfinished one continues
 ingest, train   the five stages in the run's working tree, each a process (csdn.retraining.steps)
 gate            the candidate is compared with the champion
-apply_decision  main moves to the run, or the drops that came with it are held
+trial           if the gate rejects the run, it is repeated without some of its drops (csdn.retraining.blame)
+apply_decision  main moves: to the run, or to a commit in which the run's drops are held or accepted
 
 `csdn retrain` runs the steps here, flows/retrain.py runs each as a Prefect task.
 """
@@ -22,20 +23,30 @@ from typing import Any
 from csdn.data.catalog import PEOPLE_SCHEMA, read_table
 from csdn.data.outputs import in_words
 from csdn.data.shards import shards_at
+from csdn.ingest.forgotten import FORGOTTEN, NOBODY, parse_forgotten
 from csdn.ingest.identities import SplitRule, parse_aliases
 from csdn.ingest.ledger import LEDGER, SHORT, Drop, Status, parse_ledger
 from csdn.ingest.sync import sync_ledger
-from csdn.params import Params, parse_params
+from csdn.params import Params, load_params, parse_params
 from csdn.retraining import steps as processes
-from csdn.retraining.branches import champion_at, main_branch
+from csdn.retraining.blame import find_harmful
+from csdn.retraining.branches import (
+    BEGIN,
+    PASS,
+    champion_at,
+    decision_of,
+    ledger_at,
+    main_branch,
+    undecided_since,
+)
 from csdn.retraining.gate import PROMOTE, REJECT, Decision, as_json
 from csdn.retraining.git import file_at
 from csdn.retraining.lock import RUNS
 from csdn.retraining.notify import Notification, notify
-from csdn.retraining.registry import Outcome, promote, reject
-from csdn.retraining.trigger import Arrivals, count_arrivals, should_retrain
+from csdn.retraining.registry import Outcome, promote, record
+from csdn.retraining.trigger import Arrivals, Since, count_arrivals, people_of, should_retrain
 from csdn.retraining.versions import fetch_champion, version_tag
-from csdn.retraining.workspace import AlreadyDecided, Run, begin
+from csdn.retraining.workspace import GATE, AlreadyDecided, Run, begin, begin_trial
 from csdn.runtime.documents import expected_in, parse_yaml, read_json
 from csdn.runtime.errors import Diverged, ServiceUnavailable, UserError
 from csdn.runtime.files import write_json
@@ -88,6 +99,11 @@ class Steps:
     def gate(self, folder: Path) -> None:
         processes.gate(folder, _print)
 
+    def trial(self, run: Run, left_out: Sequence[Drop], overrides: Mapping[str, Any]) -> Run:
+        begun = trial(run, left_out, overrides)
+        _print(f"run {begun.id} repeats it without:", *(f"  {drop}" for drop in left_out))
+        return begun
+
     def apply_decision(self, run: Run) -> Outcome:
         outcome = apply_decision(run)
         _print(outcome.event, *outcome.lines)
@@ -104,24 +120,58 @@ def retrain(
     """One scan and the run that may follow; the caller holds the workspace's lock. Raises UserError."""
     found, outcome = steps.scan(workspace, overrides, force), None
     if found.run:
-        outcome = _carry_out(found.run, steps)
+        outcome = _carry_out(found.run, overrides, steps)
         steps.notify(Notification(outcome.event, found.title, outcome.version, outcome.reasons))
     prune_worktrees(workspace)
     return found, outcome
 
 
-def _carry_out(run: Run, steps: Steps) -> Outcome:
-    """The stages, the gate and its decision. Held data and diverged training are rejected without a gate."""
-    steps.ingest(run.folder)
-    if bad := nothing_usable(run):
-        write_rejection(run, bad)
+def _carry_out(run: Run, overrides: Mapping[str, Any], steps: Steps) -> Outcome:
+    """The stages, the gate and its decision; a rejected run is repeated to find the drops that did harm.
+
+    If this call is killed, the next one finds what the gate has said of the run and of its trials.
+    """
+    if _judge(run, steps) != REJECT:
         return steps.apply_decision(run)
+    suspects, trials = _suspects(run), dict[tuple[Drop, ...], Run]()
+
+    def passes(left_out: tuple[Drop, ...]) -> bool:
+        trials[left_out] = steps.trial(run, left_out, overrides)
+        return _judge(trials[left_out], steps) != REJECT
+
+    budget = load_params(run.folder / "params.yaml").retrain.blame_runs
+    harmful = find_harmful(suspects, passes, budget)
+    outcome = steps.apply_decision(trials.get(harmful, run))
+    if trials and harmful not in trials:
+        note = f"{len(trials)} repetitions without some of the drops (retrain.blame_runs) were rejected too"
+        outcome = replace(outcome, reasons=(*outcome.reasons, note))
+    return outcome
+
+
+def _judge(run: Run, steps: Steps) -> str:
+    """What the gate says of a run: PROMOTE, REJECT or UNDECIDED; it is committed on the run's branch.
+
+    Data that ingest holds and training that diverges are rejected without the gate.
+    """
+    if not (run.folder / GATE).exists():
+        steps.ingest(run.folder)
+        if bad := nothing_usable(run):
+            write_rejection(run, bad)
+        else:
+            _train(run, steps)
+    gate = read_gate(run)
+    if decision_of(run.workspace, run.tip) == BEGIN:
+        said = PASS if gate["decision"] == PROMOTE else gate["decision"]
+        run.commit("the gate has decided", said, "\n".join(gate["reasons"]))
+    return gate["decision"]
+
+
+def _train(run: Run, steps: Steps) -> None:
     try:
         steps.train(run.folder)
         steps.gate(run.folder)
     except Diverged as error:  # it would diverge again if repeated
         write_rejection(run, [str(error)])
-    return steps.apply_decision(run)
 
 
 def retrain_local(workspace: Path, overrides: Mapping[str, Any], force: bool) -> None:
@@ -176,19 +226,40 @@ def _new_data(workspace: Path, drops: list[Drop]) -> tuple[list[Drop], Scan, boo
     source = f"params.yaml of {main}"
     params = parse_params(parse_yaml(file_at(workspace, main, "params.yaml") or b"", source), source)
     synced, notes = sync_ledger(drops, _absolute(params.ingest.watch), workspace / "data")
-    champion = champion_at(workspace, main)
+    champion, rule = champion_at(workspace, main), _split_rule(workspace, main, params)
     seen = _drops_of(workspace, champion) if champion else set()
-    unseen = [drop for drop in synced if drop.status == Status.ACCEPTED and drop.id not in seen]
+    since, tried = _undecided_since(workspace, main)
+    if since is None and champion:
+        since = Since(champion.date)
+    waiting = [drop for drop in synced if drop.status == Status.ACCEPTED and drop.id not in seen]
+    unseen = [drop for drop in waiting if drop.id not in tried]
     known = _people_of(workspace, champion) if champion and unseen else set()
-    new = count_arrivals(unseen, known, _split_rule(workspace, main, params))
+    content = file_at(workspace, main, str(FORGOTTEN))
+    forgotten = parse_forgotten(content, FORGOTTEN) if content else NOBODY
+    if unseen:
+        known |= people_of([drop for drop in waiting if drop.id in tried], rule, forgotten)
+    new = count_arrivals(unseen, known, rule, forgotten)
     decide = partial(
-        should_retrain, new, champion and champion.date, datetime.now(UTC).date(), params.retrain
+        should_retrain, new, since if champion else None, datetime.now(UTC).date(), params.retrain
     )
     (enough, reason), compared = decide(), list[str]()
     if params.retrain.drift and champion and unseen and not enough:
         changed, compared = _drift(workspace, params, unseen)
         enough, reason = decide(changed)
     return synced, Scan(None, new, reason, tuple(notes), tuple(compared)), enough
+
+
+def _undecided_since(workspace: Path, main: str) -> tuple[Since | None, set[str]]:
+    """(the newest run without a decision, the ids of the drops that main accepts since then).
+
+    (None, empty) if the champion has changed since. The next run trains on these drops as well, but they are
+    no reason for one: the gate could not decide with them.
+    """
+    run = undecided_since(workspace, main)
+    if run is None:
+        return None, set()
+    drops = ledger_at(workspace, run.commit)
+    return Since(run.time.date(), run.run), {drop.id for drop in drops if drop.status == Status.ACCEPTED}
 
 
 def _drift(workspace: Path, params: Params, drops: Sequence[Drop]) -> tuple[list[str], list[str]]:
@@ -255,9 +326,7 @@ def nothing_usable(run: Run) -> list[str]:
 
     Called once ingest has run. Raises UserError.
     """
-    metrics = _metrics(run, "ingest", "dvc repro ingest", "drops")
-    with expected_in(f"metrics/ingest.json of run {run.id}", "`dvc repro ingest` makes it"):
-        held = {one["id"]: one for one in metrics["drops"]["held"]}
+    held = _held_by_ingest(run)
     if not run.new_drops or not all(drop.id in held for drop in run.new_drops):
         return []
     bad = [(drop, held[drop.id]) for drop in run.new_drops]
@@ -270,6 +339,13 @@ def nothing_usable(run: Run) -> list[str]:
     ]
 
 
+def _held_by_ingest(run: Run) -> dict[str, dict[str, Any]]:
+    """metrics/ingest.json's entries of the drops that ingest held, by their ids."""
+    metrics = _metrics(run, "ingest", "dvc repro ingest", "drops")
+    with expected_in(f"metrics/ingest.json of run {run.id}", "`dvc repro ingest` makes it"):
+        return {one["id"]: one for one in metrics["drops"]["held"]}
+
+
 def write_rejection(run: Run, reasons: Sequence[str]) -> None:
     """Write a rejection to metrics/gate.json without a comparison: the run has made no model.
 
@@ -279,19 +355,60 @@ def write_rejection(run: Run, reasons: Sequence[str]) -> None:
     for name in ("headline", "evaluation"):
         (run.folder / f"metrics/{name}.json").unlink(missing_ok=True)
     decision = Decision(REJECT, list(reasons))
-    write_json(run.folder / "metrics/gate.json", as_json(decision, champion and champion.version, []))
+    write_json(run.folder / GATE, as_json(decision, champion and champion.version, []))
 
 
 def apply_decision(run: Run) -> Outcome:
-    """Apply metrics/gate.json: main moves to the run, or the drops that came with it are held.
+    """Apply metrics/gate.json: main moves to the run, or its drops are held, or accepted if it is undecided.
 
     A call that failed can be repeated. Raises UserError; ServiceUnavailable if a remote does not respond.
     """
-    gate = _metrics(run, "gate", "csdn gate", "decision", "reasons")
-    if gate["decision"] != PROMOTE:
-        held = reject(run, gate["reasons"])
-        return Outcome("rejected", None, (*gate["reasons"], *(f"held: {drop}" for drop in held)))
-    return promote(run)
+    gate = read_gate(run)
+    decision, reasons = gate["decision"], gate["reasons"]
+    hold = _to_hold(run) if decision == REJECT else ()
+    outcome = promote(run) if decision == PROMOTE else record(run, decision, reasons, hold)
+    held = [f"held: {drop}: {drop.reason}" for drop in run.held]
+    return replace(outcome, reasons=(*outcome.reasons, *held, *(f"held: {drop}" for drop in hold)))
+
+
+def _to_hold(run: Run) -> list[Drop]:
+    """The drops that the rejection of a run holds: the new ones, and all suspects."""
+    suspects = _suspects(run)
+    return [drop for drop in run.drops if drop in suspects or drop in run.new_drops]
+
+
+def read_gate(run: Run) -> dict[str, Any]:
+    """`decision` and `reasons` of metrics/gate.json. Raises UserError."""
+    return _metrics(run, "gate", "csdn gate", "decision", "reasons")
+
+
+# The drops that did harm.
+
+
+def _suspects(run: Run) -> list[Drop]:
+    """The drops that a run was trained on and its champion was not, in the ledger's order; none if it has not
+    trained.
+
+    Without a champion, those that are new. A drop that a person has accepted, with a reason, is none.
+    """
+    if nothing_usable(run):
+        return []
+    champion = read_champion(run.folder).champion
+    known = _drops_of(run.workspace, champion) if champion else {drop.id for drop in run.before}
+    unused = known | set(_held_by_ingest(run))
+    return [
+        drop
+        for drop in run.drops
+        if drop.status == Status.ACCEPTED and not drop.reason and drop.id not in unused
+    ]
+
+
+def trial(run: Run, left_out: Sequence[Drop], overrides: Mapping[str, Any]) -> Run:
+    """Begin or continue a trial: the rejected run again, with these drops held. Raises UserError."""
+    without = "it" if len(left_out) == 1 else f"it and {len(left_out) - 1} others"
+    reasons = "; ".join(read_gate(run)["reasons"])
+    reason = f"gate of run {run.id}: {reasons}; not rejected without {without}"
+    return begin_trial(run, left_out, reason, overrides)
 
 
 def _metrics(run: Run, name: str, command: str, *keys: str) -> dict[str, Any]:

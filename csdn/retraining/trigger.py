@@ -7,17 +7,19 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from csdn.ingest.forgotten import NOBODY, Forgotten
 from csdn.ingest.identities import SplitRule
 from csdn.ingest.ledger import Drop, list_records
 from csdn.ingest.sources import open_source
 
 if TYPE_CHECKING:
+    from csdn.data.catalog import ImageRecord
     from csdn.params import RetrainParams
 
 
 @dataclass(frozen=True)
 class Arrivals:
-    """New data: the number of images that the champion has not seen, and of people whom it does not know."""
+    """Images and people that neither the champion was trained on nor an undecided run after it."""
 
     images: int = 0
     people: int = 0
@@ -26,39 +28,62 @@ class Arrivals:
         return f"{_count(self.people, 'new person', 'new people')}, {_count(self.images, 'image')}"
 
 
-def count_arrivals(drops: Sequence[Drop], people: Collection[str], rule: SplitRule) -> Arrivals:
-    """Count the images and the new people of drops by their listings.
+@dataclass(frozen=True)
+class Since:
+    """The decision since which data is new: the champion's promotion, or a later run without a decision."""
 
-    people: the canonical labels of those whom the champion knows. Raises UserError if a drop cannot be
-    listed.
+    day: datetime.date
+    undecided: str = ""  # that run's id
+
+    def __str__(self) -> str:
+        run = self.undecided
+        return f"run {run} was left undecided" if run else "the champion was chosen"
+
+
+def people_of(drops: Sequence[Drop], rule: SplitRule, forgotten: Forgotten) -> set[str]:
+    """The canonical labels of the people in drops, by their listings. Raises UserError."""
+    return _people(_records(drops, forgotten), rule)
+
+
+def count_arrivals(
+    drops: Sequence[Drop], people: Collection[str], rule: SplitRule, forgotten: Forgotten = NOBODY
+) -> Arrivals:
+    """Count the images of drops and the people in them who are not among `people` (canonical labels).
+
+    Raises UserError if a drop cannot be listed.
     """
-    records = [
-        record for drop in drops for record in list_records(open_source(drop.address, drop.layout), drop)
-    ]
-    named = {rule.person(record.person) for record in records}
-    return Arrivals(len(records), len(named - set(people) - {""}))
+    records = _records(drops, forgotten)
+    return Arrivals(len(records), len(_people(records, rule) - set(people)))
+
+
+def _records(drops: Sequence[Drop], forgotten: Forgotten) -> list[ImageRecord]:
+    sources = ((open_source(drop.address, drop.layout), drop) for drop in drops)
+    return [record for source, drop in sources for record in list_records(source, drop, forgotten)]
+
+
+def _people(records: Sequence[ImageRecord], rule: SplitRule) -> set[str]:
+    return {rule.person(record.person) for record in records} - {""}
 
 
 def should_retrain(
     new: Arrivals,
-    champion: datetime.date | None,
+    since: Since | None,
     today: datetime.date,
     thresholds: RetrainParams,
     drift: Sequence[str] = (),
 ) -> tuple[bool, str]:
-    """(whether there is enough, the reason in one line); champion: the day of its promotion.
+    """(whether there is enough, the reason in one line); since: None if there is no champion yet.
 
-    If there is no champion yet, any new image triggers training. drift: what has changed, a text for each
-    camera; one is enough.
+    Then any new image triggers training. drift: what has changed, a text for each camera; one is enough.
     """
     if not new.images:
-        return False, "nothing is new"
-    if champion is None:
+        return False, f"nothing is new since {since}" if since and since.undecided else "nothing is new"
+    if since is None:
         return True, f"{new}; there is no champion yet"
     counts = {
         "images": (new.images, _count(new.images, "new image")),
         "people": (new.people, _count(new.people, "new person", "new people")),
-        "days": (days := (today - champion).days, f"{_count(days, 'day')} since the champion was chosen"),
+        "days": (days := (today - since.day).days, f"{_count(days, 'day')} since {since}"),
     }
     reached = [name for name, (count, _) in counts.items() if count >= getattr(thresholds, name)]
     texts = [

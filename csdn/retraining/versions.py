@@ -9,12 +9,17 @@ temporary clone that shares the objects, and only the tag objects are taken from
 
 from __future__ import annotations
 
+import hashlib
+import io
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeVar
 
+from csdn.ingest.forgotten import FORGOTTEN, Forgotten, newest, read_forgotten
 from csdn.retraining.dvc import link_cache, pull, pull_if_there
 from csdn.retraining.git import commit_of, fetch, file_at, format_commits, git
 from csdn.runtime.errors import UserError
@@ -22,6 +27,8 @@ from csdn.runtime.files import atomic_folder, file_sha256
 from csdn.training.champion import CHAMPION, Champion, ChampionFile, Start, parse_champion, read_champion
 
 ARTIFACT, STAGE = "csdn", "champion"
+
+Entry = TypeVar("Entry", bound=Start)
 
 
 def version_tag(version: str) -> str:
@@ -154,7 +161,10 @@ def fetch_champion(root: str | Path, version: str, folder: str | Path) -> None:
     `dvc.ArtifactNotFound` if neither the cache nor the remote has a file.
     """
     root, folder = Path(root).resolve(), Path(folder)
+    forgotten = read_forgotten(root / FORGOTTEN)
     entry = _entry(root, version)
+    if entry and _is_complete(folder, entry, forgotten):
+        return
     commit = commit_of_version(root, version)
     if commit is None:
         fetch(root)
@@ -164,14 +174,14 @@ def fetch_champion(root: str | Path, version: str, folder: str | Path) -> None:
             f"{root}: there is no tag {version_tag(version)}, which says where version {version} is; "
             "`csdn history` lists the versions, `git fetch --tags --unshallow` completes a shallow clone"
         )
-    entry = entry or champion_at(root, commit)
+    entry = entry or with_present_weights(champion_at(root, commit), forgotten)
     if entry is None or entry.version != version:
         raise UserError(f"the commit of tag {version_tag(version)} has no champion.json that names {version}")
-    if _is_complete(folder, entry):
+    if _is_complete(folder, entry, forgotten):
         return
     with atomic_folder(folder) as temporary:
         project = temporary / "project"
-        _unpack(root, commit, project)
+        _unpack(root, commit, project, forgotten)
         link_cache(root, project, links="reflink,copy", no_scm=True)
         pull(project, list(FILES), f"files of version {version}")
         for source, target in FILES.items():
@@ -194,9 +204,21 @@ def _entry(root: Path, version: str) -> Start | None:
     return next((one for one in (file.champion, file.start) if one and one.version == version), None)
 
 
-def _is_complete(folder: Path, entry: Start) -> bool:
-    complete = all((folder / target).exists() for target in FILES.values())
-    return complete and not _mismatches(folder, entry)
+def _is_complete(folder: Path, entry: Start, forgotten: Forgotten) -> bool:
+    if not all((folder / target).exists() for target in FILES.values()):
+        return False
+    return not _mismatches(folder, entry) and not _shows_forgotten(folder, forgotten)
+
+
+def _shows_forgotten(folder: Path, forgotten: Forgotten) -> bool:
+    """Whether the folder's tables are those from before a person was forgotten."""
+    tables = (folder / target for target in FILES.values() if target.endswith(".parquet"))
+    return bool(forgotten.objects) and any(_md5(table) in forgotten.objects for table in tables)
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
 
 
 def _mismatches(folder: Path, entry: Start) -> list[str]:
@@ -213,13 +235,60 @@ def sha256(path: Path) -> str | None:
         return None
 
 
-def _unpack(root: Path, commit: str, folder: Path) -> None:
+def _unpack(root: Path, commit: str, folder: Path, forgotten: Forgotten) -> None:
     """Write the files that DVC needs to know a commit's outputs into a folder, without a working tree."""
     (folder / ".dvc").mkdir(parents=True)
     for name in DEFINITION:
         content = file_at(root, commit, name)
         if content is None:
             raise UserError(f"{root}: commit {commit[:12]} has no {name}; it is no version of this pipeline")
-        (folder / name).write_bytes(content)
+        (folder / name).write_bytes(present_lock(content, forgotten) if name == "dvc.lock" else content)
     # Cache and remotes are those of the workspace (`link_cache`): they may have moved since that commit.
     (folder / ".dvc" / "config").write_text("")
+
+
+# After a person was forgotten (csdn.privacy), other files stand for those that a version's commit names.
+
+
+def with_present_weights(entry: Entry | None, forgotten: Forgotten) -> Entry | None:
+    """A version's entry with the hashes that its files of weights have now."""
+    if entry is None:
+        return None
+    hashes = {"prompts": entry.prompts, "embedding": entry.embedding}
+    return entry.model_copy(
+        update={stage: newest(forgotten.weights, value) or value for stage, value in hashes.items()}
+    )
+
+
+def present_lock(lock: bytes, forgotten: Forgotten) -> bytes:
+    """The text of a dvc.lock with the outputs that there are now, without those that nothing has replaced."""
+    if not forgotten.objects:
+        return lock
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style, yaml.sort_base_mapping_type_on_output = False, False
+    value = yaml.load(lock)
+    for stage in value.get("stages", {}).values():
+        for out in stage.get("outs", ()):
+            replaced = newest(forgotten.objects, out.get("md5", ""), follow="md5")
+            if replaced is not None:
+                out.update(replaced or {"md5": ""})
+        if "outs" in stage:
+            stage["outs"] = [out for out in stage["outs"] if out.get("md5") != ""]
+    text = io.StringIO()
+    yaml.dump(value, text)
+    return text.getvalue().encode()
+
+
+def start_after(root: Path, entry: Start | None, forgotten: Forgotten) -> Start | None:
+    """What training starts from: the version of `entry`, or, if that was trained on a forgotten person, the
+    newest version before it that was not; None: from CLIP.
+    """
+    if entry is not None and entry.version in forgotten.versions:
+        number, known = int(entry.version[1:]), reversed(all_versions(root))
+        older = (one for one in known if int(one[1:]) < number and one not in forgotten.versions)
+        version = next(older, None)
+        entry = version and champion_at(root, commit_of_version(root, version))
+    entry = with_present_weights(entry, forgotten)
+    return entry and Start(version=entry.version, prompts=entry.prompts, embedding=entry.embedding)

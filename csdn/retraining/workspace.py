@@ -1,7 +1,7 @@
 """A retraining run: it has a working tree and a branch of its own, and leaves the workspace's files alone.
 
     .runs/<id>/     the run's working tree, with the workspace's cache and remotes
-    run/<id>        its branch: one commit at its beginning, one with its results, one for each decision
+    run/<id>        its branch: one commit at its beginning, one with its results, one if it is promoted
     <id>            <YYYYMMDD>-<8 hex>: the hex digits are of the SHA-256 of all that decides the result
 
 An unfinished run with the same hash is continued.
@@ -12,18 +12,20 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from csdn.ingest.forgotten import FORGOTTEN, read_forgotten
 from csdn.ingest.ledger import LEDGER, Drop, Status, as_entry, write_ledger
 from csdn.params import Params, leaves, parse_params, set_value
 from csdn.retraining import branches, dvc, git
-from csdn.retraining.branches import BEGIN, READY, REJECT
+from csdn.retraining.branches import BEGIN, READY
+from csdn.retraining.gate import REJECT, UNDECIDED
 from csdn.retraining.lock import RUNS
-from csdn.retraining.versions import fetch_champion
+from csdn.retraining.versions import fetch_champion, start_after
 from csdn.runtime.documents import check_values, parse_yaml
 from csdn.runtime.errors import UserError
 from csdn.search.model_card import CARD
@@ -34,6 +36,7 @@ FORBIDDEN = (
     *("data", "gate", "retrain", "registry", "ingest.watch", "ingest.store"),
     *("evaluation.protocol", "evaluation.trials", "evaluation.mode", "evaluation.shots"),
 )
+GATE = "metrics/gate.json"  # if a run has it, its gate has decided
 RESULTS = ("dvc.lock", "metrics", "params.yaml", str(LEDGER), CHAMPION, CARD)
 
 
@@ -43,12 +46,24 @@ class AlreadyDecided(UserError):
 
 @dataclass(frozen=True)
 class Run:
-    """A run. `base`: main's commit when it began; `new_drops`: the accepted drops that came with it."""
+    """A run. `base`: main's commit when it began; `before`: its ledger; `drops`: the run's ledger."""
 
     id: str
     workspace: Path
     base: str
-    new_drops: tuple[Drop, ...] = ()
+    before: tuple[Drop, ...] = ()
+    drops: tuple[Drop, ...] = ()
+
+    @property
+    def new_drops(self) -> tuple[Drop, ...]:
+        """The drops that came with the run and that it uses: those that are accepted."""
+        known = {drop.id for drop in self.before}
+        return tuple(drop for drop in self.drops if drop.status is Status.ACCEPTED and drop.id not in known)
+
+    @property
+    def held(self) -> tuple[Drop, ...]:
+        """The drops that are held in the run, and not in main's ledger when it began."""
+        return tuple(drop for drop in self.drops if drop.status is Status.HELD and drop not in self.before)
 
     @property
     def folder(self) -> Path:
@@ -88,7 +103,7 @@ def begin(
 ) -> Run:
     """Begin a run on the newest main, or continue the same run; the caller holds the workspace's lock.
 
-    ledger_change: maps main's ledger, with the drops that rejected runs have held, to the run's ledger.
+    ledger_change: maps main's ledger to the run's ledger.
     overrides: nested or dotted keys of params.yaml with their values for this run.
     Raises UserError before anything is created: for changed files, wrong overrides or diverged branches; and
     AlreadyDecided if the same run has been decided.
@@ -99,32 +114,54 @@ def begin(
     branches.check_clean(workspace, branch)
     base = branches.update_main(workspace, branch)
     overridden(values, git.file_at(workspace, base, "params.yaml") or "")
-    drops = ledger_change(
-        branches.with_held_drops(branches.ledger_at(workspace, base), branches.rejected_ledgers(workspace))
-    )
-    digits = _hash_digits(base, drops, values)
-    identifier = next((name for name in branches.run_tips(workspace) if name.endswith(digits)), None)
-    if identifier and branches.first_commit(workspace, identifier):
-        _check_undecided(workspace, identifier)
-    else:
-        identifier = identifier or f"{datetime.now(UTC):%Y%m%d}-{digits}"
-        _create(Run(identifier, workspace, base), drops, values)
+    drops = ledger_change(branches.ledger_at(workspace, base))
+    digits = _hash_digits(workspace, base, drops, values)
+    _check_not_decided(workspace, base, digits)
+    undecided = branches.undecided_since(workspace, base)
+    like = branches.newest_tip(workspace, branches.branch_name(undecided.run)) if undecided else None
+    return _open_or_create(workspace, base, digits, drops, values, like)
+
+
+def begin_trial(run: Run, left_out: Collection[Drop], reason: str, overrides: Mapping[str, Any]) -> Run:
+    """Begin a run like `run`, or continue it, in which some of its drops are held for a reason."""
+    held = {drop.id for drop in left_out}
+    drops = [
+        replace(drop, status=Status.HELD, reason=reason) if drop.id in held else drop for drop in run.drops
+    ]
+    values = allowed(overrides)
+    digits = _hash_digits(run.workspace, run.base, drops, values)
+    return _open_or_create(run.workspace, run.base, digits, drops, values, run.tip)
+
+
+def _open_or_create(
+    workspace: Path,
+    base: str,
+    digits: str,
+    drops: Sequence[Drop],
+    values: Mapping[str, Any],
+    like: str | None,
+) -> Run:
+    """like: a commit whose outputs are there at the beginning, instead of main's, so that no drop is read
+    again that was read for them.
+    """
+    identifier = branches.find_run(workspace, digits) or f"{datetime.now(UTC):%Y%m%d}-{digits}"
+    if branches.first_commit(workspace, identifier) is None:
+        lock = git.file_at(workspace, like or base, "dvc.lock")
+        _create(Run(identifier, workspace, base), drops, values, lock)
     return open_run(workspace, identifier)
 
 
 def open_run(workspace: str | Path, identifier: str) -> Run:
     """A run that has begun; its working tree is created again if it is missing. Raises UserError."""
     workspace = Path(workspace).resolve()
-    tip = branches.run_tips(workspace).get(identifier)
-    first = branches.first_commit(workspace, identifier) if tip else None
+    first = branches.first_commit(workspace, identifier)
     if first is None:
         raise UserError(f"no run is called {identifier!r}; `csdn history` lists them")
     base = git.git(workspace, "rev-parse", f"{first}^")
-    before = {drop.id for drop in branches.ledger_at(workspace, base)}
-    new = [drop for drop in branches.ledger_at(workspace, first) if drop.id not in before]
-    run = Run(identifier, workspace, base, tuple(drop for drop in new if drop.status is Status.ACCEPTED))
+    before, drops = (tuple(branches.ledger_at(workspace, commit)) for commit in (base, first))
+    run = Run(identifier, workspace, base, before, drops)
     if git.commit_of(workspace, f"refs/heads/{run.branch}") is None:
-        git.set_refs(workspace, {f"refs/heads/{run.branch}": tip})
+        git.set_refs(workspace, {f"refs/heads/{run.branch}": branches.newest_tip(workspace, run.branch)})
     missing = not (run.folder / ".git").exists()
     if missing:
         _remove_tree(run)
@@ -136,35 +173,50 @@ def open_run(workspace: str | Path, identifier: str) -> Run:
     return run
 
 
-def _hash_digits(base: str, drops: Sequence[Drop], values: Mapping[str, Any]) -> str:
+def _hash_digits(workspace: Path, base: str, drops: Sequence[Drop], values: Mapping[str, Any]) -> str:
+    """Of main's files, but for the ledger, of the run's ledger and of the overrides.
+
+    Not of main's commit: a decision on main changes only the ledger, or nothing.
+    """
+    files = git.git(workspace, "ls-tree", "-r", base).splitlines()
+    tree = [line for line in files if not line.endswith(f"\t{LEDGER}")]
     ledger = [as_entry(drop) for drop in drops]
-    text = json.dumps({"base": base, "ledger": ledger, "overrides": dict(values)}, sort_keys=True)
+    text = json.dumps({"files": tree, "ledger": ledger, "overrides": dict(values)}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _check_undecided(workspace: Path, identifier: str) -> None:
-    decision = branches.decision_of(workspace, branches.run_tips(workspace)[identifier])
-    if decision == REJECT:
-        raise AlreadyDecided(f"run {identifier} had the same data and parameters, and the gate rejected it")
-    if decision == READY:
-        raise AlreadyDecided(
-            f"run {identifier} had the same data and parameters; `csdn promote {identifier}`"
-        )
+_SAID = {REJECT: "and the gate rejected it", UNDECIDED: "and the gate could not decide"}
 
 
-def _create(run: Run, drops: Sequence[Drop], values: Mapping[str, Any]) -> None:
-    """Create the working tree and the first commit; leftovers of a killed call are removed."""
+def _check_not_decided(workspace: Path, main: str, digits: str) -> None:
+    same = "had the same data and parameters"
+    if found := branches.decided(workspace, main, f"-{digits}"):
+        raise AlreadyDecided(f"run {found.run} {same}, {_SAID.get(found.decision, 'and was promoted')}")
+    run = branches.find_run(workspace, digits)
+    tip = run and branches.newest_tip(workspace, branches.branch_name(run))
+    if tip and branches.decision_of(workspace, tip) == READY:
+        raise AlreadyDecided(f"run {run} {same}; `csdn promote {run}`")
+
+
+def _create(run: Run, drops: Sequence[Drop], values: Mapping[str, Any], lock: bytes | None) -> None:
+    """Create the working tree and the first commit; leftovers of a killed call are removed.
+
+    lock: the content of dvc.lock to begin with; None if there is none.
+    """
     _remove_tree(run)
     git.git(
         run.workspace, "worktree", "add", "--quiet", "--no-track", "-B", run.branch, str(run.folder), run.base
     )
     dvc.link_cache(run.workspace, run.folder)
+    if lock is not None:
+        (run.folder / "dvc.lock").write_bytes(lock)
     dvc.pull_available(run.folder)
+    (run.folder / GATE).unlink(missing_ok=True)  # the champion's
     for key, value in values.items():
         set_value(run.folder / "params.yaml", key, value)
     write_ledger(drops, run.folder / LEDGER)
     file = read_champion(run.folder)
-    start = file.champion and file.champion.as_start()
+    start = start_after(run.folder, file.champion, read_forgotten(run.folder / FORGOTTEN))
     write_champion(file.model_copy(update={"start": start}), run.folder)
     _fetch_champion(run)
     run.commit("begin", BEGIN)

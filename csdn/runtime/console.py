@@ -23,7 +23,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -49,7 +49,7 @@ Report = Callable[..., None]
 
 
 @contextmanager
-def stage(name: str) -> Iterator[Callable]:
+def stage(name: str) -> Iterator[Callable[..., AbstractContextManager[Report]]]:
     """Yield `progress` for the phases of a stage; record how long a successful stage took."""
     started, failure = time.monotonic(), None
     log("start", stage=name, phase=None)
@@ -143,7 +143,9 @@ class Phase:
 
     @property
     def seconds_left(self) -> float | None:
-        return (self.total - self.done) / self.rate if self.rate and self.done < self.total else None
+        if not self.rate or self.total is None or self.done >= self.total:
+            return None
+        return (self.total - self.done) / self.rate
 
     def fields(self) -> dict[str, Any]:
         """The fields of its events."""
@@ -162,9 +164,15 @@ def live_line(state: Phase, console: Console) -> Progress:
     """The line of a phase. A thread redraws it, so it moves during a long step too."""
     title = TextColumn("{task.fields[mark]} {task.description:12}")
     bar = BarColumn(bar_width=None, table_column=Column(max_width=24))  # it shrinks if the text is long
-    # No redirection: rich would replace the streams of all libraries and threads.
-    options = {"redirect_stdout": False, "redirect_stderr": False, "refresh_per_second": 8}
-    live = Progress(title, bar, _StateColumn(state), console=console, **options)
+    live = Progress(
+        title,
+        bar,
+        _StateColumn(state),
+        console=console,
+        refresh_per_second=8,
+        redirect_stdout=False,  # rich would replace the streams of all libraries and threads
+        redirect_stderr=False,
+    )
     live.add_task(state.phase, total=None, mark=" ", event="progress", error=None)
     return live
 
@@ -222,14 +230,14 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         now = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         event = {"event": record.msg, "time": now.replace("+00:00", "Z")}
-        return json.dumps(event | _json_value(record.fields))
+        return json.dumps(event | _json_value(vars(record)["fields"]))
 
 
 class TextFormatter(logging.Formatter):
     """An event as a line for people; empty for those that a text log leaves out."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return text_line({"event": record.msg, **record.fields})
+        return text_line({"event": record.msg, **vars(record)["fields"]})
 
 
 class _StandardError(logging.Handler):

@@ -11,7 +11,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -57,7 +57,8 @@ def parse_yaml(text: str | bytes, source: str | Path, advice: str = "") -> Any:
     whatever `check_values` rejects are errors.
     """
     # Imported here: csdn.model reads JSON and works without the packages of the pipeline.
-    from ruamel.yaml import YAML, YAMLError
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
     from ruamel.yaml.events import AliasEvent
 
     try:
@@ -163,7 +164,7 @@ def _problem(value: Any, depth: int) -> str | None:
     if isinstance(value, dict | list | tuple):
         if depth >= MAX_DEPTH:
             return f"nested more than {MAX_DEPTH} deep"
-        texts = value if isinstance(value, dict) else ()
+        texts: Iterable[Any] = value if isinstance(value, dict) else ()
         if other := [key for key in texts if not isinstance(key, str)]:
             return f"the key {other[0]!r} is not a text; write it in quotes"
     elif not isinstance(value, _LEAVES):

@@ -111,8 +111,9 @@ def follow_parent(environment: Mapping[str, str]) -> None:
 
 
 def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def reach_loopback_directly() -> None:

@@ -47,7 +47,8 @@ def add_images(
     images = list({image.source: image for image in images}.values())
     new = _new_images(gallery, images)
     known, added, started = len(images) - len(new), 0, time.monotonic()
-    refused, batches = [], list[tuple[np.ndarray, pa.Table]]()
+    refused: list[tuple[str, str]] = []
+    batches: list[tuple[np.ndarray, pa.Table]] = []
     try:
         for features, rows in embedded(new, embedder, grey16, refused):
             added += len(rows)
@@ -147,8 +148,17 @@ def images_of(gallery: Gallery) -> list[GalleryImage]:
     for part in gallery.parts:
         for row in part.rows.to_pylist():
             at = row["time"] and int(row["time"].timestamp())
-            facts = (row[name] for name in ("source", "person", "camera", "modality"))
-            images.append(GalleryImage(*facts, at, row["size"], partial(gallery.read_image, row["source"])))
+            images.append(
+                GalleryImage(
+                    row["source"],
+                    row["person"],
+                    row["camera"],
+                    row["modality"],
+                    at,
+                    row["size"],
+                    partial(gallery.read_image, row["source"]),
+                )
+            )
     return images
 
 
@@ -159,7 +169,7 @@ def wants_index(gallery: Gallery) -> bool:
     """Whether more images are outside the gallery's index than are searched exactly in passing."""
     entry = gallery.manifest.index
     ids = gallery.column("id").to_numpy()
-    return np.count_nonzero(ids > (entry.last if entry else -1)) > EXACT_UP_TO
+    return bool(np.count_nonzero(ids > (entry.last if entry else -1)) > EXACT_UP_TO)
 
 
 def make_index(gallery: Gallery, report: Report = lambda done, total: None) -> IndexEntry:
@@ -193,7 +203,7 @@ def _reported(searcher: Searcher, count: int, report: Report) -> Iterator[np.nda
         report(int(positions[-1]) + 1, count)
 
 
-def recall(searcher: Searcher, index: faiss.Index, queries: np.ndarray, at: int = 10) -> float:
+def recall(searcher: Searcher, index: faiss.IndexIVF, queries: np.ndarray, at: int = 10) -> float:
     """The share of the `at` nearest images of each query (a position of the gallery) that the index finds."""
     features = searcher.features(queries)
     _, exact = searcher.nearest(features, at + 1, exact=True)

@@ -57,8 +57,8 @@ class Embedder:
     ) -> Embedder:
         """The model saved in `folder`; raises UserError where there is none."""
         network = fuse_batch_norms(load_network(folder))
-        device = configure_torch(threads, device)
-        return cls(network, _normalize(folder), hash_of_model(folder), flip_tta, device)
+        used = configure_torch(threads, device)
+        return cls(network, _normalize(folder), hash_of_model(folder), flip_tta, used)
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -108,6 +108,9 @@ class ImageEncoder(nn.Module):
     square of a length exceed what float16 can hold.
     """
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, embedder: Embedder, modality: str, precision: str) -> None:
         super().__init__()
         network = embedder.network
@@ -148,6 +151,7 @@ def write_onnx(embedder: Embedder, modality: str, precision: str, path: Path) ->
             dynamic_shapes=({0: torch.export.Dim("n")},),
             verbose=False,
         )
+    assert program is not None  # it is only without dynamo
     ClearMetadataAndDocStringPass()(program.model)  # where in this machine's files each line of code is
     program.model.metadata_props.update(model=embedder.model_hash, modality=modality)
     program.save(path)
@@ -160,7 +164,7 @@ def _default_tf32() -> Iterator[None]:
     torch.export raises RuntimeError where the flag was set by its new name, as csdn.model.device does
     (pytorch/pytorch issue 179445).
     """
-    conv = torch.backends.cudnn.conv
+    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # it exists
     before, conv.fp32_precision = conv.fp32_precision, "tf32"
     try:
         yield

@@ -21,14 +21,14 @@ import io
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -47,7 +47,7 @@ from csdn.search.images import read_source
 if TYPE_CHECKING:
     import faiss
 
-FORMAT = 1
+FORMAT: Final = 1
 MANIFEST = "gallery.json"
 PART_BYTES = 64 * 2**20  # of a part's features, at most: what adding images holds in memory
 NO_UPLOADS: Mapping[str, bytes] = MappingProxyType({})
@@ -69,6 +69,7 @@ ROWS = pa.schema(
 
 Name = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 Count = Annotated[int, Field(ge=1)]
+Dtype = Literal["float16", "float32"]
 
 
 class _Entry(BaseModel):
@@ -98,7 +99,7 @@ class Manifest(_Entry):
     format: Literal[1]
     model: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     dimension: Count
-    dtype: Literal["float16", "float32"]
+    dtype: Dtype
     flip_tta: bool
     next_id: Annotated[int, Field(ge=0)] = 0
     parts: list[PartEntry] = []
@@ -140,7 +141,7 @@ class Gallery:
         return gallery
 
     @classmethod
-    def create(cls, address: str, model: str, dimension: int, dtype: str, flip_tta: bool) -> Gallery:
+    def create(cls, address: str, model: str, dimension: int, dtype: Dtype, flip_tta: bool) -> Gallery:
         """An empty gallery of features of the model with this hash; raises UserError where one is there."""
         gallery = cls(address)
         if not gallery.store and not gallery.exists() and gallery._has_other_files():
@@ -230,10 +231,10 @@ class Gallery:
                 parts.append(self._write(features[taken], rows.slice(start, self.part_images)))
                 self._merge_last(parts)
 
-    def remove(self, people: Sequence[str]) -> int:
+    def remove(self, people: Sequence[str], contents: Collection[str] = ()) -> int:
         """Remove all images of these people, uploaded files too; returns their number.
 
-        Raises UserError for a name that nobody has.
+        contents: SHA-256 of further images. Raises UserError for a name that nobody has.
         """
         labels = {name if label_fault(name) else canonical_label(name) for name in people}
         names = pa.array(sorted(labels), pa.string())
@@ -241,9 +242,14 @@ class Gallery:
             known = {*pc.unique(self.column("person")).to_pylist()} - {""}
             if unknown := sorted({*names.to_pylist()} - known):
                 raise UserError(f"{self.address}: nobody is called {', '.join(map(repr, unknown))}")
-            gone = pc.is_in(self.column("person"), names)
+            hashes = pa.array([bytes.fromhex(one) for one in contents], pa.binary(32))
+
+            def is_gone(rows: pa.Table | Gallery) -> pa.ChunkedArray:
+                return pc.or_(pc.is_in(rows.column("person"), names), pc.is_in(rows.column("sha256"), hashes))
+
+            gone = is_gone(self)
             ids, sources = self.column("id").filter(gone), self.column("source").filter(gone)
-            parts[:] = self._without(parts, lambda part: pc.is_in(part.rows["person"], names))
+            parts[:] = self._without(parts, lambda part: is_gone(part.rows))
             if entry := self.manifest.index:
                 left = np.concatenate([[], *(part.rows["id"].to_numpy() for part in parts)])
                 # With images that others have replaced since: the index has their old features.
@@ -252,6 +258,12 @@ class Gallery:
                 if name := _upload(source):
                     self._remove_file(name)
         return len(ids)
+
+    def set_model(self, model: str) -> None:
+        """Name another hash of the model, whose file changed in what no feature depends on."""
+        with self._locked():
+            self.refresh()
+            self._publish(self.manifest.model_copy(update={"model": model}))
 
     def replace(self, other: Gallery) -> bool:
         """Put another gallery's features, rows, model and index in force here; uploaded files stay.
@@ -270,7 +282,7 @@ class Gallery:
             self._publish(other.manifest.model_copy(update={"parts": entries}))
         return True
 
-    def set_index(self, entry: IndexEntry, index: faiss.Index, ids: np.ndarray) -> None:
+    def set_index(self, entry: IndexEntry, index: faiss.IndexIVF, ids: np.ndarray) -> None:
         """Put an index of the images with these ids in force, without those removed meanwhile."""
         from csdn.search.index import without, write_index
 

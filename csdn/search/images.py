@@ -202,5 +202,6 @@ def picture_of(
     if given := range_of(camera, grey16_ranges):
         probe(data, extension, MAX_PIXELS)
         if (deep := grey16(data, extension)) is not None:
-            data, extension = png_of_range(deep, *given, source=""), "png"
+            low, high = given
+            data, extension = png_of_range(deep, low, high, source=""), "png"
     return embedder.prepare(data, extension)

@@ -44,7 +44,7 @@ def clusters_of(images: int) -> int:
     return 2 ** max(4, round(np.log2(2 * np.sqrt(images))))
 
 
-def build_index(blocks: Any, ids: np.ndarray, dimension: int, sample: np.ndarray) -> faiss.Index:
+def build_index(blocks: Any, ids: np.ndarray, dimension: int, sample: np.ndarray) -> faiss.IndexIVF:
     """The index of features, given as blocks float [n, D] in the order of their ids.
 
     sample: float32 [m, D], by which the clusters are computed.
@@ -69,7 +69,7 @@ def build_index(blocks: Any, ids: np.ndarray, dimension: int, sample: np.ndarray
 
 
 def candidates(
-    index: faiss.Index, queries: np.ndarray, count: int, allowed: np.ndarray | None
+    index: faiss.IndexIVF, queries: np.ndarray, count: int, allowed: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """(scores float32, ids int64) [q, count] of what is probably nearest to each query; id -1: none.
 
@@ -81,7 +81,7 @@ def candidates(
     return index.search(queries, count, params=settings)
 
 
-def read_index(path: Path) -> faiss.Index:
+def read_index(path: Path) -> faiss.IndexIVF:
     """Raises UserError where the file is damaged."""
     faiss = library()
     try:
@@ -92,11 +92,11 @@ def read_index(path: Path) -> faiss.Index:
         ) from None
 
 
-def write_index(index: faiss.Index, path: Path) -> None:
+def write_index(index: faiss.IndexIVF, path: Path) -> None:
     library().write_index(index, str(path))
 
 
-def without(index: faiss.Index, ids: np.ndarray) -> faiss.Index:
+def without(index: faiss.IndexIVF, ids: np.ndarray) -> faiss.IndexIVF:
     """The index with some images removed from it."""
     index.remove_ids(library().IDSelectorBatch(np.ascontiguousarray(ids, np.int64)))
     return index

@@ -76,14 +76,21 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        known = {"registry": self.registry}
         self.requests = Counter(
-            "csdn_requests", "Requests by route and status.", ["method", "route", "status"], **known
+            "csdn_requests",
+            "Requests by route and status.",
+            ["method", "route", "status"],
+            registry=self.registry,
         )
         self.seconds = Histogram(
-            "csdn_request_seconds", "Seconds from a request's first byte to its answer.", ["route"], **known
+            "csdn_request_seconds",
+            "Seconds from a request's first byte to its answer.",
+            ["route"],
+            registry=self.registry,
         )
-        self.active = Gauge("csdn_active_requests", "Requests of /v1 that are being served.", **known)
+        self.active = Gauge(
+            "csdn_active_requests", "Requests of /v1 that are being served.", registry=self.registry
+        )
 
 
 class Guard:

@@ -8,7 +8,7 @@ Labels of people are not in it. Everything else that comes from outside is escap
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from csdn.data.catalog import MODALITIES
 from csdn.data.outputs import read_csv
 from csdn.evaluation.bootstrap import bootstrap_people, sums_of_people
 from csdn.evaluation.headline import notes, open_set_lines
+from csdn.ingest.forgotten import TOMBSTONE
 from csdn.ingest.ledger import LEDGER, Status, read_ledger
 from csdn.params import leaves, load_params
 from csdn.runtime.documents import expected_in, read_json
@@ -56,7 +57,7 @@ def model_card(root: Path, model: Path) -> str:
         return committed
     config = read_json(model / "config.json")
     with expected_in(model / "config.json", "train the model again"):
-        values = _values(root, file_sha256(weights), config.get("model"))
+        values = _values(root, file_sha256(weights), config.get("model"), config.get("people"))
     environment = Environment(
         loader=PackageLoader("csdn.search", "templates"),
         finalize=lambda value: as_markdown(value) if isinstance(value, str) else value,
@@ -84,7 +85,9 @@ def write_card(root: Path, model: Path, path: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _values(root: Path, model_hash: str, network: Mapping[str, Any] | None) -> dict[str, Any]:
+def _values(
+    root: Path, model_hash: str, network: Mapping[str, Any] | None, people: Sequence[str] | None
+) -> dict[str, Any]:
     """The template's values, by section; None for a section whose files are missing or of another model."""
     weights = root / MODEL / WEIGHTS
     own = weights.is_file() and file_sha256(weights) == model_hash
@@ -102,6 +105,7 @@ def _values(root: Path, model_hash: str, network: Mapping[str, Any] | None) -> d
     return {
         "hash": model_hash,
         "network": network and {name: network[name] for name in NETWORK},
+        "forgotten": sum(str(name).startswith(TOMBSTONE) for name in people or ()),
         "champion": _champion(root, model_hash),
         "start": read_champion(root).start if own and (root / CHAMPION).is_file() else None,
         "data": _data(root) if own else None,

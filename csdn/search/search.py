@@ -107,8 +107,9 @@ class Searcher:
             # A person with many images near a query takes many places: then more images are ranked.
             count, left = min(count, int(mask.sum())), []
             for some in np.array_split(waiting, 1 + len(waiting) * count // RANKED):
-                for n, *ranking in zip(some, *self.nearest(queries[some], count, mask, exact), strict=True):
-                    found[n] = self._grouped(*ranking, top)
+                nearest = self.nearest(queries[some], count, mask, exact)
+                for n, scores, positions in zip(some, *nearest, strict=True):
+                    found[n] = self._grouped(scores, positions, top)
                     if len(found[n]) < top and count < mask.sum():
                         left.append(n)
             waiting, count = np.array(left, np.int64), 4 * count
@@ -155,7 +156,7 @@ class Searcher:
         return best.scores, best.positions
 
     def through(
-        self, index: faiss.Index, queries: np.ndarray, count: int, allowed: np.ndarray | None = None
+        self, index: faiss.IndexIVF, queries: np.ndarray, count: int, allowed: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """`nearest` among the candidates of an index; allowed: ids of the images to search, None: all."""
         best = Best(len(queries), count)
@@ -207,15 +208,15 @@ class Searcher:
         before: of an earlier state of the gallery, whose index is taken if it is the same.
         """
         if self.index_entry:
-            same = before is not None and before.index_entry == self.index_entry
-            self.index = before.index if same else self.index
+            owner = before if before and before.index_entry == self.index_entry else self
+            self.index = owner.index
         return self
 
     @cached_property
-    def index(self) -> faiss.Index:
+    def index(self) -> faiss.IndexIVF:
         """The index in memory."""
-        path = self.gallery.index_path(self.index_entry)
-        if not path.exists():
+        path = self.gallery.index_path(self.index_entry) if self.index_entry else None
+        if not path or not path.exists():
             raise UserError(f"{self.gallery.address}: has changed since it was opened; run the command again")
         return read_index(path)
 
@@ -259,7 +260,7 @@ class Searcher:
     def _match(self, score: float, position: int) -> ImageMatch:
         facts = self.facts(position)
         time = facts["time"] and facts["time"].isoformat()
-        return ImageMatch(score, *(facts[name] for name in ("source", "person", "camera", "modality")), time)
+        return ImageMatch(score, facts["source"], facts["person"], facts["camera"], facts["modality"], time)
 
     def facts(self, position: int) -> dict[str, Any]:
         """The row (csdn.search.gallery.ROWS) of the image at a position."""

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +36,7 @@ PICTURE_SECONDS = 5  # for the pictures of an answer; a store that does not resp
 
 T = TypeVar("T")
 R = TypeVar("R")
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,24 +78,26 @@ def answer(queries: list[Query]) -> list[list[PersonMatch]]:
     return found
 
 
-def _grouped(queries: list[Query], key: Callable[[Query], tuple]) -> Iterable[tuple[tuple, list[int]]]:
-    groups: dict[tuple, list[int]] = {}
+def _grouped(queries: list[Query], key: Callable[[Query], Key]) -> Iterable[tuple[Key, list[int]]]:
+    groups: dict[Key, list[int]] = {}
     for n, query in enumerate(queries):
         groups.setdefault(key(query), []).append(n)
     return groups.items()
 
 
-class Batches:
+class Batches(Generic[T, R]):
     """Calls for one item each, computed together: those that arrive during a computation are the next one.
 
     No item waits for others to arrive. A thread computes. benchmarks/service.py measures what it brings.
     """
 
     def __init__(self, compute: Callable[[list[T]], list[R]]) -> None:
-        self.compute, self.waiting, self.task = compute, list[tuple[Any, asyncio.Future]](), None
+        self.compute = compute
+        self.waiting: list[tuple[T, asyncio.Future[R]]] = []
+        self.task: asyncio.Task[None] | None = None
 
     async def __call__(self, item: T) -> R:
-        result = asyncio.get_running_loop().create_future()
+        result: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self.waiting.append((item, result))
         if self.task is None:
             self.task = asyncio.create_task(self._run())
@@ -117,7 +120,7 @@ class Batches:
     async def _values(self, items: Sequence[T]) -> list[R | Exception]:
         """What is computed for each item, or why not; an item that fails does not fail the others."""
         try:
-            return list(await asyncio.to_thread(self.compute, list(items)))
+            return [*await asyncio.to_thread(self.compute, list(items))]
         except Exception as error:
             if len(items) == 1:
                 return [error]

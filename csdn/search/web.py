@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from anyio import to_thread
 from fastapi import APIRouter, Depends, FastAPI, File, Form, HTTPException, Request, Response, UploadFile
@@ -97,7 +97,7 @@ class Problem(BaseModel):
     advice: str = Field(examples=["send a whole image file"])
 
 
-PROBLEMS = {
+PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": text}
     for status, text in {
         400: "The file is not a valid image.",
@@ -130,7 +130,7 @@ async def search(
         Among | None, Form(description="Images to search; the other modality, if not given.")
     ] = None,
     top: Annotated[int, Form(ge=1, le=MOST, description="People in the answer.")] = 10,
-    camera: Annotated[list[Label], Form(max_length=1000, description="Of these cameras alone.")] = (),
+    camera: Annotated[tuple[Label, ...], Form(max_length=1000, description="Of these cameras alone.")] = (),
     since: Annotated[Time, Form(description="Not before this time, in ISO 8601; UTC without a zone.")] = None,
     until: Annotated[Time, Form(description="Before this time.")] = None,
     fpir: Annotated[float, Form(gt=0, lt=1, description="Of the threshold: 0.1 is 10 %.")] = 0.1,
@@ -259,20 +259,19 @@ def create_app(service: Service, limits: Limits, token: str | None) -> FastAPI:
     app.include_router(v1)
     app.include_router(_operation(service, metrics))
     app.include_router(_page())
-    app.add_exception_handler(AnyHTTPException, on_refusal)
-    app.add_exception_handler(RequestValidationError, on_wrong_fields)
-    app.add_exception_handler(UserError, on_user_error)
-    app.add_exception_handler(Exception, on_defect)
+    app.exception_handler(AnyHTTPException)(on_refusal)
+    app.exception_handler(RequestValidationError)(on_wrong_fields)
+    app.exception_handler(UserError)(on_user_error)
+    app.exception_handler(Exception)(on_defect)
     app.add_middleware(Guard, limits=limits, token=token, metrics=metrics)
     return app
 
 
 def _operation(service: Service, metrics: Metrics) -> APIRouter:
     """What watches the service: probes and metrics."""
-    router, known = APIRouter(), {"registry": metrics.registry}
-    Gauge("csdn_gallery_images", "Images in the gallery.", **known).set_function(
-        lambda: len(service.state.gallery)
-    )
+    router = APIRouter()
+    images = Gauge("csdn_gallery_images", "Images in the gallery.", registry=metrics.registry)
+    images.set_function(lambda: len(service.state.gallery))
 
     @router.get("/healthz")
     async def alive() -> dict[str, str]:

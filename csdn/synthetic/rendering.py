@@ -44,7 +44,7 @@ class Camera(NamedTuple):
 
 def palette(colours: str) -> tuple[RGB, ...]:
     """Colours written as rrggbb, separated by blanks."""
-    return tuple(tuple(bytes.fromhex(colour)) for colour in colours.split())
+    return tuple((red, green, blue) for red, green, blue in map(bytes.fromhex, colours.split()))
 
 
 def greys(*values: int) -> tuple[RGB, ...]:

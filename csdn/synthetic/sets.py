@@ -97,11 +97,12 @@ def images_of(people: PeopleSet) -> Iterator[BuiltinImage]:
 
 def image_at(path: str) -> BuiltinImage:
     """The image at a path of a drop; raises ValueError for any other path."""
-    parts = re.fullmatch(r"(?:visible|infrared)/(\w+)/p(\d{4,9})/(\d{4})\.png", path)
-    cameras = [camera for camera in CAMERAS if parts and camera.name == parts[1]]
-    if not cameras or (image := BuiltinImage(int(parts[2]), cameras[0], int(parts[3]))).path != path:
-        raise ValueError(f"{path}: no path of a built-in image")
-    return image
+    if parts := re.fullmatch(r"(?:visible|infrared)/\w+/p(\d{4,9})/(\d{4})\.png", path):
+        for camera in CAMERAS:
+            image = BuiltinImage(int(parts[1]), camera, int(parts[2]))
+            if image.path == path:
+                return image
+    raise ValueError(f"{path}: no path of a built-in image")
 
 
 def png(image: BuiltinImage) -> bytes:

@@ -132,6 +132,11 @@ def synchronise_batch_norms(model: nn.Module) -> nn.Module:
 class SyncedBatchNorm(_BatchNorm):
     """A batch norm of [n, channels, ...] with statistics over the images of all ranks in training mode."""
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
     @classmethod
     def over(cls, norm: _BatchNorm) -> SyncedBatchNorm:
         """One that shares the parameters and buffers of `norm`."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from csdn.data.batch import VIEWS
 from csdn.data.checkpoint_store import CheckpointStore, CheckpointTimer, open_state
-from csdn.data.loader import TrainLoader, TrainSource
+from csdn.data.loader import TrainBatch, TrainLoader, TrainSource
 from csdn.data.shards import shards_at
 from csdn.losses import embedding_losses
 from csdn.model import CSDN, save
@@ -54,24 +54,12 @@ ADVICE = (
 # 1. The loop.
 
 
-class BatchTensors(Protocol):
-    """One batch of the plan, on the device of the model: images float [n, 3, H, W], labels int64 [n],
-    grouped by identity; n is P*K, or a worker's part of that.
-    """
-
-    visible_view1: Tensor
-    visible_view2: Tensor
-    infrared: Tensor
-    labels: Tensor
-    step: int
-
-
 class Loader(Protocol):
     """Executes the plan; `epoch(e, start)` yields the batches of epoch e from number `start` on."""
 
     steps_per_epoch: int
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[BatchTensors]: ...
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[TrainBatch]: ...
 
 
 def train_embedding(
@@ -137,7 +125,7 @@ def checkpoint_due(timer: CheckpointTimer, state: State) -> bool:
 def training_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batch: BatchTensors,
+    batch: TrainBatch,
     text_table: Tensor,
     settings: EmbeddingParams,
     precision: str = "float32",

@@ -43,6 +43,7 @@ from csdn.training.checkpoint import restore_training, save_training
 from csdn.training.log import LossLog, write_log
 from csdn.training.schedules import warmup_cosine
 from csdn.training.warm_start import (
+    ChampionWeights,
     TrainingInputs,
     WarmStart,
     merge_prompts,
@@ -238,10 +239,11 @@ def run_prompts(
         with progress("embed", "images") as report:
             embedded = partial(embedder, *image_batches(inputs, params, data), params, device)
             features = extract_features(embedded, len(inputs.table), state.part("embeddings"), report)
-        arrays = features["embeddings"], inputs.table.label
-        return tuple(torch.from_numpy(array).to(device) for array in arrays)
+        labels = torch.from_numpy(inputs.table.label).to(device)
+        return torch.from_numpy(features["embeddings"]).to(device), labels
 
-    learn = learn_new if inputs.champion and params.warm_start.prompts == "new" else learn_all
+    champion = inputs.champion if params.warm_start.prompts == "new" else None
+    learn = partial(learn_new, champion) if champion else learn_all
     with open_state("prompts", inputs.key) as state:
         fused, rows, figures = learn(inputs, params, embed, state, progress)
         write_prompts(inputs, fused, out, rows)
@@ -277,23 +279,28 @@ def learn_all(
 
 
 def learn_new(
-    inputs: TrainingInputs, params: Params, embed: EmbedImages, state: CheckpointStore, progress: Progress
+    champion: ChampionWeights,
+    inputs: TrainingInputs,
+    params: Params,
+    embed: EmbedImages,
+    state: CheckpointStore,
+    progress: Progress,
 ) -> Learnt:
     """Phase "prompts" over the images of new identities; SII and all other texts stay the champion's.
 
     The figures are of the new identities' images among the texts of all; without new identities there are
     none.
     """
-    new = new_rows(inputs)
+    new = new_rows(inputs, champion)
     figures: dict[str, float] = {"new_people": len(new)}
     if not len(new):
-        return merge_prompts(inputs, None, new), [], figures
+        return merge_prompts(inputs, champion, None, new), [], figures
     new_inputs = new_identities(inputs, new)
     embeddings, labels = embed(new_inputs, state)
     proxies = proxy_negatives(inputs, new, embeddings)
     phase = prompt_phase(new_inputs, params, embeddings, labels, proxies)
     rows = _train(phase, params.prompts.tokens, state, progress)
-    fused = merge_prompts(inputs, new_inputs, new)
+    fused = merge_prompts(inputs, champion, new_inputs, new)
     labels_among_all = torch.from_numpy(new).to(labels.device)[labels]
     modality = new_inputs.table.modality
     return fused, rows, figures | text_accuracy(inputs.model, embeddings, labels_among_all, modality)

@@ -100,7 +100,7 @@ def read_champion_weights(warm: WarmStart, stage: str, model: CSDN, normalize: s
     described = _read_json(warm.config("embedding"), warm)
     ours = json.loads(json.dumps(model.config.to_json()))
     _check_kind(warm, described.get("model", {}), ours, described.get("normalize"), normalize)
-    people = _read_json(warm.config(stage), warm).get("people")
+    people = _read_people(warm.config(stage), warm)
     champion = ChampionWeights(people, read_safetensors(warm.folder / stage / WEIGHTS[stage]))
     _check_shapes(warm, stage, champion, model)
     return champion
@@ -173,6 +173,15 @@ def _read_json(path: Path, warm: WarmStart) -> dict[str, Any]:
     return found
 
 
+def _read_people(path: Path, warm: WarmStart) -> list[str]:
+    people = _read_json(path, warm).get("people")
+    if not isinstance(people, list) or not all(isinstance(name, str) for name in people):
+        raise UserError(
+            f"{path}: the list `people` is missing; `csdn fetch-champion` fetches the champion's files"
+        )
+    return people
+
+
 def _check_kind(
     warm: WarmStart, champion: Mapping[str, Any], ours: Mapping[str, Any], its_normalize: Any, normalize: str
 ) -> None:
@@ -187,10 +196,6 @@ def _check_kind(
 def _check_shapes(warm: WarmStart, stage: str, champion: ChampionWeights, model: CSDN) -> None:
     """Raise UserError where the tensors are not of a network like `model` with the champion's people."""
     path = warm.config(stage)
-    if not isinstance(champion.people, list) or not all(isinstance(name, str) for name in champion.people):
-        raise UserError(
-            f"{path}: the list `people` is missing; `csdn fetch-champion` fetches the champion's files"
-        )
     needed = {
         name: shape if row_std(name) is None else [len(champion.people), *shape[1:]]
         for name, shape in shapes(model.state_dict()).items()
@@ -234,10 +239,11 @@ def training_inputs(
     table = dataset.train_table()
     people = dataset.people["person"].take(np.unique(table.person_row)).to_pylist()
     clip = load_clip(params.model.clip, params.model.weights)
+    height, width = params.model.image_size
     model = CSDN.from_clip(
         clip,
         identities=len(people),
-        image_size=tuple(params.model.image_size),
+        image_size=(height, width),
         stem=params.model.stem,
         integration=params.model.integration,
         seed=params.seed,
@@ -262,9 +268,9 @@ def _test_people(dataset: Dataset) -> list[str]:
 # other rows stay as they are.
 
 
-def new_rows(inputs: TrainingInputs) -> np.ndarray:
+def new_rows(inputs: TrainingInputs, champion: ChampionWeights) -> np.ndarray:
     """The rows of new identities, in ascending order."""
-    known = set(inputs.champion.people)
+    known = set(champion.people)
     return np.array([n for n, person in enumerate(inputs.people) if person not in known], np.int64)
 
 
@@ -295,17 +301,19 @@ def proxy_negatives(inputs: TrainingInputs, new: np.ndarray, embeddings: Tensor)
 
 
 @torch.no_grad()
-def merge_prompts(inputs: TrainingInputs, trained: TrainingInputs | None, new: np.ndarray) -> Tensor:
+def merge_prompts(
+    inputs: TrainingInputs, champion: ChampionWeights, trained: TrainingInputs | None, new: np.ndarray
+) -> Tensor:
     """Copy the tokens of new identities from `trained` into the network; returns the fused text table.
 
     The rows of known identities are copied from the champion's table: computing them again could change last
     digits.
     """
-    row = {person: n for n, person in enumerate(inputs.champion.people)}
-    champion = inputs.champion.tensors["fused_text"]
-    fused = champion.new_empty(len(inputs.people), champion.shape[1])
+    row = {person: n for n, person in enumerate(champion.people)}
+    before = champion.tensors["fused_text"]
+    fused = before.new_empty(len(inputs.people), before.shape[1])
     known = np.setdiff1d(np.arange(len(inputs.people)), new)
-    fused[known] = champion[[row[inputs.people[n]] for n in known]]
+    fused[known] = before[[row[inputs.people[n]] for n in known]]
     if trained:
         fused[new] = trained.model.fused_text_features().cpu()
         for name, tokens in inputs.model.prompts.tokens.items():

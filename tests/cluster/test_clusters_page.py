@@ -1,4 +1,4 @@
-"""docs/clusters.md: its commands do what it says. Fences `sh run` and `sh repro` run here, the others cannot.
+"""docs/clusters.md: its commands do what it says. The blocks whose mark names this file run here.
 
 Everything is on the loopback, with ports and a folder of its own, and marked in the environment: what is
 ended is what was started here, and no other Ray of the machine.
@@ -42,9 +42,9 @@ exec {ray} "$@"
 """
 
 
-def fences(info):
-    """The texts of the page's fences with that info string."""
-    return re.findall(rf"^```{info}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+def fences(language, mark=""):
+    """The texts of the page's fences in a language, with that mark before them."""
+    return re.findall(rf"{mark}^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 
 class Shell:
@@ -101,9 +101,10 @@ class Shell:
             time.sleep(0.5)
 
 
-TOKEN, START_HEAD, START_WORKER, STATUS = fences("sh run")
-REPRO, REPRO_ON_CLUSTER = fences("sh repro")
-(SETTINGS,) = map(yaml.safe_load, fences("yaml params"))
+REPRO, TOKEN, START_HEAD, START_WORKER, STATUS, REPRO_ON_CLUSTER = fences(
+    "sh", mark="<!-- run by tests/cluster/test_clusters_page.py -->\n"
+)
+SETTINGS, OVERLAY, _ = map(yaml.safe_load, fences("yaml"))
 KEYS = {f"{section}.{name}": value for section, keys in SETTINGS.items() for name, value in keys.items()}
 
 
@@ -128,17 +129,16 @@ def cluster():
 
 
 def test_the_overlay_is_of_the_manifests_and_their_image():
-    (overlay,) = map(yaml.safe_load, fences("yaml overlay"))
-    assert overlay["resources"] == ["../deploy/ray/job"]
+    assert OVERLAY["resources"] == ["../deploy/ray/job"]
     assert (ROOT / "deploy/ray/job/kustomization.yaml").exists()
-    assert [image["name"] for image in overlay["images"]] == ["csdn"]
+    assert [image["name"] for image in OVERLAY["images"]] == ["csdn"]
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="only kubectl builds an overlay")
 def test_the_overlay_makes_a_whole_job(tmp_path):
     shutil.copytree(ROOT / "deploy", tmp_path / "deploy")
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/kustomization.yaml").write_text(fences("yaml overlay")[0])
+    (tmp_path / "mine/kustomization.yaml").write_text(fences("yaml")[1])
     command = ["kubectl", "kustomize", tmp_path / "mine"]
     built = list(yaml.safe_load_all(subprocess.run(command, check=True, capture_output=True).stdout))
     assert sorted(entry["kind"] for entry in built) == ["NetworkPolicy", "PersistentVolumeClaim", "RayJob"]

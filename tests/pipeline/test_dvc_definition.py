@@ -88,6 +88,16 @@ IMPORTS = {
         "search",
         "training",
     },
+    "privacy": {
+        "data",
+        "ingest",
+        "model",
+        "params",
+        "retraining",
+        "runtime",
+        "search",
+        "training",
+    },
     "report": {"data", "evaluation", "params", "runtime"},
     "cluster": {"data", "ingest", "model", "params", "runtime", "search", "training"},
 }

@@ -192,7 +192,7 @@ def test_counts_and_notes_state_the_sample(project):
     experiment = prepare(load_dataset(project.data), "cameras", max_queries=5, seed=1, trials=2)
     features = np.random.default_rng(0).random((len(experiment.table), 4), np.float32)
     methods = dict.fromkeys(("trained", "clip", "hog"), FeatureDistances(features))
-    figures = evaluate(experiment, methods | {RERANKED: RerankedDistances(features)}, seed=1).figures
+    figures = evaluate(experiment, methods, 1, RerankedDistances(features)).figures
     counts = figures["counts"]["infrared_to_visible"]
     assert counts["queries"] == 5 < counts["sampled_from"]
     assert figures["trained"]["infrared_to_visible"]["mAP"]["error"] > 0
@@ -385,7 +385,7 @@ def test_reranked_figures_have_rows_of_their_own_and_change_no_others(project):
     features = np.random.default_rng(0).standard_normal((len(experiment.table), 4)).astype(np.float32)
     methods = dict.fromkeys(("trained", "clip", "hog"), FeatureDistances(features))
     without = evaluate(experiment, methods, seed=0)
-    results = evaluate(experiment, methods | {RERANKED: RerankedDistances(features)}, seed=0)
+    results = evaluate(experiment, methods, 0, RerankedDistances(features))
     reranked = results.figures.pop(RERANKED)
     assert results.figures == without.figures
     assert headline(results.figures) == headline(without.figures)

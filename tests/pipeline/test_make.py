@@ -31,10 +31,11 @@ def make(folder, *arguments):
 
 def install(folder, second):
     """Pretend that everything was installed at that second."""
-    stamp = folder / ".venv/.installed"
-    stamp.parent.mkdir(exist_ok=True)
-    stamp.touch()
-    os.utime(stamp, (0, second))
+    for name in (".installed", ".installed-docs"):
+        stamp = folder / ".venv" / name
+        stamp.parent.mkdir(exist_ok=True)
+        stamp.touch()
+        os.utime(stamp, (0, second))
 
 
 def test_help_names_every_target(project):
@@ -47,13 +48,16 @@ def test_help_names_every_target(project):
         "test-fast",
         "test-gpu",
         "lint",
+        "docs",
         "bench",
         "clean",
     }
     assert make(project).stdout == make(project, "help").stdout
 
 
-@pytest.mark.parametrize("target", ["demo", "prefect-demo", "test", "test-fast", "test-gpu", "lint", "bench"])
+@pytest.mark.parametrize(
+    "target", ["demo", "prefect-demo", "test", "test-fast", "test-gpu", "lint", "docs", "bench"]
+)
 def test_every_target_installs_only_once(project, target):
     assert "pip install" in make(project, "--dry-run", target).stdout
     install(project, second=1001)

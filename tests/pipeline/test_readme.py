@@ -1,4 +1,4 @@
-"""The commands of README.md, "Retrain on new camera data", work when they are pasted."""
+"""The commands of README.md, "Retrain on new camera data", and of docs/index.md work when they are pasted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from workspace import environment
 
 pytestmark = pytest.mark.slow
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 # So little training that the model stays about as good as CLIP, and the gate promotes every candidate.
 PARAMS = {"embedding.epochs": 1, "embedding.learning_rate": 0.0001}
 WARM_START = {"warm_start.epochs": 1, "warm_start.learning_rate": 0.0001}
@@ -28,6 +29,7 @@ def test_the_lines_on_retraining_work_when_pasted(tmp_path):
     section = README[README.index("## Retrain on new camera data") :]
     lines = re.search(r"```sh\n(.*?)```", section, re.DOTALL)[1]
     assert len(lines.splitlines()) <= 10
+    assert lines in (ROOT / "docs/index.md").read_text(encoding="utf-8")
     project = make_repository(tmp_path / "project", **PARAMS, **WARM_START, **GATE)
     (project / ".venv/bin").mkdir(parents=True)
     (project / ".venv/bin/activate").touch()

@@ -75,6 +75,11 @@ def test_the_gate_s_page_has_its_reasons_and_the_comparisons_over_all_cameras():
     assert row in page and "77.7" not in page
 
 
+def test_the_page_of_an_undecided_run_says_what_becomes_of_the_drops():
+    page = gate_page(GATE | {"decision": "undecided", "reasons": ["only 5 test people"]})
+    assert page.startswith("### Undecided: the champion stays, and the drops stay accepted\n\n* only 5")
+
+
 def test_the_first_champion_s_page_has_no_table():
     page = gate_page({"decision": "promote", "champion": None, "reasons": ["no champion"], "comparisons": []})
     assert page.startswith("### Promote") and "|" not in page

@@ -27,7 +27,7 @@ from csdn.retraining import git as git_module
 from csdn.retraining.branches import history, update_main
 from csdn.retraining.git import RemoteUnavailable, set_refs
 from csdn.retraining.lock import workspace_lock
-from csdn.retraining.registry import promote, promote_ready, reject
+from csdn.retraining.registry import promote, promote_ready, record
 from csdn.retraining.versions import all_versions, tags_for
 from csdn.retraining.workspace import begin, open_run
 from csdn.runtime.errors import UserError
@@ -152,14 +152,18 @@ def test_a_run_that_was_compared_with_another_champion_is_not_promoted(project, 
 
 def test_csdn_promote_accepts_only_a_run_that_is_ready(project, fault):
     rejected, unfinished = finished(project, DROPS[1]), begin(project, arrive(DROPS[2]))
-    reject(rejected, ["worse"])
+    record(rejected, "reject", ["worse"], rejected.new_drops)
     with pytest.raises(UserError, match="was rejected by the gate") as error:
         promote_ready(project, rejected.id)
     fault("registry", "csdn promote of a rejected run", str(error.value).replace(rejected.id, "RUN"))
-    with pytest.raises(UserError, match="has no decision of the gate"):
+    with pytest.raises(UserError, match="has no decision by the gate"):
         promote_ready(project, unfinished.id)
+    assert champion(project) is None
+
+
+def test_an_unfinished_run_is_not_promoted(project):
     with pytest.raises(UserError, match=r"metrics/ingest.json"):
-        promote(unfinished)
+        promote(begin(project, arrive(DROPS[2])))
     assert champion(project) is None
 
 
@@ -254,9 +258,9 @@ def test_a_promotion_that_is_killed_is_ended_by_the_next_call(
 def test_history_has_the_outcome_of_each_run(project, monkeypatch):
     first, rejected = finished(project, DROPS[1]), finished(project, DROPS[1], seed=1)
     waiting, begun = finished(project, DROPS[1], seed=2), begin(project, arrive())
-    reject(rejected, ["cam1 to cam5 collapsed"])
     promote(first)
     promote(waiting)
+    record(rejected, "reject", ["cam1 to cam5 collapsed"], rejected.new_drops)
     outcomes = {event.run: (event.outcome, event.version) for event in history(project)}
     assert outcomes == {
         first.id: ("promoted", "v1"),

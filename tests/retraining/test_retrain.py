@@ -11,19 +11,18 @@ from pathlib import Path
 
 import pytest
 import registry_project
-from make_images import Project, jpeg, make_drop, people_named, write
-from registry_project import ledger
+from make_images import Project, jpeg, people_named, write
+from registry_project import ledger, make_champion, make_watching_project, upload, write_gate
 from repository import git
 from search_models import save_small_model
 from webhook import Webhook
 from workspace import environment, set_params
 
-from csdn.data.catalog import PEOPLE_SCHEMA, table_of, write_table
-from csdn.ingest.ledger import Status, decide, read_ledger, write_ledger
+from csdn.ingest.ledger import Status, decide, write_ledger
 from csdn.params import load_params
 from csdn.retraining import run as retrain
 from csdn.retraining import steps
-from csdn.retraining.branches import history, rejected_ledgers
+from csdn.retraining.branches import history
 from csdn.retraining.lock import scan_requested, workspace_lock
 from csdn.retraining.run import apply_decision, nothing_usable, retrain_local, scan
 from csdn.retraining.trigger import Arrivals
@@ -36,44 +35,17 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def project(tmp_path):
-    """A project without a drop or a champion, which watches the folder `in` beside it."""
-    folder = registry_project.make_project(tmp_path / "project", drops=())
-    (tmp_path / "in").mkdir()
-    (folder / "data/aliases.json").write_text("{}")
-    thresholds = {"retrain.images": 100, "retrain.people": 5, "retrain.days": 30}
-    set_params(folder, {"ingest.watch": [str(tmp_path / "in")], **thresholds})
-    git(folder, "add", "--all")
-    git(folder, "commit", "--quiet", "--message", "where camera data lands")
-    return folder
-
-
-def arrive(project, name, people, images=2):
-    """A drop of 12 images a person (6 an image)."""
-    return make_drop(project.parent / "in" / name, people, images=images)
-
-
-def write_gate(run, decision, *reasons):
-    (run.folder / "metrics/gate.json").write_text(json.dumps({"decision": decision, "reasons": reasons}))
+    return make_watching_project(tmp_path)
 
 
 @pytest.fixture
 def with_champion(project, monkeypatch):
-    """The project with a champion, trained on a drop with ten people; its files are not fetched again."""
-    arrive(project, "monday", people_named(10))
-    run = scan(project).run
-    registry_project.work(run)
-    write_gate(run, "promote", "there is no champion yet")
-    assert apply_decision(run).event == "promoted"
-    rows = [(n, person, 0, "train", "train", 4, 2) for n, person in enumerate(people_named(10))]
-    monkeypatch.setattr(retrain, "fetch_champion", lambda *_: None)
-    monkeypatch.setattr("csdn.retraining.workspace.fetch_champion", lambda *_: None)
-    write_table(project / "champion/data/people.parquet", table_of(rows, PEOPLE_SCHEMA))
-    return project
+    return make_champion(project, monkeypatch)
 
 
 def test_without_a_champion_the_first_drop_begins_a_run(project):
     assert scan(project).reason == "nothing is new"
-    arrive(project, "monday", people_named(2))
+    upload(project, "monday", people_named(2))
     found = scan(project)
     assert (found.new, found.title) == (Arrivals(12, 2), "retrain: 2 new people, 12 images")
     assert [drop.address for drop in ledger(found.run.folder)] == [str(project.parent / "in/monday")]
@@ -82,18 +54,18 @@ def test_without_a_champion_the_first_drop_begins_a_run(project):
 
 
 def test_new_drops_are_counted_together_until_they_are_enough(with_champion):
-    arrive(with_champion, "tuesday", people_named(3, "new"))
+    upload(with_champion, "tuesday", people_named(3, "new"))
     found = scan(with_champion)
     assert found.run is None and found.new == Arrivals(18, 3)
     assert found.reason.startswith("not enough yet: 18 new images (retrain.images: 100), 3 new people")
-    arrive(with_champion, "wednesday", [*people_named(10), *people_named(2, "newer")])
+    upload(with_champion, "wednesday", [*people_named(10), *people_named(2, "newer")])
     found = scan(with_champion)
     assert found.new == Arrivals(90, 5) and found.reason == "5 new people (retrain.people: 5)"
     assert len(found.run.new_drops) == 2
 
 
 def test_a_person_may_force_a_run(with_champion):
-    arrive(with_champion, "tuesday", people_named(1, "new"))
+    upload(with_champion, "tuesday", people_named(1, "new"))
     assert scan(with_champion).run is None
     assert scan(with_champion, force=True).run is not None
 
@@ -104,7 +76,7 @@ def test_days_count_from_the_champion(with_champion, monkeypatch):
         def now(cls, zone=None):
             return super().now(zone) + datetime.timedelta(days=30)
 
-    arrive(with_champion, "tuesday", people_named(1, "new"))
+    upload(with_champion, "tuesday", people_named(1, "new"))
     monkeypatch.setattr(retrain, "datetime", Later)
     assert scan(with_champion).reason == "30 days since the champion was chosen (retrain.days: 30)"
 
@@ -119,7 +91,7 @@ def champion_with_images(with_champion):
     for name in ("samples", "people"):
         shutil.copy(project.data / f"{name}.parquet", with_champion / "champion/data")
     save_small_model(with_champion / "champion/embedding")
-    arrive(with_champion, "tuesday", people_named(6, "new"))
+    upload(with_champion, "tuesday", people_named(6, "new"))
     set_params(with_champion, {"retrain.people": 9})
     git(with_champion, "commit", "--quiet", "--all", "--message", "more people")
     return with_champion
@@ -162,28 +134,29 @@ def test_images_that_are_gone_stop_no_scan(champion_with_images):
 
 
 def test_a_repeated_scan_continues_its_run(with_champion):
-    arrive(with_champion, "tuesday", people_named(5, "new"))
+    upload(with_champion, "tuesday", people_named(5, "new"))
     assert scan(with_champion).run.id == scan(with_champion).run.id
 
 
 def test_overrides_are_the_run_s_alone(with_champion):
-    arrive(with_champion, "tuesday", people_named(5, "new"))
+    upload(with_champion, "tuesday", people_named(5, "new"))
     run = scan(with_champion, {"embedding.epochs": 3}).run
     assert load_params(run.folder / "params.yaml").embedding.epochs == 3
     assert load_params(with_champion / "params.yaml").embedding.epochs != 3
 
 
 def test_a_rejection_holds_the_drops_and_the_next_scan_finds_nothing_new(with_champion):
-    before = git(with_champion, "rev-parse", "main")
-    arrive(with_champion, "tuesday", people_named(5, "new"))
+    before = git(with_champion, "rev-parse", "main").strip()
+    upload(with_champion, "tuesday", people_named(5, "new"))
     run = scan(with_champion).run
     registry_project.work(run)
     write_gate(run, "reject", "rank-1 fell by 7 points")
     outcome = apply_decision(run)
     assert outcome.event == "rejected" and outcome.version is None
     assert outcome.reasons[0] == "rank-1 fell by 7 points" and "in/tuesday" in outcome.reasons[1]
-    assert git(with_champion, "rev-parse", "main") == before
+    assert git(with_champion, "rev-parse", "main^").strip() == before
     assert apply_decision(run).event == "rejected"  # after a kill, say
+    assert git(with_champion, "rev-parse", "main^").strip() == before
     assert scan(with_champion).reason == "nothing is new"
 
 
@@ -202,8 +175,8 @@ def retrained(request, monkeypatch):
     monkeypatch.setattr(steps, "repro", repro)
     if request.param == "csdn retrain":
         return lambda project: retrain_local(project, {}, force=False)
-    monkeypatch.setattr(flow, "run_ingest", lambda folder, _: repro("ingest", folder))
-    monkeypatch.setattr(flow, "run_remaining_stages", lambda folder, _: repro("embedding", folder))
+    monkeypatch.setattr(flow, "run_ingest", lambda folder, *_: repro("ingest", folder))
+    monkeypatch.setattr(flow, "run_remaining_stages", lambda folder, *_: repro("embedding", folder))
     for name, replacement in {"scan": scan, "apply_decision": apply_decision}.items():
         monkeypatch.setattr(flow, name, replacement)
     for name in ("rename", "show_gate", "send"):
@@ -212,28 +185,53 @@ def retrained(request, monkeypatch):
 
 
 def test_a_training_that_diverged_is_rejected_and_not_repeated(with_champion, retrained):
-    before = git(with_champion, "rev-parse", "main")
-    arrive(with_champion, "tuesday", people_named(5, "new"))
+    upload(with_champion, "tuesday", people_named(5, "new"))
     retrained(with_champion)
     event = history(with_champion)[-1]
     assert event.outcome == "rejected" and "diverged: epoch 1, step 7" in event.reason
     assert event.figures == {}, "this run has no model; those that it began with are the champion's"
-    assert git(with_champion, "rev-parse", "main") == before
-    (held,) = [drop for drop in rejected_ledgers(with_champion)[-1] if drop.status is Status.HELD]
+    (held,) = [drop for drop in ledger(with_champion) if drop.status is Status.HELD]
     assert held.address.endswith("in/tuesday") and "step 7" in held.reason
     assert scan(with_champion).reason == "nothing is new"
     retrained(with_champion)
     assert len(history(with_champion)) == 2, "the next night begins no run"
 
 
+def test_the_tasks_of_a_repetition_have_its_id_in_their_names(with_champion, monkeypatch):
+    names = []
+
+    def task(name):
+        return lambda *arguments: names.append(f"{name}{arguments[-1]}")
+
+    for name in ("ingest", "remaining_stages"):
+        monkeypatch.setattr(flow, f"run_{name}", task(name))
+    monkeypatch.setattr(flow, "gate", task("gate"))
+    for name in ("scan", "trial"):
+        monkeypatch.setattr(flow, name, getattr(retrain, name))
+    monkeypatch.setattr(flow, "rename", lambda title: None)
+    for name in ("tuesday", "wednesday"):
+        upload(with_champion, name, people_named(5, name))
+    tasks = flow.Tasks({})
+    run = tasks.scan(with_champion, {}, force=False).run
+    registry_project.work(run)
+    write_gate(run, "reject", "worse")
+    tasks.ingest(run.folder)
+    trial = tasks.trial(run, run.new_drops[:1], {})
+    for step in (tasks.ingest, tasks.train, tasks.gate):
+        step(trial.folder)
+    steps = ("ingest", "remaining_stages", "gate")
+    assert names == ["ingest", *(f"{step} of {trial.id}" for step in steps)]
+
+
 def test_a_drop_that_a_person_accepts_after_all_is_new(with_champion):
-    arrive(with_champion, "tuesday", people_named(5, "new"))
+    upload(with_champion, "tuesday", people_named(5, "new"))
     run = scan(with_champion).run
     registry_project.work(run)
     write_gate(run, "reject", "worse")
     apply_decision(run)
-    held = read_ledger(run.folder / "data/drops.json")
-    drops = decide(held, str(with_champion.parent / "in/tuesday"), Status.ACCEPTED, "looked at it")
+    drops = decide(
+        ledger(with_champion), str(with_champion.parent / "in/tuesday"), Status.ACCEPTED, "looked at it"
+    )
     write_ledger(drops, with_champion / "data/drops.json")
     git(with_champion, "commit", "--quiet", "--all", "--message", "take it")
     assert scan(with_champion).new == Arrivals(30, 5)
@@ -247,7 +245,7 @@ def test_a_place_that_is_relative_is_an_error(project):
 
 
 def test_a_run_without_the_gate_s_decision_is_an_error(project):
-    arrive(project, "monday", people_named(2))
+    upload(project, "monday", people_named(2))
     run = scan(project).run
     registry_project.work(run)
     with pytest.raises(UserError, match=r"metrics/gate.json.*`csdn gate`"):
@@ -259,7 +257,7 @@ def test_a_run_without_the_gate_s_decision_is_an_error(project):
 def test_if_ingest_holds_all_new_drops_nothing_is_trained(with_champion, bad):
     """A run on the champion's data alone would promote what nothing new has taught."""
     for name in ("tuesday", "wednesday"):
-        arrive(with_champion, name, people_named(5, name))
+        upload(with_champion, name, people_named(5, name))
     run = scan(with_champion).run
     registry_project.work(run)
     metrics = json.loads((run.folder / "metrics/ingest.json").read_text())
@@ -276,7 +274,7 @@ def test_if_ingest_holds_all_new_drops_nothing_is_trained(with_champion, bad):
 
 def test_only_the_newest_working_trees_stay(project, monkeypatch):
     monkeypatch.setattr(retrain, "KEPT", 1)
-    arrive(project, "monday", people_named(2))
+    upload(project, "monday", people_named(2))
     runs = [scan(project, {"seed": seed}).run for seed in (1, 2)]
     retrain.prune_worktrees(project)
     assert [run.folder.exists() for run in runs] == [False, True]

@@ -2,20 +2,17 @@
 
 import json
 import shutil
-from dataclasses import replace
 
 import pytest
-from registry_project import DROPS, add_origin, arrive, clone, commit_file, held, ledger, make_project, work
+from registry_project import DROPS, add_origin, arrive, clone, commit_file, ledger, make_project, work
 from repository import git
 
-from csdn.ingest.ledger import Status
 from csdn.params import load_params
 from csdn.retraining import dvc
 from csdn.retraining import git as git_module
 from csdn.retraining import workspace as runs_module
-from csdn.retraining.branches import with_held_drops
 from csdn.retraining.git import RemoteUnavailable
-from csdn.retraining.registry import reject
+from csdn.retraining.registry import record
 from csdn.retraining.workspace import AlreadyDecided, begin, open_run
 from csdn.runtime.errors import UserError
 
@@ -220,35 +217,12 @@ def test_a_folder_without_git_is_no_place_for_runs(tmp_path, fault):
     fault("registry", "a run in a folder that is no Git repository", error.value)
 
 
-def test_the_drops_of_a_rejected_run_are_held_in_the_next(project):
-    run = begin(project, arrive(DROPS[1]))
-    work(run)
-    assert reject(run, ["cam3 to cam5 collapsed", "rank-1 is 4 points lower"]) == [
-        held(DROPS[1], f"gate of run {run.id}: cam3 to cam5 collapsed; rank-1 is 4 points lower")
-    ]
-    assert reject(run, ["asked twice"])[0].id == DROPS[1].id
-    assert len(ledger(project)) == 1
-    following = begin(project, arrive(DROPS[1], DROPS[2]))
-    assert [drop.status for drop in ledger(following.folder)] == ["accepted", "held", "accepted"]
-    assert "cam3 to cam5 collapsed" in ledger(following.folder)[1].reason
-    assert following.new_drops == (DROPS[2],)
-
-
-def test_another_clone_gets_the_rejection_from_origin(project, tmp_path):
-    bare = add_origin(project, tmp_path / "origin.git")
-    run = begin(project, arrive(DROPS[1]))
-    work(run)
-    reject(run, ["worse"])
-    fresh = clone(bare, tmp_path / "fresh")
-    following = begin(fresh, arrive(DROPS[1]))
-    assert [drop.status for drop in ledger(following.folder)] == ["accepted", "held"]
-    assert following.new_drops == ()
-
-
 def test_the_same_data_and_parameters_are_not_run_twice(project, fault):
     run = begin(project, same, {"seed": 5})
     work(run)
-    reject(run, ["worse"])
+    record(run, "reject", ["worse"], run.new_drops)
+    run.remove_worktree()
+    git(project, "branch", "--quiet", "-D", run.branch)  # main knows the decision
     with pytest.raises(AlreadyDecided, match="the gate rejected it") as error:
         begin(project, same, {"seed": 5})
     fault(
@@ -257,18 +231,6 @@ def test_the_same_data_and_parameters_are_not_run_twice(project, fault):
         str(error.value).replace(run.id, "RUN"),
     )
     assert begin(project, same, {"seed": 6})
-
-
-def test_held_drops_are_added_to_mains_ledger_which_stays_as_it_is():
-    main = [DROPS[0], DROPS[1]]
-    of_runs = [
-        [DROPS[0], held(DROPS[1], "gate"), held(DROPS[2], "first")],
-        [held(DROPS[2], "second"), DROPS[3]],
-    ]
-    assert with_held_drops(main, of_runs) == [DROPS[0], DROPS[1], held(DROPS[2], "first")]
-    assert with_held_drops(main, []) == main
-    rejected = replace(DROPS[2], status=Status.REJECTED)
-    assert with_held_drops([rejected], of_runs) == [rejected, held(DROPS[1], "gate")]
 
 
 def test_commits_need_no_configured_user(project, monkeypatch, tmp_path):

@@ -5,7 +5,7 @@ import pyarrow.dataset as ds
 import pytest
 
 from csdn.data.catalog import PEOPLE_SCHEMA, SAMPLES_SCHEMA, Dataset, to_table
-from csdn.retraining.gate_run import (
+from csdn.retraining.gate_models import (
     SeenData,
     exclude_seen_identities,
     seen_in_training,

@@ -24,7 +24,7 @@ from csdn.cli import doctor
 from csdn.retraining import git as git_module
 from csdn.retraining.branches import history
 from csdn.retraining.git import file_at
-from csdn.retraining.registry import promote, promote_ready, reject, rollback
+from csdn.retraining.registry import promote, promote_ready, record, rollback
 from csdn.retraining.workspace import begin, open_run
 from csdn.runtime.errors import UserError
 
@@ -82,7 +82,7 @@ def test_the_registry_under_a_hostile_configuration(project, hostile, tmp_path):
     assert promote(first).event == "ready"
     assert promote_ready(project, first.id).version == "v1"
     reasons = ["Camera 3 im Hof: schlechter für Füße", "Csdn: not a trailer"]
-    reject(rejected, reasons)
+    record(rejected, "reject", reasons, rejected.new_drops)
     assert git(bare, "for-each-ref", "--format=%(refname)").split() == [
         "refs/heads/main",
         *sorted(f"refs/heads/{one.branch}" for one in (first, rejected)),

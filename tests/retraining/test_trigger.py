@@ -11,12 +11,13 @@ from csdn.ingest.identities import SplitRule
 from csdn.ingest.ledger import Drop
 from csdn.ingest.sync import open_drop
 from csdn.params import RetrainParams
-from csdn.retraining.trigger import Arrivals, count_arrivals, should_retrain
+from csdn.retraining.trigger import Arrivals, Since, count_arrivals, people_of, should_retrain
 from csdn.runtime.errors import UserError
 
-THRESHOLDS = RetrainParams(images=100, people=5, days=30, drift=False)
-CHOSEN = datetime.date(2026, 11, 1)
-NEXT_DAY = CHOSEN + datetime.timedelta(days=1)
+THRESHOLDS = RetrainParams(images=100, people=5, days=30, drift=False, blame_runs=4)
+DAY = datetime.date(2026, 11, 1)
+CHOSEN, UNDECIDED = Since(DAY), Since(DAY, "20261101-0a1b2c3d")
+NEXT_DAY = DAY + datetime.timedelta(days=1)
 IDENTITY = SplitRule("csdn", 40, {"bobby": "bo"})
 
 
@@ -45,7 +46,7 @@ IDENTITY = SplitRule("csdn", 40, {"bobby": "bo"})
     ],
 )
 def test_one_threshold_is_enough(images, people, days, retrain, why):
-    today = CHOSEN + datetime.timedelta(days=days)
+    today = DAY + datetime.timedelta(days=days)
     decision = should_retrain(Arrivals(images, people), CHOSEN, today, THRESHOLDS)
     assert decision == (retrain, why)
 
@@ -57,6 +58,17 @@ def test_a_changed_camera_is_enough_and_named():
         f"drift (retrain.drift): {drift[0]}; {drift[1]}",
     )
     assert should_retrain(Arrivals(0, 0), CHOSEN, NEXT_DAY, THRESHOLDS, drift) == (False, "nothing is new")
+
+
+def test_after_an_undecided_run_the_counts_begin_anew():
+    assert should_retrain(Arrivals(0, 0), UNDECIDED, NEXT_DAY, THRESHOLDS) == (
+        False,
+        "nothing is new since run 20261101-0a1b2c3d was left undecided",
+    )
+    enough, why = should_retrain(Arrivals(1, 1), UNDECIDED, NEXT_DAY, THRESHOLDS)
+    assert not enough and why.endswith(
+        "1 day since run 20261101-0a1b2c3d was left undecided (retrain.days: 30)"
+    )
 
 
 def test_without_a_champion_any_image_is_enough():
@@ -71,6 +83,7 @@ def drop_at(folder, *people) -> Drop:
 def test_people_are_counted_once_by_whatever_name_and_known_ones_not_at_all(tmp_path):
     first, second = drop_at(tmp_path / "a", "Ana", "Bo"), drop_at(tmp_path / "b", "BO", "Bobby", "Cy")
     new = count_arrivals([first, second], people={"ana"}, rule=IDENTITY)
+    assert people_of([second], IDENTITY) == {"bo", "cy"}
     assert new == Arrivals(30, 2) and str(new) == "2 new people, 30 images"
     assert count_arrivals([second], people={"ana", "bo"}, rule=IDENTITY) == Arrivals(18, 1)
     assert count_arrivals([], (), IDENTITY) == Arrivals(0, 0)

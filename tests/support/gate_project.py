@@ -43,11 +43,11 @@ class GateProject:
         self.ingested.ingest(test_percent=test_percent, **settings)
 
     def candidate(self, seed: int, **config) -> None:
-        self._save(self.root / "models/embedding", seed, **config)
+        self.save(self.root / "models/embedding", seed, **config)
 
     def champion(self, seed: int, **config) -> None:
         """A champion that was chosen on the data as they are now."""
-        self._save(self.root / "champion/embedding", seed, **config)
+        self.save(self.root / "champion/embedding", seed, **config)
         name_champion(self.root, self.root / "data")
 
     def params(self, protocol: str = "cameras", **gate) -> Params:
@@ -56,14 +56,14 @@ class GateProject:
             "data": {"aliases": "no-aliases.json", "test_percent": self.test_percent},
             "model": {"weights": str(ROOT / params.model.weights)},
             "evaluation": {"trials": 3, "protocol": protocol},
-            "gate": {"min_people": 2, "bootstrap_samples": 200} | gate,
+            "gate": {"min_people": 2, "bootstrap_samples": 200, "memory": 0} | gate,
             "scaling": {"threads": 1, "loader_workers": 0},
         }
         return params.model_copy(
             update={name: getattr(params, name).model_copy(update=new) for name, new in sections.items()}
         )
 
-    def _save(self, folder: Path, seed: int, **config) -> None:
+    def save(self, folder: Path, seed: int, **config) -> None:
         torch.manual_seed(seed)
         table = load_dataset(self.root / "data")
         people = [one["person"] for one in table.people.to_pylist() if one["status"] == "train"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import struct
@@ -21,6 +22,7 @@ from csdn.ingest.pack import Packer, packed_shards
 from csdn.ingest.run import ingest
 from csdn.ingest.sync import open_drop
 from csdn.params import DataParams, IngestParams
+from csdn.synthetic.sets import MARKER, PeopleSet, images_of, png, write_files
 
 ROOT = Path(__file__).parents[2]
 CAMERAS = {"visible": ("north", "south"), "infrared": ("north",)}
@@ -58,6 +60,12 @@ def write(path: Path, data: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return path
+
+
+def write_people(folder: Path, people: PeopleSet) -> None:
+    """Write built-in people as a drop in the layout `cameras`."""
+    images = ((image.path, png(image)) for image in images_of(people))
+    write_files(itertools.chain(images, [(MARKER, b"")]), folder)
 
 
 def make_drop(

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import yaml
+from make_images import make_drop, people_named
 from repository import git
-from workspace import ROOT, run
+from workspace import ROOT, run, set_params
 
-from csdn.ingest.ledger import Drop, Status, read_ledger, write_ledger
+from csdn.data.catalog import PEOPLE_SCHEMA, table_of, write_table
+from csdn.ingest.ledger import Drop, merge_ledgers, read_ledger, write_ledger
+from csdn.retraining import run as retrain
+from csdn.retraining.workspace import Run
 
 DROPS = [Drop(f"{n}" * 64, f"/in/monday-{n}", "cameras") for n in range(1, 8)]
 OUTS = ["models/prompts", "models/embedding", "data/samples.parquet", "data/people.parquet", "evaluation"]
@@ -79,6 +84,41 @@ def make_project(folder: Path, drops: tuple[Drop, ...] = (DROPS[0],)) -> Path:
     return folder
 
 
+def make_watching_project(folder: Path) -> Path:
+    """A project without a drop or a champion, which watches the folder `in` beside it."""
+    project = make_project(folder / "project", drops=())
+    (folder / "in").mkdir()
+    (project / "data/aliases.json").write_text("{}")
+    thresholds = {"retrain.images": 100, "retrain.people": 5, "retrain.days": 30}
+    set_params(project, {"ingest.watch": [str(folder / "in")], **thresholds})
+    git(project, "add", "--all")
+    git(project, "commit", "--quiet", "--message", "where camera data lands")
+    return project
+
+
+def make_champion(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give the project a champion, trained on a drop with ten people; its files are not fetched again."""
+    upload(project, "monday", people_named(10))
+    run_ = retrain.scan(project).run
+    work(run_)
+    write_gate(run_, "promote", "there is no champion yet")
+    assert retrain.apply_decision(run_).event == "promoted"
+    rows = [(n, person, 0, "train", "train", 4, 2) for n, person in enumerate(people_named(10))]
+    monkeypatch.setattr(retrain, "fetch_champion", lambda *_: None)
+    monkeypatch.setattr("csdn.retraining.workspace.fetch_champion", lambda *_: None)
+    write_table(project / "champion/data/people.parquet", table_of(rows, PEOPLE_SCHEMA))
+    return project
+
+
+def upload(project: Path, name: str, people: Sequence[str], images: int = 2) -> Path:
+    """Put a drop of 12 images a person (6 an image) into the watched place."""
+    return make_drop(project.parent / "in" / name, people, images=images)
+
+
+def write_gate(run_: Run, decision: str, *reasons: str) -> None:
+    (run_.folder / "metrics/gate.json").write_text(json.dumps({"decision": decision, "reasons": reasons}))
+
+
 def add_origin(folder: Path, bare: Path) -> Path:
     """A bare repository as the project's `origin`, with what the project has."""
     run(folder, "git", "init", "--quiet", "--bare", "--initial-branch", "main", str(bare))
@@ -95,11 +135,7 @@ def clone(bare: Path, folder: Path) -> Path:
 def arrive(*drops: Drop):
     """A change of the ledger: these drops have come, those that it has stay."""
 
-    def change(ledger: list[Drop]) -> list[Drop]:
-        known = {drop.id for drop in ledger}
-        return [*ledger, *(drop for drop in drops if drop.id not in known)]
-
-    return change
+    return lambda ledger: merge_ledgers(ledger, [], drops)
 
 
 def work(run_, by_dvc: bool = False) -> str:
@@ -124,10 +160,6 @@ def commit_file(folder: Path, name: str, text: str) -> str:
 
 def tags(folder: Path) -> list[str]:
     return git(folder, "tag", "--list").split()
-
-
-def held(drop: Drop, reason: str) -> Drop:
-    return replace(drop, status=Status.HELD, reason=reason)
 
 
 def ledger(folder: Path) -> list[Drop]:

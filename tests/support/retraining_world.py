@@ -14,7 +14,7 @@ from s3_server import BUCKET, S3Server
 from webhook import Webhook
 from workspace import run
 
-from csdn.ingest.ledger import Drop, read_ledger, write_ledger
+from csdn.ingest.ledger import Drop, parse_ledger, write_ledger
 from csdn.training.champion import Champion, read_champion
 from flows.pipeline import RETRAIN
 
@@ -97,11 +97,9 @@ class World:
         """The webhook's last notification."""
         return self.webhook.got[-1][1]
 
-    def ledger_of(self, branch: str) -> list[Drop]:
-        """The ledger of a branch at the Git remote."""
-        path = self.project / ".runs" / "ledger-of-a-branch.json"
-        path.write_text(git(self.origin, "show", f"{branch}:data/drops.json"))
-        return read_ledger(path)
+    def ledger(self) -> list[Drop]:
+        """The ledger of main at the Git remote."""
+        return parse_ledger(git(self.origin, "show", "main:data/drops.json").encode(), "main")
 
 
 @contextmanager

@@ -20,7 +20,14 @@ from csdn.ingest.sync import open_drop
 ROOT = Path(__file__).parents[2]
 FILES = (
     *("csdn", "flows", "stages", "params.yaml", "dvc.yaml", "prefect.yaml"),
-    *(".dvcignore", ".dvc/config", "data/aliases.json", "metrics/ablation.json", "champion.json"),
+    *(
+        ".dvcignore",
+        ".dvc/config",
+        "data/aliases.json",
+        "data/forgotten.json",
+        "metrics/ablation.json",
+        "champion.json",
+    ),
 )
 STAGES = ("ingest", "prompts", "embedding", "evaluate", "report")
 

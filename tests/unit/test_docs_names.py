@@ -14,8 +14,8 @@ from csdn.cli.main import app
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("research/*.md"))]
 PARAMS = YAML(typ="safe").load(ROOT / "params.yaml")
 COMMANDS = typer.main.get_command(app).commands
-FILE = r"(?<![\w/.])(?:csdn|stages|flows|tests|benchmarks|research|tools)/[\w./-]+\.(?:py|yaml)\b"
-LINK = r"\]\((?!https?:)([^)#]+)"
+FILE = r'(?<!title=")(?<![\w/.])(?:csdn|stages|flows|tests|benchmarks|research|tools)/[\w./-]+\.(?:py|yaml)\b'
+LINK = r"\]\((?!https?:|reference/)([^)#]+)"  # `make docs` makes reference/, and checks the links to it
 PARAMETER = r"`([a-z_]+(?:\.[a-z_0-9]+)+)[`:=]"
 COMMAND = r"(?:^ *|[`&] ?)csdn ([a-z][a-z-]+)"
 SUFFIXES = {"csv", "json", "parquet", "py", "safetensors"}  # `prompts.py` is a file
@@ -24,6 +24,14 @@ SUFFIXES = {"csv", "json", "parquet", "py", "safetensors"}  # `prompts.py` is a 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_names_in_documentation_exist(page):
     assert not list(missing(page, page.read_text(encoding="utf-8")))
+
+
+def test_messages_of_troubleshooting_are_those_of_the_program():
+    page = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    messages = re.findall(r"^\| `(.+?)(?: ?\.\.\.)?` \|", page, re.MULTILINE)
+    sources = [*ROOT.glob("csdn/**/*.py"), ROOT / "docs/faults.md"]
+    said = "".join(path.read_text(encoding="utf-8") for path in sources)
+    assert len(messages) > 4 and [message for message in messages if message not in said] == []
 
 
 def missing(page: Path, text: str) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,16 @@ import yaml
 from command_line import csdn
 from make_images import jpeg, make_drop, write
 
-from csdn.ingest.ledger import LEDGER, Drop, Status, decide, find_drop, read_ledger, write_ledger
+from csdn.ingest.ledger import (
+    LEDGER,
+    Drop,
+    Status,
+    decide,
+    find_drop,
+    merge_ledgers,
+    read_ledger,
+    write_ledger,
+)
 from csdn.ingest.sync import open_drop
 from csdn.runtime.errors import UserError
 
@@ -154,6 +164,19 @@ def test_a_decision_needs_one_drop(name, complaint, what, fault):
     with pytest.raises(UserError, match=complaint) as error:
         find_drop(drops, name)
     fault("ledger", what, error.value)
+
+
+def test_two_changes_of_a_ledger_are_merged_and_ours_counts():
+    a, b, c, d = (Drop(name * 64, name, "cameras") for name in "abcd")
+    held = [replace(drop, status=Status.HELD) for drop in (a, b, c, d)]
+    ours = [replace(a, status=Status.ACCEPTED, reason="looked at it"), b, c]
+    assert merge_ledgers(ours, base=[a, b], theirs=[held[0], held[1], held[2], held[3]]) == [
+        ours[0],
+        held[1],
+        c,
+        held[3],
+    ]
+    assert merge_ledgers([b], base=[a, b], theirs=[held[0], b]) == [b], "a person took it out"
 
 
 def test_a_decision_needs_a_reason(fault):

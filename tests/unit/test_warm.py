@@ -341,7 +341,7 @@ def test_proxies_are_negatives_of_the_texts_only():
 
 def test_proxy_negatives_are_texts_of_known_people_with_the_length_of_images(world, warm):
     inputs, embeddings = inputs_of("prompts", world, warm), torch.full((5, 128), 0.5)
-    new = new_rows(inputs)
+    new = new_rows(inputs, inputs.champion)
     assert [inputs.people[n] for n in new] == [name for name in inputs.people if name in NEW]
     found = proxy_negatives(inputs, new, embeddings)
     torch.testing.assert_close(found.norm(dim=1), embeddings.norm(dim=1)[0].expand(2 * len(STAYED)))

@@ -1,0 +1,432 @@
+"""`csdn forget`: a person is removed, in an order in which a kill at any moment loses nothing.
+
+1. survey     where the person is; `--dry-run` ends here
+2. prepare    new shards, tables and weights are written beside the old ones, and pushed to the old ones'
+              remotes
+3. commit     one commit on main records the person in data/forgotten.json, with what replaces what. From here
+              on ingest, training, gate and rollback use the new files, in every clone that has the commit
+4. remove     the workspace's files are replaced, and the old ones removed, wherever that is allowed
+
+Before the commit nothing is replaced, so a killed command begins again. After it, everything that is left to
+do follows from data/forgotten.json: the same command goes on, here or in another clone.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from csdn.data.shards import has_bytes_of
+from csdn.ingest.forgotten import (
+    FORGOTTEN,
+    TOMBSTONE,
+    Forgotten,
+    ForgottenPerson,
+    forgotten_text,
+    newest,
+    read_forgotten,
+)
+from csdn.ingest.identities import parse_aliases
+from csdn.ingest.ledger import LEDGER, Drop, Status, as_document, list_records, parse_ledger
+from csdn.ingest.pack import put_shard
+from csdn.ingest.sources import open_source
+from csdn.ingest.sync import drop_fingerprint
+from csdn.params import Params, load_params
+from csdn.privacy import places
+from csdn.privacy.objects import Objects, Values, folder_size
+from csdn.privacy.rewrite import (
+    MovedShard,
+    Removal,
+    rewrite_outputs,
+    rewrite_shard,
+    scrub,
+    text_pattern,
+)
+from csdn.privacy.survey import (
+    SHARDS,
+    DropImages,
+    OutputSet,
+    Survey,
+    images_in_drops,
+    labels_of,
+    shard_path,
+    survey,
+)
+from csdn.privacy.verify import Result, Search, verify
+from csdn.retraining import branches, git, versions
+from csdn.runtime.documents import parse_json
+from csdn.runtime.errors import UserError
+from csdn.runtime.files import as_json, file_sha256, rename_flushed
+from csdn.search.model_card import CARD
+from csdn.training.champion import CHAMPION, ChampionFile, read_champion
+
+WORK = Path(".state/forget")  # of a command that is at work: copies, and what it has made
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a survey found, with the project that it is about."""
+
+    root: Path
+    params: Params
+    objects: Objects
+    forgotten: Forgotten  # before
+    survey: Survey
+    drops: list[DropImages]
+
+    @property
+    def removal(self) -> Removal:
+        return self.survey.removal
+
+    @property
+    def work(self) -> Path:
+        return self.objects.temporary
+
+    @property
+    def person(self) -> ForgottenPerson | None:
+        """The entry of a person who was forgotten before."""
+        found = (self.forgotten.person(label) for label in self.removal.labels)
+        return next((person for person in found if person), None)
+
+
+def plan(root: Path, person: str, work: Path) -> Plan:
+    """Survey the project for a person; copies of what only a remote has go to `work`. Raises UserError."""
+    params, forgotten = load_params(root / "params.yaml"), read_forgotten(root / FORGOTTEN)
+    labels = labels_of(person, params, root)
+    if not forgotten.salt:
+        forgotten = replace(forgotten, salt=secrets.token_hex(16))
+    known = next((one for label in sorted(labels) if (one := forgotten.person(label))), None)
+    digest = forgotten.hash_of(min(labels))
+    name = known.name if known else f"{TOMBSTONE}{digest[:12]}"
+    images = frozenset(known.images) if known else frozenset()
+    objects = Objects(root, work)
+    found = survey(root, Removal(labels, images, name), objects, forgotten)
+    ledger = parse_ledger((root / LEDGER).read_bytes(), str(LEDGER))
+    return Plan(root, params, objects, forgotten, found, images_in_drops(ledger, found.removal))
+
+
+def plan_lines(found: Plan, shared: bool = False) -> list[str]:
+    """The plan, for people: place by place what is there, and what becomes of it."""
+    survey, params = found.survey, found.params
+    old = "removed" if shared else "listed; --shared removes them"
+    row = "no row" if survey.row is None else f"row {survey.row} of people.parquet becomes a tombstone"
+    lines = [
+        f"{found.removal.name}: {len(survey.images)} images in {len(survey.shards)} shards; {row}",
+        *(f"{one.name}: tables and rows of models are made again without the person" for one in survey.sets),
+    ]
+    if survey.versions:
+        names = ", ".join(survey.versions)
+        lines.append(f"trained on the person: {names}; they stay usable, no training starts from them")
+    if survey.found:
+        lines.append("main: one commit records it, with what replaces what")
+        lines.append("DVC's cache: the old objects are removed")
+        lines.append("here: .state, working trees of runs, champion (fetched again) and report are removed")
+    lines += [
+        f"the DVC remote {one.name} ({one.address}): old objects are {old}" for one in found.objects.remotes
+    ]
+    if params.ingest.store:
+        lines.append(f"{params.ingest.store}: old shards are {old}")
+    if params.report.store:
+        lines.append(f"{params.report.store}: reports that name the person are {old}")
+    lines += [f"{address}: the person is removed" for address in places.galleries_in(found.root)]
+    for one in found.drops:
+        what = f"not reached: {one.problem}" if one.problem else f"{len(one.paths)} files are removed"
+        lines.append(f"{one.drop}: {what}")
+    return lines + [f"not reached: {line}" for line in survey.missing]
+
+
+# 2. Prepare: new files beside the old ones.
+
+
+@dataclass
+class Prepared:
+    """What replaces what, for data/forgotten.json, and the new shards."""
+
+    shards: dict[str, str] = field(default_factory=dict)
+    weights: dict[str, str] = field(default_factory=dict)
+    objects: dict[str, Values] = field(default_factory=dict)
+
+
+def prepare(found: Plan, note: Note) -> Prepared:
+    """Write and keep the new shards and objects of all output sets; nothing that is in use changes."""
+    made = Prepared()
+    moved = _new_shards(found, made, note)
+    for number, one in enumerate(found.survey.sets):
+        out = found.work / f"outputs-{number}"
+        note(f"makes again without the person: {one.name}")
+        changed = rewrite_outputs(one.files, out, found.removal, moved)
+        _note_weights(one.files, changed, made)
+        if one.outs:
+            _replace_objects(one, changed, found.objects, made)
+    return made
+
+
+def _new_shards(found: Plan, made: Prepared, note: Note) -> dict[str, MovedShard]:
+    """Rewrite each shard that has an image of the person; the new ones are in force nowhere yet."""
+    store, moved = found.params.ingest.store, {}
+    kept = {name: md5 for one in found.survey.sets for name, md5 in one.shards.items()}
+    out = found.work / "shards"
+    out.mkdir(parents=True, exist_ok=True)
+    for name in sorted(found.survey.shards):
+        path = shard_path(found.root, store, name, kept.get(name), found.objects)
+        if path is None:
+            found.survey.missing.append(f"{SHARDS}/{name}: neither here nor in a store; cannot be rewritten")
+            continue
+        new = rewrite_shard(path, name, out, found.removal)
+        made.shards[name], moved[name] = new.name, new
+        note(f"{name}: {len(new.offsets)} images stay, in {new.name or 'no shard'}")
+        if new.name:
+            _keep_shard(found, out / new.name, new)
+        if name in kept:
+            md5 = found.objects.add(out / new.name, kept[name]) if new.name else ""
+            made.objects[kept[name]] = {"md5": md5} if md5 else {}
+    return moved
+
+
+def _keep_shard(found: Plan, path: Path, new: MovedShard) -> None:
+    """Put a new shard beside the old one: into the store, or the folder of shards."""
+    if not has_bytes_of(new.name, path):
+        raise UserError(f"{path}: its hash is not that in its name: the disk is faulty; nothing was removed")
+    if found.params.ingest.store:
+        put_shard(found.params.ingest.store, new.name, path, new.size)
+    elif not (target := found.root / SHARDS / new.name).exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{new.name}.partial")
+        shutil.copyfile(path, temporary)
+        rename_flushed(temporary, target)
+
+
+def _note_weights(files: Mapping[str, Path], changed: Mapping[str, Path | None], made: Prepared) -> None:
+    for name, new in changed.items():
+        if new and name.startswith("models/") and name.endswith(".safetensors"):
+            made.weights[file_sha256(files[name])] = file_sha256(new)
+
+
+def _replace_objects(
+    one: OutputSet, changed: Mapping[str, Path | None], objects: Objects, made: Prepared
+) -> None:
+    """Keep the changed files of a dvc.lock as objects, and note what they replace."""
+    for name, new in changed.items():
+        old = one.hashes[name]
+        if new is None:
+            made.objects[old] = {}
+        else:
+            made.objects[old] = {"md5": objects.add(new, old), "size": new.stat().st_size}
+    for path, values in one.outs.items():
+        old = values["md5"]
+        if not old.endswith(".dir"):
+            continue
+        before = objects.files_of(old)
+        if before is None:
+            continue
+        after = {name: made.objects.get(md5, {"md5": md5}).get("md5", "") for name, md5 in before.items()}
+        if path == SHARDS:
+            after = {made.shards.get(name, name): md5 for name, md5 in after.items()}
+        after = {name: md5 for name, md5 in after.items() if name and md5}
+        if after != before:
+            new = objects.add_folder(after, old) if after else ""
+            size = folder_size(objects, after)
+            made.objects[old] = {"md5": new, "size": size, "nfiles": len(after)} if new else {}
+
+
+# 3. The commit on main.
+
+
+def record(found: Plan, made: Prepared, reason: str) -> Forgotten:
+    """data/forgotten.json with the person, and with what replaces what."""
+    before, survey = found.forgotten, found.survey
+    contents = {content for one in found.drops for content in one.contents}
+    labels = {*found.removal.labels, found.removal.name}
+    person = ForgottenPerson(
+        id=before.hash_of(min(found.removal.labels)),
+        labels=tuple(sorted(map(before.hash_of, labels))),
+        date=f"{datetime.now(UTC):%Y-%m-%d}",
+        reason=reason,
+        row=survey.row,
+        images=tuple(sorted(survey.images | contents)),
+        versions=tuple(survey.versions),
+    )
+    if old := found.person:
+        person = replace(
+            person,
+            **{
+                name: tuple(dict.fromkeys((*getattr(old, name), *getattr(person, name))))
+                for name in ("labels", "images", "versions")
+            },
+            id=old.id,
+            date=old.date,
+            reason=old.reason,
+            row=old.row if old.row is not None else person.row,
+        )
+    others = tuple(one for one in before.people if one != found.person)
+    return replace(
+        before,
+        people=(*others, person),
+        shards={**before.shards, **made.shards},
+        weights={**before.weights, **made.weights},
+        objects={**before.objects, **made.objects},
+    )
+
+
+def commit(found: Plan, forgotten: Forgotten, newest_commit: str, branch: str) -> list[str]:
+    """Record the forgotten person on main, at `origin` too, and in this working tree; notes for people."""
+    root = found.root
+    files = {str(FORGOTTEN): forgotten_text(forgotten)} | _changed_files(found, forgotten, newest_commit)
+    if all(data == git.file_at(root, newest_commit, name) for name, data in files.items()):
+        return []  # another clone, or a call that was killed, has recorded it
+    text = branches.commit_message(f"Forget a person: {found.removal.name}")
+    made = git.commit_files(root, newest_commit, files, text)
+    git.push(root, {f"refs/heads/{branch}": made})
+    return branches.fast_forward_branch(root, branch, made)  # not the outputs: `remove` replaces them
+
+
+def _changed_files(found: Plan, forgotten: Forgotten, at: str) -> dict[str, bytes]:
+    """The tracked files that name the person, or what was replaced, without that."""
+    root, removal, changed = found.root, found.removal, {}
+    if lock := git.file_at(root, at, "dvc.lock"):
+        changed["dvc.lock"] = versions.present_lock(lock, forgotten)
+    file = versions.champion_file_at(root, at)
+    champion = versions.with_present_weights(file.champion, forgotten)
+    start = versions.with_present_weights(file.start, forgotten)
+    if start and start.version in forgotten.versions:
+        start = versions.start_after(root, start, forgotten)
+    changed[CHAMPION] = as_json(ChampionFile(champion=champion, start=start).model_dump(mode="json"))
+    ledger = parse_ledger(git.file_at(root, at, str(LEDGER)) or b"", str(LEDGER))
+    drops = [present_drop(drop, removal, forgotten, found.drops) for drop in ledger]
+    changed[str(LEDGER)] = as_json(as_document(drops))
+    aliases = git.file_at(root, at, found.params.data.aliases)
+    if aliases and set(parse_aliases(aliases, found.params.data.aliases)) & removal.labels:
+        given = parse_json(aliases, found.params.data.aliases)
+        kept = {label: meant for label, meant in given.items() if not removal.is_label(label)}
+        changed[found.params.data.aliases] = as_json(kept)
+    for name in git.git(root, "ls-tree", "-r", "-z", "--name-only", at, "metrics", CARD).split("\0"):
+        if name:
+            text = (git.file_at(root, at, name) or b"").decode(errors="surrogateescape")
+            new = scrub(text, removal)
+            for old in forgotten.weights:
+                new = new.replace(old, newest(forgotten.weights, old))
+            if name == CARD and champion:
+                count = sum(champion.version in person.versions for person in forgotten.people)
+                about = f", of whom {count} were forgotten since" if count else ""
+                new = re.sub(r"(?m)^(\| people trained on \| \d+).* \|$", rf"\1{about} |", new)
+            changed[name] = new.encode(errors="surrogateescape")
+    return {name: data for name, data in changed.items() if data != git.file_at(root, at, name)}
+
+
+def present_drop(drop: Drop, removal: Removal, forgotten: Forgotten, images: Sequence[DropImages]) -> Drop:
+    """A drop's entry without the person: its corrected labels, its reason, the hash of its listing."""
+    about = next((one for one in images if one.drop.id == drop.id), None)
+    labels = {
+        path: removal.name if removal.is_label(person) else person for path, person in drop.labels.items()
+    }
+    drop = replace(drop, labels=labels, reason=scrub(drop.reason, removal))
+    if about is None or about.source is None:
+        return drop
+    if not about.kept:
+        return replace(drop, status=Status.REJECTED, reason="all of its images are of a forgotten person")
+    source = open_source(drop.address, drop.layout)
+    records = list_records(source, drop, forgotten)
+    return replace(drop, listing=drop_fingerprint(source, records, drop.address))
+
+
+# 4. Remove, and the order of all.
+
+
+def forget(
+    root: Path,
+    person: str,
+    reason: str = "",
+    galleries: Sequence[str] = (),
+    shared: bool = False,
+    note: Note = lambda line: None,
+) -> Result:
+    """Forget a person, or go on with it; the caller holds the workspace's lock. Raises UserError."""
+    root = root.resolve()
+    branch = branches.main_branch(root)
+    branches.check_clean(root, branch)
+    check_idle(root, branch)
+    newest_commit = branches.update_main(root, branch)
+    work = root / WORK
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        found = plan(root, person, work)
+        if text_pattern(found.removal.labels).search(reason):
+            raise UserError("--reason has the person's name in it, and Git would keep it; word it without")
+        galleries = [*galleries, *places.galleries_in(root)]
+        in_drops = any(not one.problem for one in found.drops)
+        known = found.survey.found or found.person or in_drops
+        if not (known or places.have_person(galleries, found.removal)):
+            raise UserError(f"{person!r} is nobody in the data, the versions, the drops, or a gallery")
+        forgotten = found.forgotten
+        if found.survey.found or not found.person:
+            for line in plan_lines(found):
+                note(line)
+            forgotten = record(found, prepare(found, note), reason)
+            for line in commit(found, forgotten, newest_commit, branch):
+                note(f"note: {line}")
+        removal = replace(found.removal, images=forgotten.images_of(found.removal.name))
+        remove(found, forgotten, removal, galleries, shared, note)
+        shutil.rmtree(work)  # it may have copies of old files
+        work.mkdir()
+        return verify(root, found.params, removal, found.objects, galleries, note)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def check_idle(root: Path, branch: str) -> None:
+    """Raise UserError if another branch is checked out, or a stage is at work: it would write the person's
+    data again.
+    """
+    from filelock import FileLock, Timeout
+
+    place = git.worktree_of(root, branch)
+    if place is None or not place.samefile(root):
+        raise UserError(f"{root}: another branch than {branch} is checked out; `git checkout {branch}` first")
+    for path in (root / ".state").glob("*.lock"):
+        try:
+            with FileLock(path, timeout=0):
+                pass
+        except Timeout:
+            raise UserError(
+                f"{path}: a stage is at work; wait for it to end, or stop it, then again"
+            ) from None
+
+
+def remove(
+    found: Plan, forgotten: Forgotten, removal: Removal, galleries: Sequence[str], shared: bool, note: Note
+) -> None:
+    """Replace the workspace's files, and remove the old ones from every place; may be called again."""
+    root, params, objects = found.root, found.params, found.objects
+    had_champion = (root / "champion").exists()
+    shows = Search(removal).in_bytes
+    for name in places.remove_work(root, params, shows):
+        note(f"removed: {name}")
+    count = places.replace_outputs(root, found.work, params, forgotten, removal, objects)
+    note(f"the workspace: {count} files replaced or removed")
+    for line in places.clean_galleries(galleries, forgotten, removal):
+        note(line)
+    for folder in (root / SHARDS, places.shard_cache(params)):
+        note(f"{folder}: {places.remove_old_shards(folder, forgotten)} old shards removed")
+    removed, kept = places.remove_objects(root, objects, forgotten, shared)
+    removed += places.remove_unnamed(root, objects, forgotten, shows, shared)
+    note(f"DVC: {removed} old objects removed")
+    for count, lines in (
+        places.remove_from_store(params, forgotten, shared),
+        places.remove_reports(params, removal, shared),
+    ):
+        removed, kept = removed + count, kept + lines
+    for line in kept:
+        note(f"left: {line}")
+    for about in images_in_drops(parse_ledger((root / LEDGER).read_bytes(), str(LEDGER)), removal):
+        note(places.clean_drop(about, removal))
+    if had_champion and (champion := read_champion(root).champion):
+        versions.fetch_champion(root, champion.version, root / "champion")
+        note(f"champion: fetched again, version {champion.version}")

@@ -1,0 +1,362 @@
+"""Removing the old files of a forgotten person from every place, by what data/forgotten.json records.
+
+Each function removes what is there from one kind of place, and may be called again. What lies outside the
+workspace, where other clones may need it (an object store, a DVC remote, a cache elsewhere), is removed only
+if the caller says `shared`; otherwise it is counted.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from csdn.data.catalog import INDEX_SCHEMA, SAMPLES_SCHEMA, read_table
+from csdn.data.checkpoint_store import CheckpointStore
+from csdn.data.outputs import from_cell
+from csdn.data.storage import Store
+from csdn.ingest.forgotten import Forgotten, newest
+from csdn.ingest.sources.cameras import CameraSource, split_manifest
+from csdn.ingest.sources.tree import LocalTree
+from csdn.params import Params
+from csdn.privacy.objects import Objects, locks_of, outputs_of
+from csdn.privacy.rewrite import MovedShard, Removal, images_of, rewrite_outputs, scrub, text_pattern
+from csdn.privacy.survey import SHARDS, DropImages, OutputSet, indexes, output_sets, outputs_in, shard_path
+from csdn.retraining import git
+from csdn.retraining.lock import RUNS
+from csdn.retraining.versions import present_lock
+from csdn.runtime.documents import delimiter_of, read_text
+from csdn.runtime.errors import UserError
+from csdn.runtime.files import atomic_write
+from csdn.search.gallery import MANIFEST, Gallery
+
+Shows = Callable[[bytes, str], object]  # what of the person is in a file's bytes; its name
+
+# Below .state: nothing in it is of a person. The rest is work that can be done again.
+KEPT_STATE = ("clone", "times.json", ".times.json.lock", "forget", "seen-drops.json")
+
+
+# The workspace.
+
+
+def replace_outputs(
+    root: Path, work: Path, params: Params, forgotten: Forgotten, removal: Removal, objects: Objects
+) -> int:
+    """Replace the outputs that show the person in the working tree; returns how many files changed."""
+    here = outputs_in(root)
+    old = {name for name in _shards_named(here) if name in forgotten.shards}
+    moved = {name: _moved(root, params, name, forgotten, objects) for name in old}
+    changed = rewrite_outputs(here.files, work / "workspace", removal, moved)
+    for name, new in changed.items():
+        if new is None:
+            (root / name).unlink()
+        else:
+            with atomic_write(root / name) as temporary:
+                shutil.copyfile(new, temporary)
+    for path in (root / "metrics").glob("*.json"):
+        text = path.read_text(encoding="utf-8")
+        if (new := scrub(text, removal)) != text:
+            with atomic_write(path) as temporary:
+                temporary.write_text(new, encoding="utf-8")
+    lock = root / "dvc.lock"
+    if lock.exists() and (text := present_lock(lock.read_bytes(), forgotten)) != lock.read_bytes():
+        with atomic_write(lock) as temporary:
+            temporary.write_bytes(text)
+    return len(changed)
+
+
+def _shards_named(one: OutputSet) -> set[str]:
+    tables = [read_table(path, INDEX_SCHEMA, ["shard"]) for _, path in indexes(one)]
+    if path := one.files.get("data/samples.parquet"):
+        tables.append(read_table(path, SAMPLES_SCHEMA, ["shard"]))
+    return {name for table in tables for name in table["shard"].unique().to_pylist()}
+
+
+def _moved(root: Path, params: Params, old: str, forgotten: Forgotten, objects: Objects) -> MovedShard:
+    """What has replaced a shard; in a clone that has not got it yet, it is fetched. Raises UserError."""
+    name = newest(forgotten.shards, old)
+    if not name:
+        return MovedShard("")
+    path = root / SHARDS / name
+    if not path.exists():
+        kept = {} if params.ingest.store else _kept_shards(root, objects, forgotten)
+        path = shard_path(root, params.ingest.store, name, kept.get(name), objects)
+        if path is None:
+            raise UserError(
+                f"{SHARDS}/{name}: neither here nor in a store; `dvc pull` where it is, then again"
+            )
+        if not params.ingest.store:
+            with atomic_write(root / SHARDS / name) as temporary:
+                shutil.copyfile(path, temporary)
+    offsets = {one.key: one.offset for one in images_of(path, name)}
+    return MovedShard(name, path.stat().st_size, offsets)
+
+
+def _kept_shards(root: Path, objects: Objects, forgotten: Forgotten) -> dict[str, str]:
+    sets, _ = output_sets(root, objects, forgotten)
+    return {name: md5 for one in sets for name, md5 in one.shards.items()}
+
+
+def remove_old_shards(folder: Path, forgotten: Forgotten) -> int:
+    """Remove replaced shards from a folder: that of the workspace, or a cache of an object store's."""
+    found = [folder / name for name in forgotten.shards if (folder / name).exists()]
+    for path in found:
+        path.unlink()
+    return len(found)
+
+
+def shard_cache(params: Params) -> Path:
+    """The folder in which this machine keeps shards of an object store (csdn.data.shard_cache)."""
+    if params.scaling.cache.folder:
+        return Path(params.scaling.cache.folder).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "csdn/shards"
+
+
+def remove_work(root: Path, params: Params, shows: Shows) -> list[str]:
+    """Remove what can be made again: unfinished stages, features of galleries, runs, the champion's folder.
+
+    Branches and outputs of runs stay in Git and DVC; of the files that a promotion moved aside
+    (.runs/replaced) those are removed that show the person. Returns the names of what was there.
+    """
+    removed = []
+    for path in sorted((root / ".state").glob("*")):
+        if path.name in KEPT_STATE:
+            continue
+        if (path / "stage").exists():
+            CheckpointStore(path, params.scaling.checkpoint_dir).remove()
+        _remove(path)
+        removed.append(f".state/{path.name}")
+    for path in sorted((root / RUNS).glob("*")):
+        if path.name == "replaced":
+            for file in (file for file in path.rglob("*") if file.is_file()):
+                if shows(file.read_bytes(), file.name):
+                    file.unlink()
+        elif path.is_dir():
+            _remove(path)
+            removed.append(f"{RUNS}/{path.name}")
+    git.git(root, "worktree", "prune")
+    if (root / "champion").exists():
+        _remove(root / "champion")
+        removed.append("champion")
+    return removed
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+# DVC's objects, and stores.
+
+
+def live_objects(root: Path, objects: Objects, forgotten: Forgotten) -> set[str]:
+    """The hashes of all objects that the dvc.lock of any commit names now."""
+    live = set[str]()
+    for name, content in locks_of(root):
+        for values in outputs_of(present_lock(content, forgotten), name).values():
+            live.add(values["md5"])
+            if values["md5"].endswith(".dir"):
+                live |= set((objects.files_of(values["md5"]) or {}).values())
+    return live
+
+
+def remove_objects(root: Path, objects: Objects, forgotten: Forgotten, shared: bool) -> tuple[int, list[str]]:
+    """Remove replaced objects from the cache and, if `shared`, from remotes.
+
+    Returns how many were removed, and a line for each place that keeps some.
+    """
+    live = live_objects(root, objects, forgotten)
+    gone = [md5 for md5 in forgotten.objects if md5 not in live]
+    removed, kept = 0, list[str]()
+    cached = [path for md5 in gone if (path := objects.cached(md5)).exists()]
+    if shared or objects.cache.is_relative_to(root.resolve()):
+        for path in cached:
+            path.unlink()
+        removed += len(cached)
+    elif cached:
+        kept.append(f"{objects.cache}: {len(cached)} objects of DVC (--shared removes them)")
+    for remote in objects.remotes:
+        there = [md5 for md5 in gone if remote.has(md5)]
+        if shared:
+            for md5 in there:
+                remote.remove(md5)
+            removed += len(there)
+        elif there:
+            kept.append(
+                f"the DVC remote {remote.name} ({remote.address}): {len(there)} objects "
+                "(--shared removes them)"
+            )
+    return removed, kept
+
+
+def remove_unnamed(root: Path, objects: Objects, forgotten: Forgotten, shows: Shows, shared: bool) -> int:
+    """Remove objects that show the person, and that no dvc.lock names, such as those of a `dvc repro` before
+    the last one, from the cache; with them the other such files of the same folders (a model's weights,
+    beside the list of its people). Returns their number.
+    """
+    if not (shared or objects.cache.is_relative_to(root.resolve())):
+        return 0
+    live = live_objects(root, objects, forgotten)
+    unnamed = {path.parent.name + path.name: path for path in objects.cache.glob("*/*")}
+    unnamed = {md5: path for md5, path in unnamed.items() if md5 not in live}
+    showing = {md5 for md5, path in unnamed.items() if shows(path.read_bytes(), md5)}
+    others = set[str]()
+    for md5 in (md5 for md5 in unnamed if md5.endswith(".dir")):
+        inside = set((objects.files_of(md5) or {}).values())
+        if inside & showing:
+            others |= {md5, *inside} & set(unnamed)
+    for md5 in (*(others - showing), *showing):  # the others first: once these are gone, nobody finds them
+        unnamed[md5].unlink()
+    return len(others | showing)
+
+
+def remove_from_store(params: Params, forgotten: Forgotten, shared: bool) -> tuple[int, list[str]]:
+    """The same for replaced shards in `ingest.store`."""
+    if not params.ingest.store:
+        return 0, []
+    store = Store(params.ingest.store)
+    there = [found.name for found in store.objects() if found.name in forgotten.shards]
+    return _remove_from(store, there, "shards", shared)
+
+
+def remove_reports(params: Params, removal: Removal, shared: bool) -> tuple[int, list[str]]:
+    """The same for copies of reports in `report.store` that name the person: each is a folder."""
+    if not params.report.store:
+        return 0, []
+    store, pattern = Store(params.report.store), text_pattern(removal.labels)
+    listed = list(store.objects())
+    folders = {
+        found.name.partition("/")[0]
+        for found in listed
+        if found.name.endswith(".html") and pattern.search(store.read(found).decode(errors="replace"))
+    }
+    there = [found.name for found in listed if found.name.partition("/")[0] in folders]
+    return _remove_from(store, there, "files of reports", shared)
+
+
+def _remove_from(store: Store, names: list[str], what: str, shared: bool) -> tuple[int, list[str]]:
+    if not shared:
+        return 0, [f"{store.address}: {len(names)} {what} (--shared removes them)"] if names else []
+    for name in names:
+        store.remove(name)
+    return len(names), []
+
+
+# Galleries.
+
+
+def galleries_in(root: Path) -> Iterator[str]:
+    """The galleries in the workspace, which DVC and Git do not keep."""
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if name not in (".git", ".dvc", ".venv", ".state", RUNS)]
+        if MANIFEST in files:
+            yield folder
+
+
+def have_person(galleries: Iterable[str], removal: Removal) -> bool:
+    """Whether any of the galleries has the person. Raises UserError where one cannot be opened."""
+    return any(
+        removal.is_label(name)
+        for address in galleries
+        for name in Gallery.open(address).column("person").unique().to_pylist()
+    )
+
+
+def clean_galleries(addresses: Iterable[str], forgotten: Forgotten, removal: Removal) -> list[str]:
+    """Remove the person from galleries; a line for each. Raises UserError where one cannot be opened."""
+    lines = []
+    for address in dict.fromkeys(addresses):
+        gallery = Gallery.open(address)
+        people = {name for name in gallery.column("person").unique().to_pylist() if removal.is_label(name)}
+        count = gallery.remove(sorted(people), removal.images)
+        if (model := newest(forgotten.weights, gallery.manifest.model)) is not None:
+            gallery.set_model(model)
+        lines.append(f"{address}: {count} images removed")
+    return lines
+
+
+# Drops.
+
+
+def clean_drop(about: DropImages, removal: Removal) -> str:
+    """Remove the person's images from a drop that may be written to; a line that says what was done."""
+    count, drop = len(about.paths), about.drop
+    if about.problem:
+        return f"not reached: {drop}: {about.problem}"
+    if not isinstance(about.source, CameraSource):
+        kind = (
+            "drawn by the program" if drop.layout == "builtin" else f"the authors' data, layout {drop.layout}"
+        )
+        return f"left: {drop}: {count} images, {kind}; ingest leaves them out"
+    try:
+        _clean_manifests(about, removal)
+        if isinstance(about.source.tree, LocalTree):
+            _remove_files(about.source.tree.root, about.paths)
+        else:
+            for path in about.paths:
+                about.source.tree.store.remove(path)
+    except (OSError, UserError) as error:
+        return f"left: {drop}: {count} images, not allowed to remove them ({error}); ingest leaves them out"
+    return f"{drop}: {count} files removed"
+
+
+def _remove_files(root: Path, paths: Iterable[str]) -> None:
+    for path in paths:
+        (root / path).unlink(missing_ok=True)
+        for folder in (root / path).parents:
+            if folder == root:
+                break
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
+
+
+def _clean_manifests(about: DropImages, removal: Removal) -> None:
+    """Take the person's rows out of the drop's manifest."""
+    source, (folder, _) = about.source, split_manifest(about.drop.address)
+    files = source.tree.files()
+    for name in map(files.real_path, source.manifests):
+        if name not in files.entries:
+            continue
+        data = source.tree.read(files.entries[name])
+        new = _without_rows(data, name, removal, frozenset(about.paths))
+        if isinstance(source.tree, LocalTree):
+            with atomic_write(Path(folder) / name) as temporary:
+                temporary.write_bytes(new)
+        else:
+            from tempfile import TemporaryDirectory
+
+            with TemporaryDirectory() as temporary:
+                path = Path(temporary, "manifest")
+                path.write_bytes(new)
+                source.tree.store.put(name, path)
+
+
+def _without_rows(data: bytes, name: str, removal: Removal, paths: frozenset[str]) -> bytes:
+    def stays(path: str | None, person: object) -> bool:
+        text = "" if person is None else str(person)
+        return not removal.is_label(text) and (path or "") not in paths
+
+    if name.lower().endswith(".parquet"):
+        table = pq.read_table(io.BytesIO(data))
+        columns = (table[column].to_pylist() for column in ("path", "person"))
+        kept = [stays(path, person) for path, person in zip(*columns, strict=True)]
+        buffer = io.BytesIO()
+        pq.write_table(table.filter(pa.array(kept, pa.bool_())), buffer)
+        return buffer.getvalue()
+    text = read_text(data, name)
+    delimiter = delimiter_of(text)
+    rows = list(csv.reader(io.StringIO(text), delimiter=delimiter))
+    places = [rows[0].index(column) for column in ("path", "person")]
+    kept = [row for row in rows[1:] if row and stays(*(from_cell(row[place]) for place in places))]
+    out = io.StringIO()
+    csv.writer(out, delimiter=delimiter, lineterminator="\n").writerows([rows[0], *kept])
+    return out.getvalue().encode()

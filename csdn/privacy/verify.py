@@ -1,0 +1,269 @@
+"""`csdn forget --verify`: search every place that can be reached for a person's name and images.
+
+The search does not trust what `csdn forget` did: it reads the files. A name counts where it stands as a word
+in a text, a table, the head of a shard's or tensors' file, or Git's history; an image counts by the SHA-256
+of its bytes, as a file, in a shard, or as a hash in a table. Pictures that were scaled or drawn anew (pages,
+reports) are found by the name beside them only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import subprocess
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from csdn.data.catalog import ImageRecord
+from csdn.data.images import BadImage
+from csdn.data.storage import Store
+from csdn.ingest.forgotten import FORGOTTEN, NOBODY
+from csdn.ingest.ledger import list_records, read_ledger
+from csdn.ingest.sources import Source, open_source
+from csdn.ingest.sources.cameras import CameraSource
+from csdn.ingest.sources.tree import Kind, kind_of
+from csdn.params import Params
+from csdn.privacy.objects import Objects, Remote
+from csdn.privacy.places import shard_cache
+from csdn.privacy.rewrite import Removal, text_pattern
+from csdn.retraining import git
+from csdn.runtime.errors import UserError
+
+NAME, IMAGE = "the name", "an image"
+SKIPPED = (".git", ".venv", "__pycache__")  # Git's history is searched by its objects
+_HASH = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Something of the person that is left: the place, the file in it, and what it is (NAME or IMAGE)."""
+
+    place: str
+    name: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.name}: {self.what}"
+
+
+class Search:
+    """What is searched for."""
+
+    def __init__(self, removal: Removal) -> None:
+        self.removal, self.pattern = removal, text_pattern(removal.labels)
+        self.images = {bytes.fromhex(one) for one in removal.images}
+
+    def in_bytes(self, data: bytes, name: str) -> set[str]:
+        """What of the person is in a file's bytes; `name` is the file's."""
+        found = {NAME} if self.pattern.search(name) else set()
+        if hashlib.sha256(data).digest() in self.images:
+            found.add(IMAGE)
+        if data[:4] == b"PAR1":
+            return found | self._in_table(data)
+        if data[257:262] == b"ustar":
+            return found | self._in_tar(data)
+        if self.pattern.search(data.decode(errors="replace")):
+            found.add(NAME)
+        if not name.endswith(FORGOTTEN.name):  # it has the hashes, so that the images can be recognised
+            hashes = {bytes.fromhex(one.decode()) for one in _HASH.findall(data)}
+            found |= {IMAGE} if hashes & self.images else set()
+        return found
+
+    def _in_table(self, data: bytes) -> set[str]:
+        found = set[str]()
+        try:
+            table = pq.read_table(io.BytesIO(data))
+        except (pa.ArrowException, OSError):
+            return found
+        texts = [str(table.schema.metadata)]
+        for column in table.columns:
+            while pa.types.is_list(column.type):
+                column = pa.chunked_array(
+                    [chunk.flatten() for chunk in column.chunks], column.type.value_type
+                )
+            if pa.types.is_string(column.type):
+                texts += [text for text in column.unique().to_pylist() if text]
+            elif pa.types.is_fixed_size_binary(column.type):
+                found |= {IMAGE} if self.images & set(column.to_pylist()) else set()
+        hashes = {one for one in texts if len(one) == 64}
+        if hashes & self.removal.images:
+            found.add(IMAGE)
+        if any(self.removal.is_label(text) or self.pattern.search(text) for text in texts):
+            found.add(NAME)
+        return found
+
+    def _in_tar(self, data: bytes) -> set[str]:
+        found = set[str]()
+        try:
+            with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+                for member in tar:
+                    if file := tar.extractfile(member):
+                        found |= self.in_bytes(file.read(), member.name)
+        except tarfile.TarError:
+            pass
+        return found
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is left, and what could not be searched."""
+
+    traces: list[Trace]
+    unreachable: list[str]
+
+    @property
+    def lines(self) -> list[str]:
+        lines = [f"left: {trace}" for trace in self.traces]
+        if not lines:
+            lines = ["nothing is left in the places that can be reached"]
+        return lines + [f"not reached: {line}" for line in self.unreachable]
+
+
+def verify(
+    root: Path,
+    params: Params,
+    removal: Removal,
+    objects: Objects,
+    galleries: Iterable[str] = (),
+    note: Callable[[str], None] = lambda line: None,
+) -> Result:
+    """Search all places of a project for a person."""
+    search, unreachable = Search(removal), list(objects.unreachable)
+    places: list[tuple[str, Iterator[tuple[str, bytes]]]] = [
+        ("the workspace", _files(root, objects.cache)),
+        ("DVC's cache", _files(objects.cache)),
+        *((f"the DVC remote {one.name}", _remote_objects(one, objects.temporary)) for one in objects.remotes),
+        ("Git", _git_objects(root)),
+    ]
+    for address in (params.ingest.store, params.report.store):
+        if address:
+            places.append((address, _stored(address)))
+    if params.ingest.store:
+        places.append((str(shard_cache(params)), _files(shard_cache(params))))
+    cached_galleries = shard_cache(params).parent / "galleries"
+    places.append((str(cached_galleries), _files(cached_galleries)))
+    for address in galleries:
+        places.append((address, _stored(address) if "://" in address else _files(Path(address))))
+    traces = []
+    for place, files in places:
+        note(f"searches {place}")
+        try:
+            traces += [
+                Trace(place, name, what)
+                for name, data in files
+                for what in sorted(search.in_bytes(data, name))
+            ]
+        except UserError as error:
+            unreachable.append(f"{place}: {error}")
+    traces += _in_drops(root, search, unreachable, note)
+    traces = _named_in_git(root, traces)
+    unreachable += [
+        "other clones and forks of the Git repository, and their workspaces, caches and galleries",
+        "backups and snapshots, and older versions of objects in buckets that keep versions",
+        "exports, pages and tables that were copied elsewhere",
+    ]
+    return Result(traces, unreachable)
+
+
+def _files(root: Path, without: Path | None = None) -> Iterator[tuple[str, bytes]]:
+    """(path below the root, bytes) of each file."""
+    for folder, folders, files in os.walk(root):
+        folders[:] = [one for one in folders if one not in SKIPPED and Path(folder, one) != without]
+        for name in sorted(files):
+            path = Path(folder, name)
+            try:
+                yield path.relative_to(root).as_posix(), path.read_bytes()
+            except FileNotFoundError:  # a link to nothing, or removed meanwhile
+                continue
+            except OSError as error:
+                raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _remote_objects(remote: Remote, temporary: Path) -> Iterator[tuple[str, bytes]]:
+    copy = temporary / "copy"
+    for md5 in remote.all():
+        remote.get(md5, copy)
+        yield md5, copy.read_bytes()
+
+
+def _stored(address: str) -> Iterator[tuple[str, bytes]]:
+    store = Store(address)
+    for found in store.objects():
+        yield found.name, store.read(found)
+
+
+def _in_drops(
+    root: Path, search: Search, unreachable: list[str], note: Callable[[str], None]
+) -> Iterator[Trace]:
+    """Images of the person in the drops, by label and, unless the program draws them, by content."""
+    for drop in read_ledger(root / "data/drops.json"):
+        note(f"searches {drop}")
+        try:
+            source = open_source(drop.address, drop.layout)
+            for name, data in _other_files(source):
+                yield from (Trace(str(drop), name, what) for what in sorted(search.in_bytes(data, name)))
+            for record in list_records(source, drop, NOBODY):
+                if search.removal.is_label(record.person) or search.removal.is_path(record.path):
+                    yield Trace(str(drop), record.path, NAME)
+                elif drop.layout != "builtin" and _digest(source, record) in search.images:
+                    yield Trace(str(drop), record.path, IMAGE)
+        except (UserError, OSError) as error:
+            unreachable.append(str(error) if str(drop) in str(error) else f"{drop}: {error}")
+
+
+def _other_files(source: Source) -> Iterator[tuple[str, bytes]]:
+    """The files of a drop of cameras that are no images, such as its manifests."""
+    if isinstance(source, CameraSource):
+        for name, file in source.tree.files().entries.items():
+            if kind_of(name) == Kind.NO_IMAGE:
+                yield name, source.tree.read(file)
+
+
+def _digest(source: Source, record: ImageRecord) -> bytes:
+    try:
+        return hashlib.sha256(source.read(record)).digest()
+    except BadImage:
+        return b""
+
+
+# Git: every object that the repository has, reachable or not.
+
+
+def _git_objects(root: Path) -> Iterator[tuple[str, bytes]]:
+    """(hash and kind, content) of each commit, tag, tree and blob, one after the other."""
+    command = ["git", "cat-file", "--batch-all-objects", "--batch", "--unordered"]
+    with subprocess.Popen(command, cwd=root, env=git.environment(), stdout=subprocess.PIPE) as process:
+        while head := process.stdout.readline():
+            digest, kind, size = head.decode().split()
+            data = process.stdout.read(int(size))
+            process.stdout.read(1)
+            if b'"salt"' in data and b'"labels"' in data:  # data/forgotten.json: it has the hashes of images
+                data = re.sub(rb'"[0-9a-f]{64}"', b'""', data)
+            yield f"{kind} {digest}", data
+
+
+def _named_in_git(root: Path, traces: list[Trace]) -> list[Trace]:
+    """The traces, with the path and a commit of each blob in Git."""
+    named = []
+    for trace in traces:
+        if trace.place == "Git" and trace.name.startswith("blob "):
+            digest = trace.name.removeprefix("blob ")
+            shown = git.run_git(
+                *(root, "log", "--all", f"--find-object={digest}", "--format=%h", "--name-only", "-1")
+            ).stdout.decode(errors="replace")
+            parts = shown.split()
+            where = (
+                f"{parts[1]} (commit {parts[0]})"
+                if len(parts) > 1
+                else f"{digest[:12]}, which no ref reaches"
+            )
+            trace = Trace(trace.place, where, trace.what)
+        named.append(trace)
+    return named

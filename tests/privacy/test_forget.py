@@ -1,0 +1,247 @@
+"""Forgetting a person: afterwards nothing of them is left in any place that can be reached, everybody else is
+as before, and every version of the model can still be fetched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from forgettable import make_gallery, make_world, people_by, write_outputs
+from repository import git
+from safetensors.numpy import load_file
+from workspace import environment, run
+
+import csdn
+from csdn.data.catalog import load_dataset
+from csdn.data.shards import open_shards
+from csdn.ingest.forgotten import read_forgotten
+from csdn.ingest.ledger import list_records, read_ledger, write_ledger
+from csdn.ingest.sources import open_source
+from csdn.ingest.sync import drop_fingerprint
+from csdn.privacy.forget import forget, plan, plan_lines
+from csdn.privacy.verify import verify
+from csdn.retraining.versions import fetch_champion
+from csdn.runtime.errors import UserError
+from csdn.search.gallery import Gallery
+from csdn.training.champion import read_champion
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Two versions of a model, made once; each test has a copy at the address that the ledger names."""
+    base = tmp_path_factory.mktemp("world")
+    make_world(base)
+    shutil.copytree(base, base.with_name("saved"), symlinks=True)
+    return base
+
+
+@pytest.fixture
+def world(saved, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shutil.rmtree(saved)
+    shutil.copytree(saved.with_name("saved"), saved, symlinks=True)
+    return saved / "project"
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Path -> hash of every file, without what Git and DVC write when they look."""
+    files = {path: path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return {
+        name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path, name in files.items()
+        if not name.startswith(("project/.dvc/tmp/", "project/.git/index"))
+    }
+
+
+def left(project: Path, person: str, work: Path, galleries=()) -> list[str]:
+    found = plan(project, person, work)
+    return list(map(str, verify(project, found.params, found.removal, found.objects, galleries).traces))
+
+
+def pixels(data: Path) -> dict[str, bytes]:
+    """Key -> bytes of every image that the tables name, as the shards have them."""
+    found = {}
+    for table in (load_dataset(data).train_table(), load_dataset(data).test_table()):
+        names = [table.shard_names[n] for n in table.shard]
+        shards = open_shards(data / "shards")
+        images = shards.read_all(list(zip(names, table.offset.tolist(), table.size.tolist(), strict=True)))
+        found |= {table.key(n): image for n, image in enumerate(images)}
+    assert all(hashlib.sha256(image).hexdigest() == key for key, image in found.items())
+    return found
+
+
+def test_a_dry_run_says_what_would_be_done_and_changes_nothing(world, tmp_path):
+    person, before = people_by("train", world)[0], tree(world.parent)
+    lines = "\n".join(plan_lines(plan(world, person, tmp_path)))
+    assert "6 images in 1 shards" in lines and "trained on the person: v1, v2" in lines
+    assert tree(world.parent) == before
+
+
+def test_a_training_person_is_forgotten_everywhere_and_everything_else_goes_on(world, tmp_path, monkeypatch):
+    person, other = people_by("train", world)[:2]
+    gallery = make_gallery(str(tmp_path / "gallery"), world)
+    fetch_champion(world, "v2", world / "champion")
+    images = len(gallery)
+    row = load_dataset(world / "data").people["person"].to_pylist().index(person)
+    before, weights = pixels(world / "data"), load_file(world / "models/embedding/model.safetensors")
+    assert len({trace.split(":")[0] for trace in left(world, person, tmp_path, [gallery.address])}) >= 5
+
+    result = forget(world, person, "asked in a letter", [gallery.address], shared=True)
+    assert result.traces == [] and left(world, person, tmp_path, [gallery.address]) == []
+
+    # Nobody else's image, row, or weights have changed; the person's row is a tombstone.
+    people = load_dataset(world / "data").people["person"].to_pylist()
+    assert people[row].startswith("forgotten-") and other in people
+    after = pixels(world / "data")
+    assert len(after) == len(before) - 6 and after == {key: before[key] for key in after}
+    config = json.loads((world / "models/embedding/config.json").read_text())
+    assert config["people"][0] == people[row]
+    for name, tensor in load_file(world / "models/embedding/model.safetensors").items():
+        rows = "prompts.tokens" in name or "classifier" in name
+        assert (
+            np.array_equal(tensor[rows:], weights[name][rows:]) if rows else (tensor == weights[name]).all()
+        )
+        assert not rows or not tensor[0].any()
+
+    # Ingest makes the same tables from the drop without the person's files.
+    stored = {name: (world / "data" / name).read_bytes() for name in ("samples.parquet", "people.parquet")}
+    assert not list((world.parent / "in").rglob(f"*{person}*"))
+    run(world, "dvc", "repro", "ingest")
+    assert {name: (world / "data" / name).read_bytes() for name in stored} == stored
+    git(world, "checkout", "--quiet", ".")
+
+    # Every version can be fetched, here and in a new clone, and names no forgotten person.
+    for version in ("v1", "v2"):
+        fetch_champion(world, version, tmp_path / version)
+        assert person not in (tmp_path / version / "embedding/config.json").read_text()
+        assert csdn.load(tmp_path / version / "embedding")
+        table = load_dataset(tmp_path / version / "data").test_table()
+        assert all((world / "data/shards" / name).exists() for name in table.shard_names)
+    git(world.parent, "clone", "--quiet", "origin.git", "clone")
+    monkeypatch.chdir(world.parent / "clone")
+    fetch_champion(Path(), "v1", Path("champion"))
+    assert left(world.parent / "clone", person, tmp_path) == []
+
+    # No training starts from a model that knew the person; the gallery is one of the new file of weights.
+    assert read_forgotten(world / "data/forgotten.json").versions == {"v1", "v2"}
+    assert read_champion(world).start is None
+    gallery = Gallery.open(gallery.address)
+    assert len(gallery) == images - 6
+    assert gallery.manifest.model == read_champion(world).champion.embedding
+
+
+def test_without_shared_what_other_clones_may_use_stays_and_is_listed(world, tmp_path):
+    lines = []
+    person = people_by("test", world)[0]
+    result = forget(world, person, note=lines.append)
+    assert {trace.place for trace in result.traces} == {"the DVC remote store"}
+    assert any("--shared removes them" in line for line in lines)
+    assert read_champion(world).start.version == "v1"  # nobody was trained on a test person
+    assert forget(world, person, shared=True).traces == []  # the same command goes on
+
+
+def test_another_clone_is_cleaned_by_the_same_command(world, tmp_path):
+    person = people_by("train", world)[0]
+    git(world.parent, "clone", "--quiet", "origin.git", "clone")
+    clone = world.parent / "clone"
+    run(clone, "dvc", "pull")
+    forget(world, person, shared=True)
+    git(clone, "pull", "--quiet")
+    assert left(clone, person, tmp_path)
+    assert forget(clone, person).traces == []
+    assert load_dataset(clone / "data").people.equals(load_dataset(world / "data").people)
+
+
+def test_a_second_person_can_be_forgotten_too(world, tmp_path):
+    first, second, *_ = people_by("train", world)
+    forget(world, first, shared=True)
+    assert forget(world, second, shared=True).traces == []
+    assert left(world, first, tmp_path) == []
+    fetch_champion(world, "v1", tmp_path / "v1")
+    assert len(pixels(world / "data")) == (16 - 2) * 6
+
+
+def test_relabelled_images_and_aliases_of_the_person_go_too(world, tmp_path):
+    """A label that was corrected to the person, an alias, what an earlier `dvc repro` left in the cache."""
+    person, other, *_ = people_by("train", world)
+    ledger = read_ledger(world / "data/drops.json")
+    path = f"visible/north/{other}/0.jpg"
+    labels = {path: person.upper(), f"visible/north/{other}/1.jpg": "somebody's twin"}
+    relabelled = [replace(ledger[0], labels=labels, id="f" * 64), *ledger[1:]]
+    source = open_source(ledger[0].address, "cameras")
+    listing = drop_fingerprint(source, list_records(source, relabelled[0]), ledger[0].address)
+    write_ledger([replace(relabelled[0], id=listing), ledger[1]], world / "data/drops.json")
+    (world / "data/aliases.json").write_text(json.dumps({"Somebody's Twin": person}))
+    run(world, "dvc", "repro", "ingest")  # its outputs of before are in the cache, and named by Git
+    git(world, "commit", "--quiet", "--all", "--message", "labels")
+    git(world, "push", "--quiet", "origin", "main")
+
+    result = forget(world, "somebody's twin", shared=True)
+    assert {trace.place for trace in result.traces} == {"Git"}  # the ledger and the aliases of that commit
+    assert not (Path(ledger[0].address) / path).exists()
+    assert json.loads((world / "data/aliases.json").read_text()) == {}
+    assert person not in (world / "data/drops.json").read_text().casefold()
+    assert len(pixels(world / "data")) == 16 * 6 - 8
+    run(world, "dvc", "repro", "ingest")
+    assert len(pixels(world / "data")) == 16 * 6 - 8
+
+
+def test_objects_that_no_commit_names_are_removed_from_the_cache(world):
+    """Such as those of a `dvc repro` whose dvc.lock was never committed."""
+    person = people_by("train", world)[0]
+    write_outputs(world, seed=5)
+    run(world, "dvc", "commit", "--force", "embedding")
+    git(world, "checkout", "--quiet", ".")
+    run(world, "dvc", "checkout", "--force")
+    assert forget(world, person, shared=True).traces == []
+
+
+def test_mistakes_are_told_before_anything_changes(world):
+    head = git(world, "rev-parse", "HEAD")
+    with pytest.raises(UserError, match="'person 99' is nobody"):
+        forget(world, "person 99")
+    with pytest.raises(UserError, match="--reason has the person's name"):
+        forget(world, "person 01", "Person 01 asked")
+    (world / "data/aliases.json").write_text('{"a": "b"}')
+    with pytest.raises(UserError, match=r"not committed: data/aliases\.json"):
+        forget(world, "person 01")
+    assert git(world, "rev-parse", "HEAD") == head
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from csdn.privacy.forget import forget
+steps = iter(range(1000))
+def note(line):
+    if next(steps) == int(sys.argv[2]):
+        os._exit(9)
+forget(Path(), sys.argv[1], shared=True, note=note)
+"""
+
+
+def test_killed_at_any_step_the_same_command_ends_as_if_it_had_not_been(world, saved, tmp_path):
+    person, lines = people_by("train", world)[0], []
+    forget(world, person, shared=True, note=lines.append)
+    stored = {name: value for name, value in tree(world / "data").items() if "forgotten" not in name}
+    for step in range(len(lines)):
+        shutil.rmtree(saved)
+        shutil.copytree(saved.with_name("saved"), saved, symlinks=True)
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, person, str(step)], cwd=world, env=environment(), check=False
+        )
+        assert done.returncode == 9, lines[step]
+        assert forget(world, person, shared=True).traces == [], lines[step]
+        found = {name: value for name, value in tree(world / "data").items() if "forgotten" not in name}
+        assert found == stored, lines[step]
+        assert len(read_ledger(world / "data/drops.json")) == 2

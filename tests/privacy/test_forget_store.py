@@ -1,0 +1,99 @@
+"""Forgetting a person whose images, shards, reports, galleries and versions are in object stores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from forgettable import make_gallery, make_world, people_by
+from make_images import make_drop
+from s3_server import BUCKET
+
+from csdn.data.catalog import load_dataset
+from csdn.ingest.sync import open_drop
+from csdn.privacy.forget import forget
+from csdn.privacy.places import clean_drop
+from csdn.privacy.rewrite import Removal
+from csdn.privacy.survey import images_in_drops
+from csdn.report.page import publish
+from csdn.retraining.versions import fetch_champion
+from csdn.search.gallery import Gallery
+
+pytestmark = pytest.mark.slow
+STORES = {"ingest.store": f"s3://{BUCKET}/forget/shards", "report.store": f"s3://{BUCKET}/forget/reports"}
+SHARED = {STORES["ingest.store"], STORES["report.store"], "the DVC remote store"}
+
+
+def upload(server, folder: Path, prefix: str) -> None:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            key = f"{prefix}/{path.relative_to(folder).as_posix()}"
+            server.bucket.put_object(Key=key, Body=path.read_bytes())
+
+
+def with_manifest(folder: Path) -> list[str]:
+    """Write a manifest of a drop's images; returns its rows."""
+    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.jpg"))
+    rows = [f"{path};{path.split('/')[2]};{path.split('/')[0]};north" for path in paths]
+    (folder / "manifest.csv").write_text("\n".join(["path;person;modality;camera", *rows]) + "\n")
+    return rows
+
+
+def test_a_person_is_forgotten_in_object_stores(s3_server, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    project = make_world(tmp_path, f"s3://{BUCKET}/forget/dvc", **STORES)
+    gallery = make_gallery(f"s3://{BUCKET}/forget/gallery", project)
+    publish(project / "report/index.html", STORES["report.store"])
+    person, images = people_by("test", project)[0], len(gallery)
+    shards = s3_server.names("forget/shards/")
+
+    # Other clones may use what is in the stores: without --shared it stays.
+    result = forget(project, person, galleries=[gallery.address])
+    assert {trace.place for trace in result.traces} == SHARED
+    assert set(shards) < set(s3_server.names("forget/shards/"))
+    assert len(Gallery.open(gallery.address)) == images - 6
+
+    assert forget(project, person, galleries=[gallery.address], shared=True).traces == []
+    assert len(s3_server.names("forget/shards/")) == len(shards)
+    assert s3_server.names("forget/reports/") == []
+    for version in ("v1", "v2"):
+        fetch_champion(project, version, tmp_path / version)
+        names = load_dataset(tmp_path / version / "data").test_table().shard_names
+        assert {f"forget/shards/{name}" for name in names} <= set(s3_server.names("forget/shards/"))
+
+
+def test_a_drop_in_a_bucket_is_cleaned_where_the_key_allows_it(s3_server, tmp_path, monkeypatch):
+    with_manifest(make_drop(tmp_path / "drop", ["ann", "ben"]))
+    upload(s3_server, tmp_path / "drop", "forget/in")
+    drop, _ = open_drop(f"s3://{BUCKET}/forget/in", "cameras")
+    removal = Removal(frozenset({"ann"}), frozenset(), "forgotten-")
+    with monkeypatch.context() as reader:
+        for name, value in s3_server.user_that_may("s3:GetObject", "s3:ListBucket").items():
+            reader.setenv(name, value)
+        (about,) = images_in_drops([drop], removal)
+        assert clean_drop(about, removal).startswith(f"left: {drop}: 6 images, not allowed to remove them")
+    assert len(s3_server.names("forget/in/")) == 14
+    (about,) = images_in_drops([drop], removal)
+    assert clean_drop(about, removal) == f"{drop}: 6 files removed"
+    assert not [name for name in s3_server.names("forget/in/") if "/ann/" in name]
+
+
+def test_a_drop_that_the_program_draws_is_left_and_said(tmp_path):
+    drop, _ = open_drop("builtin:tiny", "builtin")
+    removal = Removal(frozenset({"p10001"}), frozenset(), "forgotten-")
+    (about,) = images_in_drops([drop], removal)
+    assert "drawn by the program; ingest leaves them out" in clean_drop(about, removal)
+
+
+def test_rows_of_a_manifest_go_with_the_images(tmp_path):
+    folder = make_drop(tmp_path / "drop", ["ann", "ben"])
+    rows = with_manifest(folder)
+    drop, _ = open_drop(str(folder), "cameras")
+    removal = Removal(frozenset({"ann"}), frozenset(), "forgotten-")
+    (about,) = images_in_drops([drop], removal)
+    assert clean_drop(about, removal) == f"{drop}: 6 files removed"
+    assert (folder / "manifest.csv").read_text().splitlines() == [
+        "path;person;modality;camera",
+        *(row for row in rows if ";ben;" in row),
+    ]
+    assert open_drop(str(folder), "cameras")[1] == 6

@@ -1,0 +1,302 @@
+"""Nights of a site: drops that are harmless stay, drops that do harm are found and held, and none is lost.
+
+The stages are a script of some lines, and what the gate says depends on the drops in the run's ledger.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import registry_project
+from make_images import people_named
+from registry_project import ledger, make_champion, make_watching_project, upload, write_gate
+from repository import git
+from workspace import set_params
+
+from csdn.ingest.ledger import Status, decide, write_ledger
+from csdn.retraining import run as retraining
+from csdn.retraining.blame import find_harmful
+from csdn.retraining.branches import history
+from csdn.runtime.errors import UserError
+
+
+class Killed(BaseException):
+    pass
+
+
+class Night(retraining.Steps):
+    """A night's steps: the gate rejects a run with a harmful drop, and cannot decide with few drops.
+
+    `trained`: the new drops of each run that was trained, by the last letters of their addresses.
+    """
+
+    def __init__(self, harmful: str = "", decides_with: int = 0, dies_after: int | None = None) -> None:
+        self.harmful, self.decides_with, self.dies_after = harmful, decides_with, dies_after
+        self.unreadable = ""  # drops that ingest holds
+        self.trained: list[str] = []
+        self.sent: list[retraining.Notification] = []
+
+    def ingest(self, folder: Path) -> None:
+        registry_project.run(folder, "python", "stage.py")
+        metrics = json.loads((folder / "metrics/ingest.json").read_text())
+        bad = [drop for drop in ledger(folder) if drop.address[-1] in self.unreadable]
+        why = {"images": 12, "bad": 12, "reasons": {"truncated": 12}, "examples": {"truncated": ["1.jpg"]}}
+        metrics["drops"]["held"] = [{"id": drop.id} | why for drop in bad]
+        (folder / "metrics/ingest.json").write_text(json.dumps(metrics))
+
+    def train(self, folder: Path) -> None:
+        if self.dies_after == len(self.trained):
+            raise Killed
+        self.trained.append(_names(folder, Status.ACCEPTED))
+
+    def gate(self, folder: Path) -> None:
+        names = set(_names(folder, Status.ACCEPTED))
+        decision = "promote" if len(names) >= self.decides_with else "undecided"
+        if bad := names & set(self.harmful):
+            decision = "reject"
+        reason = f"of the drops {''.join(sorted(names))}, {len(bad)} do harm"
+        gate = {"decision": decision, "reasons": [reason], "champion": None, "comparisons": []}
+        (folder / "metrics/gate.json").write_text(json.dumps(gate))
+
+    def notify(self, notification: retraining.Notification) -> None:
+        self.sent.append(notification)
+
+    def pass_by(
+        self, project: Path, force: bool = False
+    ) -> tuple[retraining.Scan, retraining.Outcome | None]:
+        return retraining.retrain(project, {}, self, force)
+
+
+def _names(folder: Path, status: Status) -> str:
+    drops = [drop for drop in ledger(folder) if drop.status == status]
+    return "".join(drop.address[-1] for drop in drops if not drop.address.endswith("monday"))
+
+
+def held(project: Path) -> str:
+    return _names(project, Status.HELD)
+
+
+def accepted(project: Path) -> str:
+    return _names(project, Status.ACCEPTED)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """It has a champion, and retrains when there is one new person."""
+    project = make_champion(make_watching_project(tmp_path), monkeypatch)
+    set_params(project, {"retrain.people": 1})
+    git(project, "commit", "--quiet", "--all", "--message", "one person is enough")
+    return project
+
+
+def arrive(project: Path, names: str) -> None:
+    for name in names:
+        upload(project, name, people_named(1, name))
+
+
+# Undecided.
+
+
+def test_an_undecided_run_keeps_its_drops_for_the_next_one(project):
+    night = Night(decides_with=3)
+    arrive(project, "a")
+    _, outcome = night.pass_by(project)
+    assert (outcome.event, outcome.version) == ("undecided", None)
+    assert registry_project.champion(project) == "v1" and accepted(project) == "a"
+    arrive(project, "b")
+    assert night.pass_by(project)[1].event == "undecided"
+    arrive(project, "c")
+    assert night.pass_by(project)[1].version == "v2"
+    assert night.trained == ["a", "ab", "abc"] and accepted(project) == "abc" and held(project) == ""
+    outcomes = [event.outcome for event in history(project)]
+    assert outcomes == ["promoted", "undecided", "undecided", "promoted"]
+    assert [sent.event for sent in night.sent] == ["undecided", "undecided", "promoted"]
+
+
+def test_without_new_data_an_undecided_run_is_not_repeated(project):
+    night = Night(decides_with=3)
+    arrive(project, "a")
+    night.pass_by(project)
+    run = history(project)[-1].run
+    assert night.pass_by(project)[0].reason == f"nothing is new since run {run} was left undecided"
+    found, _ = night.pass_by(project, force=True)
+    assert found.reason == f"run {run} had the same data and parameters, and the gate could not decide"
+    assert night.trained == ["a"]
+
+
+def test_after_an_undecided_run_only_what_is_newer_counts(project):
+    set_params(project, {"retrain.people": 2})
+    git(project, "commit", "--quiet", "--all", "--message", "two people")
+    night = Night(decides_with=9)
+    arrive(project, "ab")
+    night.pass_by(project)
+    upload(project, "another c", people_named(1, "a") + people_named(1, "c"))  # one of them is known by now
+    found, _ = night.pass_by(project)
+    assert found.run is None and "1 new person (retrain.people: 2)" in found.reason
+    assert f"since run {history(project)[-1].run} was left undecided" in found.reason
+    arrive(project, "d")
+    assert night.pass_by(project)[0].reason == "2 new people (retrain.people: 2)"
+    assert night.trained == ["ab", "abcd"]
+
+
+# Blame.
+
+
+@pytest.mark.parametrize(
+    ("names", "harmful", "budget", "found", "trials"),
+    [
+        ("abcde", "a", 4, "a", ["abc", "ab", "a"]),
+        ("abcde", "c", 4, "c", ["abc", "ab", "c"]),
+        ("abcde", "e", 4, "e", ["abc", "d", "e"]),
+        ("abcde", "ab", 4, "ab", ["abc", "ab", "a", "b"]),
+        ("abcde", "ae", 4, "abcde", ["abc", "d", "e"]),  # in both halves: no trial passes
+        ("abcde", "a", 1, "abc", ["abc"]),
+        ("abcde", "a", 0, "abcde", []),
+        ("a", "a", 4, "a", []),
+        ("", "", 4, "", []),
+    ],
+)
+def test_the_search_for_the_harmful_drops(names, harmful, budget, found, trials):
+    tried = []
+
+    def passes(left_out):
+        tried.append("".join(left_out))
+        return set(harmful) <= set(left_out)
+
+    assert find_harmful(names, passes, budget) == tuple(found)
+    assert tried == trials
+
+
+@pytest.mark.parametrize("number", range(1, 17))
+def test_one_harmful_drop_is_found_in_a_logarithm_of_trials(number):
+    for harmful in range(number):
+        tried = []
+
+        def passes(left_out, harmful=harmful, tried=tried):
+            tried.append(left_out)
+            return harmful in left_out
+
+        assert find_harmful(range(number), passes, 100) == (harmful,)
+        assert len(tried) == len(set(tried)) <= (number - 1).bit_length() + 1
+
+
+def test_one_harmful_drop_of_five_is_held_and_the_others_are_promoted(project):
+    night = Night(harmful="d")
+    arrive(project, "abcde")
+    found, outcome = night.pass_by(project)
+    assert outcome.version == "v2" and held(project) == "d" and accepted(project) == "abce"
+    assert night.trained[0] == "abcde" and len(night.trained) <= 5
+    (drop,) = [drop for drop in ledger(project) if drop.status == Status.HELD]
+    reason = f"gate of run {found.run.id}: of the drops abcde, 1 do harm; not rejected without it"
+    assert drop.reason == reason
+    (sent,) = night.sent
+    assert sent.event == "promoted" and f"held: {drop}: {reason}" in sent.reasons
+    assert night.pass_by(project)[0].reason == "nothing is new"
+    outcomes = [event.outcome for event in history(project) if event.run == found.run.id]
+    assert outcomes == ["rejected"]
+
+
+def test_an_undecided_repetition_holds_the_harmful_drop_and_accepts_the_others(project):
+    night = Night(harmful="b", decides_with=9)
+    arrive(project, "abc")
+    assert night.pass_by(project)[1].event == "undecided"
+    assert held(project) == "b" and accepted(project) == "ac"
+
+
+def test_a_drop_of_an_undecided_run_is_a_suspect_later(project):
+    arrive(project, "a")
+    Night(decides_with=9).pass_by(project)
+    assert accepted(project) == "a"
+    night = Night(harmful="a")
+    arrive(project, "b")
+    assert night.pass_by(project)[1].version == "v2"
+    assert held(project) == "a" and accepted(project) == "b" and night.trained == ["ab", "b"]
+
+
+def test_a_drop_that_a_person_has_accepted_is_no_suspect(project):
+    arrive(project, "a")
+    Night(decides_with=9).pass_by(project)
+    drops = decide(ledger(project), str(project.parent / "in/a"), Status.ACCEPTED, "looked at it")
+    write_ledger(drops, project / "data/drops.json")
+    git(project, "commit", "--quiet", "--all", "--message", "a is good")
+    night = Night(harmful="a")
+    arrive(project, "b")
+    assert night.pass_by(project)[1].event == "rejected"
+    assert held(project) == "b" and accepted(project) == "a" and night.trained == ["ab"]
+
+
+def test_a_run_that_has_not_trained_accuses_no_drop_of_an_undecided_run(project):
+    arrive(project, "ab")
+    Night(decides_with=9).pass_by(project)
+    arrive(project, "c")
+    night = Night()
+    night.unreadable = "c"
+    assert night.pass_by(project)[1].event == "rejected"
+    assert held(project) == "c" and accepted(project) == "ab" and night.trained == []
+
+
+def test_if_every_repetition_is_rejected_all_new_drops_are_held(project):
+    night = Night(harmful="ad")
+    arrive(project, "abcd")
+    outcome = night.pass_by(project)[1]
+    assert outcome.event == "rejected" and held(project) == "abcd"
+    assert outcome.reasons[-1].startswith("3 repetitions without some of the drops")
+    assert night.pass_by(project)[0].reason == "nothing is new"
+
+
+@pytest.mark.parametrize(("budget", "kept_back"), [(0, "abcd"), (1, "ab")])
+def test_repetitions_have_a_budget(project, budget, kept_back):
+    set_params(project, {"retrain.blame_runs": budget})
+    git(project, "commit", "--quiet", "--all", "--message", "fewer")
+    night = Night(harmful="a")
+    arrive(project, "abcd")
+    night.pass_by(project)
+    assert held(project) == kept_back and len(night.trained) == budget + 1
+
+
+def test_repetitions_that_are_killed_are_not_trained_again(project):
+    arrive(project, "abcde")
+    trained = []
+    for number in range(3):
+        night = Night(harmful="e", dies_after=1)
+        with pytest.raises(Killed):
+            night.pass_by(project)
+        trained += night.trained
+        assert held(project) == "" and len(trained) == number + 1
+    night = Night(harmful="e")
+    assert night.pass_by(project)[1].version == "v2"
+    assert trained + night.trained == ["abcde", "de", "abce", "abcd"]
+    assert held(project) == "e"
+
+
+def test_the_run_after_an_undecided_one_begins_with_its_shards(project):
+    arrive(project, "a")
+    run = retraining.scan(project).run
+    registry_project.work(run)
+    (run.folder / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
+    write_gate(run, "undecided", "only 5 test people")
+    retraining.apply_decision(run)
+    arrive(project, "b")
+    following = retraining.scan(project).run
+    assert (following.folder / "dvc.lock").read_text() == (run.folder / "dvc.lock").read_text()
+    for one in (run, following):
+        one.remove_worktree()
+        git(project, "branch", "--quiet", "-D", one.branch)
+    assert not (retraining.scan(project).run.folder / "dvc.lock").exists()
+
+
+def test_a_repetition_begins_with_the_shards_of_the_rejected_run(project):
+    """Its dvc.lock; the script's stage has none."""
+    arrive(project, "ab")
+    run = retraining.scan(project).run
+    registry_project.work(run)
+    (run.folder / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
+    write_gate(run, "reject", "worse")
+    run.commit("results")
+    trial = retraining.trial(run, run.new_drops[:1], {})
+    assert (trial.folder / "dvc.lock").read_text() == (run.folder / "dvc.lock").read_text()
+    assert trial.base == run.base and [drop.address[-1] for drop in trial.held] == ["a"]
+    with pytest.raises(UserError, match=r"metrics/gate\.json"):
+        retraining.read_gate(trial)

@@ -6,8 +6,7 @@
 A site has 5 test people and gets 5 more each night, up to MOST. Each night the gate's own `compare` and
 `decide` judge a candidate on the people so far, until one is promoted. A model is a copy of the stored
 features with noise: two copies with as much noise as makes them differ like two trainings with different
-seeds (--other), or one with more, so that it is worse by the margin or by twice the margin. CACHE: a folder
-for the features.
+seeds (--other), or one with more, so that it is worse by twice the margin. CACHE: a folder for the features.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ from csdn.evaluation.scores import Labels
 from csdn.params import load_params
 from csdn.retraining.comparison import compare
 from csdn.retraining.gate import CHAMPION, METRICS, PROMOTE, REJECT, TODAY, Comparison, decide
+from csdn.retraining.gate_memory import compare_with_best
 from csdn.runtime.files import atomic_write, file_sha256
 
 STEP, MOST = 5, 150  # people a night; test people of the last night
@@ -41,7 +41,7 @@ SHOWN = (50, 60, 75, 100)  # test people of the tables' rows and columns
 COMPONENTS = 128  # of the features: a tenth of the time, and figures that differ by less than half a point
 TRIALS = 3
 DRAWS = 20  # sets of people on which the noise is calibrated
-CALIBRATED = (50, 100, 150)  # at these numbers of people; the level in between is interpolated
+CALIBRATED = (50, 100)  # at these numbers of people; the level in between is interpolated
 
 
 def main() -> None:
@@ -61,7 +61,8 @@ def main() -> None:
     levels = calibrated(site, principal(of_other))
     print_single(site, levels, options.sequences)
     print_sequences(site, levels, options.sequences)
-    print_again(site, levels, options.sequences)
+    print_again(site, levels, options.sequences // 2)
+    print_memory(site, levels, options.sequences // 2)
 
 
 # Features of people that no model has seen.
@@ -173,17 +174,17 @@ def noisy(site: Site, champion: float, candidate: float) -> Pair:
 
 
 class Levels(NamedTuple):
-    """Lengths of the noise: of the champion, and of a candidate that is worse by 0, 1 or 2 margins."""
+    """Lengths of the noise: of the champion and an equal candidate, and of a worse one by people."""
 
-    champion: float
-    candidate: dict[int, list[float]]  # by margins: at the numbers of people CALIBRATED
+    equal: float
+    worse: dict[int, float]
 
-    def of(self, margins: int, people: int) -> float:
-        return float(np.interp(people, CALIBRATED, self.candidate[margins]))
+    def candidate(self, worse: bool, people: int) -> float:
+        return float(np.interp(people, list(self.worse), list(self.worse.values()))) if worse else self.equal
 
 
 def calibrated(site: Site, other: np.ndarray) -> Levels:
-    """The noise of two trainings, and that of models that are worse."""
+    """The noise of two trainings, and that of a model that is worse."""
 
     def seeds(rows: np.ndarray, seed: int) -> tuple[FeatureDistances, FeatureDistances]:
         return FeatureDistances(site.features[rows]), FeatureDistances(other[rows])
@@ -198,18 +199,16 @@ def calibrated(site: Site, other: np.ndarray) -> Levels:
         f"noise of length {equal:.2f} on both: {differences(site, 100, noisy(site, equal, equal))}",
         flush=True,
     )
-    candidate = {0: [equal] * len(CALIBRATED), 1: [], 2: []}
-    for margins in (1, 2):
-        for people in CALIBRATED:
+    worse = {}
+    for people in CALIBRATED:
 
-            def loss(level: float, people: int = people) -> float:
-                return differences(site, people, noisy(site, equal, level)).in_margins(site)
+        def loss(level: float, people: int = people) -> float:
+            return differences(site, people, noisy(site, equal, level)).in_margins(site)
 
-            level = bisect(loss, margins)
-            candidate[margins].append(level)
-            found = differences(site, people, noisy(site, equal, level))
-            print(f"{NAMES[margins]}, {people} people: noise of length {level:.2f}: {found}", flush=True)
-    return Levels(equal, candidate)
+        worse[people] = bisect(loss, 2.0)
+        found = differences(site, people, noisy(site, equal, worse[people]))
+        print(f"{NAMES[True]}, {people} people: noise of length {worse[people]:.2f}: {found}", flush=True)
+    return Levels(equal, worse)
 
 
 def bisect(figure: Callable[[float], float], wanted: float) -> float:
@@ -223,7 +222,7 @@ def bisect(figure: Callable[[float], float], wanted: float) -> float:
 
 # Looks and sequences of looks.
 
-NAMES = ("equal", "worse by the margin", "worse by twice the margin")  # by margins
+NAMES = ("equal", "worse by twice the margin")
 
 
 class Champion(NamedTuple):
@@ -234,13 +233,13 @@ class Champion(NamedTuple):
 
 
 def look(
-    site: Site, levels: Levels, champion: Champion, noise: np.ndarray, people: np.ndarray, margins: int
+    site: Site, levels: Levels, champion: Champion, noise: np.ndarray, people: np.ndarray, worse: bool
 ) -> str:
     """The gate's decision on a candidate; people: those of today's data.
 
     Pairs of cameras are compared only if the rest would promote: they can only reject.
     """
-    level = levels.of(margins, len(people))
+    level = levels.candidate(worse, len(people))
 
     def decision(of_pairs: bool) -> str:
         found: list[Comparison] = []
@@ -248,7 +247,7 @@ def look(
             if data == CHAMPION and len(of) < site.rule.min_people:
                 continue  # the gate does not judge by it
             rows, experiment = site.experiment(of)
-            models = site.model(rows, levels.champion, champion.noise), site.model(rows, level, noise)
+            models = site.model(rows, levels.equal, champion.noise), site.model(rows, level, noise)
             found += compare(experiment, *models, data, site.rule, seed=0, of_pairs=of_pairs)
         return decide(found, site.rule).decision
 
@@ -263,7 +262,7 @@ def sequence(
     site: Site,
     levels: Levels,
     seed: int,
-    margins: int,
+    worse: bool,
     fresh: bool,
     champion: Champion | None = None,
     start: int = 0,
@@ -272,7 +271,7 @@ def sequence(
 
     With fewer people than `gate.min_people` the gate is undecided, whatever the figures.
     """
-    most = WORSE_MOST if margins else MOST
+    most = WORSE_MOST if worse else MOST
     order = site.draw(seed)[:most]
     champion = champion or Champion(site.noise(order, seed, 0), order[:STEP])
     noise = site.noise(order, seed, 1)
@@ -280,7 +279,7 @@ def sequence(
     for people in range(max(site.rule.min_people, start), most + 1, STEP):
         if fresh:
             noise = site.noise(order, seed, people)
-        looks.append((people, look(site, levels, champion, noise, order[:people], margins)))
+        looks.append((people, look(site, levels, champion, noise, order[:people], worse)))
         if looks[-1][1] == PROMOTE:
             break
     return looks
@@ -295,7 +294,7 @@ def print_single(site: Site, levels: Levels, count: int) -> None:
         for seed in range(count):
             drawn = site.draw(seed)[:people]
             champion = Champion(site.noise(drawn, seed, 0), drawn[:0])
-            decisions.append(look(site, levels, champion, site.noise(drawn, seed, 1), drawn, margins=0))
+            decisions.append(look(site, levels, champion, site.noise(drawn, seed, 1), drawn, worse=False))
         promoted, rejected = decisions.count(PROMOTE), decisions.count(REJECT)
         cells = (share(number, count) for number in (promoted, count - promoted - rejected, rejected))
         print(f"| {people} | {' | '.join(cells)} |", flush=True)
@@ -305,11 +304,11 @@ def print_sequences(site: Site, levels: Levels, count: int) -> None:
     heads = " | ".join(f"promoted by {people} people" for people in SHOWN)
     print(f"\n{count} sequences of nights:\n\n| candidate | trained | {heads} | ever rejected |")
     print(f"|---|---|{'---|' * len(SHOWN)}---|")
-    for margins, fresh in ((0, True), (2, True), (2, False), (0, False), (1, True)):
-        found = [sequence(site, levels, seed, margins, fresh) for seed in range(count)]
+    for worse, fresh in ((False, True), (True, True), (True, False)):
+        found = [sequence(site, levels, seed, worse, fresh) for seed in range(count)]
         cells = [promoted_by(found, people) for people in SHOWN]
         trained = "each night" if fresh else "once"
-        print(f"| {NAMES[margins]} | {trained} | {' | '.join(cells)} | {rejected_in(found)} |", flush=True)
+        print(f"| {NAMES[worse]} | {trained} | {' | '.join(cells)} | {rejected_in(found)} |", flush=True)
 
 
 def print_again(site: Site, levels: Levels, count: int) -> None:
@@ -321,14 +320,36 @@ def print_again(site: Site, levels: Levels, count: int) -> None:
     print("|---|---|---|---|---|")
     found = []
     for seed in range(count):
-        promoted = first(sequence(site, levels, seed, margins=0, fresh=True), PROMOTE)
+        promoted = first(sequence(site, levels, seed, worse=False, fresh=True), PROMOTE)
         if promoted and promoted + STEP * nights[-1] <= MOST:
             order = site.draw(seed)[:MOST]
             champion = Champion(site.noise(order, seed, promoted), order[:promoted])
-            looks = sequence(site, levels, seed, 0, True, champion, promoted + STEP)
+            looks = sequence(site, levels, seed, False, True, champion, promoted + STEP)
             found.append([((people - promoted) // STEP, decision) for people, decision in looks])
     cells = [promoted_by(found, number) for number in nights]
     print(f"| {len(found)} | {' | '.join(cells)} | {rejected_in(found)} |", flush=True)
+
+
+def print_memory(site: Site, levels: Levels, count: int) -> None:
+    """One look at an equal candidate that is also compared with the best of five equal versions."""
+    print(f"\nOne look at an equal candidate, with and without five equal versions, {count} draws:\n")
+    print("| test people | promoted without them | promoted with them |\n|---|---|---|")
+    versions = [f"v{number}" for number in range(1, 6)]
+    for people in SHOWN:
+        without = both = 0
+        for seed in range(count):
+            drawn = site.draw(seed)[:people]
+            rows, experiment = site.experiment(drawn)
+            models = {
+                name: site.model(rows, levels.equal, site.noise(drawn, seed, number))
+                for number, name in enumerate(["champion", "candidate", *versions])
+            }
+            pair = models["champion"], models["candidate"]
+            alone = compare(experiment, *pair, TODAY, site.rule, seed=0, of_pairs=False)
+            best, against, _ = compare_with_best(experiment, models.__getitem__, versions, site.rule, seed=0)
+            without += decide(alone, site.rule).decision == PROMOTE
+            both += decide([*alone, *against], site.rule, best).decision == PROMOTE
+        print(f"| {people} | {share(without, count)} | {share(both, count)} |", flush=True)
 
 
 def first(looks: Looks, decision: str) -> int | None:

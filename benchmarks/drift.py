@@ -23,8 +23,9 @@ from machine import machine
 from PIL import Image
 from scipy.ndimage import gaussian_filter, rotate
 
-from csdn.curation.drift import CameraDrift, Measured, Reference, View, compare, measured
+from csdn.curation.drift import Reference, measured
 from csdn.data.shards import shards_at
+from csdn.evaluation.drift import CameraDrift, Measured, View, compare
 from csdn.params import load_params
 from csdn.search.embedder import Embedder
 from csdn.search.images import GalleryImage

@@ -141,13 +141,16 @@ class LocalServer:
         self._started: dict[str, subprocess.Popen[bytes]] = {}
 
     @contextmanager
-    def running(self, project: Path, pool: str) -> Iterator[None]:
-        """The server with the deployments of `project`; at the end of the block all processes are ended."""
+    def running(self, project: Path, pool: str, deployments: str = "prefect.yaml") -> Iterator[None]:
+        """The server with the deployments of `project`; at the end of the block all processes are ended.
+
+        deployments: the file of `project` that defines them.
+        """
         try:
             self.start("server", "start", "--host", "127.0.0.1", "--port", str(self.port))
             self._wait_until_healthy()
             self.run(project, "work-pool", "create", pool, "--type", "process")
-            self.run(project, "deploy", "--all")
+            self.run(project, "deploy", "--all", "--prefect-file", deployments)
             yield
         finally:
             for process in reversed(self._started.values()):

@@ -8,9 +8,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from csdn.curation.drift import FEATURES, CameraDrift, Drift
-from csdn.curation.two_sample import ALPHA, STATISTICS
+from csdn.curation.drift import Drift
 from csdn.data.outputs import refused_in_words
+from csdn.evaluation.drift import FEATURES, CameraDrift
+from csdn.evaluation.two_sample import ALPHA, STATISTICS
 from csdn.ingest.ledger import SHORT
 from csdn.runtime.files import atomic_write
 from csdn.runtime.sanitize import escape_control_chars

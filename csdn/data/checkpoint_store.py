@@ -20,7 +20,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -146,17 +146,20 @@ def _remove_folder(folder: Path) -> None:
 
 
 class CheckpointStore:
-    """Checkpoints in a folder, each replacing the one before, and those of attempts on a cluster.
+    """Checkpoints in a folder, each replacing the one before, and those of attempts.
 
     An attempt is one run on Ray, whose workers keep checkpoints in a folder of their own: in `attempts` below
     the folder, or in `checkpoint_dir` (a folder, or s3://bucket/prefix) below the clone's name and the key.
-    The lock of the state covers both; clones that share a storage never read or remove each other's attempts;
-    and a worker that outlives its run writes to its own attempt only.
+    With `checkpoint_dir` a run without Ray is an attempt too: `save` copies each checkpoint there, so that
+    another machine can continue. The lock of the state covers folder and attempts; clones that share a
+    storage never read or remove each other's attempts; and a process that outlives its run writes to its own
+    attempt only.
     """
 
     def __init__(self, folder: Path, checkpoint_dir: str | None = None) -> None:
         self.folder, self.checkpoint_dir = folder, checkpoint_dir
         self._loaded = ""  # the attempt's folder from which `load` read
+        self._attempt = self._copied = ""  # folders in the storage: of this process, of its last checkpoint
 
     def part(self, name: str) -> CheckpointStore:
         """The checkpoints of one phase, independent of those of other phases."""
@@ -177,6 +180,23 @@ class CheckpointStore:
         for other in (*self.folder.glob("*.safetensors"), *self.folder.glob(".*")):
             if other.name != name:  # the checkpoint before, or what a killed save has left
                 other.unlink()
+        if self.checkpoint_dir:
+            self._copy([name, "state.json"] if name else ["state.json"])
+
+    def _copy(self, names: Sequence[str]) -> None:
+        """Copy the files of the checkpoint to the storage, into a folder of their own, the header last."""
+        filesystem, folder = self.storage
+        if not self._attempt:
+            self.remove_other_attempts()
+            self._attempt = f"{folder}/{secrets.token_hex(8)}"
+        before, self._copied = self._copied, f"{self._attempt}/{secrets.token_hex(8)}"
+        self._ask(lambda: filesystem.makedirs(self._copied, exist_ok=True))
+        for name in names:
+            self._ask(
+                lambda name=name: filesystem.put_file(f"{self.folder}/{name}", f"{self._copied}/{name}")
+            )
+        if before:
+            self._ask(lambda: filesystem.rm(before, recursive=True))
 
     def load(self) -> Saved | None:
         """(position, tensors) of the furthest complete checkpoint, here or of an attempt; None without one.

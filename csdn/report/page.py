@@ -7,7 +7,7 @@ publish a copy in an object store.
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from csdn.report.charts import (
     write_charts,
     write_png,
 )
+from csdn.report.drift import newest_drift
 from csdn.report.feature_space import pairs_by_kind, planes
 from csdn.report.images import Gallery, confusions, ranked_lists, text_maps_shown
 from csdn.report.tables import AblationTable, data_hash, read_ablation
@@ -81,8 +82,9 @@ def render(values: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """The outputs of the earlier stages."""
+    """The outputs of the earlier stages, and the ledger."""
 
+    ledger: Sequence[Mapping[str, Any]]  # its drops, as data/drops.json has them
     dataset: Dataset
     train: SampleTable
     test: SampleTable
@@ -115,6 +117,7 @@ def read_inputs(root: Path, shards: Place) -> ReportInputs:
     try:
         dataset = load_dataset(data)
         return ReportInputs(
+            ledger=_json(data / "drops.json")["drops"],
             dataset=dataset,
             train=dataset.train_table(),
             test=dataset.test_table(),
@@ -161,6 +164,7 @@ def context(params: Params, inputs: ReportInputs, figures: Path) -> dict[str, An
         **_open_set(inputs, figures),
         **_features(inputs, figures),
         **_training(inputs, figures),
+        "drift": _drift(inputs),
         "ablation": tables.ablation_shown(inputs.ablation, params, inputs.data_md5),
         **_data(params, inputs),
         "steps": next_steps(_evidence(params, inputs)),
@@ -226,6 +230,12 @@ def _training(inputs: ReportInputs, figures: Path) -> dict[str, Any]:
         "naming_words": wording.naming_words(inputs.naming, people),
         "maps": text_maps_shown(inputs.text_map_images, inputs.text_maps, gallery),
     }
+
+
+def _drift(inputs: ReportInputs) -> dict[str, Any] | None:
+    tables, image_size = (inputs.train, inputs.test), inputs.model["model"]["image_size"]
+    features = inputs.features["trained"]
+    return newest_drift(inputs.ledger, inputs.dataset, tables, inputs.shards, features, image_size)
 
 
 def _data(params: Params, inputs: ReportInputs) -> dict[str, Any]:

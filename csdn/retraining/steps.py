@@ -19,6 +19,7 @@ from typing import Any
 
 from csdn.retraining import dvc
 from csdn.retraining.dvc import DVC
+from csdn.retraining.handover import checkpoints_of_run, share
 from csdn.runtime.console import Event, parse_event, text_line, wants_json
 from csdn.runtime.documents import expected_in, read_yaml
 from csdn.runtime.errors import Diverged, ServiceUnavailable, UserError
@@ -58,8 +59,13 @@ def repro(
     environment: Environment | None = None,
     on_event: OnEvent | None = None,
 ) -> None:
-    """Bring one stage of dvc.yaml up to date; on_event: called with its events. Raises StepFailed."""
+    """Bring one stage of dvc.yaml up to date; on_event: called with its events. Raises StepFailed.
+
+    In a run's working tree another machine can go on from there (csdn.retraining.handover).
+    """
+    environment = {**(environment or {}), **checkpoints_of_run(folder)}
     _run(stage, [*DVC, "repro", "--single-item", stage], folder, log, environment, on_event)
+    share(stage, folder, log)
 
 
 def gate(folder: Path, log: Log, environment: Environment | None = None) -> None:

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from workspace import ROOT, set_params
 
 from csdn.cli.main import app
-from csdn.curation import drift
-from csdn.curation.drift import Measured, View, compare, sampled
-from csdn.curation.two_sample import STATISTICS
+from csdn.evaluation import drift
+from csdn.evaluation.drift import Measured, View, compare, sampled
+from csdn.evaluation.two_sample import STATISTICS
 from csdn.runtime.errors import UserError
 from csdn.search.images import GalleryImage
 from csdn.synthetic.people import person

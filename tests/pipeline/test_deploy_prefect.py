@@ -77,3 +77,10 @@ def test_deployments_are_what_prefect_reads_and_no_event_is_dropped(name):
 def test_both_files_deploy_the_same_flows():
     one, other = ([dict(d, work_pool=0) for d in file["deployments"]] for file in FILES.values())
     assert one == other
+
+
+def test_workers_that_keep_nothing_get_the_same_retraining():
+    bare = yaml.safe_load((ROOT / "deploy/prefect/bare.yaml").read_text())
+    (deployment,) = bare["deployments"]
+    (usual,) = (one for one in FILES["prefect.yaml"]["deployments"] if one["name"] == "retrain")
+    assert dict(deployment, work_pool=0) == dict(usual, work_pool=0)

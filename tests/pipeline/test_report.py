@@ -7,9 +7,9 @@ import re
 
 import numpy as np
 import pytest
-from make_images import write
+from make_images import Project, encoded, pixels, write
 from PIL import Image
-from report_project import HOSTILE, PARAMS, Elements, make_project, write_evaluation
+from report_project import HOSTILE, PARAMS, Elements, make_project, write_evaluation, write_training
 
 from csdn.evaluation.headline import METHODS
 from csdn.evaluation.scores import PAIRS
@@ -217,3 +217,38 @@ def test_missing_file_is_named_and_the_old_report_stays(tmp_path, fault):
         write_report(PARAMS, root, root / "report")
     assert (root / "report" / "index.html").read_bytes() == b"the report before"
     fault("report", "a file of an earlier stage is missing", error.value)
+
+
+# Drift: the newest drop.
+
+
+def darker(name, height, width):
+    return pixels(name, height, width) // 4
+
+
+def add_drop(root, cameras):
+    """A second drop of people of its own; cameras: (modality, name) -> what gives the pixels of a picture."""
+    for number in range(12):
+        for (modality, camera), picture in cameras.items():
+            for shot in range(2):
+                path = f"{modality}/{camera}/new {number}/{shot}.png"
+                write(root / "second" / path, encoded(picture(path, 16, 8), "PNG"))
+    write(root / "second/_SUCCESS", b"")
+    project = Project(root)
+    project.add(root / "second")
+    project.ingest(test_percent=50, max_bad_fraction=0.5)
+    write_evaluation(root)
+    write_training(root)
+
+
+def test_the_newest_drop_is_compared_with_the_earlier_ones(tmp_path):
+    cameras = {"visible": ("gate", "<i>lamp</i>"), "infrared": ("yard",)}
+    root = make_project(tmp_path, [f"old {n}" for n in range(12)], cameras)
+    assert "#drift" not in write_report(PARAMS, root, root / "report").read_text("utf-8")
+    changed = {("visible", "gate"): darker, ("infrared", "yard"): pixels, ("infrared", "new"): pixels}
+    add_drop(root, changed)
+    page = write_report(PARAMS, root, root / "report").read_text("utf-8")
+    section = page[page.index('<section id="drift">') : page.index('<section id="data">')]
+    assert "2 of 3 cameras changed" in section and "new camera; people: 12, images: 24" in section
+    assert re.search(r"brightness 1\d\d\S* -&gt; 3\d", section) and "no change found" in section
+    assert section.count("data:image/jpeg") == 6 + 6 + 6  # gate now and before, some of the new camera

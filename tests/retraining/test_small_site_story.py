@@ -30,7 +30,10 @@ PARAMS = {
     "evaluation.flip_tta": False,
     "retrain.people": 4,
     "gate.min_people": 56,
-    "gate.rank1_margin": 10.0,  # with so few people the intervals of rank-1 are wide
+    # With so few people the committed intervals are wide.
+    "gate.rank1_margin": 10.0,
+    "gate.map_margin": 2.0,
+    "gate.confidence": 0.8,
 }
 
 

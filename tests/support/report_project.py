@@ -94,7 +94,7 @@ def write_training(root: Path) -> None:
     write(root / "metrics" / "prompts.json", json.dumps(texts).encode())
     log = f"epoch,step,{TERMS}\n0,1{',2' * 9}\n0,2{',1' * 9}\n"
     write(root / "models/embedding/log.csv", log.encode())
-    config = {"model": {"clip": "RN50", "clip_sha256": "ab"}}
+    config = {"model": {"clip": "RN50", "clip_sha256": "ab", "image_size": [16, 8]}}
     write(root / "models/embedding/config.json", json.dumps(config).encode())
     log = "phase,epoch,step,loss\nprompts,0,1,9\nprompts,0,2,8\nintegration,0,1,5\n"
     write(root / "models/prompts/log.csv", log.encode())

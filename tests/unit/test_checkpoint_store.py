@@ -385,6 +385,25 @@ def test_with_csdn_clone_another_clone_continues(tmp_path, monkeypatch):
     assert workspace(tmp_path / "new", tmp_path / "storage").load() is None
 
 
+def test_a_checkpoint_is_copied_to_the_storage_and_another_machine_continues_from_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("CSDN_CLONE", "run 20261128-0123abcd")
+    lost = workspace(tmp_path / "lost", tmp_path / "storage")
+    for step in (1, 2):
+        lost.save({"epoch": 0, "step": step}, {"weight": torch.tensor([step])})
+    shutil.rmtree(tmp_path / "lost")
+    other = workspace(tmp_path / "other", tmp_path / "storage")
+    position, tensors = other.load()
+    assert (position["step"], tensors["weight"].item()) == (2, 2)
+    other.save({"epoch": 0, "step": 3}, {"weight": torch.tensor([3])})
+    kept = [checkpoint for attempt in attempts(other).iterdir() for checkpoint in attempt.iterdir()]
+    assert [len(list(checkpoint.iterdir())) for checkpoint in kept] == [2, 2]  # of each process the last one
+    # A machine that was only away writes to its own place, so it spoils nothing.
+    lost.save({"epoch": 0, "step": 2}, {"weight": torch.tensor([2])})
+    assert other.load()[0]["step"] == 3
+    other.remove()
+    assert not attempts(other).exists()
+
+
 def test_concurrent_processes_get_the_same_clone_name(tmp_path):
     with ThreadPoolExecutor(8) as threads:
         names = set(threads.map(lambda _: clone_name(tmp_path), range(50)))

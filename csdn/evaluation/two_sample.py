@@ -5,11 +5,12 @@ the person's images. A permutation test assigns people to the two sides at rando
 assignment is as likely as the one at hand.
 
 * Image statistics: Welch's t of each; the largest of them is compared with the largest of each permutation
-  (Westfall and Young 1993), so the rate of false alarms is that of all statistics together. Dividing by the
-  deviations of both sides keeps the test valid where one side has fewer images of a person, hence larger
-  deviations (Janssen 1997).
+  (Westfall and Young 1993), so the rate of false alarms is that of all statistics together.
 * Features: the distance between the mean features of the two sides (kernel two-sample test with a linear
   kernel, Gretton et al. 2012).
+
+Both are divided by the standard errors of the two sides. That keeps the test valid where one side has fewer
+images of a person, hence larger deviations (Janssen 1997).
 """
 
 from __future__ import annotations
@@ -118,7 +119,14 @@ def _welch(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _distance(labels: np.ndarray, products: np.ndarray) -> np.ndarray:
-    """Squared distance [b] of the mean features of the two sides, by the dot products [n, n] of people."""
-    drop = labels.sum(1, keepdims=True)
-    weights = labels / drop - (1 - labels) / (labels.shape[1] - drop)
-    return ((weights @ products) * weights).sum(1)
+    """Squared distance [b] of the mean features of the two sides by that of their standard errors.
+
+    products [n, n]: the dot products of people.
+    """
+    weights, errors = 0, 0
+    for side, sign in ((labels, 1), (1 - labels, -1)):
+        count = side.sum(1)
+        weights = weights + sign * side / count[:, None]
+        mean = ((side @ products) * side).sum(1) / count**2
+        errors = errors + (side @ products.diagonal() / count - mean) / (count - 1)
+    return ((weights @ products) * weights).sum(1) / np.maximum(errors, 1e-12)  # 0: nothing varies

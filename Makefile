@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 INSTALLED_DOCS := .venv/.installed-docs
+# uv installs faster (docs/install.md); it is not needed.
+INSTALL := $(if $(shell command -v uv),uv pip install --compile-bytecode --python $(BIN)/python,$(BIN)/python -m pip install)
 PYTEST := $(BIN)/python -m pytest -q
 
 # The stages in dvc.yaml call `python`, which must be that of .venv.
@@ -15,7 +17,7 @@ export NO_MKDOCS_2_WARNING := 1
 # With this variable set, each pytest process would compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo prefect-demo test test-fast test-gpu lint docs bench clean
+.PHONY: help demo prefect-demo test test-fast test-gpu lint docs bench dist clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -49,8 +51,11 @@ docs: $(INSTALLED_DOCS) ## Build the documentation site, to be read from the dis
 bench: $(INSTALLED) ## Measure the speed of ingest, loader, store, method, use and workers, on an idle machine
 	@for name in ingest feed store speed rerank search export service scaling; do echo "== $$name"; $(BIN)/python "benchmarks/$$name.py" || exit 1; done
 
+dist: $(INSTALLED) ## Build the wheel and the source archive: dist/
+	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build --no-isolation
+
 clean: ## Remove outputs of stages and tools; .venv, data, DVC's cache, metrics of RegDB and ablation stay
-	rm -rf models evaluation report $(filter-out metrics/regdb metrics/ablation.json,$(wildcard metrics/*)) .state build site .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf dist models evaluation report $(filter-out metrics/regdb metrics/ablation.json,$(wildcard metrics/*)) .state build site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # Installs again only after a change of pyproject.toml or constraints.txt.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -58,9 +63,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@echo "Installing about 6 GB into .venv (once)"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[pipeline,search,test]'
+	@$(INSTALL) --quiet -c constraints.txt -e '.[all,test]'
 	@touch $@
 
 $(INSTALLED_DOCS): $(INSTALLED)
-	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	@$(INSTALL) --quiet -c constraints.txt -e '.[docs]'
 	@touch $@

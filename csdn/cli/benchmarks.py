@@ -19,7 +19,6 @@ import typer
 from csdn.cli.presets import apply_preset
 from csdn.data.checkpoint_store import state_key
 from csdn.evaluation.headline import table_lines
-from csdn.evaluation.scores import average, shape
 from csdn.ingest.identities import read_aliases
 from csdn.ingest.ledger import LEDGER, SHORT, Drop, Status, change_ledger, read_ledger
 from csdn.ingest.sync import open_drop
@@ -171,6 +170,8 @@ def average_command(
     out: Annotated[Path | None, typer.Option(help="Also write the mean figures to this file.")] = None,
 ) -> None:
     """Average the figures of several models: RegDB's ten trials are ten models."""
+    from csdn.evaluation.scores import average, shape  # here, because it imports torch
+
     models = [_read_figures(path) for path in files]
     for path, model in zip(files, models, strict=True):
         if shape(model) != shape(models[0]):
@@ -186,6 +187,8 @@ def average_command(
 
 
 def _read_figures(path: Path) -> dict[str, Any]:
+    from csdn.evaluation.scores import average
+
     figures = read_json(path)
     with expected_in(path, "give files such as metrics/evaluation.json"):
         if not table_lines(average([figures])):

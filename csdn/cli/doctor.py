@@ -13,13 +13,14 @@ from typing import Literal, NamedTuple
 
 from packaging.requirements import Requirement
 
+from csdn.cli.versions import package_versions
 from csdn.ingest.ledger import read_ledger
 from csdn.params import Params, load_params
 from csdn.retraining import git
 from csdn.runtime.errors import UserError
 from csdn.runtime.process import available_cores
 
-EXTRAS = ("", "pipeline")
+EXTRAS = ("", "search", "s3", "pipeline")
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
 OF_OTHER_STORES = (
     "GOOGLE_APPLICATION_CREDENTIALS",
@@ -66,10 +67,9 @@ def _python() -> Check:
 
 def _packages() -> Check:
     if unmet := list(_unmet_requirements()):
-        advice = "pip install -e '.[pipeline]' -c constraints.txt"
+        advice = "pip install -c constraints.txt -e '.[all]'"
         return Check("problem", "packages", "; ".join(unmet), advice)
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "ray", "prefect", "dvc"))
-    return Check("ok", "packages", f"all requirements are installed; {versions}")
+    return Check("ok", "packages", f"all requirements are installed; {'; '.join(package_versions()[1:])}")
 
 
 def _unmet_requirements() -> Iterator[str]:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from csdn.cli.search import PARAMS
 from csdn.params import load_params
 from csdn.runtime.errors import UserError
 
@@ -25,7 +26,8 @@ def export(
     from csdn.search.export import PREPROCESSING
     from csdn.search.export import export as write
 
-    values = write(load_params(), Path(), model, out, half, lambda *phase: progress("export", *phase))
+    params = load_params(PARAMS) if PARAMS.exists() else None
+    values = write(params, Path(), model, out, half, lambda *phase: progress("export", *phase))
     print(f"{out}/: model {values['model'][:12]}, {values['features']['numbers']} numbers a feature")
     print(f"thresholds: {'in ' + PREPROCESSING if values['thresholds'] else 'none of this model'}")
     if half:

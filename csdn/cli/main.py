@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from csdn import __version__
 from csdn.cli.benchmarks import average_command, benchmark, evaluate_features, import_published, mini_dataset
 from csdn.cli.curation import check_labels, drift, relabel, suggest
 from csdn.cli.data import accept, add, demo_images, drops, reject, sync
@@ -18,14 +19,13 @@ from csdn.cli.privacy import forget
 from csdn.cli.retraining import fetch_champion_command, gate, history, promote, retrain, rollback
 from csdn.cli.search import gallery_app, search
 from csdn.cli.service import serve
+from csdn.cli.versions import package_versions
 from csdn.params import load_params
 from csdn.runtime.errors import UserError, explain_os_error
 from csdn.runtime.process import exit_with_error, reach_loopback_directly
 
 app = typer.Typer(
-    help="Train and evaluate visible-infrared person re-identification. Run it in the project's root folder.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     suggest_commands=True,  # an unknown command is answered with the nearest ones
 )
@@ -43,6 +43,22 @@ STAGES = {
 }
 
 
+@app.callback(invoke_without_command=True)
+def options(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version, and exit.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="With --version: also those of the main packages.")
+    ] = False,
+) -> None:
+    """Train and evaluate visible-infrared person re-identification. Run it in the project's root folder."""
+    if version:
+        print(f"csdn {__version__}", *(package_versions() if verbose else ()), sep="\n")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        raise typer.BadParameter("it goes with --version; csdn --help lists the commands", param_hint="-v")
+
+
 def main() -> None:
     """Run a command; mistakes of the user and faults of the machine are shown without a traceback."""
     reach_loopback_directly()
@@ -50,7 +66,7 @@ def main() -> None:
         app()
     except UserError as error:
         exit_with_error(error)
-    except (OSError, MemoryError) as error:
+    except (OSError, MemoryError, ModuleNotFoundError) as error:
         if (message := explain_os_error(error)) is None:
             raise
         exit_with_error(message)
@@ -90,7 +106,11 @@ def fetch_clip(
         Path | None, typer.Option("--from", help="A checkpoint on disk instead of a download.")
     ] = None,
 ) -> None:
-    """Fetch CLIP's weights to the file that params.yaml names (model.weights), as safetensors."""
+    """Fetch CLIP's weights to the file that params.yaml names (model.weights), as safetensors.
+
+    The presets sysu, regdb, llcm and cameras use OpenAI's RN50, from Hugging Face: at most 0.41 GB. On a
+    machine without a network, give the file with --from. The preset demo needs no download.
+    """
     from csdn.model import convert, load_clip
     from csdn.model import fetch_clip as fetch
 

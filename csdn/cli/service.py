@@ -37,12 +37,9 @@ def serve(
 
     Without CSDN_TOKEN it listens on this machine's loopback addresses alone.
     """
-    try:
-        from csdn.search.gallery import Gallery
-        from csdn.search.limits import Limits
-        from csdn.search.service import Settings
-    except ImportError as error:
-        raise UserError(f"csdn serve needs {error.name}: pip install 'csdn[search]'") from error
+    from csdn.search.gallery import Gallery
+    from csdn.search.limits import Limits
+    from csdn.search.service import Settings
 
     token = os.environ.get(TOKEN) or None
     if token is None and host not in LOOPBACK:

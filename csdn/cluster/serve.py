@@ -47,7 +47,7 @@ def running(host: str, port: int) -> Iterator[None]:
         try:
             from ray import serve
         except ImportError as error:
-            raise UserError(f"Ray Serve needs {error.name}: pip install 'ray[serve]'") from error
+            raise UserError(f"Ray Serve needs {error.name}: pip install 'csdn[ray,service]'") from error
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         serve.start(http_options={"host": host, "port": port})
         try:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 # Protocol -> the library that fsspec needs for it, and how it is installed.
 PROTOCOLS = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs", "memory": "fsspec"}
-_EXTRAS = {"gs": "gcs", "az": "azure"}
+_EXTRAS = {"s3": "s3", "gs": "gcs", "az": "azure"}
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 10.0
 CONNECTIONS = 16  # simultaneous requests of each process
@@ -324,8 +324,7 @@ def _filesystem(protocol: str, attempts: int, environment: Settings) -> Abstract
     """attempts: of each request, by the library itself. environment: in which it is made."""
     library = PROTOCOLS[protocol]
     if find_spec(library) is None:
-        extra = _EXTRAS.get(protocol, "pipeline")
-        raise UserError(f"{protocol}:// needs {library}: pip install 'csdn[{extra}]'")
+        raise UserError(f"{protocol}:// needs {library}: pip install 'csdn[{_EXTRAS[protocol]}]'")
     if protocol == "s3":
         from csdn.data.storage_s3 import S3, settings
 

@@ -13,9 +13,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
@@ -25,6 +25,9 @@ from csdn.data.labels import BadLabel, canonical_label
 from csdn.ingest.ledger import Drop
 from csdn.runtime.documents import parse_json
 from csdn.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BUCKETS = 100
 

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -292,20 +293,39 @@ def _template_ids(name: str) -> tuple[int, ...]:
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
 
 
-def fetch_clip(name: str, tag: str, out: str | Path) -> None:
-    """Download the weights that open_clip knows as `tag` (such as "openai") and write them as safetensors."""
+def fetch_clip(name: str, tag: str, out: str | Path, say: Callable[[str], None] = print) -> None:
+    """Download the weights that open_clip knows as `tag` (such as "openai") and write them as safetensors.
+
+    open_clip downloads by huggingface_hub: it shows progress, continues after a lost connection, and keeps
+    the file in its cache (HF_HOME). say: called with what is downloaded, before the download.
+    """
     import open_clip
 
-    model_config(name)
+    values = sum(math.prod(shape) for shape in _needed_shapes(model_config(name)).values())
     source = open_clip.get_pretrained_cfg(name, tag)
     if not source:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise UserError(f"CLIP {name!r} has no weights tagged {tag!r}; open_clip knows: {tags}")
+    where = f"huggingface.co/{source['hf_hub'].strip('/')}" if source.get("hf_hub") else source.get("url")
+    millions, gigabytes = values / 1e6, values * 4 / 1e9
+    say(f"{name}, {tag}: {millions:.0f} million numbers from {where}, at most {gigabytes:.2f} GB")
     try:
         downloaded = open_clip.download_pretrained(source)
     except Exception as error:  # of the network, the hub or the disk
-        raise UserError(f"CLIP {name!r}, {tag!r}: the download failed: {error}") from error
+        raise UserError(
+            f"CLIP {name!r}, {tag!r}: the download failed: {error}. Without a network: fetch the file of "
+            f"weights at {where} on another machine, then csdn fetch-clip --from FILE"
+        ) from error
+    _check_hash(Path(downloaded))
     convert(downloaded, name, out)
+
+
+def _check_hash(downloaded: Path) -> None:
+    """Compare a file of huggingface_hub's cache with its SHA-256, by which the cache names it."""
+    file = downloaded.resolve()
+    if re.fullmatch("[0-9a-f]{64}", file.name) and file_sha256(file) != file.name:
+        file.unlink()
+        raise UserError(f"{downloaded}: was damaged, and is removed; run the same command again")
 
 
 def convert(source: str | Path, name: str, out: str | Path) -> None:

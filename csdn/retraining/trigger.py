@@ -40,7 +40,7 @@ class Since:
         return f"run {run} was left undecided" if run else "the champion was chosen"
 
 
-def people_of(drops: Sequence[Drop], rule: SplitRule, forgotten: Forgotten) -> set[str]:
+def people_of(drops: Sequence[Drop], rule: SplitRule, forgotten: Forgotten = NOBODY) -> set[str]:
     """The canonical labels of the people in drops, by their listings. Raises UserError."""
     return _people(_records(drops, forgotten), rule)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from importlib import metadata
 
 from csdn.runtime.sanitize import escape_control_chars, redact_text
 
@@ -64,6 +65,8 @@ def explain_os_error(error: Exception, reduce: str = "") -> str | None:
 
     reduce: the parameters to reduce if memory runs out.
     """
+    if isinstance(error, ModuleNotFoundError):
+        return explain_missing_package(error)
     if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
         return f"memory ran out: {f'reduce {reduce} in params.yaml, or ' if reduce else ''}free some"
     number = _errno(error)
@@ -80,3 +83,25 @@ def _errno(error: Exception) -> int | None:
         return error.errno
     match = re.search(r"\b(?:os error|[Ee]rrno) (\d+)\b", str(error))
     return int(match[1]) if match else None
+
+
+def explain_missing_package(error: ModuleNotFoundError) -> str | None:
+    """Which extra of this package has the module that is not installed; None if no extra has it."""
+    name = error.name or ""
+    wanted = {_as_distribution(name), _as_distribution(name.partition(".")[0])} - {"csdn"}
+    for requirement in _requirements():
+        listed = re.match(r"""([\w.-]+).*extra == "([\w-]+)\"""", requirement)
+        if listed and _as_distribution(listed[1]) in wanted:
+            return f"{error.name} is not installed: pip install 'csdn[{listed[2]}]' (docs/install.md)"
+    return None
+
+
+def _as_distribution(name: str) -> str:
+    return re.sub("[._]", "-", name.lower())
+
+
+def _requirements() -> list[str]:
+    try:
+        return metadata.requires("csdn") or []
+    except metadata.PackageNotFoundError:  # a clone on the path
+        return []

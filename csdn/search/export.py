@@ -59,10 +59,11 @@ Progress = Callable[[str, str], AbstractContextManager[Callable[..., None]]]
 
 
 def export(
-    params: Params, root: Path, model: Path, out: Path, half: bool, progress: Progress
+    params: Params | None, root: Path, model: Path, out: Path, half: bool, progress: Progress
 ) -> dict[str, Any]:
     """Write the folder `out` atomically; returns the content of preprocessing.json.
 
+    params: None outside a project: features with flip TTA, no ranges of 16-bit cameras, no measured mAP.
     root: the project, from which thresholds, model card and, for float16, test images are read; the mAP of
     float16 is measured where the project has test images. Raises UserError where packages are missing, `out`
     is somebody's folder, or a file does not compute the model's features.
@@ -70,15 +71,16 @@ def export(
     _check_packages()
     if out.exists() and not (out / PREPROCESSING).is_file() and (out.is_file() or any(out.iterdir())):
         raise UserError(f"{out}: exists and is no export; name a new or an empty folder")
-    embedder = Embedder.open(model, params.evaluation.flip_tta, "cpu", params.scaling.threads)
+    flip_tta, threads = (params.evaluation.flip_tta, params.scaling.threads) if params else (True, 0)
+    embedder = Embedder.open(model, flip_tta, "cpu", threads)
     with atomic_folder(out) as folder:
         for precision in PRECISIONS if half else ("float32",):
             for modality in MODALITIES:
                 write_onnx(embedder, modality, precision, file_of(folder, modality, precision))
         cosines = check(folder, embedder)
-        values = preprocessing(embedder, root, params.ingest.grey16_range)
+        values = preprocessing(embedder, root, params.ingest.grey16_range if params else {})
         if half:
-            change = map_change(params, root, embedder, folder, progress)
+            change = map_change(params, root, embedder, folder, progress) if params else None
             values["float16"] = {"smallest_cosine": cosines["float16"], "mAP": change}
         write_json(folder / PREPROCESSING, values)
         shutil.copyfile(EXAMPLE, folder / "example.py")
@@ -91,7 +93,7 @@ def _check_packages() -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UserError(f"csdn export needs {error.name}: pip install 'csdn[search]'") from None
+        raise UserError(f"csdn export needs {error.name}: pip install 'csdn[export]'") from None
 
 
 def file_of(folder: Path, modality: str, precision: str = "float32") -> Path:

@@ -262,14 +262,15 @@ def instructions(name):
 
 
 def test_the_base_is_named_by_its_version():
-    (base,) = instructions("FROM")
-    assert re.fullmatch(r"python:3\.11\.\d+-slim-[a-z]+", base)
+    packages, wheel, image = instructions("FROM")
+    assert re.fullmatch(r"python:3\.11\.\d+-slim-[a-z]+", image)
+    assert (packages, wheel) == (f"{image} AS packages", "packages AS wheel")
 
 
 def test_the_image_has_what_the_constraints_say_and_no_more():
-    installs = [line for line in instructions("RUN") if "pip install" in line]
-    assert ["-c constraints.txt" in line or "--no-deps" in line for line in installs] == [True, True]
-    assert "'.[pipeline,cluster,search]'" in installs[0]
+    installs = [line for line in instructions("RUN") if "pip " in line]
+    assert ["-c constraints.txt" in line or "--no-deps" in line for line in installs] == [True] * 3
+    assert "'.[all,cluster]'" in installs[0]
     for package in ("ray", "aiohttp-cors", "grpcio", "py-spy", "virtualenv"):  # of ray[default]
         assert pinned(package)
 
@@ -284,7 +285,7 @@ def test_the_image_s_user_is_the_pods_user_and_not_root():
 def test_the_image_keeps_no_secret():
     words = " ".join([*instructions("ENV"), *instructions("ARG")])
     assert not re.search(r"KEY|TOKEN|SECRET|PASSWORD", words)
-    assert instructions("ARG") == ["COMMIT"]
+    assert instructions("ARG") == ["INDEX=", "COMMIT"]
     assert instructions("ADD") == []
 
 
@@ -292,11 +293,26 @@ def test_the_context_holds_only_what_is_copied():
     lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
     assert lines[0] == "*"
     let_in = {line[1:] for line in lines if line.startswith("!")}
-    copied = {
-        part for line in instructions("COPY") for part in line.split()[:-1] if not part.startswith("--")
-    }
+    from_clone = [line for line in instructions("COPY") if not line.startswith("--from=")]
+    copied = {part for line in from_clone for part in line.split()[:-1] if not part.startswith("--")}
     assert let_in == {part.rstrip("/") for part in copied}
     assert all((ROOT / path).exists() for path in let_in)
+
+
+def test_only_packages_and_the_wheel_reach_the_image():
+    """The layer of the packages is above the project's, which changes with every commit."""
+    last = DOCKERFILE[DOCKERFILE.rindex("\nFROM ") :]
+    assert re.findall(r"^COPY (.*)$", last, re.MULTILINE) == [
+        "--from=packages /opt/csdn /opt/csdn",
+        "--chmod=755 deploy/bin/ /usr/local/bin/",
+    ]
+    assert "from=wheel" in last
+
+
+def test_the_health_of_the_service_is_asked_for_by_a_program_that_the_image_has():
+    assert '"wget"' in DOCKERFILE and "git openssh-client wget" in DOCKERFILE
+    assert '"/healthz"' in (ROOT / "csdn/search/web.py").read_text()
+    assert "http://127.0.0.1:8000/healthz" in DOCKERFILE
 
 
 def test_the_driver_runs_the_commit_of_the_image():

@@ -50,13 +50,14 @@ def test_help_names_every_target(project):
         "lint",
         "docs",
         "bench",
+        "dist",
         "clean",
     }
     assert make(project).stdout == make(project, "help").stdout
 
 
 @pytest.mark.parametrize(
-    "target", ["demo", "prefect-demo", "test", "test-fast", "test-gpu", "lint", "docs", "bench"]
+    "target", ["demo", "prefect-demo", "test", "test-fast", "test-gpu", "lint", "docs", "bench", "dist"]
 )
 def test_every_target_installs_only_once(project, target):
     assert "pip install" in make(project, "--dry-run", target).stdout

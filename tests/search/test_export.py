@@ -221,6 +221,6 @@ def test_a_folder_with_other_files_is_not_replaced(project, tmp_path):
 
 def test_missing_packages_are_named_with_the_command_that_installs_them(project, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(UserError, match=r"onnxscript.*pip install 'csdn\[search\]'"):
+    with pytest.raises(UserError, match=r"onnxscript.*pip install 'csdn\[export\]'"):
         export(project, tmp_path / "out")
     assert not Path(tmp_path / "out").exists()

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from golden_vectors import assert_near
+from hub_server import hub
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -167,6 +168,58 @@ def test_fetched_weights_load(folder, tmp_path, monkeypatch, open_clip):
     loaded = load_clip("tiny-resnet", tmp_path / "out" / "clip.safetensors")
     assert torch.equal(loaded.tensors["visual.conv1.weight"], state["visual.conv1.weight"])
     assert len(loaded.sha256) == 64
+
+
+PATHS = "/{repo_id}/resolve/{revision}/{filename}"
+HUB_FILE = "/someone/tiny/resolve/main/open_clip_model.safetensors"
+
+
+@pytest.fixture
+def from_hub(tmp_path, monkeypatch, open_clip):
+    """Let open_clip download "tiny-resnet" from a server in place of huggingface.co, into an empty cache."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda name, tag: {"hf_hub": "someone/tiny/"})
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("TQDM_POSITION", "-1")  # huggingface_hub shows its bar without a terminal too
+
+    def use(server):
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.address + PATHS)
+
+    return use
+
+
+def test_a_download_shows_its_size_and_continues_where_the_connection_broke(
+    folder, tmp_path, from_hub, capfd
+):
+    content = (folder / "tiny.safetensors").read_bytes()
+    with hub({HUB_FILE: content}, breaks=1) as server:
+        from_hub(server)
+        fetch_clip("tiny-resnet", "openai", tmp_path / "clip.safetensors")
+        first, second = server.ranges
+        assert first is None and int(second.removeprefix("bytes=").rstrip("-")) > len(content) // 2
+    load_clip("tiny-resnet", tmp_path / "clip.safetensors")
+    shown = capfd.readouterr()
+    assert "3 million numbers from huggingface.co/someone/tiny, at most 0.01 GB" in shown.out
+    assert "100%" in shown.err  # the bar of huggingface_hub
+
+
+def test_a_file_of_the_cache_that_was_damaged_is_fetched_again(folder, tmp_path, from_hub):
+    out = tmp_path / "clip.safetensors"
+    with hub({HUB_FILE: (folder / "tiny.safetensors").read_bytes()}) as server:
+        from_hub(server)
+        fetch_clip("tiny-resnet", "openai", out)
+        good = out.read_bytes()
+        (blob,) = (tmp_path / "cache").glob("*/blobs/*")
+        damaged = bytearray(blob.read_bytes())
+        damaged[-1] ^= 1
+        blob.write_bytes(damaged)
+        with pytest.raises(UserError, match="damaged"):
+            fetch_clip("tiny-resnet", "openai", out)
+        assert out.read_bytes() == good
+        fetch_clip("tiny-resnet", "openai", out)
+        assert len(server.ranges) == 2 and out.read_bytes() == good
 
 
 def test_the_header_of_our_files_replaces_open_clip(folder, clip, tmp_path, monkeypatch):

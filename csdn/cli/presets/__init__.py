@@ -51,7 +51,10 @@ def apply_preset(name: str, params_path: str | Path = "params.yaml", small: bool
         return [f"{path} already has the values of {name!r}"]
     weights = params["model"]["weights"]
     if not Path(weights).is_file():
-        changes.append(f"{weights} is missing: run `csdn fetch-clip`")
+        changes.append(
+            f"{weights} is missing: run `csdn fetch-clip` (at most 0.41 GB from huggingface.co; without a "
+            "network: `csdn fetch-clip --from FILE`)"
+        )
     return changes
 
 

@@ -192,9 +192,7 @@ class CheckpointStore:
         before, self._copied = self._copied, f"{self._attempt}/{secrets.token_hex(8)}"
         self._ask(lambda: filesystem.makedirs(self._copied, exist_ok=True))
         for name in names:
-            self._ask(
-                lambda name=name: filesystem.put_file(f"{self.folder}/{name}", f"{self._copied}/{name}")
-            )
+            self._ask(partial(filesystem.put_file, f"{self.folder}/{name}", f"{self._copied}/{name}"))
         if before:
             self._ask(lambda: filesystem.rm(before, recursive=True))
 

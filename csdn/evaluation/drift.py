@@ -150,9 +150,9 @@ def compare(pairs: Mapping[View, tuple[Measured | None, Measured, int]]) -> Iter
         found = CameraDrift(view, images, people, known, now.unnamed)
         if found.is_new:
             found = replace(found, moved=_of_other_people(now, np.arange(len(now.images))))
-        if min(people, known) >= MIN_PEOPLE:
+        if before is not None and min(people, known) >= MIN_PEOPLE:
             found = replace(found, shifts=tuple(_shifts(before, now, tested)))
-        if found.alarms:
+        if before is not None and found.alarms:
             moved, typical = _shown(before, now, found.alarms[0].statistic)
             found = replace(found, moved=moved, typical=typical)
         yield found

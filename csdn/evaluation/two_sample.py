@@ -43,7 +43,7 @@ STATISTICS: Mapping[str, str] = {
 def image_statistics(pictures: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """STATISTICS float64 [n, S] of pictures uint8 [n, 3, H, W]; sizes [n, 2]: height, width of the files."""
     pixels = pictures.astype(np.float32)
-    grey = np.tensordot(np.float32([0.299, 0.587, 0.114]), pixels, axes=(0, 1))
+    grey = np.tensordot(np.array([0.299, 0.587, 0.114], np.float32), pixels, axes=(0, 1))
     mean, deviation = grey.mean((1, 2)), grey.std((1, 2))
     inner = grey[:, 1:-1, 1:-1]
     neighbours = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:]

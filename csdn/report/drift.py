@@ -67,7 +67,8 @@ def newest_drift(
     pairs = {}
     for view in _views(splits):
         (before, _), (now, images) = _measured(splits, view, False), _measured(splits, view, True)
-        pairs[view] = before, now, images
+        if now is not None:
+            pairs[view] = before, now, images
     cameras, people = list(compare(pairs)), person_names(dataset)
     changed = [camera for camera in cameras if camera.alarm]
     return {

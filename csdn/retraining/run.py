@@ -137,13 +137,13 @@ def _carry_out(run: Run, overrides: Mapping[str, Any], steps: Steps) -> Outcome:
 
     def passes(left_out: tuple[Drop, ...]) -> bool:
         trials[left_out] = steps.trial(run, left_out, overrides)
-        return _judge(trials[left_out], steps) != REJECT
+        return _judge(trials[left_out], steps) == PROMOTE
 
     budget = load_params(run.folder / "params.yaml").retrain.blame_runs
     harmful = find_harmful(suspects, passes, budget)
     outcome = steps.apply_decision(trials.get(harmful, run))
     if trials and harmful not in trials:
-        note = f"{len(trials)} repetitions without some of the drops (retrain.blame_runs) were rejected too"
+        note = f"{len(trials)} repetitions without some of the drops (retrain.blame_runs): none was promoted"
         outcome = replace(outcome, reasons=(*outcome.reasons, note))
     return outcome
 
@@ -407,7 +407,7 @@ def trial(run: Run, left_out: Sequence[Drop], overrides: Mapping[str, Any]) -> R
     """Begin or continue a trial: the rejected run again, with these drops held. Raises UserError."""
     without = "it" if len(left_out) == 1 else f"it and {len(left_out) - 1} others"
     reasons = "; ".join(read_gate(run)["reasons"])
-    reason = f"gate of run {run.id}: {reasons}; not rejected without {without}"
+    reason = f"gate of run {run.id}: {reasons}; promoted without {without}"
     return begin_trial(run, left_out, reason, overrides)
 
 

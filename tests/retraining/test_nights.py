@@ -189,7 +189,7 @@ def test_one_harmful_drop_of_five_is_held_and_the_others_are_promoted(project):
     assert outcome.version == "v2" and held(project) == "d" and accepted(project) == "abce"
     assert night.trained[0] == "abcde" and len(night.trained) <= 5
     (drop,) = [drop for drop in ledger(project) if drop.status == Status.HELD]
-    reason = f"gate of run {found.run.id}: of the drops abcde, 1 do harm; not rejected without it"
+    reason = f"gate of run {found.run.id}: of the drops abcde, 1 do harm; promoted without it"
     assert drop.reason == reason
     (sent,) = night.sent
     assert sent.event == "promoted" and f"held: {drop}: {reason}" in sent.reasons
@@ -198,11 +198,11 @@ def test_one_harmful_drop_of_five_is_held_and_the_others_are_promoted(project):
     assert outcomes == ["rejected"]
 
 
-def test_an_undecided_repetition_holds_the_harmful_drop_and_accepts_the_others(project):
+def test_an_undecided_repetition_clears_no_drop(project):
     night = Night(harmful="b", decides_with=9)
     arrive(project, "abc")
-    assert night.pass_by(project)[1].event == "undecided"
-    assert held(project) == "b" and accepted(project) == "ac"
+    assert night.pass_by(project)[1].event == "rejected"
+    assert held(project) == "abc" and accepted(project) == ""
 
 
 def test_a_drop_of_an_undecided_run_is_a_suspect_later(project):
@@ -237,7 +237,7 @@ def test_a_run_that_has_not_trained_accuses_no_drop_of_an_undecided_run(project)
     assert held(project) == "c" and accepted(project) == "ab" and night.trained == []
 
 
-def test_if_every_repetition_is_rejected_all_new_drops_are_held(project):
+def test_if_no_repetition_is_promoted_all_new_drops_are_held(project):
     night = Night(harmful="ad")
     arrive(project, "abcd")
     outcome = night.pass_by(project)[1]

@@ -58,12 +58,13 @@ def gate() -> None:
 
     with stage("gate") as progress:
         from csdn.model.device import with_precision
-        from csdn.retraining.gate_run import run_gate
-        from csdn.retraining.versions import fetch_champion
+        from csdn.retraining.gate_run import WEIGHTS, run_gate
+        from csdn.retraining.versions import fetch_champion, sha256
 
         # Training may have started from another version, if the champion was trained on a forgotten person.
-        if champion := read_champion().champion:
-            fetch_champion(Path(), champion.version, Path("champion"))
+        champion, folder = read_champion().champion, Path("champion")
+        if champion and sha256(folder / WEIGHTS) != champion.embedding:
+            fetch_champion(Path(), champion.version, folder)
         params = with_precision(load_params(), partial(print, "gate:"))
         if params.scaling.workers:
             from csdn.cluster.extract import extract_on_ray as embedder

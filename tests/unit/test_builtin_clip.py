@@ -1,5 +1,6 @@
 """The small CLIP: the shipped files load through open_clip, and the weights recognise unseen people."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -54,7 +55,8 @@ def test_every_caption_fits_the_context_and_reads_back(tokenizer) -> None:
 
 
 def test_the_vocabulary_is_what_its_module_makes() -> None:
-    assert VOCABULARY.read_bytes() == vocabulary_bytes()
+    # The header of gzip names the system, which Python 3.13 does differently.
+    assert gzip.decompress(VOCABULARY.read_bytes()) == gzip.decompress(vocabulary_bytes())
     assert VOCABULARY.stat().st_size < 1024
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from csdn.ingest.forgotten import FORGOTTEN, read_forgotten
 from csdn.ingest.ledger import LEDGER, Drop, Status, as_entry, write_ledger
-from csdn.params import Params, leaves, parse_params, set_value
+from csdn.params import Params, leaves, load_params, parse_params, set_value
 from csdn.retraining import branches, dvc, git
 from csdn.retraining.branches import BEGIN, READY
 from csdn.retraining.gate import REJECT, UNDECIDED
@@ -167,6 +167,7 @@ def open_run(workspace: str | Path, identifier: str) -> Run:
         _remove_tree(run)
         git.git(workspace, "worktree", "add", "--quiet", str(run.folder), run.branch)
     dvc.link_cache(workspace, run.folder)
+    _link_weights(run)
     if missing:
         dvc.pull_available(run.folder)
     _fetch_champion(run)
@@ -220,6 +221,18 @@ def _create(run: Run, drops: Sequence[Drop], values: Mapping[str, Any], lock: by
     write_champion(file.model_copy(update={"start": start}), run.folder)
     _fetch_champion(run)
     run.commit("begin", BEGIN)
+
+
+def _link_weights(run: Run) -> None:
+    """Give the run the workspace's weights of CLIP, which Git does not keep (`csdn fetch-clip`)."""
+    weights = load_params(run.folder / "params.yaml").model.weights
+    source, target = run.workspace / weights, run.folder / weights
+    if source.exists() and not target.exists():  # an absolute path is the same file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            target.hardlink_to(source)
+        except OSError:  # on another file system
+            shutil.copyfile(source, target)
 
 
 def _fetch_champion(run: Run) -> None:

@@ -6,6 +6,7 @@ import shutil
 import pytest
 from registry_project import DROPS, add_origin, arrive, clone, commit_file, ledger, make_project, work
 from repository import git
+from workspace import set_params
 
 from csdn.params import load_params
 from csdn.retraining import dvc
@@ -48,6 +49,17 @@ def test_a_run_has_what_decides_it_in_its_first_commit_and_main_has_nothing(proj
     assert len(ledger(run.folder)) == 2
     assert git(run.folder, "status", "--porcelain") == ""
     assert git(project, "rev-parse", "main") == before and git(project, "status", "--porcelain") == ""
+
+
+def test_a_run_has_the_weights_of_clip_that_git_does_not_keep(project):
+    """`csdn fetch-clip` writes them to weights/, which .gitignore names."""
+    set_params(project, {"model.weights": "weights/RN50-openai.safetensors"})
+    git(project, "commit", "--quiet", "--all", "--message", "RN50")
+    (project / "weights").mkdir()
+    (project / "weights/RN50-openai.safetensors").write_text("weights")
+    run = begin(project, arrive(DROPS[1]))
+    assert (run.folder / "weights/RN50-openai.safetensors").read_text() == "weights"
+    assert git(run.folder, "status", "--porcelain") == ""
 
 
 def test_a_run_that_was_killed_is_continued(project):

@@ -110,10 +110,15 @@ def record(run: Run, decision: str, reasons: Sequence[str], hold: Sequence[Drop]
         except PushRejected as error:
             rejected, before = error, newest
             newest = branches.newest_commit(workspace, branch)
-            if newest == before:  # nobody was faster: origin does not accept it
+            if newest == before:  # nobody was faster: origin does not accept one of the two
                 break
         else:
             return _recorded(run, decision, reasons, branch, commit)
+    try:  # another machine may have continued the run, and its branch have other commits at origin
+        git.push(workspace, {f"refs/heads/{branch}": commit})
+        return _recorded(run, decision, reasons, branch, commit)
+    except PushRejected as error:
+        rejected = error
     raise UserError(
         f"{rejected}\nThe decision on run {run.id} is not recorded. Allow this user to push to {branch}; the "
         "next call continues the run at this point"

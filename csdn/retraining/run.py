@@ -23,7 +23,7 @@ from typing import Any
 from csdn.data.catalog import PEOPLE_SCHEMA, read_table
 from csdn.data.outputs import in_words
 from csdn.data.shards import shards_at
-from csdn.ingest.forgotten import FORGOTTEN, NOBODY, parse_forgotten
+from csdn.ingest.forgotten import FORGOTTEN, NOBODY, Forgotten, parse_forgotten
 from csdn.ingest.identities import SplitRule, parse_aliases
 from csdn.ingest.ledger import LEDGER, SHORT, Drop, Status, parse_ledger
 from csdn.ingest.sync import sync_ledger
@@ -41,6 +41,7 @@ from csdn.retraining.branches import (
 )
 from csdn.retraining.gate import PROMOTE, REJECT, Decision, as_json
 from csdn.retraining.git import file_at
+from csdn.retraining.handover import share
 from csdn.retraining.lock import RUNS
 from csdn.retraining.notify import Notification, notify
 from csdn.retraining.registry import Outcome, promote, record
@@ -160,9 +161,10 @@ def _judge(run: Run, steps: Steps) -> str:
         else:
             _train(run, steps)
     gate = read_gate(run)
-    if decision_of(run.workspace, run.tip) == BEGIN:
+    if decision_of(run.workspace, run.tip) in (BEGIN, ""):  # none: a stage was shared
         said = PASS if gate["decision"] == PROMOTE else gate["decision"]
         run.commit("the gate has decided", said, "\n".join(gate["reasons"]))
+        share("gate", run.folder, _print)
     return gate["decision"]
 
 
@@ -232,12 +234,12 @@ def _new_data(workspace: Path, drops: list[Drop]) -> tuple[list[Drop], Scan, boo
     if since is None and champion:
         since = Since(champion.date)
     waiting = [drop for drop in synced if drop.status == Status.ACCEPTED and drop.id not in seen]
-    unseen = [drop for drop in waiting if drop.id not in tried]
+    unseen = [drop for drop in waiting if drop not in tried]
     known = _people_of(workspace, champion) if champion and unseen else set()
     content = file_at(workspace, main, str(FORGOTTEN))
     forgotten = parse_forgotten(content, FORGOTTEN) if content else NOBODY
     if unseen:
-        known |= people_of([drop for drop in waiting if drop.id in tried], rule, forgotten)
+        known |= _listed_people([drop for drop in waiting if drop in tried], rule, forgotten)
     new = count_arrivals(unseen, known, rule, forgotten)
     decide = partial(
         should_retrain, new, since if champion else None, datetime.now(UTC).date(), params.retrain
@@ -249,17 +251,31 @@ def _new_data(workspace: Path, drops: list[Drop]) -> tuple[list[Drop], Scan, boo
     return synced, Scan(None, new, reason, tuple(notes), tuple(compared)), enough
 
 
-def _undecided_since(workspace: Path, main: str) -> tuple[Since | None, set[str]]:
-    """(the newest run without a decision, the ids of the drops that main accepts since then).
+def _listed_people(drops: Sequence[Drop], rule: SplitRule, forgotten: Forgotten) -> set[str]:
+    """The people of drops that were packed before; a folder that is gone since stops no scan."""
+    people = set[str]()
+    for drop in drops:
+        try:
+            people |= people_of([drop], rule, forgotten)
+        except ServiceUnavailable:
+            raise
+        except UserError:
+            continue
+    return people
+
+
+def _undecided_since(workspace: Path, main: str) -> tuple[Since | None, set[Drop]]:
+    """(the newest run without a decision, the drops that main accepts since then).
 
     (None, empty) if the champion has changed since. The next run trains on these drops as well, but they are
-    no reason for one: the gate could not decide with them.
+    no reason for one: the gate could not decide with them. A drop whose entry has changed since, as by
+    `csdn accept`, is a reason again.
     """
     run = undecided_since(workspace, main)
     if run is None:
         return None, set()
     drops = ledger_at(workspace, run.commit)
-    return Since(run.time.date(), run.run), {drop.id for drop in drops if drop.status == Status.ACCEPTED}
+    return Since(run.time.date(), run.run), {drop for drop in drops if drop.status == Status.ACCEPTED}
 
 
 def _drift(workspace: Path, params: Params, drops: Sequence[Drop]) -> tuple[list[str], list[str]]:
@@ -389,12 +405,12 @@ def _suspects(run: Run) -> list[Drop]:
     """The drops that a run was trained on and its champion was not, in the ledger's order; none if it has not
     trained.
 
-    Without a champion, those that are new. A drop that a person has accepted, with a reason, is none.
+    Without a champion, all of them. A drop that a person has accepted, with a reason, is none.
     """
     if nothing_usable(run):
         return []
     champion = read_champion(run.folder).champion
-    known = _drops_of(run.workspace, champion) if champion else {drop.id for drop in run.before}
+    known = _drops_of(run.workspace, champion) if champion else set()
     unused = known | set(_held_by_ingest(run))
     return [
         drop
@@ -405,7 +421,8 @@ def _suspects(run: Run) -> list[Drop]:
 
 def trial(run: Run, left_out: Sequence[Drop], overrides: Mapping[str, Any]) -> Run:
     """Begin or continue a trial: the rejected run again, with these drops held. Raises UserError."""
-    without = "it" if len(left_out) == 1 else f"it and {len(left_out) - 1} others"
+    others = len(left_out) - 1
+    without = f"it and {others} other{'s' if others > 1 else ''}" if others else "it"
     reasons = "; ".join(read_gate(run)["reasons"])
     reason = f"gate of run {run.id}: {reasons}; promoted without {without}"
     return begin_trial(run, left_out, reason, overrides)

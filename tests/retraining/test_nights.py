@@ -6,6 +6,7 @@ The stages are a script of some lines, and what the gate says depends on the dro
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -213,6 +214,36 @@ def test_a_drop_of_an_undecided_run_is_a_suspect_later(project):
     arrive(project, "b")
     assert night.pass_by(project)[1].version == "v2"
     assert held(project) == "a" and accepted(project) == "b" and night.trained == ["ab", "b"]
+
+
+def test_without_a_champion_too_a_drop_of_an_undecided_run_is_a_suspect(tmp_path):
+    """Or it would be in every run, and each night's good drop would be held in its place."""
+    project = make_watching_project(tmp_path)
+    arrive(project, "a")
+    Night(decides_with=2).pass_by(project)
+    arrive(project, "b")
+    outcome = Night(harmful="a").pass_by(project)[1]
+    assert outcome.event == "promoted" and (accepted(project), held(project)) == ("b", "a")
+
+
+def test_a_held_drop_that_a_person_accepts_is_new(project):
+    night = Night(decides_with=5)
+    arrive(project, "a")
+    night.pass_by(project)
+    (drop,) = [one for one in ledger(project) if one.address[-1] == "a"]
+    write_ledger(decide(ledger(project), drop.id, Status.ACCEPTED, "looked"), project / "data/drops.json")
+    git(project, "commit", "--quiet", "--all", "--message", "looked at")
+    assert night.pass_by(project)[0].run and night.trained == ["a", "a"]
+
+
+def test_a_folder_that_is_gone_stops_no_scan(project):
+    night = Night(decides_with=5)
+    arrive(project, "a")
+    night.pass_by(project)
+    (drop,) = [one for one in ledger(project) if one.address[-1] == "a"]
+    shutil.rmtree(drop.address)
+    arrive(project, "b")
+    assert night.pass_by(project)[0].run and night.trained == ["a", "ab"]
 
 
 def test_a_drop_that_a_person_has_accepted_is_no_suspect(project):

@@ -109,7 +109,8 @@ def plan(root: Path, person: str, work: Path) -> Plan:
     objects = Objects(root, work)
     found = survey(root, Removal(labels, images, name), objects, forgotten)
     ledger = parse_ledger((root / LEDGER).read_bytes(), str(LEDGER))
-    return Plan(root, params, objects, forgotten, found, images_in_drops(ledger, found.removal))
+    drops = images_in_drops(ledger, found.removal, found.claimed)
+    return Plan(root, params, objects, forgotten, found, drops)
 
 
 def plan_lines(found: Plan, shared: bool = False) -> list[str]:
@@ -226,10 +227,13 @@ def _replace_objects(
         before = objects.files_of(old)
         if before is None:
             continue
-        after = {name: made.objects.get(md5, {"md5": md5}).get("md5", "") for name, md5 in before.items()}
-        if path == SHARDS:
-            after = {made.shards.get(name, name): md5 for name, md5 in after.items()}
-        after = {name: md5 for name, md5 in after.items() if name and md5}
+        after = {}
+        for name, md5 in before.items():
+            replaced = (path == SHARDS and name in made.shards) or f"{path}/{name}" in changed
+            name = made.shards.get(name, name) if path == SHARDS else name
+            md5 = made.objects[md5].get("md5") if replaced else md5
+            if md5:
+                after[name] = md5
         if after != before:
             new = objects.add_folder(after, old) if after else ""
             size = folder_size(objects, after)
@@ -242,7 +246,7 @@ def _replace_objects(
 def record(found: Plan, made: Prepared, reason: str) -> Forgotten:
     """data/forgotten.json with the person, and with what replaces what."""
     before, survey = found.forgotten, found.survey
-    contents = {content for one in found.drops for content in one.contents}
+    contents = {content for one in found.drops for content in one.contents} - survey.others
     labels = {*found.removal.labels, found.removal.name}
     person = ForgottenPerson(
         id=before.hash_of(min(found.removal.labels)),
@@ -425,7 +429,8 @@ def remove(
         removed, kept = removed + count, kept + lines
     for line in kept:
         note(f"left: {line}")
-    for about in images_in_drops(parse_ledger((root / LEDGER).read_bytes(), str(LEDGER)), removal):
+    ledger = parse_ledger((root / LEDGER).read_bytes(), str(LEDGER))
+    for about in images_in_drops(ledger, removal, found.survey.claimed):
         note(places.clean_drop(about, removal))
     if had_champion and (champion := read_champion(root).champion):
         versions.fetch_champion(root, champion.version, root / "champion")

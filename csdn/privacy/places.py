@@ -116,7 +116,12 @@ def shard_cache(params: Params) -> Path:
     """The folder in which this machine keeps shards of an object store (csdn.data.shard_cache)."""
     if params.scaling.cache.folder:
         return Path(params.scaling.cache.folder).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "csdn/shards"
+    return user_cache() / "shards"
+
+
+def user_cache() -> Path:
+    """The folder in which this project keeps what it fetched for this user."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "csdn"
 
 
 def remove_work(root: Path, params: Params, shows: Shows) -> list[str]:
@@ -327,7 +332,7 @@ def _clean_manifests(about: DropImages, removal: Removal) -> None:
         if name not in files.entries:
             continue
         data = source.tree.read(files.entries[name])
-        new = _without_rows(data, name, removal, frozenset(about.paths))
+        new = _without_rows(data, name, removal, lambda path: files.real_path(path) in about.paths)
         if isinstance(source.tree, LocalTree):
             with atomic_write(Path(folder) / name) as temporary:
                 temporary.write_bytes(new)
@@ -340,23 +345,31 @@ def _clean_manifests(about: DropImages, removal: Removal) -> None:
                 source.tree.store.put(name, path)
 
 
-def _without_rows(data: bytes, name: str, removal: Removal, paths: frozenset[str]) -> bytes:
-    def stays(path: str | None, person: object) -> bool:
-        text = "" if person is None else str(person)
-        return not removal.is_label(text) and (path or "") not in paths
-
+def _without_rows(data: bytes, name: str, removal: Removal, is_removed: Callable[[str], bool]) -> bytes:
+    """A manifest without the rows whose files are removed. Another row of the person, of a file that a drop
+    in use gives somebody else (`csdn relabel`), stays without the name.
+    """
     if name.lower().endswith(".parquet"):
         table = pq.read_table(io.BytesIO(data))
-        columns = (table[column].to_pylist() for column in ("path", "person"))
-        kept = [stays(path, person) for path, person in zip(*columns, strict=True)]
+        table = table.filter(
+            pa.array([not is_removed(path or "") for path in table["path"].to_pylist()], pa.bool_())
+        )
+        people = [None if one is None else str(one) for one in table["person"].to_pylist()]
+        if any(map(removal.is_label, people)):
+            renamed = pa.array(
+                [removal.name if removal.is_label(one) else one for one in people], pa.string()
+            )
+            table = table.set_column(table.schema.get_field_index("person"), "person", renamed)
         buffer = io.BytesIO()
-        pq.write_table(table.filter(pa.array(kept, pa.bool_())), buffer)
+        pq.write_table(table, buffer)
         return buffer.getvalue()
     text = read_text(data, name)
     delimiter = delimiter_of(text)
     rows = list(csv.reader(io.StringIO(text), delimiter=delimiter))
-    places = [rows[0].index(column) for column in ("path", "person")]
-    kept = [row for row in rows[1:] if row and stays(*(from_cell(row[place]) for place in places))]
+    path, person = (rows[0].index(column) for column in ("path", "person"))
+    kept = [row for row in rows[1:] if row and not is_removed(from_cell(row[path]))]
+    for row in (row for row in kept if removal.is_label(from_cell(row[person]))):
+        row[person] = removal.name
     out = io.StringIO()
     csv.writer(out, delimiter=delimiter, lineterminator="\n").writerows([rows[0], *kept])
     return out.getvalue().encode()

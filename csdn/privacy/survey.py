@@ -9,7 +9,8 @@ the person.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from csdn.ingest.forgotten import NOBODY, Forgotten
 from csdn.ingest.identities import read_aliases
 from csdn.ingest.ledger import Drop, Status, list_records, read_ledger
 from csdn.ingest.sources import Source, open_source
+from csdn.ingest.sources.cameras import split_manifest
 from csdn.params import Params
 from csdn.privacy.objects import Objects, Values, locks_of, outputs_of
 from csdn.privacy.rewrite import Removal, of_person, row_of, shows_images
@@ -107,6 +109,9 @@ class Survey:
     versions: list[str] = field(default_factory=list)
     sets: list[OutputSet] = field(default_factory=list)  # those that show the person
     missing: list[str] = field(default_factory=list)
+    # What drops in use say of others: SHA-256 of images, and (folder, path) of files.
+    others: set[str] = field(default_factory=set)
+    claimed: set[tuple[str, str]] = field(default_factory=set)
 
     @property
     def found(self) -> bool:
@@ -128,7 +133,8 @@ def survey(root: Path, removal: Removal, objects: Objects, forgotten: Forgotten)
     here = outputs_in(root)
     found = Survey(removal, missing=missing + objects.unreachable)
     ledger = {drop.id: drop for drop in read_ledger(root / "data/drops.json")}
-    found.images = _images(here, sets, ledger, removal)
+    found.claimed = paths_of_others(ledger.values(), removal)
+    found.images, found.others = _images(here, sets, ledger, removal, found.claimed)
     found.removal = removal = replace(removal, images=removal.images | found.images)
     for one in (here, *sets):
         shards, shown = _shards(one, removal), row_of(one.files, removal)
@@ -142,22 +148,32 @@ def survey(root: Path, removal: Removal, objects: Objects, forgotten: Forgotten)
 
 
 def _images(
-    here: OutputSet, sets: Sequence[OutputSet], ledger: Mapping[str, Drop], removal: Removal
-) -> set[str]:
-    """SHA-256 of the person's images: those with the label in a drop that is in use, and those with the label
-    anywhere else, unless a drop in use says that they show another person (`csdn relabel`).
+    here: OutputSet,
+    sets: Sequence[OutputSet],
+    ledger: Mapping[str, Drop],
+    removal: Removal,
+    claimed: Collection[tuple[str, str]],
+) -> tuple[set[str], set[str]]:
+    """SHA-256 of (the person's images, images of others): the person's are those with the label in a drop
+    that is in use, and those with the label anywhere else, unless a drop in use says that they show another
+    person (`csdn relabel`; ingest need not have read it yet).
     """
     certain, others, doubtful = set[str](), set[str](), set[str]()
     for name, path in indexes(here):
         drop = ledger.get(Path(name).stem)
-        index = read_table(path, INDEX_SCHEMA, ["key", "person"])
+        index = read_table(path, INDEX_SCHEMA, ["key", "person", "path"])
         mask = pc.is_in(index["person"], removal.labels_in(index["person"]))
-        keys = set(index["key"].filter(mask).to_pylist())
+        own = index.filter(mask)
+        keys = set(own["key"].to_pylist())
         if drop and drop.status != Status.REJECTED:
             certain |= keys
             others |= set(index["key"].filter(pc.invert(mask)).to_pylist())
-        else:
-            doubtful |= keys
+            continue
+        doubtful |= keys
+        if drop:
+            folder = split_manifest(drop.address)[0]
+            rows = zip(own["path"].to_pylist(), own["key"].to_pylist(), strict=True)
+            others |= {key for path, key in rows if (folder, path) in claimed}
     for one in sets:
         for _, path in indexes(one):
             index = read_table(path, INDEX_SCHEMA, ["key", "person"])
@@ -166,7 +182,8 @@ def _images(
         if (row := row_of(one.files, removal)) is not None and "data/samples.parquet" in one.files:
             samples = read_table(one.files["data/samples.parquet"], SAMPLES_SCHEMA, ["key", "person_row"])
             doubtful |= set(samples["key"].filter(pc.equal(samples["person_row"], row)).to_pylist())
-    return certain | (doubtful - (others - certain))
+    others -= certain
+    return certain | (doubtful - others), others
 
 
 def indexes(one: OutputSet) -> Iterator[tuple[str, Path]]:
@@ -246,14 +263,38 @@ class DropImages:
     problem: str = ""
 
 
-def images_in_drops(drops: Sequence[Drop], removal: Removal) -> list[DropImages]:
-    """The person's images in each drop of the ledger that has some or cannot be listed."""
+def paths_of_others(drops: Iterable[Drop], removal: Removal) -> set[tuple[str, str]]:
+    """(folder, path) of the files that a drop in use gives another person; a drop that cannot be listed gives
+    none.
+    """
+    found = set[tuple[str, str]]()
+    for drop in drops:
+        if drop.status == Status.REJECTED:
+            continue
+        with suppress(UserError, OSError):
+            folder = split_manifest(drop.address)[0]
+            for record in list_records(open_source(drop.address, drop.layout), drop, NOBODY):
+                if record.person and not removal.is_label(record.person) and record.person != removal.name:
+                    found.add((folder, record.path))
+    return found
+
+
+def images_in_drops(
+    drops: Sequence[Drop], removal: Removal, claimed: Collection[tuple[str, str]] = ()
+) -> list[DropImages]:
+    """The person's images in each drop of the ledger that has some or cannot be listed.
+
+    claimed: (folder, path) of files that show others, whatever a rejected drop says (`paths_of_others`).
+    """
     found = []
     for drop in drops:
         try:
             source = open_source(drop.address, drop.layout)
             records = list_records(source, drop, NOBODY)
             gone = [one for one in records if removal.is_label(one.person) or one.person == removal.name]
+            if drop.status == Status.REJECTED:
+                folder = split_manifest(drop.address)[0]
+                gone = [one for one in gone if (folder, one.path) not in claimed]
             contents = {_content(source, one) for one in gone} - {None}
         except (UserError, OSError) as error:
             found.append(DropImages(drop, None, 0, (), problem=str(error)))

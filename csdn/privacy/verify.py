@@ -31,7 +31,7 @@ from csdn.ingest.sources.cameras import CameraSource
 from csdn.ingest.sources.tree import Kind, kind_of
 from csdn.params import Params
 from csdn.privacy.objects import Objects, Remote
-from csdn.privacy.places import shard_cache
+from csdn.privacy.places import shard_cache, user_cache
 from csdn.privacy.rewrite import Removal, text_pattern
 from csdn.retraining import git
 from csdn.runtime.errors import UserError
@@ -65,8 +65,8 @@ class Search:
         found = {NAME} if self.pattern.search(name) else set()
         if hashlib.sha256(data).digest() in self.images:
             found.add(IMAGE)
-        if data[:4] == b"PAR1":
-            return found | self._in_table(data)
+        if data[:4] == b"PAR1" and (table := _read_table(data)) is not None:
+            return found | self._in_table(table)
         if data[257:262] == b"ustar":
             return found | self._in_tar(data)
         if self.pattern.search(data.decode(errors="replace")):
@@ -76,19 +76,16 @@ class Search:
             found |= {IMAGE} if hashes & self.images else set()
         return found
 
-    def _in_table(self, data: bytes) -> set[str]:
-        found = set[str]()
-        try:
-            table = pq.read_table(io.BytesIO(data))
-        except (pa.ArrowException, OSError):
-            return found
-        texts = [str(table.schema.metadata)]
+    def _in_table(self, table: pa.Table) -> set[str]:
+        found, texts = set[str](), [str(table.schema.metadata)]
         for column in table.columns:
-            while pa.types.is_list(column.type):
+            if pa.types.is_dictionary(column.type):
+                column = column.cast(column.type.value_type)
+            while pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
                 column = pa.chunked_array(
                     [chunk.flatten() for chunk in column.chunks], column.type.value_type
                 )
-            if pa.types.is_string(column.type):
+            if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
                 texts += [text for text in column.unique().to_pylist() if text]
             elif pa.types.is_fixed_size_binary(column.type):
                 found |= {IMAGE} if self.images & set(column.to_pylist()) else set()
@@ -109,6 +106,14 @@ class Search:
         except tarfile.TarError:
             pass
         return found
+
+
+def _read_table(data: bytes) -> pa.Table | None:
+    """The table in a Parquet file's bytes; None where they are damaged, and searched as they are."""
+    try:
+        return pq.read_table(io.BytesIO(data))
+    except (pa.ArrowException, OSError):
+        return None
 
 
 @dataclass(frozen=True)
@@ -137,8 +142,8 @@ def verify(
     """Search all places of a project for a person."""
     search, unreachable = Search(removal), list(objects.unreachable)
     places: list[tuple[str, Iterator[tuple[str, bytes]]]] = [
-        ("the workspace", _files(root, objects.cache)),
-        ("DVC's cache", _files(objects.cache)),
+        ("the workspace", _files(root, unreachable, objects.cache)),
+        ("DVC's cache", _files(objects.cache, unreachable)),
         *((f"the DVC remote {one.name}", _remote_objects(one, objects.temporary)) for one in objects.remotes),
         ("Git", _git_objects(root)),
     ]
@@ -146,22 +151,16 @@ def verify(
         if address:
             places.append((address, _stored(address)))
     if params.ingest.store:
-        places.append((str(shard_cache(params)), _files(shard_cache(params))))
-    cached_galleries = shard_cache(params).parent / "galleries"
-    places.append((str(cached_galleries), _files(cached_galleries)))
+        places.append((str(shard_cache(params)), _files(shard_cache(params), unreachable)))
+    cached_galleries = user_cache() / "galleries"  # of galleries in object stores (csdn.search.gallery)
+    places.append((str(cached_galleries), _files(cached_galleries, unreachable)))
     for address in galleries:
-        places.append((address, _stored(address) if "://" in address else _files(Path(address))))
+        files = _stored(address) if "://" in address else _files(Path(address), unreachable)
+        places.append((address, files))
     traces = []
     for place, files in places:
         note(f"searches {place}")
-        try:
-            traces += [
-                Trace(place, name, what)
-                for name, data in files
-                for what in sorted(search.in_bytes(data, name))
-            ]
-        except UserError as error:
-            unreachable.append(f"{place}: {error}")
+        traces += search_place(place, files, search, unreachable)
     traces += _in_drops(root, search, unreachable, note)
     traces = _named_in_git(root, traces)
     unreachable += [
@@ -172,8 +171,19 @@ def verify(
     return Result(traces, unreachable)
 
 
-def _files(root: Path, without: Path | None = None) -> Iterator[tuple[str, bytes]]:
-    """(path below the root, bytes) of each file."""
+def search_place(
+    place: str, files: Iterable[tuple[str, bytes]], search: Search, unreachable: list[str]
+) -> Iterator[Trace]:
+    """The traces in the files (name, bytes) of a place; if it fails half-way, it counts as not reached."""
+    try:
+        for name, data in files:
+            yield from (Trace(place, name, what) for what in sorted(search.in_bytes(data, name)))
+    except UserError as error:
+        unreachable.append(f"{place}: {error}")
+
+
+def _files(root: Path, unreachable: list[str], without: Path | None = None) -> Iterator[tuple[str, bytes]]:
+    """(path below the root, bytes) of each file that can be read."""
     for folder, folders, files in os.walk(root):
         folders[:] = [one for one in folders if one not in SKIPPED and Path(folder, one) != without]
         for name in sorted(files):
@@ -183,7 +193,7 @@ def _files(root: Path, without: Path | None = None) -> Iterator[tuple[str, bytes
             except FileNotFoundError:  # a link to nothing, or removed meanwhile
                 continue
             except OSError as error:
-                raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+                unreachable.append(f"{path}: cannot be read ({error.strerror})")
 
 
 def _remote_objects(remote: Remote, temporary: Path) -> Iterator[tuple[str, bytes]]:
@@ -247,6 +257,8 @@ def _git_objects(root: Path) -> Iterator[tuple[str, bytes]]:
             if b'"salt"' in data and b'"labels"' in data:  # data/forgotten.json: it has the hashes of images
                 data = re.sub(rb'"[0-9a-f]{64}"', b'""', data)
             yield f"{kind} {digest}", data
+    if process.returncode:
+        raise UserError(f"{root}: git cat-file failed ({process.returncode}): not all objects were searched")
 
 
 def _named_in_git(root: Path, traces: list[Trace]) -> list[Trace]:

@@ -20,10 +20,11 @@ from safetensors.numpy import load_file
 from workspace import environment, run
 
 import csdn
+from csdn.curation.relabel import EditedRow, relabelled
 from csdn.data.catalog import load_dataset
 from csdn.data.shards import open_shards
 from csdn.ingest.forgotten import read_forgotten
-from csdn.ingest.ledger import list_records, read_ledger, write_ledger
+from csdn.ingest.ledger import Status, list_records, read_ledger, write_ledger
 from csdn.ingest.sources import open_source
 from csdn.ingest.sync import drop_fingerprint
 from csdn.privacy.forget import forget, plan, plan_lines
@@ -194,6 +195,28 @@ def test_relabelled_images_and_aliases_of_the_person_go_too(world, tmp_path):
     assert len(pixels(world / "data")) == 16 * 6 - 8
     run(world, "dvc", "repro", "ingest")
     assert len(pixels(world / "data")) == 16 * 6 - 8
+
+
+def test_an_image_whose_label_was_corrected_is_somebody_elses(world):
+    """The folder says `person`, `csdn relabel` said `other`; ingest has not read the correction yet."""
+    person, other, *_ = people_by("train", world)
+    first, second = read_ledger(world / "data/drops.json")
+    path = f"visible/north/{person}/0.jpg"
+    corrected, _ = relabelled(first, [EditedRow(path, other, {})], "labels.csv")
+    rejected = replace(first, status=Status.REJECTED, reason="relabelled")
+    write_ledger([rejected, second, corrected], world / "data/drops.json")
+    git(world, "commit", "--quiet", "--all", "--message", "labels")
+    git(world, "push", "--quiet", "origin", "main")
+    key = hashlib.sha256((Path(first.address) / path).read_bytes()).hexdigest()
+
+    result = forget(world, person, shared=True)
+    assert {trace.name.split(" (")[0] for trace in result.traces} == {path, "data/drops.json"}  # by the path
+    assert (Path(first.address) / path).exists()
+    run(world, "dvc", "repro", "ingest")
+    people = load_dataset(world / "data").people["person"].to_pylist()
+    samples = load_dataset(world / "data").samples.to_table().to_pylist()
+    assert [people[row["person_row"]] for row in samples if row["key"] == key] == [other]
+    assert len(samples) == 16 * 6 - 5
 
 
 def test_objects_that_no_commit_names_are_removed_from_the_cache(world):

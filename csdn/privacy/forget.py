@@ -138,8 +138,12 @@ def plan_lines(found: Plan, shared: bool = False) -> list[str]:
         lines.append(f"{params.report.store}: reports that name the person are {old}")
     lines += [f"{address}: the person is removed" for address in places.galleries_in(found.root)]
     for one in found.drops:
-        what = f"not reached: {one.problem}" if one.problem else f"{len(one.paths)} files are removed"
-        lines.append(f"{one.drop}: {what}")
+        if one.problem:
+            lines.append(f"{one.drop}: not reached: {one.problem}")
+        elif why := places.obstacle(one):
+            lines.append(f"{one.drop}: {len(one.paths)} files are left: {why}; ingest leaves them out")
+        else:
+            lines.append(f"{one.drop}: {len(one.paths)} files are removed")
     return lines + [f"not reached: {line}" for line in survey.missing]
 
 

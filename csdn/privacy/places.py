@@ -292,16 +292,27 @@ def clean_galleries(addresses: Iterable[str], forgotten: Forgotten, removal: Rem
 # Drops.
 
 
+def obstacle(about: DropImages) -> str:
+    """Why the person's images cannot be removed from a drop, as far as it is known before; "" if they can."""
+    if about.drop.layout == "builtin":
+        return "the program draws them"
+    if not isinstance(about.source, CameraSource):
+        return f"they are the authors' data, layout {about.drop.layout}"
+    tree = about.source.tree
+    if isinstance(tree, LocalTree):
+        folders = {(tree.root / path).parent for path in about.paths}
+        closed = sorted(str(folder) for folder in folders if not os.access(folder, os.W_OK))
+        return f"no permission to write to {closed[0]}" if closed else ""
+    return ""
+
+
 def clean_drop(about: DropImages, removal: Removal) -> str:
     """Remove the person's images from a drop that may be written to; a line that says what was done."""
     count, drop = len(about.paths), about.drop
     if about.problem:
         return f"not reached: {drop}: {about.problem}"
-    if not isinstance(about.source, CameraSource):
-        kind = (
-            "drawn by the program" if drop.layout == "builtin" else f"the authors' data, layout {drop.layout}"
-        )
-        return f"left: {drop}: {count} images, {kind}; ingest leaves them out"
+    if why := obstacle(about):
+        return f"left: {drop}: {count} files: {why}; ingest leaves them out"
     try:
         _clean_manifests(about, removal)
         if isinstance(about.source.tree, LocalTree):
@@ -310,7 +321,7 @@ def clean_drop(about: DropImages, removal: Removal) -> str:
             for path in about.paths:
                 about.source.tree.store.remove(path)
     except (OSError, UserError) as error:
-        return f"left: {drop}: {count} images, not allowed to remove them ({error}); ingest leaves them out"
+        return f"left: {drop}: {count} files: not allowed to remove them ({error}); ingest leaves them out"
     return f"{drop}: {count} files removed"
 
 

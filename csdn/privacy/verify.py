@@ -212,9 +212,11 @@ def _stored(address: str) -> Iterator[tuple[str, bytes]]:
 def _in_drops(
     root: Path, search: Search, unreachable: list[str], note: Callable[[str], None]
 ) -> Iterator[Trace]:
-    """Images of the person in the drops, by label and, unless the program draws them, by content."""
+    """Images of the person in the drops, by label and by content, except in those that the program draws."""
     for drop in read_ledger(root / "data/drops.json"):
         note(f"searches {drop}")
+        if drop.layout == "builtin":  # there are no images that could be removed
+            continue
         try:
             source = open_source(drop.address, drop.layout)
             for name, data in _other_files(source):
@@ -222,7 +224,7 @@ def _in_drops(
             for record in list_records(source, drop, NOBODY):
                 if search.removal.is_label(record.person) or search.removal.is_path(record.path):
                     yield Trace(str(drop), record.path, NAME)
-                elif drop.layout != "builtin" and _digest(source, record) in search.images:
+                elif _digest(source, record) in search.images:
                     yield Trace(str(drop), record.path, IMAGE)
         except (UserError, OSError) as error:
             unreachable.append(str(error) if str(drop) in str(error) else f"{drop}: {error}")

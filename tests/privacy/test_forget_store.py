@@ -71,7 +71,7 @@ def test_a_drop_in_a_bucket_is_cleaned_where_the_key_allows_it(s3_server, tmp_pa
         for name, value in s3_server.user_that_may("s3:GetObject", "s3:ListBucket").items():
             reader.setenv(name, value)
         (about,) = images_in_drops([drop], removal)
-        assert clean_drop(about, removal).startswith(f"left: {drop}: 6 images, not allowed to remove them")
+        assert clean_drop(about, removal).startswith(f"left: {drop}: 6 files: not allowed to remove them")
     assert len(s3_server.names("forget/in/")) == 14
     (about,) = images_in_drops([drop], removal)
     assert clean_drop(about, removal) == f"{drop}: 6 files removed"
@@ -82,7 +82,7 @@ def test_a_drop_that_the_program_draws_is_left_and_said(tmp_path):
     drop, _ = open_drop("builtin:tiny", "builtin")
     removal = Removal(frozenset({"p10001"}), frozenset(), "forgotten-")
     (about,) = images_in_drops([drop], removal)
-    assert "drawn by the program; ingest leaves them out" in clean_drop(about, removal)
+    assert "the program draws them; ingest leaves them out" in clean_drop(about, removal)
 
 
 def test_rows_of_a_manifest_go_with_the_images(tmp_path):

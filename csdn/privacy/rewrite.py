@@ -108,7 +108,7 @@ class ShardImage(NamedTuple):
 def images_of(path: Path, name: str) -> Iterator[ShardImage]:
     """The images of the shard at `path`, called `name`; raises UserError where it is damaged."""
     try:
-        with tarfile.open(path) as tar:
+        with tarfile.open(path, "r:") as tar:
             image, key, extension, offset = b"", "", "", 0
             for member in tar:
                 data = tar.extractfile(member).read()

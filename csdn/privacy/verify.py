@@ -99,7 +99,7 @@ class Search:
     def _in_tar(self, data: bytes) -> set[str]:
         found = set[str]()
         try:
-            with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+            with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
                 for member in tar:
                     if file := tar.extractfile(member):
                         found |= self.in_bytes(file.read(), member.name)

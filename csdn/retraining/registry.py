@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -114,11 +115,9 @@ def record(run: Run, decision: str, reasons: Sequence[str], hold: Sequence[Drop]
                 break
         else:
             return _recorded(run, decision, reasons, branch, commit)
-    try:  # another machine may have continued the run, and its branch have other commits at origin
+    with suppress(PushRejected):  # another machine may have continued the run: its branch differs at origin
         git.push(workspace, {f"refs/heads/{branch}": commit})
         return _recorded(run, decision, reasons, branch, commit)
-    except PushRejected as error:
-        rejected = error
     raise UserError(
         f"{rejected}\nThe decision on run {run.id} is not recorded. Allow this user to push to {branch}; the "
         "next call continues the run at this point"

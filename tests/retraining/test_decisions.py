@@ -150,6 +150,15 @@ def test_an_origin_that_does_not_accept_the_commit(project, origin, fault):
     assert statuses(project)["/in/monday-2"] == "held"
 
 
+def test_a_branch_that_another_machine_has_moved_delays_no_decision(project, origin):
+    run = finished(project, DROPS[1])
+    other = git(origin, "commit-tree", "-m", "of another machine", "main^{tree}").strip()
+    git(origin, "update-ref", f"refs/heads/{run.branch}", other)
+    record(run, "reject", WORSE, run.new_drops)
+    assert statuses(project)["/in/monday-2"] == "held"
+    assert git(project, "rev-parse", "main") == git(origin, "rev-parse", "main")
+
+
 def test_an_origin_that_does_not_respond_is_asked_again_by_the_same_call(project, origin):
     run = finished(project, DROPS[1])
     away = origin.rename(f"{origin}.away")

@@ -424,7 +424,7 @@ def remove(
     for folder in (root / SHARDS, places.shard_cache(params)):
         note(f"{folder}: {places.remove_old_shards(folder, forgotten)} old shards removed")
     removed, kept = places.remove_objects(root, objects, forgotten, shared)
-    removed += places.remove_unnamed(root, objects, forgotten, shows, shared)
+    removed += places.remove_unnamed(root, objects, forgotten, shows)
     note(f"DVC: {removed} old objects removed")
     for count, lines in (
         places.remove_from_store(params, forgotten, shared),

@@ -203,12 +203,14 @@ def remove_objects(root: Path, objects: Objects, forgotten: Forgotten, shared: b
     return removed, kept
 
 
-def remove_unnamed(root: Path, objects: Objects, forgotten: Forgotten, shows: Shows, shared: bool) -> int:
+def remove_unnamed(root: Path, objects: Objects, forgotten: Forgotten, shows: Shows) -> int:
     """Remove objects that show the person, and that no dvc.lock names, such as those of a `dvc repro` before
     the last one, from the cache; with them the other such files of the same folders (a model's weights,
     beside the list of its people). Returns their number.
+
+    A cache outside the project's folder keeps them: they may be another project's, or another clone's.
     """
-    if not (shared or objects.cache.is_relative_to(root.resolve())):
+    if not objects.cache.is_relative_to(root.resolve()):
         return 0
     live = live_objects(root, objects, forgotten)
     unnamed = {path.parent.name + path.name: path for path in objects.cache.glob("*/*")}

@@ -60,8 +60,12 @@ class Removal:
         return pa.array([one for one in column.unique().to_pylist() if self.is_label(one)], pa.string())
 
     def is_path(self, path: str) -> bool:
-        """Whether a folder of a path is called like the person."""
-        return any(map(self.is_label, path.split("/")))
+        """Whether the folder of people in <modality>/<camera>/<person>/<name> is called like the person.
+
+        A camera or a file may have the same name, and the images in it are others'.
+        """
+        parts = path.split("/")
+        return len(parts) >= 4 and self.is_label(parts[2])
 
 
 @dataclass(frozen=True)

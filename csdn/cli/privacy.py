@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from csdn.runtime.errors import UserError
 from csdn.runtime.sanitize import escape_control_chars
 
 
@@ -36,17 +37,24 @@ def forget(
     from csdn.privacy.verify import verify as search
     from csdn.retraining.lock import workspace_lock
 
+    if dry_run and verify:
+        raise UserError("--dry-run says what would be done, --verify searches: choose one")
     if dry_run or verify:
         with TemporaryDirectory() as work:
             found = plan(Path().resolve(), person, Path(work))
             if dry_run:
                 return _print(*plan_lines(found, shared))
-            result = search(found.root, found.params, found.removal, found.objects, gallery or (), _note)
+            if found.person is None:
+                _print("nobody of this name was forgotten here: see that it is spelled as in the drops")
+            missing = found.survey.missing
+            result = search(
+                found.root, found.params, found.removal, found.objects, missing, gallery or (), _note
+            )
     else:
         with workspace_lock(Path(), "csdn forget"):
             result = forget_person(Path(), person, reason, gallery or (), shared, _print)
     _print(*result.lines)
-    raise typer.Exit(1 if verify and result.traces else 0)
+    raise typer.Exit(result.exit_code if verify else 0)
 
 
 def _note(line: str) -> None:

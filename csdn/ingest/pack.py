@@ -190,6 +190,10 @@ def _pack_image(
             if given := range_of(record.camera, task.settings.grey16_range):
                 data, extension = png_of_range(deep, *given, source=original), "png"
                 key = hashlib.sha256(data).hexdigest()
+        if key in task.forgotten:  # only the converted image is known, if the drop could not be read then
+            packed.refused.append((record.path, FORGOTTEN, original, *about))
+            packed.hashes.append(original)
+            return
         if key not in offsets:  # the names in a tar must be unique
             offsets[key] = writer.add(key, extension, data, _facts(record, len(data)))
         location = (offsets[key], len(data))

@@ -98,6 +98,8 @@ class Plan:
 
 def plan(root: Path, person: str, work: Path) -> Plan:
     """Survey the project for a person; copies of what only a remote has go to `work`. Raises UserError."""
+    if git.git(root, "rev-parse", "--is-shallow-repository") == "true":
+        raise UserError(f"{root}: a shallow clone lacks older versions; `git fetch --unshallow`, then again")
     params, forgotten = load_params(root / "params.yaml"), read_forgotten(root / FORGOTTEN)
     labels = labels_of(person, params, root)
     if not forgotten.salt:
@@ -384,7 +386,7 @@ def forget(
         remove(found, forgotten, removal, galleries, shared, note)
         shutil.rmtree(work)  # it may have copies of old files
         work.mkdir()
-        return verify(root, found.params, removal, found.objects, galleries, note)
+        return verify(root, found.params, removal, found.objects, found.survey.missing, galleries, note)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -193,7 +193,7 @@ def locks_of(project: Path) -> Iterator[tuple[str, bytes]]:
     if (project / "dvc.lock").exists():
         yield "dvc.lock", (project / "dvc.lock").read_bytes()
     seen = set()
-    for commit in git.git(project, "rev-list", "--all", "--", "dvc.lock").split():
+    for commit in git.git(project, "rev-list", "--all", "--full-history", "--", "dvc.lock").split():
         content = git.file_at(project, commit, "dvc.lock")
         if content is not None and content not in seen:
             seen.add(content)

@@ -116,9 +116,17 @@ def _read_table(data: bytes) -> pa.Table | None:
         return None
 
 
+# Places of which the project does not know.
+ELSEWHERE = (
+    "other clones and forks of the Git repository, and their workspaces, caches and galleries",
+    "backups and snapshots, and older versions of objects in buckets that keep versions",
+    "exports, pages and tables that were copied elsewhere",
+)
+
+
 @dataclass(frozen=True)
 class Result:
-    """What is left, and what could not be searched."""
+    """What is left, and which of the project's places could not be searched."""
 
     traces: list[Trace]
     unreachable: list[str]
@@ -127,8 +135,13 @@ class Result:
     def lines(self) -> list[str]:
         lines = [f"left: {trace}" for trace in self.traces]
         if not lines:
-            lines = ["nothing is left in the places that can be reached"]
-        return lines + [f"not reached: {line}" for line in self.unreachable]
+            lines = ["nothing is left in the places that were searched"]
+        return lines + [f"not reached: {line}" for line in (*self.unreachable, *ELSEWHERE)]
+
+    @property
+    def exit_code(self) -> int:
+        """1 if something is left; 2 if a place of the project could not be searched; else 0."""
+        return 1 if self.traces else 2 if self.unreachable else 0
 
 
 def verify(
@@ -136,11 +149,12 @@ def verify(
     params: Params,
     removal: Removal,
     objects: Objects,
+    missing: Iterable[str],
     galleries: Iterable[str] = (),
     note: Callable[[str], None] = lambda line: None,
 ) -> Result:
-    """Search all places of a project for a person."""
-    search, unreachable = Search(removal), list(objects.unreachable)
+    """Search all places of a project for a person; missing: what the survey could not read, a line each."""
+    search, unreachable = Search(removal), list(dict.fromkeys([*objects.unreachable, *missing]))
     places: list[tuple[str, Iterator[tuple[str, bytes]]]] = [
         ("the workspace", _files(root, unreachable, objects.cache)),
         ("DVC's cache", _files(objects.cache, unreachable)),
@@ -163,11 +177,6 @@ def verify(
         traces += search_place(place, files, search, unreachable)
     traces += _in_drops(root, search, unreachable, note)
     traces = _named_in_git(root, traces)
-    unreachable += [
-        "other clones and forks of the Git repository, and their workspaces, caches and galleries",
-        "backups and snapshots, and older versions of objects in buckets that keep versions",
-        "exports, pages and tables that were copied elsewhere",
-    ]
     return Result(traces, unreachable)
 
 

@@ -84,8 +84,19 @@ def promote_ready(workspace: str | Path, identifier: str) -> Outcome:
         if ended or branches.decision_of(run.workspace, run.tip) not in (READY, PROMOTE):
             state = f"was {_ENDED[ended.decision]}" if ended else "has no decision"
             raise UserError(f"run {run.id} {state} by the gate; only a run that is ready can be promoted")
+        _check_same_people(run, newest)
         _merge(run, newest, branch)
     return promote(run)
+
+
+def _check_same_people(run: Run, newest: str) -> None:
+    """Raise UserError if a person was forgotten (`csdn forget`) since the run began: it may have them."""
+    then, now = (git.file_at(run.workspace, commit, str(FORGOTTEN)) for commit in (run.base, newest))
+    if then != now:
+        raise UserError(
+            f"run {run.id} began before a person was forgotten, and may have that person in its data and "
+            "models; `csdn retrain --now` trains without"
+        )
 
 
 TRIES = 5  # of a commit on main, while others push to it
@@ -105,6 +116,7 @@ def record(run: Run, decision: str, reasons: Sequence[str], hold: Sequence[Drop]
     for _ in range(TRIES):
         if branches.decided(workspace, newest, run.id):  # by a call that was killed, or in another clone
             return _recorded(run, decision, reasons, branch, newest)
+        _check_same_people(run, newest)
         commit = _decision_commit(run, decision, reasons, hold, newest)
         try:
             git.push(workspace, {f"refs/heads/{branch}": commit, f"refs/heads/{run.branch}": run.tip})

@@ -266,8 +266,7 @@ def present_lock(lock: bytes, forgotten: Forgotten) -> bytes:
         return lock
     from ruamel.yaml import YAML
 
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style, yaml.sort_base_mapping_type_on_output = False, False
+    yaml = YAML()  # as DVC writes the file: what is not replaced stays as it is, to the byte
     value = yaml.load(lock)
     for stage in value.get("stages", {}).values():
         for out in stage.get("outs", ()):

@@ -29,7 +29,10 @@ from csdn.ingest.sources import open_source
 from csdn.ingest.sync import drop_fingerprint
 from csdn.privacy.forget import forget, plan, plan_lines
 from csdn.privacy.verify import verify
+from csdn.retraining.branches import READY
+from csdn.retraining.registry import promote_ready, record
 from csdn.retraining.versions import fetch_champion
+from csdn.retraining.workspace import begin
 from csdn.runtime.errors import UserError
 from csdn.search.gallery import Gallery
 from csdn.training.champion import read_champion
@@ -66,7 +69,9 @@ def tree(folder: Path) -> dict[str, str]:
 
 def left(project: Path, person: str, work: Path, galleries=()) -> list[str]:
     found = plan(project, person, work)
-    return list(map(str, verify(project, found.params, found.removal, found.objects, galleries).traces))
+    missing = found.survey.missing
+    result = verify(project, found.params, found.removal, found.objects, missing, galleries)
+    return list(map(str, result.traces))
 
 
 def pixels(data: Path) -> dict[str, bytes]:
@@ -217,6 +222,17 @@ def test_an_image_whose_label_was_corrected_is_somebody_elses(world):
     samples = load_dataset(world / "data").samples.to_table().to_pylist()
     assert [people[row["person_row"]] for row in samples if row["key"] == key] == [other]
     assert len(samples) == 16 * 6 - 5
+
+
+def test_a_ready_run_does_not_bring_a_forgotten_person_back(world):
+    """Its outputs have the person, and main's may not differ from them."""
+    ready = begin(world, lambda drops: drops, {"seed": 9})
+    ready.commit("ready", READY)
+    forget(world, people_by("train", world)[0])
+    with pytest.raises(UserError, match="before a person was forgotten"):
+        promote_ready(world, ready.id)
+    with pytest.raises(UserError, match="before a person was forgotten"):
+        record(ready, "undecided", ["few"])
 
 
 def test_objects_that_no_commit_names_are_removed_from_the_cache(world):

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save
 
 from csdn.privacy.rewrite import Removal
-from csdn.privacy.verify import IMAGE, NAME, Search, Trace, search_place
+from csdn.privacy.verify import IMAGE, NAME, Result, Search, Trace, search_place
 from csdn.runtime.errors import UserError
 
 PICTURE = b"\x89PNG picture"
@@ -72,3 +72,9 @@ def test_what_was_found_before_a_place_failed_is_kept_and_the_failure_told():
     unreachable = []
     assert list(search_place("store", files(), SEARCH, unreachable)) == [Trace("store", "first", IMAGE)]
     assert unreachable == ["store: the store does not respond"]
+
+
+def test_a_place_that_was_not_searched_is_no_success():
+    assert Result([], []).exit_code == 0
+    assert Result([], ["store: the store does not respond"]).exit_code == 2
+    assert Result([Trace("store", "first", IMAGE)], ["store: ..."]).exit_code == 1

@@ -15,7 +15,6 @@ from registry_project import (
     clone,
     ledger,
     make_champion,
-    make_project,
     make_watching_project,
     upload,
     work,
@@ -35,16 +34,6 @@ from csdn.retraining.workspace import begin
 from csdn.runtime.errors import UserError
 
 WORSE = ["cam3 to cam5 collapsed", "rank-1 is 4 points lower"]
-
-
-@pytest.fixture
-def project(tmp_path):
-    return make_project(tmp_path / "project")
-
-
-@pytest.fixture
-def origin(project, tmp_path):
-    return add_origin(project, tmp_path / "origin.git")
 
 
 def finished(project, *drops):

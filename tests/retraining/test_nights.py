@@ -20,6 +20,7 @@ from csdn.ingest.ledger import Status, decide, write_ledger
 from csdn.retraining import run as retraining
 from csdn.retraining.blame import find_harmful
 from csdn.retraining.branches import history
+from csdn.retraining.workspace import Run
 from csdn.runtime.errors import UserError
 
 
@@ -302,11 +303,17 @@ def test_repetitions_that_are_killed_are_not_trained_again(project):
     assert held(project) == "e"
 
 
-def test_the_run_after_an_undecided_one_begins_with_its_shards(project):
-    arrive(project, "a")
+def worked(project: Path, names: str) -> Run:
+    """A run on new drops after its stages, with a dvc.lock of its own."""
+    arrive(project, names)
     run = retraining.scan(project).run
     registry_project.work(run)
     (run.folder / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
+    return run
+
+
+def test_the_run_after_an_undecided_one_begins_with_its_shards(project):
+    run = worked(project, "a")
     write_gate(run, "undecided", "only 5 test people")
     retraining.apply_decision(run)
     arrive(project, "b")
@@ -319,11 +326,7 @@ def test_the_run_after_an_undecided_one_begins_with_its_shards(project):
 
 
 def test_a_repetition_begins_with_the_shards_of_the_rejected_run(project):
-    """Its dvc.lock; the script's stage has none."""
-    arrive(project, "ab")
-    run = retraining.scan(project).run
-    registry_project.work(run)
-    (run.folder / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
+    run = worked(project, "ab")
     write_gate(run, "reject", "worse")
     run.commit("results")
     trial = retraining.trial(run, run.new_drops[:1], {})

@@ -14,7 +14,6 @@ from registry_project import (
     clone,
     commit_file,
     ledger,
-    make_project,
     tags,
     work,
 )
@@ -34,16 +33,6 @@ from csdn.runtime.errors import UserError
 from csdn.training.champion import read_champion
 
 FIRST = ["csdn#champion#1", "csdn@v1.0.0"]
-
-
-@pytest.fixture
-def project(tmp_path):
-    return make_project(tmp_path / "project")
-
-
-@pytest.fixture
-def origin(project, tmp_path):
-    return add_origin(project, tmp_path / "origin.git")
 
 
 def finished(project, *drops, **overrides):

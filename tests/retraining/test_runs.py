@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from registry_project import DROPS, add_origin, arrive, clone, commit_file, ledger, make_project, work
+from registry_project import DROPS, add_origin, arrive, clone, commit_file, ledger, work
 from repository import git
 from workspace import set_params
 
@@ -16,11 +16,6 @@ from csdn.retraining.git import RemoteUnavailable
 from csdn.retraining.registry import record
 from csdn.retraining.workspace import AlreadyDecided, begin, open_run
 from csdn.runtime.errors import UserError
-
-
-@pytest.fixture
-def project(tmp_path):
-    return make_project(tmp_path / "project")
 
 
 def same(drops):

@@ -33,11 +33,6 @@ METRICS = ["metrics/headline.json", "metrics/ingest.json"]
 
 
 @pytest.fixture
-def project(tmp_path):
-    return make_project(tmp_path / "project")
-
-
-@pytest.fixture
 def hostile(tmp_path, monkeypatch):
     """From here on the user has the worst of settings: call it once everything of theirs is made."""
     return lambda: use_hostile_settings(tmp_path / "home", monkeypatch)

@@ -45,7 +45,7 @@ from csdn.privacy.rewrite import (
     rewrite_outputs,
     rewrite_shard,
     scrub,
-    text_pattern,
+    scrub_file,
 )
 from csdn.privacy.survey import (
     SHARDS,
@@ -319,7 +319,7 @@ def _changed_files(found: Plan, forgotten: Forgotten, at: str) -> dict[str, byte
     for name in git.git(root, "ls-tree", "-r", "-z", "--name-only", at, "metrics", CARD).split("\0"):
         if name:
             text = (git.file_at(root, at, name) or b"").decode(errors="surrogateescape")
-            new = scrub(text, removal)
+            new = scrub_file(name, text, removal)
             for old in forgotten.weights:
                 new = new.replace(old, newest(forgotten.weights, old))
             if name == CARD and champion:
@@ -368,7 +368,7 @@ def forget(
     work.mkdir(parents=True)
     try:
         found = plan(root, person, work)
-        if text_pattern(found.removal.labels).search(reason):
+        if found.removal.names.are_in(reason):
             raise UserError("--reason has the person's name in it, and Git would keep it; word it without")
         galleries = [*galleries, *places.galleries_in(root)]
         in_drops = any(not one.problem for one in found.drops)

@@ -27,7 +27,7 @@ from csdn.ingest.sources.cameras import CameraSource, split_manifest
 from csdn.ingest.sources.tree import LocalTree
 from csdn.params import Params
 from csdn.privacy.objects import Objects, locks_of, outputs_of
-from csdn.privacy.rewrite import MovedShard, Removal, images_of, rewrite_outputs, scrub, text_pattern
+from csdn.privacy.rewrite import INGEST, MovedShard, Removal, images_of, rewrite_outputs, scrub_file
 from csdn.privacy.survey import SHARDS, DropImages, OutputSet, indexes, output_sets, outputs_in, shard_path
 from csdn.retraining import git
 from csdn.retraining.lock import RUNS
@@ -60,9 +60,9 @@ def replace_outputs(
         else:
             with atomic_write(root / name) as temporary:
                 shutil.copyfile(new, temporary)
-    for path in (root / "metrics").glob("*.json"):
+    if (path := root / INGEST).exists():
         text = path.read_text(encoding="utf-8")
-        if (new := scrub(text, removal)) != text:
+        if (new := scrub_file(INGEST, text, removal)) != text:
             with atomic_write(path) as temporary:
                 temporary.write_text(new, encoding="utf-8")
     lock = root / "dvc.lock"
@@ -239,12 +239,12 @@ def remove_reports(params: Params, removal: Removal, shared: bool) -> tuple[int,
     """The same for copies of reports in `report.store` that name the person: each is a folder."""
     if not params.report.store:
         return 0, []
-    store, pattern = Store(params.report.store), text_pattern(removal.labels)
+    store = Store(params.report.store)
     listed = list(store.objects())
     folders = {
         found.name.partition("/")[0]
         for found in listed
-        if found.name.endswith(".html") and pattern.search(store.read(found).decode(errors="replace"))
+        if found.name.endswith(".html") and removal.names.are_in(store.read(found).decode(errors="replace"))
     }
     there = [found.name for found in listed if found.name.partition("/")[0] in folders]
     return _remove_from(store, there, "files of reports", shared)

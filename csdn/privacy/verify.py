@@ -32,13 +32,15 @@ from csdn.ingest.sources.tree import Kind, kind_of
 from csdn.params import Params
 from csdn.privacy.objects import Objects, Remote
 from csdn.privacy.places import shard_cache, user_cache
-from csdn.privacy.rewrite import Removal, text_pattern
+from csdn.privacy.rewrite import Removal
 from csdn.retraining import git
 from csdn.runtime.errors import UserError
 
 NAME, IMAGE = "the name", "an image"
 SKIPPED = (".git", ".venv", "__pycache__")  # Git's history is searched by its objects
-_HASH = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
+_HASH = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
+# In a file that is not a text: what could be one, without the letters that random bytes make.
+_TEXTS = re.compile(r"[^\x00-\x08\x0e-\x1f\x7f\ufffd]{3,}")
 
 
 @dataclass(frozen=True)
@@ -57,28 +59,34 @@ class Search:
     """What is searched for."""
 
     def __init__(self, removal: Removal) -> None:
-        self.removal, self.pattern = removal, text_pattern(removal.labels)
+        self.removal, self.names = removal, removal.names
         self.images = {bytes.fromhex(one) for one in removal.images}
 
     def in_bytes(self, data: bytes, name: str) -> set[str]:
         """What of the person is in a file's bytes; `name` is the file's."""
-        found = {NAME} if self.pattern.search(name) else set()
+        found = {NAME} if self.names.are_in(name) else set()
         if hashlib.sha256(data).digest() in self.images:
             found.add(IMAGE)
         if data[:4] == b"PAR1" and (table := _read_table(data)) is not None:
             return found | self._in_table(table)
         if data[257:262] == b"ustar":
             return found | self._in_tar(data)
-        if self.pattern.search(data.decode(errors="replace")):
+        text = _text_of(data)
+        if self.names.are_in(text):
             found.add(NAME)
-        if not name.endswith(FORGOTTEN.name):  # it has the hashes, so that the images can be recognised
-            hashes = {bytes.fromhex(one.decode()) for one in _HASH.findall(data)}
-            found |= {IMAGE} if hashes & self.images else set()
+        # data/forgotten.json has the hashes, so that the images can be recognised.
+        if not name.endswith(FORGOTTEN.name) and not self.removal.images.isdisjoint(_HASH.findall(text)):
+            found.add(IMAGE)
         return found
 
     def _in_table(self, table: pa.Table) -> set[str]:
-        found, texts = set[str](), [str(table.schema.metadata)]
-        for column in table.columns:
+        facts = (
+            text.decode(errors="replace") for pair in (table.schema.metadata or {}).items() for text in pair
+        )
+        found, texts = set[str](), list(facts)
+        for field, column in zip(table.schema, table.columns, strict=True):
+            if field.name.endswith("camera"):  # it may be called like the person
+                continue
             if pa.types.is_dictionary(column.type):
                 column = column.cast(column.type.value_type)
             while pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
@@ -92,7 +100,7 @@ class Search:
         hashes = {one for one in texts if len(one) == 64}
         if hashes & self.removal.images:
             found.add(IMAGE)
-        if any(self.removal.is_label(text) or self.pattern.search(text) for text in texts):
+        if self.names.are_in("\n".join(texts)) or any(map(self.removal.is_label, texts)):
             found.add(NAME)
         return found
 
@@ -106,6 +114,14 @@ class Search:
         except tarfile.TarError:
             pass
         return found
+
+
+def _text_of(data: bytes) -> str:
+    """A text file's text; of another file, which is slow to search, the parts that could be texts."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "\n".join(_TEXTS.findall(data.decode(errors="replace")))
 
 
 def _read_table(data: bytes) -> pa.Table | None:

@@ -138,6 +138,11 @@ def plan_lines(found: Plan, shared: bool = False) -> list[str]:
         lines.append(f"{params.ingest.store}: old shards are {old}")
     if params.report.store:
         lines.append(f"{params.report.store}: reports that name the person are {old}")
+    if params.scaling.checkpoint_dir:
+        lines.append(
+            f"{params.scaling.checkpoint_dir}: checkpoints of this clone and of runs are removed; "
+            f"those of other clones are {old}"
+        )
     lines += [f"{address}: the person is removed" for address in places.galleries_in(found.root)]
     for one in found.drops:
         if one.problem:
@@ -164,6 +169,8 @@ class Prepared:
 def prepare(found: Plan, note: Note) -> Prepared:
     """Write and keep the new shards and objects of all output sets; nothing that is in use changes."""
     made = Prepared()
+    shows = Search(found.removal).in_bytes
+    unnamed = places.unnamed_objects(found.root, found.objects, found.forgotten, shows)
     moved = _new_shards(found, made, note)
     for number, one in enumerate(found.survey.sets):
         out = found.work / f"outputs-{number}"
@@ -172,6 +179,7 @@ def prepare(found: Plan, note: Note) -> Prepared:
         _note_weights(one.files, changed, made)
         if one.outs:
             _replace_objects(one, changed, found.objects, made)
+    made.objects |= {md5: {} for md5 in unnamed}
     return made
 
 
@@ -417,7 +425,7 @@ def remove(
     root, params, objects = found.root, found.params, found.objects
     had_champion = (root / "champion").exists()
     shows = Search(removal).in_bytes
-    for name in places.remove_work(root, params, shows):
+    for name in places.remove_work(root, shows):
         note(f"removed: {name}")
     count = places.replace_outputs(root, found.work, params, forgotten, removal, objects)
     note(f"the workspace: {count} files replaced or removed")
@@ -431,6 +439,7 @@ def remove(
     for count, lines in (
         places.remove_from_store(params, forgotten, shared),
         places.remove_reports(params, removal, shared),
+        places.remove_checkpoints(root, params, shared),
     ):
         removed, kept = removed + count, kept + lines
     for line in kept:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from csdn.data.catalog import INDEX_SCHEMA, SAMPLES_SCHEMA, read_table
-from csdn.data.checkpoint_store import CheckpointStore
+from csdn.data.checkpoint_store import clone_name
 from csdn.data.outputs import from_cell
 from csdn.data.storage import Store
 from csdn.ingest.forgotten import Forgotten, newest
@@ -27,9 +28,10 @@ from csdn.ingest.sources.cameras import CameraSource, split_manifest
 from csdn.ingest.sources.tree import LocalTree
 from csdn.params import Params
 from csdn.privacy.objects import Objects, locks_of, outputs_of
-from csdn.privacy.rewrite import INGEST, MovedShard, Removal, images_of, rewrite_outputs, scrub_file
+from csdn.privacy.rewrite import IMAGE, INGEST, MovedShard, Removal, images_of, rewrite_outputs, scrub_file
 from csdn.privacy.survey import SHARDS, DropImages, OutputSet, indexes, output_sets, outputs_in, shard_path
 from csdn.retraining import git
+from csdn.retraining.handover import checkpoint_folders
 from csdn.retraining.lock import RUNS
 from csdn.retraining.versions import present_lock
 from csdn.runtime.documents import delimiter_of, read_text
@@ -37,10 +39,13 @@ from csdn.runtime.errors import UserError
 from csdn.runtime.files import atomic_write
 from csdn.search.gallery import MANIFEST, Gallery
 
-Shows = Callable[[bytes, str], object]  # what of the person is in a file's bytes; its name
+Shows = Callable[[bytes, str], set[str]]  # what of the person is in a file's bytes; its name
 
 # Below .state: nothing in it is of a person. The rest is work that can be done again.
 KEPT_STATE = ("clone", "times.json", ".times.json.lock", "forget", "seen-drops.json")
+
+
+_CHECKPOINTS = re.compile("[0-9a-f]{16}")  # a folder of a clone or a run in scaling.checkpoint_dir
 
 
 # The workspace.
@@ -124,7 +129,7 @@ def user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "csdn"
 
 
-def remove_work(root: Path, params: Params, shows: Shows) -> list[str]:
+def remove_work(root: Path, shows: Shows) -> list[str]:
     """Remove what can be made again: unfinished stages, features of galleries, runs, the champion's folder.
 
     Branches and outputs of runs stay in Git and DVC; of the files that a promotion moved aside
@@ -134,8 +139,6 @@ def remove_work(root: Path, params: Params, shows: Shows) -> list[str]:
     for path in sorted((root / ".state").glob("*")):
         if path.name in KEPT_STATE:
             continue
-        if (path / "stage").exists():
-            CheckpointStore(path, params.scaling.checkpoint_dir).remove()
         _remove(path)
         removed.append(f".state/{path.name}")
     for path in sorted((root / RUNS).glob("*")):
@@ -158,6 +161,34 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def remove_checkpoints(root: Path, params: Params, shared: bool) -> tuple[int, list[str]]:
+    """Remove the checkpoints of this clone and of this project's runs from `scaling.checkpoint_dir`, and, if
+    `shared`, those of others, of which nobody knows on whom they were trained.
+
+    Returns how many folders were removed, and a line for those that are kept.
+    """
+    if not (address := params.scaling.checkpoint_dir):
+        return 0, []
+    own = {clone_name(root / ".state"), *checkpoint_folders(root)}
+    store = Store(address) if "://" in address else None
+    names = (
+        [found.name for found in store.objects()]
+        if store
+        else [path.name for path in Path(address).glob("*")]
+    )
+    folders = {folder for name in names if _CHECKPOINTS.fullmatch(folder := name.partition("/")[0])}
+    gone = folders if shared else folders & own
+    if store:
+        for name in (name for name in names if name.partition("/")[0] in gone):
+            store.remove(name)
+    else:
+        for folder in gone:
+            _remove(Path(address, folder))
+    others = len(folders - gone)
+    kept = [f"{address}: checkpoints of {others} clones or runs (--shared removes them)"] if others else []
+    return len(gone), kept
 
 
 # DVC's objects, and stores.
@@ -203,18 +234,34 @@ def remove_objects(root: Path, objects: Objects, forgotten: Forgotten, shared: b
     return removed, kept
 
 
-def remove_unnamed(root: Path, objects: Objects, forgotten: Forgotten, shows: Shows) -> int:
-    """Remove objects that show the person, and that no dvc.lock names, such as those of a `dvc repro` before
-    the last one, from the cache; with them the other such files of the same folders (a model's weights,
-    beside the list of its people). Returns their number.
+def unnamed_objects(root: Path, objects: Objects, forgotten: Forgotten, shows: Shows) -> set[str]:
+    """The objects that show the person, and that no dvc.lock names, such as those of a `dvc repro` before the
+    last one: data/forgotten.json names them, so that `remove_objects` removes them everywhere.
 
-    A cache outside the project's folder keeps them: they may be another project's, or another clone's.
+    In a remote there are objects of other projects, too, who may know somebody of the same name: what only a
+    remote has counts only if it has an image of the person.
     """
-    if not objects.cache.is_relative_to(root.resolve()):
-        return 0
+    known = live_objects(root, objects, forgotten) | set(forgotten.objects)
+    found = {
+        md5
+        for md5, path in _cached(root, objects).items()
+        if md5 not in known and shows(path.read_bytes(), md5)
+    }
+    copy = objects.temporary / "copy"
+    for remote in objects.remotes:
+        for md5 in set(remote.all()) - known - found:
+            remote.get(md5, copy)
+            if IMAGE in shows(copy.read_bytes(), md5):
+                found.add(md5)
+    return found
+
+
+def remove_unnamed(root: Path, objects: Objects, forgotten: Forgotten, shows: Shows) -> int:
+    """Remove from the cache what `unnamed_objects` finds there, and the other unnamed files of the same
+    folders (a model's weights, beside the list of its people). Returns their number.
+    """
     live = live_objects(root, objects, forgotten)
-    unnamed = {path.parent.name + path.name: path for path in objects.cache.glob("*/*")}
-    unnamed = {md5: path for md5, path in unnamed.items() if md5 not in live}
+    unnamed = {md5: path for md5, path in _cached(root, objects).items() if md5 not in live}
     showing = {md5 for md5, path in unnamed.items() if shows(path.read_bytes(), md5)}
     others = set[str]()
     for md5 in (md5 for md5 in unnamed if md5.endswith(".dir")):
@@ -224,6 +271,15 @@ def remove_unnamed(root: Path, objects: Objects, forgotten: Forgotten, shows: Sh
     for md5 in (*(others - showing), *showing):  # the others first: once these are gone, nobody finds them
         unnamed[md5].unlink()
     return len(others | showing)
+
+
+def _cached(root: Path, objects: Objects) -> dict[str, Path]:
+    """The objects in the cache. A cache outside the project's folder counts as empty: what is in it may be
+    another project's, or another clone's.
+    """
+    if not objects.cache.is_relative_to(root.resolve()):
+        return {}
+    return {path.parent.name + path.name: path for path in objects.cache.glob("*/*")}
 
 
 def remove_from_store(params: Params, forgotten: Forgotten, shared: bool) -> tuple[int, list[str]]:

@@ -46,6 +46,8 @@ THRESHOLDS = "evaluation/thresholds.json"
 INGEST = "metrics/ingest.json"
 _ROW_OF_DROP = re.compile(r"^\| [0-9a-f]{64} \|.*$", re.MULTILINE)  # in the model card
 
+NAME, IMAGE = "the name", "an image"  # what of a person is found in a file
+
 
 @dataclass(frozen=True)
 class Removal:

@@ -143,7 +143,7 @@ def survey(root: Path, removal: Removal, objects: Objects, forgotten: Forgotten)
         found.shards |= shards
         if shown is not None and (found.row is None or one is here):
             found.row = shown
-    found.versions = _versions_trained(root, sets, removal, forgotten)
+    found.versions = _versions_trained(root, sets, removal, forgotten, found.missing)
     return found
 
 
@@ -215,9 +215,11 @@ def _trained(one: OutputSet, removal: Removal) -> bool:
 
 
 def _versions_trained(
-    root: Path, sets: Sequence[OutputSet], removal: Removal, forgotten: Forgotten
+    root: Path, sets: Sequence[OutputSet], removal: Removal, forgotten: Forgotten, missing: list[str]
 ) -> list[str]:
-    """The versions that were trained on the person, or from a version that was."""
+    """The versions that were trained on the person, or from a version that was, and those of which that
+    cannot be seen, which are added to `missing`, too.
+    """
     trained = list[str]()
     by_model = {values["md5"]: one for one in sets if (values := one.outs.get("models/embedding"))}
     for version in versions.all_versions(root):
@@ -227,8 +229,12 @@ def _versions_trained(
         outs = outputs_of(present_lock(lock, forgotten), "dvc.lock") if lock else {}
         values = outs.get("models/embedding")
         own = by_model.get(values["md5"]) if values else None
+        unknown = own is None or "models/embedding/config.json" not in own.files
         if (start and start.version in trained) or (own and _trained(own, removal)):
             trained.append(version)
+        elif values and unknown:  # better one version too many than one too few
+            trained.append(version)
+            missing.append(f"version {version}: its people are not known; marked as if trained on the person")
     return trained
 
 

@@ -32,11 +32,10 @@ from csdn.ingest.sources.tree import Kind, kind_of
 from csdn.params import Params
 from csdn.privacy.objects import Objects, Remote
 from csdn.privacy.places import shard_cache, user_cache
-from csdn.privacy.rewrite import Removal
+from csdn.privacy.rewrite import IMAGE, NAME, Removal
 from csdn.retraining import git
 from csdn.runtime.errors import UserError
 
-NAME, IMAGE = "the name", "an image"
 SKIPPED = (".git", ".venv", "__pycache__")  # Git's history is searched by its objects
 _HASH = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 # In a file that is not a text: what could be one, without the letters that random bytes make.
@@ -177,16 +176,14 @@ def verify(
         *((f"the DVC remote {one.name}", _remote_objects(one, objects.temporary)) for one in objects.remotes),
         ("Git", _git_objects(root)),
     ]
-    for address in (params.ingest.store, params.report.store):
+    for address in (params.ingest.store, params.report.store, params.scaling.checkpoint_dir):
         if address:
-            places.append((address, _stored(address)))
+            places.append((address, _files_at(address, unreachable)))
     if params.ingest.store:
         places.append((str(shard_cache(params)), _files(shard_cache(params), unreachable)))
     cached_galleries = user_cache() / "galleries"  # of galleries in object stores (csdn.search.gallery)
     places.append((str(cached_galleries), _files(cached_galleries, unreachable)))
-    for address in galleries:
-        files = _stored(address) if "://" in address else _files(Path(address), unreachable)
-        places.append((address, files))
+    places += [(address, _files_at(address, unreachable)) for address in galleries]
     traces = []
     for place, files in places:
         note(f"searches {place}")
@@ -228,7 +225,11 @@ def _remote_objects(remote: Remote, temporary: Path) -> Iterator[tuple[str, byte
         yield md5, copy.read_bytes()
 
 
-def _stored(address: str) -> Iterator[tuple[str, bytes]]:
+def _files_at(address: str, unreachable: list[str]) -> Iterator[tuple[str, bytes]]:
+    """The same for a folder or a prefix of an object store."""
+    if "://" not in address:
+        yield from _files(Path(address), unreachable)
+        return
     store = Store(address)
     for found in store.objects():
         yield found.name, store.read(found)

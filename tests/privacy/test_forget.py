@@ -17,11 +17,12 @@ import pytest
 from forgettable import make_gallery, make_world, people_by, write_outputs
 from repository import git
 from safetensors.numpy import load_file
-from workspace import environment, run
+from workspace import environment, run, set_params
 
 import csdn
 from csdn.curation.relabel import EditedRow, relabelled
 from csdn.data.catalog import load_dataset
+from csdn.data.checkpoint_store import clone_name, folder_name
 from csdn.data.shards import open_shards
 from csdn.ingest.forgotten import read_forgotten
 from csdn.ingest.ledger import Status, list_records, read_ledger, write_ledger
@@ -30,6 +31,7 @@ from csdn.ingest.sync import drop_fingerprint
 from csdn.privacy.forget import forget, plan, plan_lines
 from csdn.privacy.verify import verify
 from csdn.retraining.branches import READY
+from csdn.retraining.handover import checkpoint_folders
 from csdn.retraining.registry import promote_ready, record
 from csdn.retraining.versions import fetch_champion
 from csdn.retraining.workspace import begin
@@ -235,14 +237,83 @@ def test_a_ready_run_does_not_bring_a_forgotten_person_back(world):
         record(ready, "undecided", ["few"])
 
 
-def test_objects_that_no_commit_names_are_removed_from_the_cache(world):
-    """Such as those of a `dvc repro` whose dvc.lock was never committed."""
+def test_objects_that_no_commit_names_are_removed_and_those_of_other_projects_stay(world):
+    """Such as those of a `dvc repro` whose dvc.lock was never committed; another project uses the remote."""
     person = people_by("train", world)[0]
     write_outputs(world, seed=5)
-    run(world, "dvc", "commit", "--force", "embedding")
+    run(world, "dvc", "commit", "--force", "embedding", "evaluate")
+    run(world, "dvc", "push")
     git(world, "checkout", "--quiet", ".")
     run(world, "dvc", "checkout", "--force")
+    picture = next((world.parent / "in").rglob(f"{person}/*.jpg")).read_bytes()
+    theirs, found = (stored(world.parent / "remote", data) for data in (f'["{person}"]'.encode(), picture))
+
+    assert {trace.place for trace in forget(world, person).traces} == {"the DVC remote store"}
+    assert found.exists()
+    result = forget(world, person, shared=True)
+    assert [trace.name for trace in result.traces] == [theirs.parent.name + theirs.name]
+    assert not found.exists()
+
+
+def stored(remote: Path, data: bytes) -> Path:
+    """Keep bytes in a DVC remote, as a command of another clone or project does."""
+    digest = hashlib.md5(data).hexdigest()
+    path = remote / "files/md5" / digest[:2] / digest[2:]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def test_outputs_of_runs_that_main_does_not_have_are_made_again_too(world, tmp_path):
+    """Of a run that was rejected, in this clone, and in one that knows its branch from origin."""
+    person = people_by("train", world)[0]
+    refused = begin(world, lambda drops: drops, {"seed": 9})
+    write_outputs(refused.folder, seed=9)
+    run(refused.folder, "dvc", "commit", "--force", "embedding", "evaluate", "report")
+    run(refused.folder, "dvc", "push")
+    git(
+        world,
+        "push",
+        "--quiet",
+        "origin",
+        f"{refused.commit('rejected', 'reject')}:refs/heads/{refused.branch}",
+    )
+    git(world.parent, "clone", "--quiet", "origin.git", "clone")
+    assert forget(world.parent / "clone", person, shared=True).traces == []
+    assert forget(world, person).traces == []
+    assert read_forgotten(world / "data/forgotten.json").versions == {"v1", "v2"}
+
+
+def test_checkpoints_of_this_clone_and_of_runs_are_removed_and_of_others_with_shared(world, tmp_path):
+    place = tmp_path / "checkpoints"
+    set_params(world, {"scaling.checkpoint_dir": str(place)})
+    git(world, "commit", "--quiet", "--all", "--message", "a place for checkpoints")
+    git(world, "push", "--quiet", "origin", "main")
+    own = begin(world, lambda drops: drops, {"seed": 9})
+    folders = [folder_name(f"run {own.id}"), clone_name(world / ".state"), "0123456789abcdef", "of my own"]
+    for folder in folders:
+        (place / folder / "key/attempt").mkdir(parents=True)
+        (place / folder / "key/attempt/state.json").write_text("{}")
+    person, lines = people_by("test", world)[0], []
+    assert checkpoint_folders(world) == {folders[0]}
+    forget(world, person, note=lines.append)
+    assert sorted(path.name for path in place.iterdir()) == folders[2:]
+    assert f"left: {place}: checkpoints of 1 clones or runs (--shared removes them)" in lines
+    (place / folders[2] / "people.json").write_text(person)
+    found = [trace for trace in forget(world, person).traces if trace.place == str(place)]
+    assert [trace.name for trace in found] == [f"{folders[2]}/people.json"]
     assert forget(world, person, shared=True).traces == []
+    assert [path.name for path in place.iterdir()] == ["of my own"]
+
+
+def test_a_version_that_cannot_be_read_counts_as_trained_on_the_person(world):
+    digest = hashlib.md5((world / "models/embedding/config.json").read_bytes()).hexdigest()
+    for folder in (world / ".dvc/cache", world.parent / "remote"):
+        (folder / "files/md5" / digest[:2] / digest[2:]).unlink()
+    result = forget(world, people_by("test", world)[0], shared=True)
+    assert read_forgotten(world / "data/forgotten.json").versions == {"v2"}
+    (line,) = (line for line in result.unreachable if line.startswith("version v2: "))
+    assert "marked as if trained on the person" in line
 
 
 def test_mistakes_are_told_before_anything_changes(world):

@@ -65,16 +65,16 @@ def replace_outputs(
         else:
             with atomic_write(root / name) as temporary:
                 shutil.copyfile(new, temporary)
-    if (path := root / INGEST).exists():
-        text = path.read_text(encoding="utf-8")
-        if (new := scrub_file(INGEST, text, removal)) != text:
-            with atomic_write(path) as temporary:
-                temporary.write_text(new, encoding="utf-8")
-    lock = root / "dvc.lock"
-    if lock.exists() and (text := present_lock(lock.read_bytes(), forgotten)) != lock.read_bytes():
-        with atomic_write(lock) as temporary:
-            temporary.write_bytes(text)
+    _rewrite(root / INGEST, lambda data: scrub_file(INGEST, data.decode(), removal).encode())
+    _rewrite(root / "dvc.lock", lambda data: present_lock(data, forgotten))
     return len(changed)
+
+
+def _rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
+    """Change a file's content, if there is the file."""
+    if path.exists() and (new := change(old := path.read_bytes())) != old:
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(new)
 
 
 def _shards_named(one: OutputSet) -> set[str]:

@@ -126,7 +126,9 @@ def images_of(path: Path, name: str) -> Iterator[ShardImage]:
         with tarfile.open(path, "r:") as tar:
             image, key, extension, offset = b"", "", "", 0
             for member in tar:
-                data = tar.extractfile(member).read()
+                if (file := tar.extractfile(member)) is None:
+                    raise tarfile.TarError(f"{member.name} is no file")
+                data = file.read()
                 stem, _, ending = member.name.partition(".")
                 if ending != "json":
                     key, extension, offset, image = stem, ending, member.offset_data, data
@@ -160,10 +162,10 @@ def rewrite_outputs(
         if config in files and f"models/{stage}/{weights}" in files:
             changed |= _model(files, config, f"models/{stage}/{weights}", out, removal)
     model = "models/embedding/model.safetensors"
-    if THRESHOLDS in files and changed.get(model):
+    if THRESHOLDS in files and (weights_file := changed.get(model)):
         thresholds = read_json(files[THRESHOLDS])
-        changed[THRESHOLDS] = _target(out, THRESHOLDS)
-        write_json(changed[THRESHOLDS], thresholds | {"model": file_sha256(changed[model])})
+        write_json(target := _target(out, THRESHOLDS), thresholds | {"model": file_sha256(weights_file)})
+        changed[THRESHOLDS] = target
     if row is not None or changed:
         changed |= dict.fromkeys(name for name in files if shows_images(name))
     return changed

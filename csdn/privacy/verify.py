@@ -184,7 +184,7 @@ def verify(
     cached_galleries = user_cache() / "galleries"  # of galleries in object stores (csdn.search.gallery)
     places.append((str(cached_galleries), _files(cached_galleries, unreachable)))
     places += [(address, _files_at(address, unreachable)) for address in galleries]
-    traces = []
+    traces = list[Trace]()
     for place, files in places:
         note(f"searches {place}")
         traces += search_place(place, files, search, unreachable)
@@ -278,6 +278,7 @@ def _git_objects(root: Path) -> Iterator[tuple[str, bytes]]:
     """(hash and kind, content) of each commit, tag, tree and blob, one after the other."""
     command = ["git", "cat-file", "--batch-all-objects", "--batch", "--unordered"]
     with subprocess.Popen(command, cwd=root, env=git.environment(), stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None  # it is a pipe
         while head := process.stdout.readline():
             digest, kind, size = head.decode().split()
             data = process.stdout.read(int(size))

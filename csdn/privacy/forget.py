@@ -433,9 +433,9 @@ def remove(
         note(line)
     for folder in (root / SHARDS, places.shard_cache(params)):
         note(f"{folder}: {places.remove_old_shards(folder, forgotten)} old shards removed")
+    unnamed = places.remove_unnamed(root, objects, forgotten, shows)  # first: it knows neighbours by these
     removed, kept = places.remove_objects(root, objects, forgotten, shared)
-    removed += places.remove_unnamed(root, objects, forgotten, shows)
-    note(f"DVC: {removed} old objects removed")
+    note(f"DVC: {unnamed + removed} old objects removed")
     for count, lines in (
         places.remove_from_store(params, forgotten, shared),
         places.remove_reports(params, removal, shared),

@@ -43,8 +43,6 @@ Shows = Callable[[bytes, str], set[str]]  # what of the person is in a file's by
 
 # Below .state: nothing in it is of a person. The rest is work that can be done again.
 KEPT_STATE = ("clone", "times.json", ".times.json.lock", "forget", "seen-drops.json")
-
-
 _CHECKPOINTS = re.compile("[0-9a-f]{16}")  # a folder of a clone or a run in scaling.checkpoint_dir
 
 
@@ -132,8 +130,9 @@ def user_cache() -> Path:
 def remove_work(root: Path, shows: Shows) -> list[str]:
     """Remove what can be made again: unfinished stages, features of galleries, runs, the champion's folder.
 
-    Branches and outputs of runs stay in Git and DVC; of the files that a promotion moved aside
-    (.runs/replaced) those are removed that show the person. Returns the names of what was there.
+    Branches of runs stay, and their outputs are made again as those of versions are. Of the files that a
+    promotion moved aside (.runs/replaced) those are removed that show the person. Returns the names of what
+    was there.
     """
     removed = []
     for path in sorted((root / ".state").glob("*")):
@@ -173,19 +172,15 @@ def remove_checkpoints(root: Path, params: Params, shared: bool) -> tuple[int, l
         return 0, []
     own = {clone_name(root / ".state"), *checkpoint_folders(root)}
     store = Store(address) if "://" in address else None
-    names = (
-        [found.name for found in store.objects()]
-        if store
-        else [path.name for path in Path(address).glob("*")]
-    )
+    entries = store.objects() if store else Path(address).glob("*")
+    names = [entry.name for entry in entries]
     folders = {folder for name in names if _CHECKPOINTS.fullmatch(folder := name.partition("/")[0])}
     gone = folders if shared else folders & own
-    if store:
-        for name in (name for name in names if name.partition("/")[0] in gone):
+    for name in (name for name in names if name.partition("/")[0] in gone):
+        if store:
             store.remove(name)
-    else:
-        for folder in gone:
-            _remove(Path(address, folder))
+        else:
+            _remove(Path(address, name))
     others = len(folders - gone)
     kept = [f"{address}: checkpoints of {others} clones or runs (--shared removes them)"] if others else []
     return len(gone), kept

@@ -217,8 +217,8 @@ def _trained(one: OutputSet, removal: Removal) -> bool:
 def _versions_trained(
     root: Path, sets: Sequence[OutputSet], removal: Removal, forgotten: Forgotten, missing: list[str]
 ) -> list[str]:
-    """The versions that were trained on the person, or from a version that was, and those of which that
-    cannot be seen, which are added to `missing`, too.
+    """The versions that were trained on the person, or from a version that was; and those whose people cannot
+    be read, which `missing` then says.
     """
     trained = list[str]()
     by_model = {values["md5"]: one for one in sets if (values := one.outs.get("models/embedding"))}

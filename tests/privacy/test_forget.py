@@ -241,6 +241,7 @@ def test_objects_that_no_commit_names_are_removed_and_those_of_other_projects_st
     """Such as those of a `dvc repro` whose dvc.lock was never committed; another project uses the remote."""
     person = people_by("train", world)[0]
     write_outputs(world, seed=5)
+    weights = (world / "models/embedding/model.safetensors").read_bytes()
     run(world, "dvc", "commit", "--force", "embedding", "evaluate")
     run(world, "dvc", "push")
     git(world, "checkout", "--quiet", ".")
@@ -250,6 +251,7 @@ def test_objects_that_no_commit_names_are_removed_and_those_of_other_projects_st
 
     assert {trace.place for trace in forget(world, person).traces} == {"the DVC remote store"}
     assert found.exists()
+    assert not object_of(world / ".dvc/cache", weights).exists()  # the model's list of people was beside them
     result = forget(world, person, shared=True)
     assert [trace.name for trace in result.traces] == [theirs.parent.name + theirs.name]
     assert not found.exists()
@@ -257,11 +259,16 @@ def test_objects_that_no_commit_names_are_removed_and_those_of_other_projects_st
 
 def stored(remote: Path, data: bytes) -> Path:
     """Keep bytes in a DVC remote, as a command of another clone or project does."""
-    digest = hashlib.md5(data).hexdigest()
-    path = remote / "files/md5" / digest[:2] / digest[2:]
+    path = object_of(remote, data)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return path
+
+
+def object_of(folder: Path, data: bytes) -> Path:
+    """Where DVC's cache or a remote keeps these bytes."""
+    digest = hashlib.md5(data).hexdigest()
+    return folder / "files/md5" / digest[:2] / digest[2:]
 
 
 def test_outputs_of_runs_that_main_does_not_have_are_made_again_too(world, tmp_path):
@@ -307,9 +314,9 @@ def test_checkpoints_of_this_clone_and_of_runs_are_removed_and_of_others_with_sh
 
 
 def test_a_version_that_cannot_be_read_counts_as_trained_on_the_person(world):
-    digest = hashlib.md5((world / "models/embedding/config.json").read_bytes()).hexdigest()
+    config = (world / "models/embedding/config.json").read_bytes()
     for folder in (world / ".dvc/cache", world.parent / "remote"):
-        (folder / "files/md5" / digest[:2] / digest[2:]).unlink()
+        object_of(folder, config).unlink()
     result = forget(world, people_by("test", world)[0], shared=True)
     assert read_forgotten(world / "data/forgotten.json").versions == {"v2"}
     (line,) = (line for line in result.unreachable if line.startswith("version v2: "))

@@ -38,6 +38,7 @@ from csdn.ingest.sources import open_source
 from csdn.ingest.sync import drop_fingerprint
 from csdn.params import Params, load_params
 from csdn.privacy import places
+from csdn.privacy.drops import DropImages, clean_drop, images_in_drops, obstacle
 from csdn.privacy.objects import Objects, Values, folder_size
 from csdn.privacy.rewrite import (
     MovedShard,
@@ -49,10 +50,8 @@ from csdn.privacy.rewrite import (
 )
 from csdn.privacy.survey import (
     SHARDS,
-    DropImages,
     OutputSet,
     Survey,
-    images_in_drops,
     labels_of,
     shard_path,
     survey,
@@ -142,7 +141,7 @@ def plan_lines(found: Plan, shared: bool = False) -> list[str]:
     for one in found.drops:
         if one.problem:
             lines.append(f"{one.drop}: not reached: {one.problem}")
-        elif why := places.obstacle(one):
+        elif why := obstacle(one):
             lines.append(f"{one.drop}: {len(one.paths)} files are left: {why}; ingest leaves them out")
         else:
             lines.append(f"{one.drop}: {len(one.paths)} files are removed")
@@ -437,7 +436,7 @@ def remove(
         note(f"left: {line}")
     ledger = parse_ledger((root / LEDGER).read_bytes(), str(LEDGER))
     for about in images_in_drops(ledger, removal, found.survey.claimed):
-        note(places.clean_drop(about, removal))
+        note(clean_drop(about, removal))
     if had_champion and (champion := read_champion(root).champion):
         versions.fetch_champion(root, champion.version, root / "champion")
         note(f"champion: fetched again, version {champion.version}")

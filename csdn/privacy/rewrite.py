@@ -42,6 +42,8 @@ from csdn.runtime.files import file_sha256, write_json
 OF_IMAGES = ("queries.parquet", "features.safetensors", "text_maps.csv", "text_maps.safetensors")
 THRESHOLDS = "evaluation/thresholds.json"
 
+NAME, IMAGE = "the name", "an image"  # what of a person is found in a file
+
 
 @dataclass(frozen=True)
 class Removal:

@@ -8,26 +8,23 @@ the person.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from csdn.data.catalog import INDEX_SCHEMA, SAMPLES_SCHEMA, ImageRecord, read_table
-from csdn.data.images import BadImage
+from csdn.data.catalog import INDEX_SCHEMA, SAMPLES_SCHEMA, read_table
 from csdn.data.labels import canonical_label, label_fault
 from csdn.data.shards import has_bytes_of
 from csdn.data.storage import Store
-from csdn.ingest.forgotten import NOBODY, Forgotten
+from csdn.ingest.forgotten import Forgotten
 from csdn.ingest.identities import read_aliases
-from csdn.ingest.ledger import Drop, Status, list_records, read_ledger
-from csdn.ingest.sources import Source, open_source
+from csdn.ingest.ledger import Drop, Status, read_ledger
 from csdn.ingest.sources.cameras import split_manifest
 from csdn.params import Params
+from csdn.privacy.drops import paths_of_others
 from csdn.privacy.objects import Objects, Values, locks_of, outputs_of
 from csdn.privacy.rewrite import Removal, of_person, row_of, shows_images
 from csdn.retraining import git, versions
@@ -242,74 +239,3 @@ def shard_path(root: Path, store: str | None, name: str, md5: str | None, object
             copy.write_bytes(Store(store).read(listed))
         return copy
     return objects.path(md5) if md5 else None
-
-
-# The drops.
-
-
-@dataclass(frozen=True)
-class DropImages:
-    """The person's images in a drop: its listing without them, and what to remove.
-
-    paths: of the images, and of other files in folders called like the person. problem: why the drop cannot
-    be listed; "" where it can.
-    """
-
-    drop: Drop
-    source: Source | None
-    kept: int
-    paths: tuple[str, ...]
-    contents: frozenset[str] = frozenset()
-    problem: str = ""
-
-
-def paths_of_others(drops: Iterable[Drop], removal: Removal) -> set[tuple[str, str]]:
-    """(folder, path) of the files that a drop in use gives another person; a drop that cannot be listed gives
-    none.
-    """
-    found = set[tuple[str, str]]()
-    for drop in drops:
-        if drop.status == Status.REJECTED:
-            continue
-        with suppress(UserError, OSError):
-            folder = split_manifest(drop.address)[0]
-            for record in list_records(open_source(drop.address, drop.layout), drop, NOBODY):
-                if record.person and not removal.is_label(record.person) and record.person != removal.name:
-                    found.add((folder, record.path))
-    return found
-
-
-def images_in_drops(
-    drops: Sequence[Drop], removal: Removal, claimed: Collection[tuple[str, str]] = ()
-) -> list[DropImages]:
-    """The person's images in each drop of the ledger that has some or cannot be listed.
-
-    claimed: (folder, path) of files that show others, whatever a rejected drop says (`paths_of_others`).
-    """
-    found = []
-    for drop in drops:
-        try:
-            source = open_source(drop.address, drop.layout)
-            records = list_records(source, drop, NOBODY)
-            gone = [one for one in records if removal.is_label(one.person) or one.person == removal.name]
-            if drop.status == Status.REJECTED:
-                folder = split_manifest(drop.address)[0]
-                gone = [one for one in gone if (folder, one.path) not in claimed]
-            contents = {_content(source, one) for one in gone} - {None}
-        except (UserError, OSError) as error:
-            found.append(DropImages(drop, None, 0, (), problem=str(error)))
-            continue
-        others = [path for path, _ in source.refused if removal.is_path(path)]
-        others += [path for path in source.ignored if removal.is_path(path)]
-        if gone or others:
-            paths = tuple(sorted({one.path for one in gone} | set(others)))
-            found.append(DropImages(drop, source, len(records) - len(gone), paths, frozenset(contents)))
-    return found
-
-
-def _content(source: Source, record: ImageRecord) -> str | None:
-    """SHA-256 of an image as it is in the drop; None where it cannot be read."""
-    try:
-        return hashlib.sha256(source.read(record)).hexdigest()
-    except BadImage:
-        return None

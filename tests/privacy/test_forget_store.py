@@ -11,10 +11,9 @@ from s3_server import BUCKET
 
 from csdn.data.catalog import load_dataset
 from csdn.ingest.sync import open_drop
+from csdn.privacy.drops import clean_drop, images_in_drops
 from csdn.privacy.forget import forget
-from csdn.privacy.places import clean_drop
 from csdn.privacy.rewrite import Removal
-from csdn.privacy.survey import images_in_drops
 from csdn.report.page import publish
 from csdn.retraining.versions import fetch_champion
 from csdn.search.gallery import Gallery

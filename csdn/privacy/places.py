@@ -52,13 +52,13 @@ def replace_outputs(
                 shutil.copyfile(new, temporary)
     for path in (root / "metrics").glob("*.json"):
         text = path.read_text(encoding="utf-8")
-        if (new := scrub(text, removal)) != text:
+        if (scrubbed := scrub(text, removal)) != text:
             with atomic_write(path) as temporary:
-                temporary.write_text(new, encoding="utf-8")
+                temporary.write_text(scrubbed, encoding="utf-8")
     lock = root / "dvc.lock"
-    if lock.exists() and (text := present_lock(lock.read_bytes(), forgotten)) != lock.read_bytes():
+    if lock.exists() and (present := present_lock(lock.read_bytes(), forgotten)) != lock.read_bytes():
         with atomic_write(lock) as temporary:
-            temporary.write_bytes(text)
+            temporary.write_bytes(present)
     return len(changed)
 
 

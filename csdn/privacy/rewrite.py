@@ -117,7 +117,7 @@ def images_of(path: Path, name: str) -> Iterator[ShardImage]:
         with tarfile.open(path, "r:") as tar:
             image, key, extension, offset = b"", "", "", 0
             for member in tar:
-                data = tar.extractfile(member).read()
+                data = tar.extractfile(member).read()  # type: ignore[union-attr]  # no file: the AttributeError
                 stem, _, ending = member.name.partition(".")
                 if ending != "json":
                     key, extension, offset, image = stem, ending, member.offset_data, data
@@ -151,10 +151,10 @@ def rewrite_outputs(
         if config in files and f"models/{stage}/{weights}" in files:
             changed |= _model(files, config, f"models/{stage}/{weights}", out, removal)
     model = "models/embedding/model.safetensors"
-    if THRESHOLDS in files and changed.get(model):
-        thresholds = read_json(files[THRESHOLDS])
-        changed[THRESHOLDS] = _target(out, THRESHOLDS)
-        write_json(changed[THRESHOLDS], thresholds | {"model": file_sha256(changed[model])})
+    if THRESHOLDS in files and (new := changed.get(model)):
+        thresholds = read_json(files[THRESHOLDS]) | {"model": file_sha256(new)}
+        write_json(_target(out, THRESHOLDS), thresholds)
+        changed[THRESHOLDS] = out / THRESHOLDS
     if row is not None or changed:
         changed |= dict.fromkeys(name for name in files if shows_images(name))
     return changed

@@ -23,9 +23,8 @@ import pyarrow.parquet as pq
 
 from csdn.data.storage import Store
 from csdn.ingest.forgotten import FORGOTTEN
-from csdn.ingest.ledger import read_ledger
 from csdn.params import Params
-from csdn.privacy.drops import left_in_drop
+from csdn.privacy.drops import all_drops, left_in_drop
 from csdn.privacy.objects import Objects, Remote
 from csdn.privacy.places import shard_cache, user_cache
 from csdn.privacy.rewrite import IMAGE, NAME, Removal, text_pattern
@@ -170,10 +169,10 @@ def verify(
     for place, files in places:
         note(f"searches {place}")
         traces += search_place(place, files, search, unreachable)
-    for drop in read_ledger(root / "data/drops.json"):
+    for drop in all_drops(root, params)[0]:  # the caller knows what cannot be read
         note(f"searches {drop}")
-        files = left_in_drop(drop, removal, search.in_bytes, unreachable)
-        traces += [Trace(str(drop), name, what) for name, what in files]
+        left = left_in_drop(drop, removal, search.in_bytes, unreachable)
+        traces += [Trace(str(drop), name, what) for name, what in left]
     traces = _named_in_git(root, traces)
     return Result(traces, unreachable)
 

@@ -67,10 +67,13 @@ def gate() -> None:
             fetch_champion(Path(), champion.version, folder)
         params = with_precision(load_params(), partial(print, "gate:"))
         if params.scaling.workers:
-            from csdn.cluster.extract import extract_on_ray as embedder
+            from csdn.cluster.extract import extract_on_ray
+
+            result = run_gate(params, Path(), progress, extract_on_ray)
         else:
-            from csdn.data.features import extract_local as embedder
-        result = run_gate(params, Path(), progress, embedder)
+            from csdn.data.features import extract_local
+
+            result = run_gate(params, Path(), progress, extract_local)
     print(*table_lines(result), sep="\n")
 
 
@@ -131,10 +134,10 @@ def fetch_champion_command(version: Version = None) -> None:
     from csdn.retraining.versions import fetch_champion
 
     champion = read_champion().champion
-    if version is None and champion is None:
+    version = version or (champion.version if champion else None)
+    if version is None:
         raise UserError(
             "champion.json names no champion yet; the first retraining that passes the gate makes one"
         )
-    version = version or champion.version
     fetch_champion(Path(), version, Path("champion"))
     print(f"champion/: version {version}")

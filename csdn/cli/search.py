@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -49,13 +49,13 @@ def build(
     ] = None,
     model: Model = None,
     modality: Modality = "visible",
-    dtype: Annotated[str, typer.Option(help="Of the features on disk: float16 or float32.")] = "float16",
+    dtype: Annotated[
+        Literal["float16", "float32"], typer.Option(help="Of the features on disk.")
+    ] = "float16",
 ) -> None:
     """Embed images and keep their features. Run it again to go on after it was stopped."""
     from csdn.search.gallery import Gallery
 
-    if dtype not in ("float16", "float32"):
-        raise UserError(f"--dtype {dtype}: it is float16 or float32")
     listed = _listed(images, drops, modality, source)
     if Gallery(out).exists():
         gallery = Gallery.open(out)

@@ -6,7 +6,7 @@ import os
 import socket
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,10 @@ from csdn.params import load_params
 from csdn.runtime.errors import UserError
 from csdn.runtime.process import LOOPBACK
 from csdn.runtime.sanitize import escape_control_chars
+
+if TYPE_CHECKING:
+    from csdn.search.limits import Limits
+    from csdn.search.service import Settings
 
 TOKEN = "CSDN_TOKEN"
 BACKLOG = 1024  # connections that wait to be accepted
@@ -51,13 +55,13 @@ def serve(
         raise UserError("--port 0: Ray Serve does not choose a port; name one")
     limits = Limits(body_mib=body_mib, rate=rate, requests=at_a_time)
     params = load_params(PARAMS) if PARAMS.exists() else None
-    scaling = {"device": params.scaling.device, "threads": params.scaling.threads} if params else {}
     settings = Settings(
         gallery if "://" in gallery else str(Path(gallery).absolute()),
         model_folder(model, Gallery.open(gallery).manifest.model).absolute(),
         tuple(path.absolute() for path in THRESHOLDS),
         params.ingest.grey16_range if params else {},
-        **scaling,
+        device=params.scaling.device if params else "auto",
+        threads=params.scaling.threads if params else 0,
     )
     if token is None:
         typer.echo(f"no {TOKEN} is set: requests of this machine alone are served, without a token", err=True)
@@ -70,7 +74,7 @@ def serve(
         _serve_here(settings, limits, token, host, port)
 
 
-def _serve_here(settings, limits, token: str | None, host: str, port: int) -> None:
+def _serve_here(settings: Settings, limits: Limits, token: str | None, host: str, port: int) -> None:
     """Serve by uvicorn in this process until it is stopped."""
     import uvicorn
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from textwrap import fill
+from typing import Any
 
 from csdn.evaluation.headline import notes, open_set_lines, table_lines
 from csdn.runtime.console import duration, read_times
@@ -47,6 +48,6 @@ def _lines() -> Iterator[str]:
         yield f"            {PAGE.absolute().as_uri()}"
 
 
-def _unit(figures: dict) -> str:
+def _unit(figures: Mapping[str, Any]) -> str:
     trials = max(count["trials"] for count in figures["counts"].values())
     return "Percent" + (f", mean ± standard deviation over {trials} galleries" if trials > 1 else "")

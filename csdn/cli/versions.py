@@ -19,7 +19,7 @@ def package_versions() -> list[str]:
             lines.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
             lines.append(f"{name} not installed")
-    if (torch := find_spec("torch")) is not None:
+    if (torch := find_spec("torch")) is not None and torch.origin:
         cuda = run_path(str(Path(torch.origin).with_name("version.py")))["cuda"]
         lines.append(f"CUDA {cuda}, in torch" if cuda else "CUDA not in this build of torch")
     return lines

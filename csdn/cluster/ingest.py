@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ FEWEST_TASKS = 16  # while the cluster has no cores yet
 def packed_on_ray(scaling: ScalingParams) -> Packer:
     """A packer whose tasks run on the Ray cluster, or else on the cores of this machine."""
 
-    def packer(tasks: Sequence[ShardTask], processes: int) -> Iterator[PackedShard]:
+    def packer(tasks: Sequence[ShardTask], processes: int) -> Generator[PackedShard]:
         if not tasks:
             return
         with ray_session(scaling.address, processes):
@@ -36,7 +36,7 @@ def packed_on_ray(scaling: ScalingParams) -> Packer:
     return packer
 
 
-def _in_order(tasks: Sequence[ShardTask]) -> Iterator[PackedShard]:
+def _in_order(tasks: Sequence[ShardTask]) -> Generator[PackedShard]:
     """The shards of the tasks, in order. Each Ray task is sent its own ShardTask and nothing else."""
     import ray
 

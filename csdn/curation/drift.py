@@ -103,7 +103,7 @@ def _read(
     try:
         data = image.read()
         picture = picture_of(data, image.source, image.camera, embedder, grey16)
-        return picture, probe(data, extension_of(image.source), MAX_PIXELS)
+        return picture, probe(data, extension_of(image.source) or "", MAX_PIXELS)
     except BadImage as error:
         return error.reason
 

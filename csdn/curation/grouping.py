@@ -177,7 +177,7 @@ def linked(images: Images, group: np.ndarray, blocks: list[np.ndarray]) -> Level
         own, means = _means(images, group, rows)
         for start in range(0, len(own), LINKED):
             part = means[start : start + LINKED]
-            count = np.count_nonzero(np.isin(group[rows], own[start : start + LINKED]))
+            count = int(np.count_nonzero(np.isin(group[rows], own[start : start + LINKED])))
             compared += count * (count - 1) // 2
             if len(part) > 1:
                 distances = squareform(np.clip(1 - part @ part.T, 0, 2), checks=False)
@@ -273,7 +273,7 @@ def _named(
         unnamed = np.count_nonzero(np.isin(group, found[0]) & (names[group] == NOBODY))
         tried = []
         for threshold in GRID:
-            added = np.count_nonzero(_added(names, found, threshold)[group] != NOBODY)
+            added = int(np.count_nonzero(_added(names, found, threshold)[group] != NOBODY))
             rate = fpir_at_size(trial.wrong_rate(threshold), trial.known_people, known_people)
             if rate <= 1 - precision:
                 tried.append((threshold, added, rate * (unnamed - added) / (1 - rate)))
@@ -306,9 +306,9 @@ class _NameTrial:
 
     def wrong_rate(self, threshold: float) -> float:
         """The share of the images that get a name, with MISTAKES people more; below 1."""
-        wrong = np.count_nonzero(_added(self.names, self.found, threshold)[self.group] != NOBODY)
+        wrong = int(np.count_nonzero(_added(self.names, self.found, threshold)[self.group] != NOBODY))
         people = max(1, len(np.unique(self.people[self.unnamed])))
-        return min(1 - 1e-9, wrong / max(1, np.count_nonzero(self.unnamed)) + MISTAKES / people)
+        return min(1 - 1e-9, wrong / max(1, int(np.count_nonzero(self.unnamed))) + MISTAKES / people)
 
     def keep(self, threshold: float) -> None:
         self.names = np.maximum(self.names, _added(self.names, self.found, threshold))

@@ -124,6 +124,6 @@ def known_of_gallery(gallery: Gallery) -> KnownPeople:
 
     def show(person: int, modality: int) -> Markup | None:
         source = sources.get((person, modality))
-        return source and picture(gallery.read_image, source)
+        return picture(gallery.read_image, source) if source else None
 
     return KnownPeople(known_means(batches, len(names), gallery.manifest.dimension), list(names), show)

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from csdn.curation.labels import MODEL, Judge, Judgement, cross_validated, judge_labels
 from csdn.data.catalog import MODALITIES, ImageRecord
@@ -244,7 +245,7 @@ class ClipEmbedder(Embedder):
         return self.network.config.embed_dim * (2 if self.flip_tta else 1)
 
     @torch.inference_mode()
-    def embed(self, pixels: np.ndarray, modality: str) -> np.ndarray:
+    def embed(self, pixels: np.ndarray | Tensor, modality: str) -> np.ndarray:
         images = normalised(torch.as_tensor(pixels).to(self.device), self.normalize)
         embed = clip_embed(self.network)
         features = (flipped(embed) if self.flip_tta else embed)(images, modality)

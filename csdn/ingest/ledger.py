@@ -80,7 +80,7 @@ def drop_id(
     """
     digest = hashlib.sha256()
     for record, name in zip(records, names, strict=True):
-        about = [record.person, record.modality, record.camera, record.captured_at]
+        about: list[Any] = [record.person, record.modality, record.camera, record.captured_at]
         if record.splits:
             about += [record.splits, record.places]
         if not record.confirmed:

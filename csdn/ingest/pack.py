@@ -10,7 +10,7 @@ import hashlib
 import io
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -95,10 +95,10 @@ def cut_shards(records: Sequence[ImageRecord], shard_bytes: int) -> list[Sequenc
 
 
 # Makes the shards of tasks, in order; the number is of processes, where they run on this machine.
-Packer = Callable[[Sequence[ShardTask], int], Iterator[PackedShard]]
+Packer = Callable[[Sequence[ShardTask], int], Generator[PackedShard]]
 
 
-def packed_shards(tasks: Sequence[ShardTask], processes: int) -> Iterator[PackedShard]:
+def packed_shards(tasks: Sequence[ShardTask], processes: int) -> Generator[PackedShard]:
     """The shards of the tasks, in order, made by `processes` processes; the bytes do not depend on their
     number.
 
@@ -175,7 +175,7 @@ def _pack_image(
         key = original = hashlib.sha256(data).hexdigest()
         if original in task.forgotten:
             raise BadImage(FORGOTTEN)
-        extension = extension_of(record.path)
+        extension = extension_of(record.path) or ""
         if fault := label_fault(record.person):
             raise BadImage(fault if fault == NO_LABEL else f"person {fault}")
         if not (record.confirmed or task.settings.trust_suggestions):
@@ -188,7 +188,8 @@ def _pack_image(
         if deep is not None:
             packed.grey16.append((canonical_label(record.camera), *extremes(deep)))
             if given := range_of(record.camera, task.settings.grey16_range):
-                data, extension = png_of_range(deep, *given, source=original), "png"
+                low, high = given
+                data, extension = png_of_range(deep, low, high, source=original), "png"
                 key = hashlib.sha256(data).hexdigest()
         if key in task.forgotten:  # only the converted image is known, if the drop could not be read then
             packed.refused.append((record.path, FORGOTTEN, original, *about))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -363,18 +363,18 @@ def _make(
     shards = packer([task for task, packed in both if packed is None], processes)
     try:
         for entry in new:
-            for number in range(len(entry.tasks)):
-                if entry.packed[number] is None:
-                    entry.packed[number] = _next_shard(shards, entry.drop)
-                    entry.state.part(f"{number:06d}").save(vars(entry.packed[number]))
-                done += len(entry.packed[number].hashes)
+            for number, packed in enumerate(entry.packed):
+                if packed is None:
+                    packed = entry.packed[number] = _next_shard(shards, entry.drop)
+                    entry.state.part(f"{number:06d}").save(vars(packed))
+                done += len(packed.hashes)
                 progress(done, total)
             _keep(entry, paths, verified)
     finally:
         shards.close()  # ends the worker processes
 
 
-def _next_shard(shards: Iterator[PackedShard], drop: Drop) -> PackedShard:
+def _next_shard(shards: Generator[PackedShard], drop: Drop) -> PackedShard:
     try:
         return next(shards)
     except UserError as error:

@@ -190,7 +190,7 @@ class SeenDrops:
         self.path, self.time = path, time.time()
         known = _read_seen(path)
         self.listed: float = known.get("listed", 0.0)
-        self.markers: dict[str, list[str | None]] = known.get("markers", {})  # address -> name, etag
+        self.markers: dict[str, list[str]] = known.get("markers", {})  # address -> name, etag
         self.list_all = list_all or self.time - self.listed > LIST_ALL_DAYS * 86_400
         if self.list_all:
             self.listed = self.time
@@ -233,7 +233,7 @@ def _read_seen(path: Path) -> dict[str, Any]:
 
 def _add(ledger: dict[str, Drop], address: str, seen: SeenDrops, forgotten: Forgotten) -> list[str]:
     """Add the drop at `address` to the ledger, by id; returns notes, which say why if it cannot be added."""
-    shown, left_out = escape_control_chars(address), []
+    shown, left_out = escape_control_chars(address), list[str]()
     try:
         if Path(address).is_symlink():
             raise UserError(f"{address}: a link to another place; if it is meant: csdn add {address}")

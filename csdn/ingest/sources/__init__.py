@@ -6,6 +6,7 @@ read them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from csdn.data.catalog import ImageRecord
@@ -25,7 +26,11 @@ class Source(Protocol):
     ignored: list[str]  # files that are not images of the drop
     notes: list[str]  # messages to the user about how the drop was read
     complete: bool  # all files of the drop have arrived
-    marker: FileEntry | None  # the file that completes the drop, if there is one
+
+    @property
+    def marker(self) -> FileEntry | None:
+        """The file that completes the drop, if there is one."""
+        ...
 
     def listing(self) -> list[ImageRecord]:
         """Every image, sorted by path; sets the attributes above. Raises UserError."""
@@ -36,7 +41,7 @@ class Source(Protocol):
         ...
 
 
-_SOURCES = {
+_SOURCES: dict[str, Callable[[str], Source]] = {
     "builtin": BuiltinSource,
     "cameras": CameraSource,
     "sysu": SysuSource,

@@ -48,8 +48,9 @@ class LlcmSource(BenchmarkSource):
         for path in paths:
             match = _TRAIN_PATH.fullmatch(path)
             fits = match is not None and match["kind"].lower() == kind
-            if reason := refusal_of_listed(files, path, fits, f"{kind}/person/..._c<camera>_..."):
-                yield path, reason
+            reason = refusal_of_listed(files, path, fits, f"{kind}/person/..._c<camera>_...")
+            if match is None or reason:
+                yield path, str(reason)
             else:
                 found = True
                 yield self._record(files, path, match, TRAIN)

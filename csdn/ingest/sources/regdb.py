@@ -32,8 +32,9 @@ class RegdbSource(BenchmarkSource):
         cameras = set()
         for path in sorted(splits):
             match = _PATH.fullmatch(path)
-            if reason := refusal_of_listed(files, path, bool(match), "Visible|Thermal/person/name"):
-                yield path, reason
+            reason = refusal_of_listed(files, path, bool(match), "Visible|Thermal/person/name")
+            if match is None or reason:
+                yield path, str(reason)
                 continue
             camera = match["camera"].lower()
             cameras.add(camera)

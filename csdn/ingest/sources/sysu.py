@@ -87,7 +87,7 @@ class SysuSource(BenchmarkSource):
         permutations = read_permutations(self.read_bytes(files, PERMUTATIONS), where)
         for key, records in folders.items():
             if records[0].splits == (TEST,) and records[0].modality == Modality.VISIBLE:
-                trials = permutations.get(key)
+                trials = permutations.get(key, [])
                 _check_size(where, key, trials, len(records))
                 records = [
                     replace(record, places=tuple(trial.index(number) for trial in trials))
@@ -96,7 +96,7 @@ class SysuSource(BenchmarkSource):
             yield from records
 
 
-def _check_size(where: str, key: CameraPerson, trials: Sequence[Sequence[int]] | None, images: int) -> None:
+def _check_size(where: str, key: CameraPerson, trials: Sequence[Sequence[int]], images: int) -> None:
     count = len(trials[0]) if trials else 0
     if count != images:
         raise UserError(

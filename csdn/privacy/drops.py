@@ -11,6 +11,7 @@ import csv
 import hashlib
 import io
 import os
+import shutil
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -58,9 +59,8 @@ def all_drops(root: Path, params: Params) -> tuple[list[Drop], list[str]]:
     nothing of them.
     """
     drops, problems = {drop.id: drop for drop in read_ledger(root / LEDGER)}, list[str]()
-    for branch in git.git(
-        root, "for-each-ref", "--format=%(refname)", "refs/heads", "refs/remotes"
-    ).splitlines():
+    branches = git.git(root, "for-each-ref", "--format=%(refname)", "refs/heads", "refs/remotes")
+    for branch in branches.splitlines():
         if (text := git.file_at(root, branch, str(LEDGER))) is None:
             continue
         try:
@@ -85,13 +85,15 @@ def all_drops(root: Path, params: Params) -> tuple[list[Drop], list[str]]:
 class DropImages:
     """What of a person is in a drop.
 
-    paths: of the files to remove; those of other drops of the same folder are among them. contents: SHA-256
-    of the images that the drop calls the person's. problem: why the drop cannot be listed; "" where it can.
+    paths: of the files to remove; those of other drops of the same folder are among them. rows: paths in the
+    manifest where no file is. contents: SHA-256 of the images that the drop calls the person's. problem: why
+    the drop cannot be listed; "" where it can.
     """
 
     drop: Drop
     source: Source | None
     paths: frozenset[str] = frozenset()
+    rows: frozenset[str] = frozenset()
     contents: frozenset[str] = frozenset()
     problem: str = ""
 
@@ -138,13 +140,13 @@ def images_in_drops(
     for one in found:
         removed[folder_of(one.drop)] |= one.paths
     shared = [replace(one, paths=frozenset(removed[folder_of(one.drop)])) for one in found]
-    return [one for one in shared if one.paths or one.problem]
+    return [one for one in shared if one.paths or one.rows or one.problem]
 
 
 def _images_in(
     drop: Drop, removal: Removal, claimed: Collection[FileOf], copies: Collection[FileOf]
 ) -> DropImages:
-    folder, paths = folder_of(drop), set[str]()
+    folder, paths, rows = folder_of(drop), set[str](), set[str]()
     try:
         if drop.id == UNKNOWN and Path(drop.address).is_symlink():
             raise UserError("a link to another place, which `csdn sync` does not follow")
@@ -158,15 +160,19 @@ def _images_in(
         paths |= {path for path in source.ignored if removal.is_path(path)}
         if isinstance(source, CameraSource):
             files = source.tree.files()
-            for file in _unlisted(source, files, records):
-                if _sha256(source.tree.read, file) in removal.images:
-                    paths.add(file.path)
-            paths |= {path for row, path in _rows(source, files) if _is_left_over(row, path, files, removal)}
+            unlisted = _unlisted(files, records)
+            paths |= {one.path for one in unlisted if _sha256(source.tree.read, one) in removal.images}
+            rows = {path for row, path in _rows(source, files) if _is_left_over(row, path, files, removal)}
+            paths &= {
+                *files.entries,
+                *files.refused,
+                *files.ignored,
+            }  # a row may name any path of the machine
     except (UserError, OSError) as error:
         return DropImages(drop, None, problem=str(error))
     paths = {path for path in paths if (folder, path) not in claimed}
     paths |= {one.path for one in records if (folder, one.path) in copies} | {one.path for one in own}
-    return DropImages(drop, source, frozenset(paths), frozenset(contents))
+    return DropImages(drop, source, frozenset(paths), frozenset(rows), frozenset(contents))
 
 
 def _list(source: Source, drop: Drop) -> list[ImageRecord]:
@@ -186,7 +192,7 @@ def _list(source: Source, drop: Drop) -> list[ImageRecord]:
         return []
 
 
-def _unlisted(source: CameraSource, files: Files, records: Iterable[ImageRecord]) -> Iterator[FileEntry]:
+def _unlisted(files: Files, records: Iterable[ImageRecord]) -> Iterator[FileEntry]:
     """The files of a drop that are none of its images: manifests, notes, images that no manifest lists."""
     listed = {record.path for record in records}
     return (file for path, file in files.entries.items() if path not in listed)
@@ -245,12 +251,15 @@ def present_listing(about: DropImages, drop: Drop, forgotten: Forgotten, name: s
     if about.source is None:
         return drop
     others = replace(forgotten, people=tuple(one for one in forgotten.people if one.name != name))
-    new = _fingerprint(about.source, drop, forgotten, frozenset() if obstacle(about) else about.paths)
+    gone = frozenset[str]() if obstacle(about) else about.paths | about.rows
+    new = _fingerprint(about.source, drop, forgotten, gone)
     if new == drop.fingerprint or drop.fingerprint != _fingerprint(about.source, about.drop, others):
         return drop
-    if not new:
-        return replace(drop, status=Status.REJECTED, reason="all of its images are of a forgotten person")
-    return replace(drop, listing=new)
+    if new:
+        return replace(drop, listing=new)
+    if drop.status == Status.REJECTED:
+        return drop
+    return replace(drop, status=Status.REJECTED, reason="all of its images are of a forgotten person")
 
 
 def _fingerprint(
@@ -285,7 +294,7 @@ def _without_change(about: DropImages) -> str:
 def _tried(change: Callable[..., None], about: DropImages, *more: Removal) -> str:
     """The line for a drop that cannot be changed in this way; "" where it has been."""
     try:
-        change(about.source, about.paths, *more)
+        change(about, about.source, *more)
     except (OSError, UserError) as error:
         return (
             f"left: {about.drop}: {len(about.paths)} files: not allowed to remove them ({error}); "
@@ -294,30 +303,33 @@ def _tried(change: Callable[..., None], about: DropImages, *more: Removal) -> st
     return ""
 
 
-def _remove_files(source: CameraSource, paths: Collection[str]) -> None:
+def _remove_files(about: DropImages, source: CameraSource) -> None:
     tree = source.tree
-    for path in sorted(paths):
+    for path in sorted(about.paths):
         if isinstance(tree, RemoteTree):
             tree.store.remove(path)
             continue
         assert isinstance(tree, LocalTree)  # there are no others
-        (tree.root / path).unlink(missing_ok=True)
-        for folder in (tree.root / path).parents:
+        file = tree.root / path
+        if file.is_dir() and not file.is_symlink():  # such as @eaDir, with thumbnails
+            shutil.rmtree(file)
+        file.unlink(missing_ok=True)
+        for folder in file.parents:
             if folder == tree.root:
                 break
             with suppress(OSError):  # it is not empty
                 folder.rmdir()
 
 
-def _clean_manifests(source: CameraSource, paths: Collection[str], removal: Removal) -> None:
+def _clean_manifests(about: DropImages, source: CameraSource, removal: Removal) -> None:
     """Take the rows of the removed files out of the drop's manifests."""
-    tree = source.tree
+    tree, gone = source.tree, about.paths | about.rows
     files = tree.files()
     for name in map(files.real_path, source.manifests):
         if name not in files.entries:
             continue
         data = tree.read(files.entries[name])
-        new = _without_rows(data, name, removal, lambda path: files.real_path(path) in paths)
+        new = _without_rows(data, name, removal, lambda path: files.real_path(path) in gone)
         if new == data:
             continue
         if isinstance(tree, RemoteTree):
@@ -388,7 +400,10 @@ def left_in_drop(
         for row, path in _rows(source, files):
             if _is_left_over(row, path, files, removal):
                 yield row.path, NAME
-        for file in _unlisted(source, files, records):
-            yield from ((file.path, what) for what in sorted(shows(source.tree.read(file), file.path)))
+        for file in _unlisted(files, records):
+            found = {*shows(source.tree.read(file), file.path)}
+            found |= {NAME} if removal.is_path(file.path) else set()
+            yield from ((file.path, what) for what in sorted(found))
+        yield from ((path, NAME) for path in files.refused if removal.is_path(path))
     except (UserError, OSError, BadImage) as error:
         unreachable.append(str(error) if str(drop) in str(error) else f"{drop}: {error}")

@@ -157,8 +157,8 @@ def with_recorded_labels(
     aliases are gone from data/aliases.json by then, and data/forgotten.json has only their hashes.
     """
     labels = labels_in_drops(drops).union(_labels_in_aliases(root), *map(_labels_in, sets))
-    own = forgotten.person(min(removal.labels))
-    labels = {label for label in forgotten.among(labels - {removal.name}) if forgotten.person(label) == own}
+    found = {label: forgotten.person(label) for label in forgotten.among(labels - {removal.name})}
+    labels = {label for label, person in found.items() if person and person.name == removal.name}
     return replace(removal, labels=removal.labels.union(map(canonical_label, labels)))
 
 

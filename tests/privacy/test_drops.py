@@ -122,6 +122,17 @@ def test_rows_without_a_file_go_too(tmp_path):
     assert left(drop, removal_of()) == [] and fingerprint(drop) == drop.fingerprint
 
 
+@pytest.mark.parametrize("path", ["{}", "visible/north/ann/../../../../kept.jpg"])
+def test_a_row_that_names_a_file_outside_the_drop_removes_no_file(tmp_path, path):
+    folder = make_drop(tmp_path / "drop", ["ben"])
+    kept = write(tmp_path / "kept.jpg", jpeg("kept"))
+    write_manifest(folder, [*rows_of(folder), f"{path.format(kept)};ann;visible;north"])
+    drop, _ = open_drop(str(folder), "cameras")
+    (drop,), _ = forget_in([drop], removal_of(kept.read_bytes()))
+    assert kept.exists() and "ann" not in (folder / "manifest.csv").read_text()
+    assert fingerprint(drop) == drop.fingerprint and left(drop, removal_of()) == []
+
+
 def test_every_entry_of_a_folder_is_as_its_files_are(tmp_path):
     """The labels that `csdn accept --labels` gave make a second entry of the same folder."""
     folder = make_drop(tmp_path / "drop", ["ann", "ben"])

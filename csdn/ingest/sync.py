@@ -260,7 +260,7 @@ def _change(drop: Drop, data: Path, thorough: bool, seen: SeenDrops, forgotten: 
         if thorough or all(record.etag for record in records):
             same = drop_fingerprint(source, records, drop.address) == drop.fingerprint
         else:
-            same = _as_recorded(drop, records, source.refused, data)
+            same = _as_recorded(drop, source, records, forgotten, data)
     except ServiceUnavailable:
         raise
     except UserError as error:
@@ -274,10 +274,10 @@ def _change(drop: Drop, data: Path, thorough: bool, seen: SeenDrops, forgotten: 
 
 
 def _as_recorded(
-    drop: Drop, records: Sequence[ImageRecord], refused: Sequence[tuple[str, str]], data: Path
+    drop: Drop, source: Source, records: Sequence[ImageRecord], forgotten: Forgotten, data: Path
 ) -> bool:
     """Whether a folder has the files and sizes that ingest found; True before ingest, which checks
-    everything.
+    everything. An image of a forgotten person may be there under somebody else's name.
     """
     if not _is_read(drop, data):
         return True
@@ -285,10 +285,13 @@ def _as_recorded(
     bad = read_table(data / "index" / f"{drop.id}.quarantine.parquet", REFUSED_SCHEMA, ["path"])
     paths, sizes = index["path"].to_pylist(), index["size"].to_pylist()
     good = dict(zip(paths, sizes, strict=True))
-    listed = Counter([record.path for record in records] + [path for path, _ in refused])
-    if listed != Counter(paths + bad["path"].to_pylist()):
+    listed = Counter([record.path for record in records] + [path for path, _ in source.refused])
+    found = Counter(paths + bad["path"].to_pylist())
+    if found - listed or not all(good.get(record.path, record.size) == record.size for record in records):
         return False
-    return all(good.get(record.path, record.size) == record.size for record in records)
+    known = {record.path: record for record in records}
+    more = [known.get(path) for path in listed - found]
+    return all(record and content_name(source, record) in forgotten.images for record in more)
 
 
 def _is_read(drop: Drop, data: Path) -> bool:

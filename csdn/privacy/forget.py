@@ -32,12 +32,18 @@ from csdn.ingest.forgotten import (
     read_forgotten,
 )
 from csdn.ingest.identities import parse_aliases
-from csdn.ingest.ledger import LEDGER, Drop, Status, as_document, list_records, parse_ledger
+from csdn.ingest.ledger import LEDGER, Drop, as_document, parse_ledger
 from csdn.ingest.pack import put_shard
-from csdn.ingest.sources import open_source
-from csdn.ingest.sync import drop_fingerprint
 from csdn.params import Params, load_params
 from csdn.privacy import places
+from csdn.privacy.drops import (
+    DropImages,
+    all_drops,
+    clean_drops,
+    images_in_drops,
+    obstacle,
+    present_listing,
+)
 from csdn.privacy.objects import Objects, Values, folder_size
 from csdn.privacy.rewrite import (
     MovedShard,
@@ -49,10 +55,8 @@ from csdn.privacy.rewrite import (
 )
 from csdn.privacy.survey import (
     SHARDS,
-    DropImages,
     OutputSet,
     Survey,
-    images_in_drops,
     labels_of,
     shard_path,
     survey,
@@ -109,10 +113,11 @@ def plan(root: Path, person: str, work: Path) -> Plan:
     name = known.name if known else f"{TOMBSTONE}{digest[:12]}"
     images = frozenset(known.images) if known else frozenset()
     objects = Objects(root, work)
-    found = survey(root, Removal(labels, images, name), objects, forgotten)
-    ledger = parse_ledger((root / LEDGER).read_bytes(), str(LEDGER))
-    drops = images_in_drops(ledger, found.removal, found.claimed)
-    return Plan(root, params, objects, forgotten, found, drops)
+    drops, problems = all_drops(root, params)
+    found = survey(root, Removal(labels, images, name), objects, forgotten, drops)
+    found.missing += problems
+    in_drops = images_in_drops(drops, found.removal, found.claimed, found.copies)
+    return Plan(root, params, objects, forgotten, found, in_drops)
 
 
 def plan_lines(found: Plan, shared: bool = False) -> list[str]:
@@ -147,7 +152,7 @@ def plan_lines(found: Plan, shared: bool = False) -> list[str]:
     for one in found.drops:
         if one.problem:
             lines.append(f"{one.drop}: not reached: {one.problem}")
-        elif why := places.obstacle(one):
+        elif why := obstacle(one):
             lines.append(f"{one.drop}: {len(one.paths)} files are left: {why}; ingest leaves them out")
         else:
             lines.append(f"{one.drop}: {len(one.paths)} files are removed")
@@ -241,17 +246,17 @@ def _replace_objects(
         before = objects.files_of(old)
         if before is None:
             continue
-        after = {}
+        after = dict[str, str]()
         for name, md5 in before.items():
             replaced = (path == SHARDS and name in made.shards) or f"{path}/{name}" in changed
             name = made.shards.get(name, name) if path == SHARDS else name
-            md5 = made.objects[md5].get("md5") if replaced else md5
-            if md5:
-                after[name] = md5
+            if present := made.objects[md5].get("md5") if replaced else md5:
+                after[name] = present
         if after != before:
-            new = objects.add_folder(after, old) if after else ""
             size = folder_size(objects, after)
-            made.objects[old] = {"md5": new, "size": size, "nfiles": len(after)} if new else {}
+            made.objects[old] = (
+                {"md5": objects.add_folder(after, old), "size": size, "nfiles": len(after)} if after else {}
+            )
 
 
 # 3. The commit on main.
@@ -340,18 +345,12 @@ def _changed_files(found: Plan, forgotten: Forgotten, at: str) -> dict[str, byte
 
 def present_drop(drop: Drop, removal: Removal, forgotten: Forgotten, images: Sequence[DropImages]) -> Drop:
     """A drop's entry without the person: its corrected labels, its reason, the hash of its listing."""
-    about = next((one for one in images if one.drop.id == drop.id), None)
     labels = {
         path: removal.name if removal.is_label(person) else person for path, person in drop.labels.items()
     }
     drop = replace(drop, labels=labels, reason=scrub(drop.reason, removal))
-    if about is None or about.source is None:
-        return drop
-    if not about.kept:
-        return replace(drop, status=Status.REJECTED, reason="all of its images are of a forgotten person")
-    source = open_source(drop.address, drop.layout)
-    records = list_records(source, drop, forgotten)
-    return replace(drop, listing=drop_fingerprint(source, records, drop.address))
+    about = next((one for one in images if one.drop.id == drop.id), None)
+    return present_listing(about, drop, forgotten, removal.name) if about else drop
 
 
 # 4. Remove, and the order of all.
@@ -384,7 +383,7 @@ def forget(
         if not (known or places.have_person(galleries, found.removal)):
             raise UserError(f"{person!r} is nobody in the data, the versions, the drops, or a gallery")
         forgotten = found.forgotten
-        if found.survey.found or not found.person:
+        if found.survey.found or in_drops or not found.person:
             for line in plan_lines(found):
                 note(line)
             forgotten = record(found, prepare(found, note), reason)
@@ -427,6 +426,11 @@ def remove(
     shows = Search(removal).in_bytes
     for name in places.remove_work(root, shows):
         note(f"removed: {name}")
+    # Before the tables, which say what files have the person's images: a command that is killed finds them.
+    drops, _ = all_drops(root, params)
+    in_drops = images_in_drops(drops, removal, found.survey.claimed, found.survey.copies)
+    for line in clean_drops(in_drops, removal):
+        note(line)
     count = places.replace_outputs(root, found.work, params, forgotten, removal, objects)
     note(f"the workspace: {count} files replaced or removed")
     for line in places.clean_galleries(galleries, forgotten, removal):
@@ -444,9 +448,6 @@ def remove(
         removed, kept = removed + count, kept + lines
     for line in kept:
         note(f"left: {line}")
-    ledger = parse_ledger((root / LEDGER).read_bytes(), str(LEDGER))
-    for about in images_in_drops(ledger, removal, found.survey.claimed):
-        note(places.clean_drop(about, removal))
     if had_champion and (champion := read_champion(root).champion):
         versions.fetch_champion(root, champion.version, root / "champion")
         note(f"champion: fetched again, version {champion.version}")

@@ -7,34 +7,24 @@ if the caller says `shared`; otherwise it is counted.
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from csdn.data.catalog import INDEX_SCHEMA, SAMPLES_SCHEMA, read_table
 from csdn.data.checkpoint_store import clone_name
-from csdn.data.outputs import from_cell
 from csdn.data.storage import Store
 from csdn.ingest.forgotten import Forgotten, newest
-from csdn.ingest.sources.cameras import CameraSource, split_manifest
-from csdn.ingest.sources.tree import LocalTree
 from csdn.params import Params
 from csdn.privacy.objects import Objects, locks_of, outputs_of
 from csdn.privacy.rewrite import IMAGE, INGEST, MovedShard, Removal, images_of, rewrite_outputs, scrub_file
-from csdn.privacy.survey import SHARDS, DropImages, OutputSet, indexes, output_sets, outputs_in, shard_path
+from csdn.privacy.survey import SHARDS, OutputSet, indexes, output_sets, outputs_in, shard_path
 from csdn.retraining import git
 from csdn.retraining.handover import checkpoint_folders
 from csdn.retraining.lock import RUNS
 from csdn.retraining.versions import present_lock
-from csdn.runtime.documents import delimiter_of, read_text
 from csdn.runtime.errors import UserError
 from csdn.runtime.files import atomic_write
 from csdn.search.gallery import MANIFEST, Gallery
@@ -340,100 +330,3 @@ def clean_galleries(addresses: Iterable[str], forgotten: Forgotten, removal: Rem
             gallery.set_model(model)
         lines.append(f"{address}: {count} images removed")
     return lines
-
-
-# Drops.
-
-
-def obstacle(about: DropImages) -> str:
-    """Why the person's images cannot be removed from a drop, as far as it is known before; "" if they can."""
-    if about.drop.layout == "builtin":
-        return "the program draws them"
-    if not isinstance(about.source, CameraSource):
-        return f"they are the authors' data, layout {about.drop.layout}"
-    tree = about.source.tree
-    if isinstance(tree, LocalTree):
-        folders = {(tree.root / path).parent for path in about.paths}
-        closed = sorted(str(folder) for folder in folders if not os.access(folder, os.W_OK))
-        return f"no permission to write to {closed[0]}" if closed else ""
-    return ""
-
-
-def clean_drop(about: DropImages, removal: Removal) -> str:
-    """Remove the person's images from a drop that may be written to; a line that says what was done."""
-    count, drop = len(about.paths), about.drop
-    if about.problem:
-        return f"not reached: {drop}: {about.problem}"
-    if why := obstacle(about):
-        return f"left: {drop}: {count} files: {why}; ingest leaves them out"
-    try:
-        _clean_manifests(about, removal)
-        if isinstance(about.source.tree, LocalTree):
-            _remove_files(about.source.tree.root, about.paths)
-        else:
-            for path in about.paths:
-                about.source.tree.store.remove(path)
-    except (OSError, UserError) as error:
-        return f"left: {drop}: {count} files: not allowed to remove them ({error}); ingest leaves them out"
-    return f"{drop}: {count} files removed"
-
-
-def _remove_files(root: Path, paths: Iterable[str]) -> None:
-    for path in paths:
-        (root / path).unlink(missing_ok=True)
-        for folder in (root / path).parents:
-            if folder == root:
-                break
-            with suppress(OSError):  # it is not empty
-                folder.rmdir()
-
-
-def _clean_manifests(about: DropImages, removal: Removal) -> None:
-    """Take the person's rows out of the drop's manifest."""
-    source, (folder, _) = about.source, split_manifest(about.drop.address)
-    files = source.tree.files()
-    for name in map(files.real_path, source.manifests):
-        if name not in files.entries:
-            continue
-        data = source.tree.read(files.entries[name])
-        new = _without_rows(data, name, removal, lambda path: files.real_path(path) in about.paths)
-        if isinstance(source.tree, LocalTree):
-            with atomic_write(Path(folder) / name) as temporary:
-                temporary.write_bytes(new)
-        else:
-            from tempfile import TemporaryDirectory
-
-            with TemporaryDirectory() as temporary:
-                path = Path(temporary, "manifest")
-                path.write_bytes(new)
-                source.tree.store.put(name, path)
-
-
-def _without_rows(data: bytes, name: str, removal: Removal, is_removed: Callable[[str], bool]) -> bytes:
-    """A manifest without the rows whose files are removed. Another row of the person, of a file that a drop
-    in use gives somebody else (`csdn relabel`), stays without the name.
-    """
-    if name.lower().endswith(".parquet"):
-        table = pq.read_table(io.BytesIO(data))
-        table = table.filter(
-            pa.array([not is_removed(path or "") for path in table["path"].to_pylist()], pa.bool_())
-        )
-        people = [None if one is None else str(one) for one in table["person"].to_pylist()]
-        if any(map(removal.is_label, people)):
-            renamed = pa.array(
-                [removal.name if removal.is_label(one) else one for one in people], pa.string()
-            )
-            table = table.set_column(table.schema.get_field_index("person"), "person", renamed)
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer)
-        return buffer.getvalue()
-    text = read_text(data, name)
-    delimiter = delimiter_of(text)
-    rows = list(csv.reader(io.StringIO(text), delimiter=delimiter))
-    path, person = (rows[0].index(column) for column in ("path", "person"))
-    kept = [row for row in rows[1:] if row and not is_removed(from_cell(row[path]))]
-    for row in (row for row in kept if removal.is_label(from_cell(row[person]))):
-        row[person] = removal.name
-    out = io.StringIO()
-    csv.writer(out, delimiter=delimiter, lineterminator="\n").writerows([rows[0], *kept])
-    return out.getvalue().encode()

@@ -8,26 +8,24 @@ the person.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from csdn.data.catalog import INDEX_SCHEMA, SAMPLES_SCHEMA, ImageRecord, read_table
-from csdn.data.images import BadImage
+from csdn.data.catalog import INDEX_SCHEMA, SAMPLES_SCHEMA, read_table
 from csdn.data.labels import canonical_label, label_fault
 from csdn.data.shards import has_bytes_of
 from csdn.data.storage import Store
-from csdn.ingest.forgotten import NOBODY, Forgotten
-from csdn.ingest.identities import read_aliases
-from csdn.ingest.ledger import Drop, Status, list_records, read_ledger
-from csdn.ingest.sources import Source, open_source
-from csdn.ingest.sources.cameras import split_manifest
-from csdn.params import Params
+from csdn.ingest.forgotten import Forgotten
+from csdn.ingest.identities import parse_aliases, read_aliases
+from csdn.ingest.ledger import Drop, Status
+from csdn.params import Params, load_params
+from csdn.privacy.drops import FileOf, folder_of, labels_in_drops, paths_of_others
 from csdn.privacy.objects import Objects, Values, locks_of, outputs_of
 from csdn.privacy.rewrite import Removal, of_person, row_of, shows_images
 from csdn.retraining import git, versions
@@ -65,7 +63,7 @@ def outputs_in(root: Path) -> OutputSet:
 
 def output_sets(root: Path, objects: Objects, forgotten: Forgotten) -> tuple[list[OutputSet], list[str]]:
     """(the outputs of each dvc.lock, a line for each that neither the cache nor a remote has)."""
-    sets, missing, seen = [], [], set()
+    sets, missing, seen = list[OutputSet](), list[str](), set[frozenset[tuple[str, str]]]()
     for name, content in locks_of(root):
         outs = outputs_of(present_lock(content, forgotten), name)
         found = OutputSet(name, {}, outs)
@@ -109,9 +107,10 @@ class Survey:
     versions: list[str] = field(default_factory=list)
     sets: list[OutputSet] = field(default_factory=list)  # those that show the person
     missing: list[str] = field(default_factory=list)
-    # What drops in use say of others: SHA-256 of images, and (folder, path) of files.
+    # What drops in use say of others: SHA-256 of images, and files.
     others: set[str] = field(default_factory=set)
-    claimed: set[tuple[str, str]] = field(default_factory=set)
+    claimed: set[FileOf] = field(default_factory=set)
+    copies: set[FileOf] = field(default_factory=set)  # files with the person's images, whatever drops say
 
     @property
     def found(self) -> bool:
@@ -127,15 +126,19 @@ def labels_of(person: str, params: Params, root: Path) -> frozenset[str]:
     return frozenset({meant, *(label for label, other in aliases.items() if other == meant)})
 
 
-def survey(root: Path, removal: Removal, objects: Objects, forgotten: Forgotten) -> Survey:
-    """Look for a person in the workspace's outputs and in those of every dvc.lock."""
+def survey(
+    root: Path, removal: Removal, objects: Objects, forgotten: Forgotten, drops: Sequence[Drop]
+) -> Survey:
+    """Look for a person in the workspace's outputs and in those of every dvc.lock; drops: `all_drops`."""
     sets, missing = output_sets(root, objects, forgotten)
     here = outputs_in(root)
+    if any(forgotten.person(label) for label in removal.labels):
+        removal = with_recorded_labels(root, removal, forgotten, [here, *sets], drops)
     found = Survey(removal, missing=missing + objects.unreachable)
-    ledger = {drop.id: drop for drop in read_ledger(root / "data/drops.json")}
-    found.claimed = paths_of_others(ledger.values(), removal)
-    found.images, found.others = _images(here, sets, ledger, removal, found.claimed)
+    found.claimed = paths_of_others(drops, removal)
+    found.images, found.others = _images(here, sets, drops, removal, found.claimed)
     found.removal = removal = replace(removal, images=removal.images | found.images)
+    found.copies = _copies(here, drops, removal)
     for one in (here, *sets):
         shards, shown = _shards(one, removal), row_of(one.files, removal)
         if shards or shown is not None or _trained(one, removal):
@@ -147,33 +150,72 @@ def survey(root: Path, removal: Removal, objects: Objects, forgotten: Forgotten)
     return found
 
 
+def with_recorded_labels(
+    root: Path, removal: Removal, forgotten: Forgotten, sets: Sequence[OutputSet], drops: Iterable[Drop]
+) -> Removal:
+    """The removal of somebody who was forgotten before, with all labels of theirs that are still somewhere:
+    aliases are gone from data/aliases.json by then, and data/forgotten.json has only their hashes.
+    """
+    labels = labels_in_drops(drops).union(_labels_in_aliases(root), *map(_labels_in, sets))
+    found = {label: forgotten.person(label) for label in forgotten.among(labels - {removal.name})}
+    labels = {label for label, person in found.items() if person and person.name == removal.name}
+    return replace(removal, labels=removal.labels.union(map(canonical_label, labels)))
+
+
+def _labels_in(one: OutputSet) -> set[str]:
+    """The labels of people in the tables and models of an output set."""
+    found = set[str]()
+    for name, path in one.files.items():
+        if name.startswith("data/") and "person" in pq.read_schema(path).names:
+            found |= set(pq.read_table(path, columns=["person"])["person"].unique().to_pylist()) - {None}
+    return found.union(*_people_of_models(one))
+
+
+def _labels_in_aliases(root: Path) -> set[str]:
+    """The labels in the file of aliases, in any commit."""
+    name, found = load_params(root / "params.yaml").data.aliases, set[str]()
+    for commit in git.git(root, "rev-list", "--all", "--full-history", "--", name).split():
+        with suppress(UserError):  # it is not there, or is no such file
+            aliases = parse_aliases(git.file_at(root, commit, name) or b"", name)
+            found |= {*aliases, *aliases.values()}
+    return found
+
+
 def _images(
     here: OutputSet,
     sets: Sequence[OutputSet],
-    ledger: Mapping[str, Drop],
+    drops: Sequence[Drop],
     removal: Removal,
-    claimed: Collection[tuple[str, str]],
+    claimed: Collection[FileOf],
 ) -> tuple[set[str], set[str]]:
-    """SHA-256 of (the person's images, images of others): the person's are those with the label in a drop
-    that is in use, and those with the label anywhere else, unless a drop in use says that they show another
-    person (`csdn relabel`; ingest need not have read it yet).
+    """SHA-256 of (the person's images, images of others).
+
+    Of the drops in use, the first that gives an image to one person only decides, as in ingest. The label
+    anywhere else (in a rejected drop, in a version, or beside another label in the same drop) makes an image
+    the person's, unless a drop in use says that it shows somebody else. That may be a correction
+    (`csdn relabel`) that ingest has not read yet.
     """
-    certain, others, doubtful = set[str](), set[str](), set[str]()
-    for name, path in indexes(here):
-        drop = ledger.get(Path(name).stem)
+    own, others, doubtful = set[str](), set[str](), set[str]()
+    tables = {Path(name).stem: path for name, path in indexes(here)}
+    for drop in sorted(drops, key=lambda drop: drop.status != Status.ACCEPTED):
+        if (path := tables.pop(drop.id, None)) is None:
+            continue
         index = read_table(path, INDEX_SCHEMA, ["key", "person", "path"])
         mask = pc.is_in(index["person"], removal.labels_in(index["person"]))
-        own = index.filter(mask)
-        keys = set(own["key"].to_pylist())
-        if drop and drop.status != Status.REJECTED:
-            certain |= keys
-            others |= set(index["key"].filter(pc.invert(mask)).to_pylist())
-            continue
+        named = index.filter(mask)
+        keys = set(named["key"].to_pylist())
         doubtful |= keys
-        if drop:
-            folder = split_manifest(drop.address)[0]
-            rows = zip(own["path"].to_pylist(), own["key"].to_pylist(), strict=True)
-            others |= {key for path, key in rows if (folder, path) in claimed}
+        if drop.status == Status.REJECTED:
+            rows = zip(named["path"].to_pylist(), named["key"].to_pylist(), strict=True)
+            others |= {key for path, key in rows if (folder_of(drop), path) in claimed}
+            continue
+        theirs = set(index["key"].filter(pc.invert(mask)).to_pylist())
+        own |= keys - theirs - others
+        others |= theirs - keys - own
+    for path in tables.values():  # of drops that no ledger has any more
+        index = read_table(path, INDEX_SCHEMA, ["key", "person"])
+        mask = pc.is_in(index["person"], removal.labels_in(index["person"]))
+        doubtful |= set(index["key"].filter(mask).to_pylist())
     for one in sets:
         for _, path in indexes(one):
             index = read_table(path, INDEX_SCHEMA, ["key", "person"])
@@ -182,8 +224,20 @@ def _images(
         if (row := row_of(one.files, removal)) is not None and "data/samples.parquet" in one.files:
             samples = read_table(one.files["data/samples.parquet"], SAMPLES_SCHEMA, ["key", "person_row"])
             doubtful |= set(samples["key"].filter(pc.equal(samples["person_row"], row)).to_pylist())
-    others -= certain
-    return certain | (doubtful - others), others
+    others -= own
+    return own | (doubtful - others), others
+
+
+def _copies(here: OutputSet, drops: Iterable[Drop], removal: Removal) -> set[FileOf]:
+    """The files that have an image of the person, by the indexes of their drops."""
+    found, folders = set[FileOf](), {drop.id: folder_of(drop) for drop in drops}
+    images = pa.array(sorted(removal.images), pa.string())
+    for name, path in indexes(here):
+        if folder := folders.get(Path(name).stem):
+            index = read_table(path, INDEX_SCHEMA, ["key", "path"])
+            paths = index["path"].filter(pc.is_in(index["key"], images))
+            found |= {(folder, path) for path in paths.to_pylist()}
+    return found
 
 
 def indexes(one: OutputSet) -> Iterator[tuple[str, Path]]:
@@ -199,8 +253,8 @@ def _shards(one: OutputSet, removal: Removal) -> set[str]:
     for _, path in indexes(one):
         index = read_table(path, INDEX_SCHEMA)
         found |= set(index["shard"].filter(of_person(index, removal)).to_pylist())
-    if path := one.files.get("data/samples.parquet"):
-        samples = read_table(path, SAMPLES_SCHEMA, ["key", "person_row", "shard"])
+    if table := one.files.get("data/samples.parquet"):
+        samples = read_table(table, SAMPLES_SCHEMA, ["key", "person_row", "shard"])
         gone = pc.is_in(samples["key"], pa.array(sorted(removal.images), pa.string()))
         if (row := row_of(one.files, removal)) is not None:
             gone = pc.or_(gone, pc.equal(samples["person_row"], row))
@@ -210,8 +264,14 @@ def _shards(one: OutputSet, removal: Removal) -> set[str]:
 
 def _trained(one: OutputSet, removal: Removal) -> bool:
     """Whether a model of an output set was trained on the person."""
-    configs = (one.files.get(f"models/{stage}/config.json") for stage in ("prompts", "embedding"))
-    return any(removal.is_label(name) for path in configs if path for name in read_json(path)["people"])
+    return any(removal.is_label(name) for people in _people_of_models(one) for name in people)
+
+
+def _people_of_models(one: OutputSet) -> Iterator[list[str]]:
+    """The names in the configurations of an output set's models."""
+    for stage in ("prompts", "embedding"):
+        if path := one.files.get(f"models/{stage}/config.json"):
+            yield read_json(path)["people"]
 
 
 def _versions_trained(
@@ -224,6 +284,7 @@ def _versions_trained(
     by_model = {values["md5"]: one for one in sets if (values := one.outs.get("models/embedding"))}
     for version in versions.all_versions(root):
         commit = versions.commit_of_version(root, version)
+        assert commit  # it has a tag
         lock = git.file_at(root, commit, "dvc.lock")
         start = versions.champion_file_at(root, commit).start
         outs = outputs_of(present_lock(lock, forgotten), "dvc.lock") if lock else {}
@@ -248,74 +309,3 @@ def shard_path(root: Path, store: str | None, name: str, md5: str | None, object
             copy.write_bytes(Store(store).read(listed))
         return copy
     return objects.path(md5) if md5 else None
-
-
-# The drops.
-
-
-@dataclass(frozen=True)
-class DropImages:
-    """The person's images in a drop: its listing without them, and what to remove.
-
-    paths: of the images, and of other files in folders called like the person. problem: why the drop cannot
-    be listed; "" where it can.
-    """
-
-    drop: Drop
-    source: Source | None
-    kept: int
-    paths: tuple[str, ...]
-    contents: frozenset[str] = frozenset()
-    problem: str = ""
-
-
-def paths_of_others(drops: Iterable[Drop], removal: Removal) -> set[tuple[str, str]]:
-    """(folder, path) of the files that a drop in use gives another person; a drop that cannot be listed gives
-    none.
-    """
-    found = set[tuple[str, str]]()
-    for drop in drops:
-        if drop.status == Status.REJECTED:
-            continue
-        with suppress(UserError, OSError):
-            folder = split_manifest(drop.address)[0]
-            for record in list_records(open_source(drop.address, drop.layout), drop, NOBODY):
-                if record.person and not removal.is_label(record.person) and record.person != removal.name:
-                    found.add((folder, record.path))
-    return found
-
-
-def images_in_drops(
-    drops: Sequence[Drop], removal: Removal, claimed: Collection[tuple[str, str]] = ()
-) -> list[DropImages]:
-    """The person's images in each drop of the ledger that has some or cannot be listed.
-
-    claimed: (folder, path) of files that show others, whatever a rejected drop says (`paths_of_others`).
-    """
-    found = []
-    for drop in drops:
-        try:
-            source = open_source(drop.address, drop.layout)
-            records = list_records(source, drop, NOBODY)
-            gone = [one for one in records if removal.is_label(one.person) or one.person == removal.name]
-            if drop.status == Status.REJECTED:
-                folder = split_manifest(drop.address)[0]
-                gone = [one for one in gone if (folder, one.path) not in claimed]
-            contents = {_content(source, one) for one in gone} - {None}
-        except (UserError, OSError) as error:
-            found.append(DropImages(drop, None, 0, (), problem=str(error)))
-            continue
-        others = [path for path, _ in source.refused if removal.is_path(path)]
-        others += [path for path in source.ignored if removal.is_path(path)]
-        if gone or others:
-            paths = tuple(sorted({one.path for one in gone} | set(others)))
-            found.append(DropImages(drop, source, len(records) - len(gone), paths, frozenset(contents)))
-    return found
-
-
-def _content(source: Source, record: ImageRecord) -> str | None:
-    """SHA-256 of an image as it is in the drop; None where it cannot be read."""
-    try:
-        return hashlib.sha256(source.read(record)).hexdigest()
-    except BadImage:
-        return None

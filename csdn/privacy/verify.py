@@ -21,15 +21,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from csdn.data.catalog import ImageRecord
-from csdn.data.images import BadImage
 from csdn.data.storage import Store
-from csdn.ingest.forgotten import FORGOTTEN, NOBODY
-from csdn.ingest.ledger import list_records, read_ledger
-from csdn.ingest.sources import Source, open_source
-from csdn.ingest.sources.cameras import CameraSource
-from csdn.ingest.sources.tree import Kind, kind_of
+from csdn.ingest.forgotten import FORGOTTEN
 from csdn.params import Params
+from csdn.privacy.drops import all_drops, left_in_drop
 from csdn.privacy.objects import Objects, Remote
 from csdn.privacy.places import shard_cache, user_cache
 from csdn.privacy.rewrite import IMAGE, NAME, Removal
@@ -188,7 +183,10 @@ def verify(
     for place, files in places:
         note(f"searches {place}")
         traces += search_place(place, files, search, unreachable)
-    traces += _in_drops(root, search, unreachable, note)
+    for drop in all_drops(root, params)[0]:  # the caller knows what cannot be read
+        note(f"searches {drop}")
+        left = left_in_drop(drop, removal, search.in_bytes, unreachable)
+        traces += [Trace(str(drop), name, what) for name, what in left]
     traces = _named_in_git(root, traces)
     return Result(traces, unreachable)
 
@@ -233,42 +231,6 @@ def _files_at(address: str, unreachable: list[str]) -> Iterator[tuple[str, bytes
     store = Store(address)
     for found in store.objects():
         yield found.name, store.read(found)
-
-
-def _in_drops(
-    root: Path, search: Search, unreachable: list[str], note: Callable[[str], None]
-) -> Iterator[Trace]:
-    """Images of the person in the drops, by label and by content, except in those that the program draws."""
-    for drop in read_ledger(root / "data/drops.json"):
-        note(f"searches {drop}")
-        if drop.layout == "builtin":  # there are no images that could be removed
-            continue
-        try:
-            source = open_source(drop.address, drop.layout)
-            for name, data in _other_files(source):
-                yield from (Trace(str(drop), name, what) for what in sorted(search.in_bytes(data, name)))
-            for record in list_records(source, drop, NOBODY):
-                if search.removal.is_label(record.person) or search.removal.is_path(record.path):
-                    yield Trace(str(drop), record.path, NAME)
-                elif _digest(source, record) in search.images:
-                    yield Trace(str(drop), record.path, IMAGE)
-        except (UserError, OSError) as error:
-            unreachable.append(str(error) if str(drop) in str(error) else f"{drop}: {error}")
-
-
-def _other_files(source: Source) -> Iterator[tuple[str, bytes]]:
-    """The files of a drop of cameras that are no images, such as its manifests."""
-    if isinstance(source, CameraSource):
-        for name, file in source.tree.files().entries.items():
-            if kind_of(name) == Kind.NO_IMAGE:
-                yield name, source.tree.read(file)
-
-
-def _digest(source: Source, record: ImageRecord) -> bytes:
-    try:
-        return hashlib.sha256(source.read(record)).digest()
-    except BadImage:
-        return b""
 
 
 # Git: every object that the repository has, reachable or not.

@@ -204,6 +204,22 @@ def test_relabelled_images_and_aliases_of_the_person_go_too(world, tmp_path):
     assert len(pixels(world / "data")) == 16 * 6 - 8
 
 
+def test_the_same_command_goes_on_under_an_alias_in_another_clone(world):
+    """The commit takes the alias out of data/aliases.json, and the clone's files have the main name."""
+    person = people_by("train", world)[0]
+    git(world.parent, "clone", "--quiet", "origin.git", "clone")
+    clone = world.parent / "clone"
+    run(clone, "dvc", "pull")
+    (world / "data/aliases.json").write_text(json.dumps({"Nickname": person}))
+    git(world, "commit", "--quiet", "--all", "--message", "alias")
+    git(world, "push", "--quiet", "origin", "main")
+    forget(world, "nickname", shared=True)
+    git(clone, "pull", "--quiet")
+    result = forget(clone, "nickname")
+    assert {trace.name.split(" (")[0] for trace in result.traces} == {"data/aliases.json"}  # of that commit
+    assert load_dataset(clone / "data").people.equals(load_dataset(world / "data").people)
+
+
 def test_an_image_whose_label_was_corrected_is_somebody_elses(world):
     """The folder says `person`, `csdn relabel` said `other`; ingest has not read the correction yet."""
     person, other, *_ = people_by("train", world)

@@ -12,10 +12,9 @@ from s3_server import BUCKET
 from csdn.data.catalog import load_dataset
 from csdn.data.checkpoint_store import clone_name
 from csdn.ingest.sync import open_drop
+from csdn.privacy.drops import clean_drops, images_in_drops
 from csdn.privacy.forget import forget
-from csdn.privacy.places import clean_drop
 from csdn.privacy.rewrite import Removal
-from csdn.privacy.survey import images_in_drops
 from csdn.report.page import publish
 from csdn.retraining.versions import fetch_champion
 from csdn.search.gallery import Gallery
@@ -78,29 +77,9 @@ def test_a_drop_in_a_bucket_is_cleaned_where_the_key_allows_it(s3_server, tmp_pa
         for name, value in s3_server.user_that_may("s3:GetObject", "s3:ListBucket").items():
             reader.setenv(name, value)
         (about,) = images_in_drops([drop], removal)
-        assert clean_drop(about, removal).startswith(f"left: {drop}: 6 files: not allowed to remove them")
+        (line,) = clean_drops([about], removal)
+        assert line.startswith(f"left: {drop}: 6 files: not allowed to remove them")
     assert len(s3_server.names("forget/in/")) == 14
     (about,) = images_in_drops([drop], removal)
-    assert clean_drop(about, removal) == f"{drop}: 6 files removed"
+    assert list(clean_drops([about], removal)) == [f"{drop}: 6 files removed"]
     assert not [name for name in s3_server.names("forget/in/") if "/ann/" in name]
-
-
-def test_a_drop_that_the_program_draws_is_left_and_said(tmp_path):
-    drop, _ = open_drop("builtin:tiny", "builtin")
-    removal = Removal(frozenset({"p10001"}), frozenset(), "forgotten-")
-    (about,) = images_in_drops([drop], removal)
-    assert "the program draws them; ingest leaves them out" in clean_drop(about, removal)
-
-
-def test_rows_of_a_manifest_go_with_the_images(tmp_path):
-    folder = make_drop(tmp_path / "drop", ["ann", "ben"])
-    rows = with_manifest(folder)
-    drop, _ = open_drop(str(folder), "cameras")
-    removal = Removal(frozenset({"ann"}), frozenset(), "forgotten-")
-    (about,) = images_in_drops([drop], removal)
-    assert clean_drop(about, removal) == f"{drop}: 6 files removed"
-    assert (folder / "manifest.csv").read_text().splitlines() == [
-        "path;person;modality;camera",
-        *(row for row in rows if ";ben;" in row),
-    ]
-    assert open_drop(str(folder), "cameras")[1] == 6

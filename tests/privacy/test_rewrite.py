@@ -49,7 +49,7 @@ def project(tmp_path):
 def test_the_tables_without_a_person_are_those_that_ingest_makes(project, tmp_path):
     here = outputs_in(project.root)
     removal = Removal(frozenset({"person 03"}), frozenset(), "forgotten-")
-    images, _ = _images(here, [], {}, removal, ())
+    images, _ = _images(here, [], [], removal, ())
     row = row_of(here.files, removal)
     record = forgotten("Person 03", row, tuple(images))
     removal = Removal(removal.labels, frozenset(images), record.people[0].name)

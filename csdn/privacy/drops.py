@@ -1,0 +1,409 @@
+"""A person in the drops: which images are the person's, their removal where it is allowed, and the search for
+what is left.
+
+A drop is an entry of a ledger. Several may have the same folder, with other labels each (`csdn relabel`,
+`csdn accept --labels`), so what is removed for one of them is missing in the others too.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from csdn.data.catalog import ImageRecord
+from csdn.data.images import BadImage
+from csdn.data.outputs import from_cell
+from csdn.ingest.forgotten import NOBODY, Forgotten, without_forgotten
+from csdn.ingest.ledger import LEDGER, Drop, Status, list_records, parse_ledger, read_ledger
+from csdn.ingest.sources import Source, open_source
+from csdn.ingest.sources.cameras import CameraSource, ManifestRow, read_manifest, split_manifest
+from csdn.ingest.sources.tree import FileEntry, Files, Kind, LocalTree, RemoteTree, kind_of
+from csdn.ingest.sync import drop_fingerprint, sub_folders
+from csdn.params import Params
+from csdn.privacy.rewrite import IMAGE, NAME, Removal
+from csdn.retraining import git
+from csdn.runtime.documents import delimiter_of, read_text
+from csdn.runtime.errors import UserError
+from csdn.runtime.files import atomic_write
+
+Shows = Callable[[bytes, str], Collection[str]]  # what of the person is in a file's bytes; its name
+FileOf = tuple[str, str]  # (folder of a drop, path of a file in it)
+Listed = TypeVar("Listed", ImageRecord, FileEntry)
+
+UNKNOWN = "unknown"  # in place of the id of a drop that no ledger has
+
+
+def folder_of(drop: Drop) -> str:
+    """The folder or prefix of a drop's files; drops whose labels differ may share it."""
+    return split_manifest(drop.address)[0].rstrip("/")
+
+
+def all_drops(root: Path, params: Params) -> tuple[list[Drop], list[str]]:
+    """(the drops of the project, a line for each place that cannot be read).
+
+    First those of the working tree's ledger, in order; then those of other branches' ledgers, here and at
+    origin, and the folders of the watched places. The latter two count as rejected, because main uses
+    nothing of them.
+    """
+    drops, problems = {drop.id: drop for drop in read_ledger(root / LEDGER)}, list[str]()
+    branches = git.git(root, "for-each-ref", "--format=%(refname)", "refs/heads", "refs/remotes")
+    for branch in branches.splitlines():
+        if (text := git.file_at(root, branch, str(LEDGER))) is None:
+            continue
+        try:
+            for drop in parse_ledger(text, f"{branch}:{LEDGER}"):
+                drops.setdefault(drop.id, replace(drop, status=Status.REJECTED))
+        except UserError as error:
+            problems.append(str(error))
+    known, watched = {folder_of(drop) for drop in drops.values()}, list[Drop]()
+    for place in params.ingest.watch:
+        try:
+            found = (Drop(UNKNOWN, address, "cameras", Status.REJECTED) for address in sub_folders(place))
+            watched += [drop for drop in found if folder_of(drop) not in known]
+        except UserError as error:
+            problems.append(str(error))
+    return [*drops.values(), *watched], problems
+
+
+# What of a person is in a drop.
+
+
+@dataclass(frozen=True)
+class DropImages:
+    """What of a person is in a drop.
+
+    paths: of the files to remove; those of other drops of the same folder are among them. rows: paths in the
+    manifest where no file is. contents: SHA-256 of the images that the drop calls the person's. problem: why
+    the drop cannot be listed; "" where it can.
+    """
+
+    drop: Drop
+    source: Source | None
+    paths: frozenset[str] = frozenset()
+    rows: frozenset[str] = frozenset()
+    contents: frozenset[str] = frozenset()
+    problem: str = ""
+
+
+def paths_of_others(drops: Iterable[Drop], removal: Removal) -> set[FileOf]:
+    """The files that a drop in use gives another person; a drop that cannot be listed gives none."""
+    found = set[FileOf]()
+    for drop in drops:
+        if drop.status == Status.REJECTED:
+            continue
+        with suppress(UserError, OSError):
+            for record in list_records(open_source(drop.address, drop.layout), drop, NOBODY):
+                if record.person and not removal.is_label(record.person) and record.person != removal.name:
+                    found.add((folder_of(drop), record.path))
+    return found
+
+
+def labels_in_drops(drops: Iterable[Drop]) -> set[str]:
+    """The labels of people in the drops that can be listed, in their manifests, and in corrected labels."""
+    found = set[str]()
+    for drop in drops:
+        found |= set(drop.labels.values())
+        with suppress(UserError, OSError):
+            source = open_source(drop.address, drop.layout)
+            found |= {record.person for record in _list(source, drop)}
+            if isinstance(source, CameraSource):
+                found |= {row.person for row, _ in _rows(source, source.tree.files())}
+    return found
+
+
+def images_in_drops(
+    drops: Sequence[Drop],
+    removal: Removal,
+    claimed: Collection[FileOf] = (),
+    copies: Collection[FileOf] = (),
+) -> list[DropImages]:
+    """The person's images in each drop that has some or cannot be listed.
+
+    claimed: files that show others, whatever a rejected drop says (`paths_of_others`). copies: files with the
+    person's images, whatever the drops say.
+    """
+    found = [_images_in(drop, removal, claimed, copies) for drop in drops]
+    removed = defaultdict[str, set[str]](set)
+    for one in found:
+        removed[folder_of(one.drop)] |= one.paths
+    shared = [replace(one, paths=frozenset(removed[folder_of(one.drop)])) for one in found]
+    return [one for one in shared if one.paths or one.rows or one.problem]
+
+
+def _images_in(
+    drop: Drop, removal: Removal, claimed: Collection[FileOf], copies: Collection[FileOf]
+) -> DropImages:
+    folder, paths, rows = folder_of(drop), set[str](), set[str]()
+    try:
+        if drop.id == UNKNOWN and Path(drop.address).is_symlink():
+            raise UserError("a link to another place, which `csdn sync` does not follow")
+        source = open_source(drop.address, drop.layout)
+        records = _list(source, drop)
+        own = [one for one in records if removal.is_label(one.person) or one.person == removal.name]
+        if drop.status == Status.REJECTED:
+            own = [one for one in own if (folder, one.path) not in claimed]
+        contents = {_sha256(source.read, one) for one in own} - {""}
+        paths |= {path for path, _ in source.refused if removal.is_path(path)}
+        paths |= {path for path in source.ignored if removal.is_path(path)}
+        if isinstance(source, CameraSource):
+            files = source.tree.files()
+            unlisted = _unlisted(files, records)
+            paths |= {one.path for one in unlisted if _sha256(source.tree.read, one) in removal.images}
+            rows = {path for row, path in _rows(source, files) if _is_left_over(row, path, files, removal)}
+            paths &= {
+                *files.entries,
+                *files.refused,
+                *files.ignored,
+            }  # a row may name any path of the machine
+    except (UserError, OSError) as error:
+        return DropImages(drop, None, problem=str(error))
+    paths = {path for path in paths if (folder, path) not in claimed}
+    paths |= {one.path for one in records if (folder, one.path) in copies} | {one.path for one in own}
+    return DropImages(drop, source, frozenset(paths), frozenset(rows), frozenset(contents))
+
+
+def _list(source: Source, drop: Drop) -> list[ImageRecord]:
+    """The images of a drop, forgotten or not; none where all were removed, which ingest calls an error.
+    Raises UserError.
+    """
+    try:
+        return list_records(source, drop, NOBODY)
+    except UserError:
+        if not isinstance(source, CameraSource):
+            raise
+        files = source.tree.files()
+        if any(_rows(source, files)) or not (
+            _manifest(source, files) or all(kind_of(path) == Kind.NO_IMAGE for path in files.entries)
+        ):
+            raise
+        return []
+
+
+def _unlisted(files: Files, records: Iterable[ImageRecord]) -> Iterator[FileEntry]:
+    """The files of a drop that are none of its images: manifests, notes, images that no manifest lists."""
+    listed = {record.path for record in records}
+    return (file for path, file in files.entries.items() if path not in listed)
+
+
+def _manifest(source: CameraSource, files: Files) -> str | None:
+    """The manifest that counts; None where the folders say whose the images are."""
+    return next((path for path in map(files.real_path, source.manifests) if path in files.entries), None)
+
+
+def _rows(source: CameraSource, files: Files) -> Iterator[tuple[ManifestRow, str]]:
+    """The rows of the manifest that counts, with the path of the file that each means."""
+    if name := _manifest(source, files):
+        for row in read_manifest(source.tree.read(files.entries[name]), name):
+            yield row, files.real_path(row.path)
+
+
+def _is_left_over(row: ManifestRow, path: str, files: Files, removal: Removal) -> bool:
+    """Whether a row names the person, and a file that is not there any more."""
+    return removal.is_label(row.person) and path not in files.entries
+
+
+def _sha256(read: Callable[[Listed], bytes], one: Listed) -> str:
+    """SHA-256 of a file as it is in the drop; "" where it cannot be read."""
+    try:
+        return hashlib.sha256(read(one)).hexdigest()
+    except BadImage:
+        return ""
+
+
+# Removal.
+
+
+def obstacle(about: DropImages) -> str:
+    """Why the person's images cannot be removed from a drop, as far as it is known before; "" if they can."""
+    if about.drop.layout == "builtin":
+        return "the program draws them"
+    if not isinstance(about.source, CameraSource):
+        return f"they are the authors' data, layout {about.drop.layout}"
+    tree = about.source.tree
+    if isinstance(tree, LocalTree):
+        changed = [tree.root / path for path in (*about.paths, *about.source.manifests)]
+        folders = {path.parent for path in changed if path.exists()}
+        closed = sorted(str(folder) for folder in folders if not os.access(folder, os.W_OK))
+        return f"no permission to write to {closed[0]}" if closed else ""
+    return ""
+
+
+def present_listing(about: DropImages, drop: Drop, forgotten: Forgotten, name: str) -> Drop:
+    """A drop with the hash of its listing after the removal; rejected where no image is left.
+
+    about: as the drop is before. drop: its entry afterwards. forgotten: with the person, whose tombstone is
+    `name`. A drop that is not what its entry named before, because somebody has changed it, keeps the hash,
+    so that ingest says so. Raises UserError.
+    """
+    if about.source is None:
+        return drop
+    others = replace(forgotten, people=tuple(one for one in forgotten.people if one.name != name))
+    gone = frozenset[str]() if obstacle(about) else about.paths | about.rows
+    new = _fingerprint(about.source, drop, forgotten, gone)
+    if new == drop.fingerprint or drop.fingerprint != _fingerprint(about.source, about.drop, others):
+        return drop
+    if new:
+        return replace(drop, listing=new)
+    if drop.status == Status.REJECTED:
+        return drop
+    return replace(drop, status=Status.REJECTED, reason="all of its images are of a forgotten person")
+
+
+def _fingerprint(
+    source: Source, drop: Drop, forgotten: Forgotten, gone: Collection[str] = frozenset()
+) -> str:
+    """The hash of a drop's listing without forgotten people and the files `gone`; "": no image is left."""
+    records = without_forgotten(_list(source, drop), source.refused, forgotten)
+    records = [one for one in records if one.path not in gone]
+    source.refused[:] = [one for one in source.refused if one[0] not in gone]
+    return drop_fingerprint(source, records, drop.address) if records else ""
+
+
+def clean_drops(drops: Sequence[DropImages], removal: Removal) -> Iterator[str]:
+    """Remove the person's images from the drops that may be written to; yields a line for each.
+
+    The rows of all manifests go first, because a row without its file would change a drop's listing. Files
+    that no row names any more are found by their content, if this call is killed before they are removed.
+    """
+    failed = [_without_change(about) or _tried(_clean_manifests, about, removal) for about in drops]
+    for about, line in zip(drops, failed, strict=True):
+        yield line or _tried(_remove_files, about) or f"{about.drop}: {len(about.paths)} files removed"
+
+
+def _without_change(about: DropImages) -> str:
+    """The line for a drop that is left as it is; "" for others."""
+    if about.problem:
+        return f"not reached: {about.drop}: {about.problem}"
+    why = obstacle(about)
+    return f"left: {about.drop}: {len(about.paths)} files: {why}; ingest leaves them out" if why else ""
+
+
+def _tried(change: Callable[..., None], about: DropImages, *more: Removal) -> str:
+    """The line for a drop that cannot be changed in this way; "" where it has been."""
+    try:
+        change(about, about.source, *more)
+    except (OSError, UserError) as error:
+        return (
+            f"left: {about.drop}: {len(about.paths)} files: not allowed to remove them ({error}); "
+            "ingest leaves them out"
+        )
+    return ""
+
+
+def _remove_files(about: DropImages, source: CameraSource) -> None:
+    tree = source.tree
+    for path in sorted(about.paths):
+        if isinstance(tree, RemoteTree):
+            tree.store.remove(path)
+            continue
+        assert isinstance(tree, LocalTree)  # there are no others
+        file = tree.root / path
+        if file.is_dir() and not file.is_symlink():  # such as @eaDir, with thumbnails
+            shutil.rmtree(file)
+        file.unlink(missing_ok=True)
+        for folder in file.parents:
+            if folder == tree.root:
+                break
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
+
+
+def _clean_manifests(about: DropImages, source: CameraSource, removal: Removal) -> None:
+    """Take the rows of the removed files out of the drop's manifests."""
+    tree, gone = source.tree, about.paths | about.rows
+    files = tree.files()
+    for name in map(files.real_path, source.manifests):
+        if name not in files.entries:
+            continue
+        data = tree.read(files.entries[name])
+        new = _without_rows(data, name, removal, lambda path: files.real_path(path) in gone)
+        if new == data:
+            continue
+        if isinstance(tree, RemoteTree):
+            with TemporaryDirectory() as folder:
+                path = Path(folder, "manifest")
+                path.write_bytes(new)
+                tree.store.put(name, path)
+            continue
+        assert isinstance(tree, LocalTree)  # there are no others
+        with atomic_write(tree.root / name) as temporary:
+            temporary.write_bytes(new)
+
+
+def _without_rows(data: bytes, name: str, removal: Removal, is_removed: Callable[[str], bool]) -> bytes:
+    """A manifest without the rows whose files are removed. Another row of the person, of a file that a drop
+    in use gives somebody else (`csdn relabel`), stays without the name.
+    """
+    kept = [not is_removed(row.path) for row in read_manifest(data, name)]
+    if name.lower().endswith(".parquet"):
+        table = pq.read_table(io.BytesIO(data)).filter(pa.array(kept, pa.bool_()))
+        people = [None if one is None else str(one) for one in table["person"].to_pylist()]
+        if any(map(removal.is_label, people)):
+            renamed = pa.array(
+                [removal.name if removal.is_label(one) else one for one in people], pa.string()
+            )
+            table = table.set_column(table.schema.get_field_index("person"), "person", renamed)
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer)
+        return buffer.getvalue()
+    text = read_text(data, name)
+    delimiter = delimiter_of(text)
+    header, *rows = (row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if row)
+    person = header.index("person")
+    rows = [row for row, is_kept in zip(rows, kept, strict=True) if is_kept]
+    for row in (row for row in rows if removal.is_label(from_cell(row[person]))):
+        row[person] = removal.name
+    out = io.StringIO()
+    csv.writer(out, delimiter=delimiter, lineterminator="\n").writerows([header, *rows])
+    return out.getvalue().encode()
+
+
+# What is left.
+
+
+def left_in_drop(
+    drop: Drop, removal: Removal, shows: Shows, unreachable: list[str]
+) -> Iterator[tuple[str, str]]:
+    """(path, NAME or IMAGE) of what is left in a drop, by label and by content, whether a manifest lists the
+    file or not; nothing in drops that the program draws, which have no images that could be removed.
+    """
+    if drop.layout == "builtin":
+        return
+    try:
+        source = open_source(drop.address, drop.layout)
+        records = _list(source, drop)
+        for record in records:
+            if removal.is_label(record.person) or removal.is_path(record.path):
+                yield record.path, NAME
+                continue
+            content = _sha256(source.read, record)
+            if content in removal.images:
+                yield record.path, IMAGE
+            elif not content:
+                unreachable.append(f"{drop}: {record.path}: cannot be read")
+        if not isinstance(source, CameraSource):
+            return
+        files = source.tree.files()
+        for row, path in _rows(source, files):
+            if _is_left_over(row, path, files, removal):
+                yield row.path, NAME
+        for file in _unlisted(files, records):
+            found = {*shows(source.tree.read(file), file.path)}
+            found |= {NAME} if removal.is_path(file.path) else set()
+            yield from ((file.path, what) for what in sorted(found))
+        yield from ((path, NAME) for path in files.refused if removal.is_path(path))
+    except (UserError, OSError, BadImage) as error:
+        unreachable.append(str(error) if str(drop) in str(error) else f"{drop}: {error}")

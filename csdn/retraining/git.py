@@ -95,11 +95,16 @@ def run_git(
     folder: Path, *arguments: str, stdin: bytes | None = None, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[bytes]:
     """Run git in `folder`; the caller checks the exit code. Raises UserError if git is not installed."""
-    given = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
     in_english = environment() | {"LC_ALL": "C"} | dict(env or {})
     try:
         return subprocess.run(
-            ["git", *arguments], cwd=folder, env=in_english, capture_output=True, check=False, **given
+            ["git", *arguments],
+            cwd=folder,
+            env=in_english,
+            capture_output=True,
+            check=False,
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
         )
     except FileNotFoundError:
         if not folder.is_dir():
@@ -301,17 +306,24 @@ def fast_forward(folder: Path, commit: str) -> None:
     git(folder, "merge", "--quiet", "--ff-only", "--commit", "--no-squash", commit)
 
 
-def merge(folder: Path, commit: str, message: str) -> list[str]:
-    """Merge a commit; returns the conflicting files, in which case nothing is merged."""
-    arguments = ("merge", "--quiet", "--commit", "--no-squash", "-m", message, commit)
-    done = run_git(folder, *arguments, env=author_environment(folder))
-    if not done.returncode:
-        return []
+def merge(folder: Path, commit: str, message: str, merged: Mapping[str, bytes]) -> list[str]:
+    """Merge a commit that the branch lacks; returns the conflicting files, in which case nothing is merged.
+
+    merged: the contents of files that the caller has merged.
+    """
+    arguments = ("merge", "--quiet", "--no-commit", "--no-ff", "--no-squash", commit)
+    done = run_git(folder, *arguments)
+    if commit_of(folder, "MERGE_HEAD") is None:
+        raise _failed(folder, arguments, done)
+    for path, content in merged.items():
+        (folder / path).write_bytes(content)
+        git(folder, "add", "--", path)
     entries = git(folder, "ls-files", "--unmerged", "-z").split("\0")
-    run_git(folder, "merge", "--abort")
     if files := sorted({entry.partition("\t")[2] for entry in entries if entry}):
+        git(folder, "merge", "--abort")
         return files
-    raise _failed(folder, arguments, done)
+    git(folder, "commit", "--quiet", "--message", message, env=author_environment(folder))
+    return []
 
 
 def set_refs(folder: Path, refs: Mapping[str, str]) -> None:

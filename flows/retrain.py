@@ -86,9 +86,9 @@ class Tasks(retraining.Steps):
         self.of_run = f" of {begun.id}"
         return begun
 
-    def apply_decision(self, run: Run, cleared: Sequence[Drop] = ()) -> Outcome:
+    def apply_decision(self, run: Run, cleared: Sequence[Drop] = (), notes: Sequence[str] = ()) -> Outcome:
         show_gate(run.folder)
-        return apply_decision(run, cleared)
+        return apply_decision(run, cleared, notes)
 
     def notify(self, notification: Notification) -> None:
         send(notification, runtime.flow_run.id)
@@ -121,9 +121,9 @@ def trial(run: Run, left_out: Sequence[Drop]) -> Run:
 
 
 @task(task_run_name="apply the decision", **RETRIED)
-def apply_decision(run: Run, cleared: Sequence[Drop]) -> Outcome:
+def apply_decision(run: Run, cleared: Sequence[Drop], notes: Sequence[str]) -> Outcome:
     """Move main to the run, or hold or accept the drops that came with it."""
-    outcome = retraining.apply_decision(run, cleared)
+    outcome = retraining.apply_decision(run, cleared, notes)
     for line in outcome.reasons:
         get_run_logger().info(line)
     return outcome

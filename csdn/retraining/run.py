@@ -12,7 +12,7 @@ apply_decision  main moves: to the run, or to a commit in which the run's drops 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -105,8 +105,8 @@ class Steps:
         _print(f"run {begun.id} repeats it without:", *(f"  {drop}" for drop in left_out))
         return begun
 
-    def apply_decision(self, run: Run, cleared: Sequence[Drop] = ()) -> Outcome:
-        outcome = apply_decision(run, cleared)
+    def apply_decision(self, run: Run, cleared: Sequence[Drop] = (), notes: Sequence[str] = ()) -> Outcome:
+        outcome = apply_decision(run, cleared, notes)
         _print(outcome.event, *outcome.lines)
         return outcome
 
@@ -148,25 +148,24 @@ def _carry_out(run: Run, steps: Steps) -> Outcome:
             found = trials[suspects]
         elif read_gate(trials[suspects])["decision"] == REJECT:  # there is harm without any of them
             cleared = suspects
-    outcome = steps.apply_decision(found) if found else steps.apply_decision(run, cleared)
-    return replace(outcome, reasons=(*outcome.reasons, *_notes(run, trials.values(), found, cleared)))
-
-
-def _notes(run: Run, trials: Collection[Run], found: Run | None, cleared: Collection[Drop]) -> list[str]:
-    """What people must know about the trials: that none was promoted, and why some have shown nothing."""
-    notes = []
+    notes = _undecided_trials(trials.values())
     if trials and not found:
-        notes.append(
-            f"{len(trials)} repetitions without some of the drops (retrain.blame_runs): none was promoted"
-        )
+        count = f"{len(trials)} repetitions without some of the drops (retrain.blame_runs)"
+        notes.append(f"{count}: none was promoted")
     if cleared:
-        suspicious = ", ".join(map(str, _vouched_for(run)))
-        notes.append(f"no drop is held: without the new ones the run is rejected too; look at {suspicious}")
-    for one in trials:
-        gate = read_gate(one)
-        if gate["decision"] == UNDECIDED:
-            notes.append(f"repetition {one.id} is undecided: {'; '.join(gate['reasons'])}")
-    return notes
+        others = ", ".join(map(str, _vouched_for(run)))
+        notes.append(f"no suspect is held, as the run is rejected without them as well; look at {others}")
+    return steps.apply_decision(found or run, cleared, notes)
+
+
+def _undecided_trials(trials: Iterable[Run]) -> list[str]:
+    """Why they have shown nothing."""
+    gates = {one.id: read_gate(one) for one in trials}
+    return [
+        f"repetition {run} is undecided: {'; '.join(gate['reasons'])}"
+        for run, gate in gates.items()
+        if gate["decision"] == UNDECIDED
+    ]
 
 
 def _judge(run: Run, steps: Steps) -> str:
@@ -420,11 +419,11 @@ def write_decision(run: Run, decision: str, reasons: Sequence[str]) -> None:
     write_json(run.folder / GATE, as_json(made, champion.version if champion else None, []))
 
 
-def apply_decision(run: Run, cleared: Collection[Drop] = ()) -> Outcome:
+def apply_decision(run: Run, cleared: Collection[Drop] = (), notes: Sequence[str] = ()) -> Outcome:
     """Apply metrics/gate.json: main moves to the run, or its drops are held, or accepted if it is undecided.
 
-    cleared: suspects that are not held. A call that failed can be repeated. Raises UserError;
-    ServiceUnavailable if a remote does not respond.
+    cleared: suspects that are not held. notes: further lines for people. A call that failed can be repeated.
+    Raises UserError; ServiceUnavailable if a remote does not respond.
     """
     gate = read_gate(run)
     decision, reasons = gate["decision"], list(gate["reasons"])
@@ -438,7 +437,7 @@ def apply_decision(run: Run, cleared: Collection[Drop] = ()) -> Outcome:
     held = [f"held: {drop}: {drop.reason}" for drop in run.held]
     if outcome.event == "rejected":  # another clone may have decided otherwise
         held += [f"held: {drop}" for drop in hold]
-    return replace(outcome, reasons=(*outcome.reasons, *held))
+    return replace(outcome, reasons=(*outcome.reasons, *held, *notes))
 
 
 def _to_hold(run: Run, cleared: Collection[Drop]) -> list[Drop]:

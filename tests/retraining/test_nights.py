@@ -282,12 +282,13 @@ def test_a_repetition_that_fails_clears_no_drop_and_stops_no_night(project):
     assert "failed: prompts: too few people" in [event.reason for event in history(project)]
 
 
-def test_if_all_repetitions_fail_the_suspects_are_held(project):
+def test_if_all_repetitions_fail_the_suspects_are_held(project, capsys):
     night = Night(harmful="a")
     night.fails = {name: UserError("too few people") for name in "ab"}
     arrive(project, "ab")
     outcome = night.pass_by(project)[1]
     assert outcome.event == "rejected" and held(project) == "ab"
+    assert capsys.readouterr().out.count("is undecided: failed: too few people") == 2
     assert sum("too few people" in reason for reason in outcome.reasons) == 2
     assert night.pass_by(project)[0].reason == "nothing is new"
 

@@ -189,8 +189,8 @@ def decision_of(folder: Path, revision: str) -> str:
 class Decided:
     """A commit with a decision.
 
-    overrides: the run's parameters that were others than main's. untried: the ids of the drops that main
-    accepts in this commit and that the run did not have, because they came while it trained.
+    overrides: the run's parameters by which its method was another than main's. untried: the ids of the drops
+    that main accepts in this commit and that the run did not have, because they came while it trained.
     """
 
     commit: str
@@ -226,7 +226,7 @@ def decided(workspace: Path, main: str, run: str) -> Decided | None:
 def undecided_since(workspace: Path, main: str) -> Decided | None:
     """The newest undecided run in the history of main; None if the champion has changed since.
 
-    A run with other parameters than main's says nothing about the data.
+    A run by another method than main's says nothing about the data.
     """
     for one in decisions(workspace, main):
         if one.decision in (PROMOTE, ROLLBACK):

@@ -108,7 +108,7 @@ def record(run: Run, decision: str, reasons: Sequence[str], hold: Sequence[Drop]
     """End a run with REJECT or UNDECIDED: a commit on the newest main that changes only the ledger.
 
     main's ledger becomes the run's, with the drops of `hold` held; an entry that has changed on main since
-    the run began stays as it is there. A run with overrides leaves the ledger as it is. `origin` gets the
+    the run began stays as it is there. A run by another method leaves the ledger as it is. `origin` gets the
     commit and the run's branch in one push. If the run is ended already, in whatever way, this clone is
     updated, and the outcome is that one. Raises UserError if `origin` does not accept the commit, and
     RemoteUnavailable; the same call can then be repeated.
@@ -152,12 +152,12 @@ def _decision_commit(run: Run, decision: str, reasons: Sequence[str], hold: Sequ
     untried = [drop.id for drop in ledger if drop.status is Status.ACCEPTED and drop not in run.drops]
     facts = {
         "Figures": json.dumps(read_json(path), sort_keys=True) if path.exists() else "",
-        "Overrides": " ".join(run.overrides),
+        "Overrides": " ".join(run.other_method),
         "Untried": " ".join(untried),
     }
     subject = f"Run {run.id}: {_ENDED[decision]}"
     text = branches.commit_message(subject, run.id, decision, "\n".join(reasons), facts)
-    files = {} if run.overrides else {str(LEDGER): as_json(as_document(ledger))}
+    files = {} if run.other_method else {str(LEDGER): as_json(as_document(ledger))}
     return git.commit_files(run.workspace, main, files, text)
 
 

@@ -132,7 +132,7 @@ def _carry_out(run: Run, steps: Steps) -> Outcome:
 
     If this call is killed, the next one finds what the gate has said of the run and of its trials.
     """
-    if _judge(run, steps) != REJECT or run.overrides:
+    if _judge(run, steps) != REJECT or run.other_method:
         return steps.apply_decision(run)
     suspects, trials = tuple(_suspects(run)), dict[tuple[Drop, ...], Run]()
 
@@ -431,8 +431,8 @@ def apply_decision(run: Run, cleared: Collection[Drop] = (), notes: Sequence[str
         outcome, hold = promote(run), list[Drop]()
     else:
         hold = _to_hold(run, cleared) if decision == REJECT else []
-        if run.overrides:
-            reasons.append(f"{', '.join(run.overrides)}: not main's; the drops stay as they are")
+        if run.other_method:
+            reasons.append(f"{', '.join(run.other_method)}: not main's; the drops stay as they are")
         outcome = record(run, decision, reasons, hold)
     held = [f"held: {drop}: {drop.reason}" for drop in run.held]
     if outcome.event == "rejected":  # another clone may have decided otherwise
@@ -443,9 +443,9 @@ def apply_decision(run: Run, cleared: Collection[Drop] = (), notes: Sequence[str
 def _to_hold(run: Run, cleared: Collection[Drop]) -> list[Drop]:
     """The drops that the rejection of a run holds: the new ones, and all suspects that are not cleared.
 
-    A run with other parameters than main's says nothing about the data, and holds none.
+    A run by another method than main's says nothing about the data, and holds none.
     """
-    if run.overrides:
+    if run.other_method:
         return []
     hold = {*_suspects(run), *run.new_drops}.difference(cleared)
     return [drop for drop in run.drops if drop in hold]

@@ -13,7 +13,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class AlreadyDecided(UserError):
 class Run:
     """A run. `base`: main's commit when it began; `before`: its ledger; `drops`: the run's ledger.
 
-    overrides: the dotted keys of its parameters that are others than main's.
+    overrides: its parameters that are others than main's, by dotted keys.
     """
 
     id: str
@@ -56,7 +56,12 @@ class Run:
     base: str
     before: tuple[Drop, ...] = ()
     drops: tuple[Drop, ...] = ()
-    overrides: tuple[str, ...] = ()
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def other_method(self) -> tuple[str, ...]:
+        """The keys of overrides that may change the model; `scaling` only says where it is trained."""
+        return tuple(key for key in self.overrides if not key.startswith("scaling."))
 
     @property
     def new_drops(self) -> tuple[Drop, ...]:
@@ -132,8 +137,8 @@ def begin_trial(run: Run, left_out: Collection[Drop], reason: str) -> Run:
     drops = [
         replace(drop, status=Status.HELD, reason=reason) if drop.id in held else drop for drop in run.drops
     ]
-    digits = _hash_digits(run.workspace, run.base, drops, {})
-    return _open_or_create(run.workspace, run.base, digits, drops, {}, run.tip)
+    digits = _hash_digits(run.workspace, run.base, drops, run.overrides)
+    return _open_or_create(run.workspace, run.base, digits, drops, run.overrides, run.tip)
 
 
 def _open_or_create(
@@ -164,7 +169,7 @@ def open_run(workspace: str | Path, identifier: str) -> Run:
         raise UserError(f"no run is called {identifier!r}; `csdn history` lists them")
     base = git.git(workspace, "rev-parse", f"{first}^")
     before, drops = (tuple(branches.ledger_at(workspace, commit)) for commit in (base, first))
-    run = Run(identifier, workspace, base, before, drops, _other_params(workspace, base, first))
+    run = Run(identifier, workspace, base, before, drops, _overrides_of(workspace, base, first))
     if git.commit_of(workspace, f"refs/heads/{run.branch}") is None:
         git.set_refs(workspace, {f"refs/heads/{run.branch}": tip})
     missing = not (run.folder / ".git").exists()
@@ -179,10 +184,10 @@ def open_run(workspace: str | Path, identifier: str) -> Run:
     return run
 
 
-def _other_params(workspace: Path, base: str, first: str) -> tuple[str, ...]:
+def _overrides_of(workspace: Path, base: str, first: str) -> dict[str, Any]:
     texts = (git.file_at(workspace, commit, "params.yaml") or b"" for commit in (base, first))
     then, now = (dict(leaves(parse_yaml(text, "params.yaml"))) for text in texts)
-    return tuple(key for key, value in now.items() if value != then.get(key))
+    return {key: value for key, value in now.items() if value != then.get(key)}
 
 
 def _hash_digits(workspace: Path, base: str, drops: Sequence[Drop], values: Mapping[str, Any]) -> str:

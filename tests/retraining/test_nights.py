@@ -201,6 +201,12 @@ def test_a_run_with_other_parameters_decides_nothing_about_drops(project, said):
     assert night.trained[1] == "ab" and (held(project) == "b") == (said == "rejected")
 
 
+def test_where_a_run_trains_does_not_matter(project):
+    arrive(project, "ab")
+    assert Night(harmful="b").pass_by(project, **{"scaling.threads": 1})[1].version == "v2"
+    assert held(project) == "b" and load_params(project / "params.yaml").scaling.threads == 1
+
+
 def test_a_run_with_other_parameters_may_be_promoted(project):
     arrive(project, "a")
     assert Night().pass_by(project, seed=5)[1].version == "v2"

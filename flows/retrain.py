@@ -81,14 +81,14 @@ class Tasks(retraining.Steps):
     def gate(self, folder: Path) -> None:
         gate(folder, self.environment, self.of_run)
 
-    def trial(self, run: Run, left_out: Sequence[Drop], overrides: Mapping[str, Any]) -> Run:
-        begun = trial(run, left_out, overrides)
+    def trial(self, run: Run, left_out: Sequence[Drop]) -> Run:
+        begun = trial(run, left_out)
         self.of_run = f" of {begun.id}"
         return begun
 
-    def apply_decision(self, run: Run) -> Outcome:
+    def apply_decision(self, run: Run, cleared: Sequence[Drop] = (), notes: Sequence[str] = ()) -> Outcome:
         show_gate(run.folder)
-        return apply_decision(run)
+        return apply_decision(run, cleared, notes)
 
     def notify(self, notification: Notification) -> None:
         send(notification, runtime.flow_run.id)
@@ -112,18 +112,18 @@ def gate(folder: Path, environment: dict[str, str], of_run: str = "") -> None:
 
 
 @task(task_run_name="repeat the run without some drops", **RETRIED)
-def trial(run: Run, left_out: Sequence[Drop], overrides: Mapping[str, Any]) -> Run:
+def trial(run: Run, left_out: Sequence[Drop]) -> Run:
     """Begin a trial: the rejected run again, with these drops held."""
-    begun = retraining.trial(run, left_out, overrides)
+    begun = retraining.trial(run, left_out)
     for line in (f"run {begun.id}, without:", *map(str, left_out)):
         get_run_logger().info(line)
     return begun
 
 
 @task(task_run_name="apply the decision", **RETRIED)
-def apply_decision(run: Run) -> Outcome:
+def apply_decision(run: Run, cleared: Sequence[Drop], notes: Sequence[str]) -> Outcome:
     """Move main to the run, or hold or accept the drops that came with it."""
-    outcome = retraining.apply_decision(run)
+    outcome = retraining.apply_decision(run, cleared, notes)
     for line in outcome.reasons:
         get_run_logger().info(line)
     return outcome

@@ -7,7 +7,6 @@ If it is deleted, no decision is lost.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,7 +19,7 @@ from csdn.retraining import dvc, git
 from csdn.retraining.gate import PROMOTE, REJECT, UNDECIDED
 from csdn.retraining.git import ORIGIN
 from csdn.retraining.lock import RUNS
-from csdn.retraining.versions import champion_at, missing_tags
+from csdn.retraining.versions import missing_tags, named_champion
 from csdn.runtime.documents import parse_json
 from csdn.runtime.errors import UserError
 from csdn.runtime.files import fsync
@@ -168,12 +167,11 @@ def branch_name(identifier: str) -> str:
 
 
 def commit_message(
-    subject: str, run: str = "", decision: str = "", body: str = "", figures: Mapping[str, Any] | None = None
+    subject: str, run: str = "", decision: str = "", body: str = "", facts: Mapping[str, str] | None = None
 ) -> str:
-    """A commit's message; its trailers name the run, its figures (as JSON) and the decision."""
-    shown = json.dumps(figures, sort_keys=True) if figures else ""
-    lines = {"Csdn-Run": run, "Csdn-Figures": shown, "Csdn-Decision": decision}
-    trailers = "\n".join(f"{key}: {value}" for key, value in lines.items() if value)
+    """A commit's message; its trailers name the run, further facts about it, and the decision."""
+    lines = {"Run": run, **(facts or {}), "Decision": decision}
+    trailers = "\n".join(f"Csdn-{key}: {value}" for key, value in lines.items() if value)
     return "\n\n".join(part for part in (subject, body, trailers) if part)
 
 
@@ -189,12 +187,18 @@ def decision_of(folder: Path, revision: str) -> str:
 
 @dataclass(frozen=True)
 class Decided:
-    """A commit with a decision."""
+    """A commit with a decision.
+
+    overrides: the run's parameters by which its method was another than main's. untried: the ids of the drops
+    that main accepts in this commit and that the run did not have, because they came while it trained.
+    """
 
     commit: str
     time: datetime
     run: str
     decision: str
+    overrides: str = ""
+    untried: frozenset[str] = frozenset()
 
 
 def decisions(workspace: Path, commit: str, run: str = "") -> list[Decided]:
@@ -202,11 +206,14 @@ def decisions(workspace: Path, commit: str, run: str = "") -> list[Decided]:
 
     One git command, which reads the messages of the whole history: some milliseconds for 1,000 commits.
     """
-    form = f"%H%x1f%ct%x1f{trailer('Run')}%x1f{trailer('Decision')}"
+    names = ("Run", "Decision", "Overrides", "Untried")
+    form = "%x1f".join(("%H", "%ct", *map(trailer, names)))
     greps = (f"--grep=^Csdn-Run: .*{run}$", "--grep=^Csdn-Decision: ", "--all-match", "--basic-regexp")
     found = (entry.split("\x1f") for entry in git.format_commits(workspace, form, *greps, commit))
     return [
-        Decided(commit, _time(time), name, said) for commit, time, name, said in found if name.endswith(run)
+        Decided(commit, _time(time), name, said, overrides, frozenset(untried.split()))
+        for commit, time, name, said, overrides, untried in found
+        if name.endswith(run)
     ]
 
 
@@ -217,16 +224,21 @@ def decided(workspace: Path, main: str, run: str) -> Decided | None:
 
 
 def undecided_since(workspace: Path, main: str) -> Decided | None:
-    """The newest undecided run in the history of main; None if the champion has changed since."""
-    ends = (PROMOTE, ROLLBACK, UNDECIDED)
-    last = next((one for one in decisions(workspace, main) if one.decision in ends), None)
-    return last if last and last.decision == UNDECIDED else None
+    """The newest undecided run in the history of main; None if the champion has changed since.
+
+    A run by another method than main's says nothing about the data.
+    """
+    for one in decisions(workspace, main):
+        if one.decision in (PROMOTE, ROLLBACK):
+            return None
+        if one.decision == UNDECIDED and not one.overrides:
+            return one
+    return None
 
 
-def first_commit(workspace: Path, identifier: str) -> str | None:
-    """The commit with which a run began; None if there is no such run, or it was killed before it."""
-    tip = newest_tip(workspace, branch_name(identifier))
-    found = decisions(workspace, tip, identifier) if tip else []
+def first_commit(workspace: Path, revision: str | None, run: str) -> str | None:
+    """The commit with which a run began, in the history of a revision; None if it is not there."""
+    found = decisions(workspace, revision, run) if revision else []
     return next((one.commit for one in found if one.decision == BEGIN), None)
 
 
@@ -302,7 +314,7 @@ def _on_main(workspace: Path, newest: str) -> Iterator[Event]:
     for entry in git.format_commits(workspace, _FORM, "--reverse", *greps, newest):
         commit, time, run, decision, figures, body = entry.split("\x1f", 5)
         if decision in (PROMOTE, ROLLBACK):
-            champion = champion_at(workspace, commit)
+            champion = named_champion(workspace, commit)
             version, values = champion.version, champion.figures
         elif decision in (REJECT, UNDECIDED):
             version, values = None, _figures(figures, f"Csdn-Figures of commit {commit[:12]}")
@@ -344,9 +356,17 @@ def _figures(text: str | bytes | None, where: str) -> dict[str, Any]:
     return figures if isinstance(figures, dict) else {}
 
 
+def reasons_of(workspace: Path, commit: str) -> list[str]:
+    """The reasons in the message of a commit with a decision."""
+    return _lines(git.format_commits(workspace, "%b", "--no-walk", commit)[0])
+
+
 def _reason(body: str) -> str:
-    lines = [line for line in body.splitlines() if line and not line.startswith("Csdn-")]
-    return "; ".join(lines)
+    return "; ".join(_lines(body))
+
+
+def _lines(body: str) -> list[str]:
+    return [line for line in body.splitlines() if line and not line.startswith("Csdn-")]
 
 
 def _time(seconds: str) -> datetime:

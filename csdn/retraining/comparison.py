@@ -47,7 +47,8 @@ def compare(
     The bootstrap draws are functions of (seed, search, pair): the same data gives the same intervals.
     of_pairs: False leaves the pairs out.
     """
-    overall, apart = [], []
+    overall: list[Comparison] = []
+    apart: list[Comparison] = []
     for compared in _searches(experiment, rule.min_people) if of_pairs else _whole_searches(experiment):
         searches = [one.search for one in compared]
         both = [query_trials(searches, experiment.labels, model).trials for model in (champion, candidate)]

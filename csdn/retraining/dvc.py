@@ -32,8 +32,14 @@ class ArtifactNotFound(UserError):
 
 def dvc(folder: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     """Run dvc in `folder`; the caller checks the exit code."""
-    options = {"env": environment(), "stdin": subprocess.DEVNULL, "capture_output": True}
-    return subprocess.run([*DVC, *arguments], cwd=folder, check=False, **options)
+    return subprocess.run(
+        [*DVC, *arguments],
+        cwd=folder,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
 
 
 def environment() -> dict[str, str]:

@@ -30,7 +30,7 @@ from csdn.retraining.gate_models import (
     trained_model,
     values_of,
 )
-from csdn.retraining.versions import fetch_champion
+from csdn.retraining.versions import fetch_champion, versions_before
 from csdn.runtime.errors import ServiceUnavailable, UserError
 from csdn.training.champion import Champion
 
@@ -82,9 +82,15 @@ def _people(tests: Dataset) -> int:
 
 
 def _fetched(champion: Champion, count: int, root: Path) -> tuple[list[Version], list[str]]:
-    """The versions, oldest first, and a note for each that cannot be used; others are removed from FOLDER."""
-    number = int(champion.version[1:])
-    names = [f"v{older}" for older in range(max(1, number - count), number)]
+    """The versions, oldest first, and a note for each that cannot be used; others are removed from FOLDER.
+
+    A version that a rollback has left was found bad by a person, and is none of them.
+    """
+    try:
+        older = versions_before(root, champion.version) if count else []
+    except UserError as error:  # `csdn gate` by hand, in a folder without Git
+        return [], [f"no version before {champion.version} is compared: {' '.join(str(error).split())}"]
+    names = older[max(0, len(older) - count) :]
     for folder in (root / FOLDER).glob("v*"):
         if folder.name not in names:
             shutil.rmtree(folder)

@@ -143,7 +143,7 @@ def embed_models(
     device: torch.device,
 ) -> dict[str, np.ndarray]:
     """Features float32 [n, D] of each model for the n images of `table`, with the evaluation's flip TTA."""
-    features = {}
+    features: dict[str, np.ndarray] = {}
     for number, preprocessing in enumerate(dict.fromkeys(model.preprocessing for model in models.values())):
         same = {name: model for name, model in models.items() if model.preprocessing == preprocessing}
         batches = ImageBatches(table, shards_at(params, data), *preprocessing, params.evaluation.batch_size)

@@ -121,8 +121,8 @@ def _decide(
     comparisons = []
     for data in (TODAY, CHAMPION):
         if data in experiments:
-            models = (distances(name, data) for name in ("champion", "candidate"))
-            comparisons += compare(experiments[data], *models, data, rule, seed)
+            before, after = (distances(name, data) for name in ("champion", "candidate"))
+            comparisons += compare(experiments[data], before, after, data, rule, seed)
     if not any(one.data == TODAY for one in comparisons):
         raise UserError(
             "nothing to decide by: no test image has a match in a gallery; add images of test people in the "

@@ -49,11 +49,7 @@ NEUTRAL = {
     "fetch.pruneTags": "false",
     "fetch.recurseSubmodules": "false",
     "submodule.recurse": "false",
-    # `promote_ready` merges, and the message of its commit has to end with our trailers.
-    "merge.ff": "true",
-    "merge.log": "false",
     "merge.autoStash": "false",
-    "commit.cleanup": "whitespace",
     "core.commentChar": "#",  # no trailer starts with it
     "trailer.separators": ":",
     "rerere.enabled": "false",
@@ -95,11 +91,16 @@ def run_git(
     folder: Path, *arguments: str, stdin: bytes | None = None, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[bytes]:
     """Run git in `folder`; the caller checks the exit code. Raises UserError if git is not installed."""
-    given = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
     in_english = environment() | {"LC_ALL": "C"} | dict(env or {})
     try:
         return subprocess.run(
-            ["git", *arguments], cwd=folder, env=in_english, capture_output=True, check=False, **given
+            ["git", *arguments],
+            cwd=folder,
+            env=in_english,
+            capture_output=True,
+            check=False,
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
         )
     except FileNotFoundError:
         if not folder.is_dir():
@@ -271,10 +272,10 @@ def has_staged_changes(folder: Path) -> bool:
     return git(folder, "write-tree") != git(folder, "rev-parse", "HEAD^{tree}")
 
 
-def commit(folder: Path, message: str) -> str:
-    """Commit what is staged, which may be nothing; returns the new commit."""
+def commit(folder: Path, message: str, *merged: str) -> str:
+    """Commit what is staged, which may be nothing; returns the new commit. merged: further parents."""
     parent = git(folder, "rev-parse", "HEAD")
-    made = _commit_tree(folder, git(folder, "write-tree"), parent, message)
+    made = _commit_tree(folder, git(folder, "write-tree"), (parent, *merged), message)
     git(folder, "update-ref", "-m", message.partition("\n")[0], "HEAD", made, parent)
     return made
 
@@ -288,12 +289,13 @@ def commit_files(folder: Path, parent: str, files: Mapping[str, bytes], message:
             blob = git(folder, "hash-object", "-w", "--stdin", stdin=content)
             git(folder, "update-index", "--add", "--cacheinfo", f"100644,{blob},{path}", env=env)
         tree = git(folder, "write-tree", env=env)
-    return _commit_tree(folder, tree, parent, message)
+    return _commit_tree(folder, tree, (parent,), message)
 
 
-def _commit_tree(folder: Path, tree: str, parent: str, message: str) -> str:
+def _commit_tree(folder: Path, tree: str, parents: Sequence[str], message: str) -> str:
+    named = [word for parent in parents for word in ("-p", parent)]
     text = message.encode(errors="replace")
-    return git(folder, "commit-tree", tree, "-p", parent, stdin=text, env=author_environment(folder))
+    return git(folder, "commit-tree", tree, *named, stdin=text, env=author_environment(folder))
 
 
 def fast_forward(folder: Path, commit: str) -> None:
@@ -301,17 +303,25 @@ def fast_forward(folder: Path, commit: str) -> None:
     git(folder, "merge", "--quiet", "--ff-only", "--commit", "--no-squash", commit)
 
 
-def merge(folder: Path, commit: str, message: str) -> list[str]:
-    """Merge a commit; returns the conflicting files, in which case nothing is merged."""
-    arguments = ("merge", "--quiet", "--commit", "--no-squash", "-m", message, commit)
-    done = run_git(folder, *arguments, env=author_environment(folder))
-    if not done.returncode:
-        return []
+def merge(folder: Path, theirs: str, message: str, merged: Mapping[str, bytes]) -> list[str]:
+    """Merge a commit that the branch lacks; returns the conflicting files, in which case nothing is merged.
+
+    merged: the contents of files that the caller has merged.
+    """
+    arguments = ("merge", "--quiet", "--no-commit", "--no-ff", "--no-squash", theirs)
+    done = run_git(folder, *arguments)
+    if commit_of(folder, "MERGE_HEAD") != theirs:
+        raise _failed(folder, arguments, done)
+    for path, content in merged.items():
+        (folder / path).write_bytes(content)
+    stage_files(folder, list(merged))
     entries = git(folder, "ls-files", "--unmerged", "-z").split("\0")
-    run_git(folder, "merge", "--abort")
     if files := sorted({entry.partition("\t")[2] for entry in entries if entry}):
+        git(folder, "merge", "--abort")
         return files
-    raise _failed(folder, arguments, done)
+    commit(folder, message, theirs)
+    git(folder, "merge", "--quit")
+    return []
 
 
 def set_refs(folder: Path, refs: Mapping[str, str]) -> None:

@@ -6,6 +6,7 @@ call is killed, the next one finds either nothing of it or the complete decision
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -61,7 +62,7 @@ def promote(run: Run) -> Outcome:
         return _ready(run, "; ".join(problems))
     tip = _name_champion(run)
     dvc.push(run.folder)
-    tags = versions.tags_for(run.workspace, read_champion(run.folder).champion.version, tip)
+    tags = versions.tags_for(run.workspace, versions.named_champion(run.workspace, tip).version, tip)
     refs = {f"refs/heads/{branch}": tip, f"refs/heads/{run.branch}": tip}
     try:
         git.push(run.workspace, refs | versions.known_tags(run.workspace) | tags)
@@ -81,7 +82,8 @@ def promote_ready(workspace: str | Path, identifier: str) -> Outcome:
     newest = branches.newest_commit(run.workspace, branch)
     if not git.contains(run.workspace, newest, run.tip):
         ended = branches.decided(run.workspace, newest, run.id)
-        if ended or branches.decision_of(run.workspace, run.tip) not in (READY, PROMOTE):
+        said = branches.decisions(run.workspace, run.tip, run.id)[0].decision
+        if ended or said not in (READY, PROMOTE):
             state = f"was {_ENDED[ended.decision]}" if ended else "has no decision"
             raise UserError(f"run {run.id} {state} by the gate; only a run that is ready can be promoted")
         _check_same_people(run, newest)
@@ -106,16 +108,20 @@ def record(run: Run, decision: str, reasons: Sequence[str], hold: Sequence[Drop]
     """End a run with REJECT or UNDECIDED: a commit on the newest main that changes only the ledger.
 
     main's ledger becomes the run's, with the drops of `hold` held; an entry that has changed on main since
-    the run began stays as it is there. `origin` gets the commit and the run's branch in one push. If the run
-    is ended already, only this clone is updated. Raises UserError if `origin` does not accept the commit, and
+    the run began stays as it is there. A run by another method leaves the ledger as it is. `origin` gets the
+    commit and the run's branch in one push. If the run is ended already, in whatever way, this clone is
+    updated, and the outcome is that one. Raises UserError if `origin` does not accept the commit, and
     RemoteUnavailable; the same call can then be repeated.
     """
     run.commit("results")
     workspace, branch = run.workspace, branches.main_branch(run.workspace)
     newest = branches.newest_commit(workspace, branch)
     for _ in range(TRIES):
-        if branches.decided(workspace, newest, run.id):  # by a call that was killed, or in another clone
-            return _recorded(run, decision, reasons, branch, newest)
+        if ended := branches.decided(workspace, newest, run.id):  # a call was killed, or another clone did
+            if ended.decision == PROMOTE:
+                return _promoted(run, branch, newest, versions.missing_tags(workspace, newest))
+            said = branches.reasons_of(workspace, ended.commit)
+            return _recorded(run, ended.decision, said, branch, newest)
         _check_same_people(run, newest)
         commit = _decision_commit(run, decision, reasons, hold, newest)
         try:
@@ -143,10 +149,16 @@ def _decision_commit(run: Run, decision: str, reasons: Sequence[str], hold: Sequ
     decided = [held.get(drop.id, drop) for drop in run.drops]
     ledger = merge_ledgers(branches.ledger_at(run.workspace, main), run.before, decided)
     path = run.folder / "metrics/headline.json"  # missing if the run has made no model
-    figures = read_json(path) if path.exists() else None
+    untried = [drop.id for drop in ledger if drop.status is Status.ACCEPTED and drop not in run.drops]
+    facts = {
+        "Figures": json.dumps(read_json(path), sort_keys=True) if path.exists() else "",
+        "Overrides": " ".join(run.other_method),
+        "Untried": " ".join(untried),
+    }
     subject = f"Run {run.id}: {_ENDED[decision]}"
-    text = branches.commit_message(subject, run.id, decision, "\n".join(reasons), figures)
-    return git.commit_files(run.workspace, main, {str(LEDGER): as_json(as_document(ledger))}, text)
+    text = branches.commit_message(subject, run.id, decision, "\n".join(reasons), facts)
+    files = {} if run.other_method else {str(LEDGER): as_json(as_document(ledger))}
+    return git.commit_files(run.workspace, main, files, text)
 
 
 _ENDED = {REJECT: "rejected", UNDECIDED: "left undecided", PROMOTE: "promoted"}
@@ -158,15 +170,22 @@ def _recorded(run: Run, decision: str, reasons: Sequence[str], branch: str, comm
 
 
 def _merge(run: Run, newest: str, branch: str) -> None:
-    """Merge main into the run, unless the champion has changed since the run began."""
+    """Merge main into the run, unless the champion has changed since the run began.
+
+    Both have added drops to the ledger: an entry that has changed on main stays as it is there.
+    """
     then, now = (versions.champion_at(run.workspace, commit) for commit in (run.base, newest))
     if then != now:
         raise UserError(
             f"run {run.id} was compared with {then.version if then else 'no champion'}, and the champion is "
             f"{now.version if now else 'missing'} now; run again, so that the gate compares it with this one"
         )
+    if git.contains(run.workspace, run.tip, newest):  # a person has merged it
+        return
     text = branches.commit_message(f"Run {run.id}: {branch} merged", run.id, READY)
-    if files := git.merge(run.folder, newest, text):
+    ledger = merge_ledgers(branches.ledger_at(run.workspace, newest), run.before, run.drops)
+    merged = {str(LEDGER): as_json(as_document(ledger))}
+    if files := git.merge(run.folder, newest, text, merged):
         raise UserError(
             f"run {run.id} and {branch} both changed {', '.join(files)}; merge {branch} into {run.branch} by "
             f"hand in {run.folder}, then: csdn promote {run.id}"
@@ -226,7 +245,7 @@ def _ready(run: Run, reason: str) -> Outcome:
 
 def _promoted(run: Run, branch: str, tip: str, tags: dict[str, str]) -> Outcome:
     notes = branches.sync_local(run.workspace, branch, tip, tags)
-    return Outcome("promoted", versions.champion_at(run.workspace, tip).version, tuple(notes))
+    return Outcome("promoted", versions.named_champion(run.workspace, tip).version, tuple(notes))
 
 
 # Rollback: a commit on main that names an older version, and a tag; no stage runs again.
@@ -251,7 +270,7 @@ def rollback(workspace: str | Path, version: str | None = None, reason: str = ""
     if file.champion != older:
         text = branches.commit_message(f"Champion: back to {version}", older.run, ROLLBACK, reason)
         changed = ChampionFile(champion=older, start=file.start).model_dump(mode="json")
-        card = git.file_at(workspace, versions.commit_of_version(workspace, version), CARD)
+        card = git.file_at(workspace, versions.version_tag(version), CARD)
         none = f"# Model card: CSDN {version}\n\nThis version was promoted without a model card.\n"
         files = {CHAMPION: as_json(changed), CARD: card or none.encode()}
         commit = git.commit_files(workspace, newest, files, text)
@@ -265,12 +284,8 @@ def rollback(workspace: str | Path, version: str | None = None, reason: str = ""
 
 
 def _previous_version(workspace: Path, present: Champion | None) -> str:
-    """The newest version before the champion's."""
-    older = [
-        name
-        for name in versions.all_versions(workspace)
-        if present and int(name[1:]) < int(present.version[1:])
-    ]
+    """The version that was champion before this one."""
+    older = versions.versions_before(workspace, present.version) if present else []
     if not older:
         raise UserError(
             f"{workspace}: there is no version before {present.version if present else 'the first'}; "

@@ -12,7 +12,7 @@ apply_decision  main moves: to the run, or to a commit in which the run's drops 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ from csdn.data.outputs import in_words
 from csdn.data.shards import shards_at
 from csdn.ingest.forgotten import FORGOTTEN, NOBODY, Forgotten, parse_forgotten
 from csdn.ingest.identities import SplitRule, parse_aliases
-from csdn.ingest.ledger import LEDGER, SHORT, Drop, Status, parse_ledger
+from csdn.ingest.ledger import SHORT, Drop, Status
 from csdn.ingest.sync import sync_ledger
 from csdn.params import Params, load_params, parse_params
 from csdn.retraining import steps as processes
@@ -33,20 +33,20 @@ from csdn.retraining.blame import find_harmful
 from csdn.retraining.branches import (
     BEGIN,
     PASS,
-    champion_at,
     decision_of,
+    first_commit,
     ledger_at,
     main_branch,
     undecided_since,
 )
-from csdn.retraining.gate import PROMOTE, REJECT, Decision, as_json
+from csdn.retraining.gate import PROMOTE, REJECT, UNDECIDED, Decision, as_json
 from csdn.retraining.git import file_at
 from csdn.retraining.handover import share
 from csdn.retraining.lock import RUNS
 from csdn.retraining.notify import Notification, notify
 from csdn.retraining.registry import Outcome, promote, record
 from csdn.retraining.trigger import Arrivals, Since, count_arrivals, people_of, should_retrain
-from csdn.retraining.versions import fetch_champion, version_tag
+from csdn.retraining.versions import champion_at, fetch_champion, version_tag
 from csdn.retraining.workspace import GATE, AlreadyDecided, Run, begin, begin_trial
 from csdn.runtime.documents import expected_in, parse_yaml, read_json
 from csdn.runtime.errors import Diverged, ServiceUnavailable, UserError
@@ -100,13 +100,13 @@ class Steps:
     def gate(self, folder: Path) -> None:
         processes.gate(folder, _print)
 
-    def trial(self, run: Run, left_out: Sequence[Drop], overrides: Mapping[str, Any]) -> Run:
-        begun = trial(run, left_out, overrides)
+    def trial(self, run: Run, left_out: Sequence[Drop]) -> Run:
+        begun = trial(run, left_out)
         _print(f"run {begun.id} repeats it without:", *(f"  {drop}" for drop in left_out))
         return begun
 
-    def apply_decision(self, run: Run) -> Outcome:
-        outcome = apply_decision(run)
+    def apply_decision(self, run: Run, cleared: Sequence[Drop] = (), notes: Sequence[str] = ()) -> Outcome:
+        outcome = apply_decision(run, cleared, notes)
         _print(outcome.event, *outcome.lines)
         return outcome
 
@@ -121,32 +121,51 @@ def retrain(
     """One scan and the run that may follow; the caller holds the workspace's lock. Raises UserError."""
     found, outcome = steps.scan(workspace, overrides, force), None
     if found.run:
-        outcome = _carry_out(found.run, overrides, steps)
+        outcome = _carry_out(found.run, steps)
         steps.notify(Notification(outcome.event, found.title, outcome.version, outcome.reasons))
     prune_worktrees(workspace)
     return found, outcome
 
 
-def _carry_out(run: Run, overrides: Mapping[str, Any], steps: Steps) -> Outcome:
+def _carry_out(run: Run, steps: Steps) -> Outcome:
     """The stages, the gate and its decision; a rejected run is repeated to find the drops that did harm.
 
     If this call is killed, the next one finds what the gate has said of the run and of its trials.
     """
-    if _judge(run, steps) != REJECT:
+    if _judge(run, steps) != REJECT or run.other_method:
         return steps.apply_decision(run)
-    suspects, trials = _suspects(run), dict[tuple[Drop, ...], Run]()
+    suspects, trials = tuple(_suspects(run)), dict[tuple[Drop, ...], Run]()
 
     def passes(left_out: tuple[Drop, ...]) -> bool:
-        trials[left_out] = steps.trial(run, left_out, overrides)
-        return _judge(trials[left_out], steps) == PROMOTE
+        trials[left_out] = steps.trial(run, left_out)
+        return _judge_trial(trials[left_out], steps) == PROMOTE
 
     budget = load_params(run.folder / "params.yaml").retrain.blame_runs
-    harmful = find_harmful(suspects, passes, budget)
-    outcome = steps.apply_decision(trials.get(harmful, run))
-    if trials and harmful not in trials:
-        note = f"{len(trials)} repetitions without some of the drops (retrain.blame_runs): none was promoted"
-        outcome = replace(outcome, reasons=(*outcome.reasons, note))
-    return outcome
+    found = trials.get(find_harmful(suspects, passes, budget))
+    cleared: tuple[Drop, ...] = ()
+    if found is None and suspects and _vouched_for(run) and len(trials) < budget:
+        if passes(suspects):
+            found = trials[suspects]
+        elif read_gate(trials[suspects])["decision"] == REJECT:  # there is harm without any of them
+            cleared = suspects
+    notes = _undecided_trials(trials.values())
+    if trials and not found:
+        count = f"{len(trials)} repetitions without some of the drops (retrain.blame_runs)"
+        notes.append(f"{count}: none was promoted")
+    if cleared:
+        others = ", ".join(map(str, _vouched_for(run)))
+        notes.append(f"no suspect is held, as the run is rejected without them as well; look at {others}")
+    return steps.apply_decision(found or run, cleared, notes)
+
+
+def _undecided_trials(trials: Iterable[Run]) -> list[str]:
+    """Why they have shown nothing."""
+    gates = {one.id: read_gate(one) for one in trials}
+    return [
+        f"repetition {run} is undecided: {'; '.join(gate['reasons'])}"
+        for run, gate in gates.items()
+        if gate["decision"] == UNDECIDED
+    ]
 
 
 def _judge(run: Run, steps: Steps) -> str:
@@ -157,9 +176,27 @@ def _judge(run: Run, steps: Steps) -> str:
     if not (run.folder / GATE).exists():
         steps.ingest(run.folder)
         if bad := nothing_usable(run):
-            write_rejection(run, bad)
+            write_decision(run, REJECT, bad)
         else:
             _train(run, steps)
+    return _committed(run)
+
+
+def _judge_trial(run: Run, steps: Steps) -> str:
+    """`_judge` for a trial. A failure, as with too few people, shows nothing: the trial is undecided."""
+    if not (run.folder / GATE).exists():
+        try:
+            steps.ingest(run.folder)
+            _train(run, steps)
+        except ServiceUnavailable:
+            raise
+        except UserError as error:
+            write_decision(run, UNDECIDED, [f"failed: {error}"])
+    return _committed(run)
+
+
+def _committed(run: Run) -> str:
+    """The decision in metrics/gate.json, once it is committed on the run's branch."""
     gate = read_gate(run)
     if decision_of(run.workspace, run.tip) in (BEGIN, ""):  # none: a stage was shared
         said = PASS if gate["decision"] == PROMOTE else gate["decision"]
@@ -173,7 +210,7 @@ def _train(run: Run, steps: Steps) -> None:
         steps.train(run.folder)
         steps.gate(run.folder)
     except Diverged as error:  # it would diverge again if repeated
-        write_rejection(run, [str(error)])
+        write_decision(run, REJECT, [str(error)])
 
 
 def retrain_local(workspace: Path, overrides: Mapping[str, Any], force: bool) -> None:
@@ -265,7 +302,7 @@ def _listed_people(drops: Sequence[Drop], rule: SplitRule, forgotten: Forgotten)
 
 
 def _undecided_since(workspace: Path, main: str) -> tuple[Since | None, set[Drop]]:
-    """(the newest run without a decision, the drops that main accepts since then).
+    """(the newest run without a decision, its drops that main accepts since then).
 
     (None, empty) if the champion has changed since. The next run trains on these drops as well, but they are
     no reason for one: the gate could not decide with them. A drop whose entry has changed since, as by
@@ -274,7 +311,7 @@ def _undecided_since(workspace: Path, main: str) -> tuple[Since | None, set[Drop
     run = undecided_since(workspace, main)
     if run is None:
         return None, set()
-    drops = ledger_at(workspace, run.commit)
+    drops = (drop for drop in ledger_at(workspace, run.commit) if drop.id not in run.untried)
     return Since(run.time.date(), run.run), {drop for drop in drops if drop.status == Status.ACCEPTED}
 
 
@@ -316,10 +353,18 @@ def _absolute(places: list[str]) -> list[str]:
 
 
 def _drops_of(workspace: Path, champion: Champion) -> set[str]:
-    """The ids of the drops that the champion was trained on."""
+    """The ids of the drops that the champion was trained on: those that its run began with.
+
+    The commit of its version may have more, which main got before the run was promoted.
+    """
     tag = version_tag(champion.version)
-    drops = parse_ledger(file_at(workspace, tag, str(LEDGER)) or b"", f"{LEDGER} of {tag}")
-    return {drop.id for drop in drops if drop.status == Status.ACCEPTED}
+    begun = first_commit(workspace, tag, champion.run)
+    if begun is None:
+        raise UserError(
+            f"{workspace}: the history of {tag} has not the beginning of run {champion.run}; "
+            "`git fetch --tags --unshallow` completes a shallow clone"
+        )
+    return {drop.id for drop in ledger_at(workspace, begun) if drop.status == Status.ACCEPTED}
 
 
 def _people_of(workspace: Path, champion: Champion) -> set[str]:
@@ -362,35 +407,48 @@ def _held_by_ingest(run: Run) -> dict[str, dict[str, Any]]:
         return {one["id"]: one for one in metrics["drops"]["held"]}
 
 
-def write_rejection(run: Run, reasons: Sequence[str]) -> None:
-    """Write a rejection to metrics/gate.json without a comparison: the run has made no model.
+def write_decision(run: Run, decision: str, reasons: Sequence[str]) -> None:
+    """Write a decision to metrics/gate.json without a comparison: the run has made no model.
 
     The metrics that it began with are the champion's, and are removed.
     """
     champion = read_champion(run.folder).champion
     for name in ("headline", "evaluation"):
         (run.folder / f"metrics/{name}.json").unlink(missing_ok=True)
-    decision = Decision(REJECT, list(reasons))
-    write_json(run.folder / GATE, as_json(decision, champion and champion.version, []))
+    made = Decision(decision, list(reasons))
+    write_json(run.folder / GATE, as_json(made, champion.version if champion else None, []))
 
 
-def apply_decision(run: Run) -> Outcome:
+def apply_decision(run: Run, cleared: Collection[Drop] = (), notes: Sequence[str] = ()) -> Outcome:
     """Apply metrics/gate.json: main moves to the run, or its drops are held, or accepted if it is undecided.
 
-    A call that failed can be repeated. Raises UserError; ServiceUnavailable if a remote does not respond.
+    cleared: suspects that are not held. notes: further lines for people. A call that failed can be repeated.
+    Raises UserError; ServiceUnavailable if a remote does not respond.
     """
     gate = read_gate(run)
-    decision, reasons = gate["decision"], gate["reasons"]
-    hold = _to_hold(run) if decision == REJECT else ()
-    outcome = promote(run) if decision == PROMOTE else record(run, decision, reasons, hold)
+    decision, reasons = gate["decision"], list(gate["reasons"])
+    if decision == PROMOTE:
+        outcome, hold = promote(run), list[Drop]()
+    else:
+        hold = _to_hold(run, cleared) if decision == REJECT else []
+        if run.other_method:
+            reasons.append(f"{', '.join(run.other_method)}: not main's; the drops stay as they are")
+        outcome = record(run, decision, reasons, hold)
     held = [f"held: {drop}: {drop.reason}" for drop in run.held]
-    return replace(outcome, reasons=(*outcome.reasons, *held, *(f"held: {drop}" for drop in hold)))
+    if outcome.event == "rejected":  # another clone may have decided otherwise
+        held += [f"held: {drop}" for drop in hold]
+    return replace(outcome, reasons=(*outcome.reasons, *held, *notes))
 
 
-def _to_hold(run: Run) -> list[Drop]:
-    """The drops that the rejection of a run holds: the new ones, and all suspects."""
-    suspects = _suspects(run)
-    return [drop for drop in run.drops if drop in suspects or drop in run.new_drops]
+def _to_hold(run: Run, cleared: Collection[Drop]) -> list[Drop]:
+    """The drops that the rejection of a run holds: the new ones, and all suspects that are not cleared.
+
+    A run by another method than main's says nothing about the data, and holds none.
+    """
+    if run.other_method:
+        return []
+    hold = {*_suspects(run), *run.new_drops}.difference(cleared)
+    return [drop for drop in run.drops if drop in hold]
 
 
 def read_gate(run: Run) -> dict[str, Any]:
@@ -402,30 +460,35 @@ def read_gate(run: Run) -> dict[str, Any]:
 
 
 def _suspects(run: Run) -> list[Drop]:
-    """The drops that a run was trained on and its champion was not, in the ledger's order; none if it has not
-    trained.
+    """The drops that may have done harm to a run, in the ledger's order."""
+    return [drop for drop in _unproven(run) if not drop.reason]
 
-    Without a champion, all of them. A drop that a person has accepted, with a reason, is none.
+
+def _vouched_for(run: Run) -> list[Drop]:
+    """The drops that would be suspects if no person had accepted them, with a reason."""
+    return [drop for drop in _unproven(run) if drop.reason]
+
+
+def _unproven(run: Run) -> list[Drop]:
+    """The drops that a run was trained on and its champion was not; none if it has not trained.
+
+    Without a champion, all of them.
     """
     if nothing_usable(run):
         return []
     champion = read_champion(run.folder).champion
     known = _drops_of(run.workspace, champion) if champion else set()
     unused = known | set(_held_by_ingest(run))
-    return [
-        drop
-        for drop in run.drops
-        if drop.status == Status.ACCEPTED and not drop.reason and drop.id not in unused
-    ]
+    return [drop for drop in run.drops if drop.status == Status.ACCEPTED and drop.id not in unused]
 
 
-def trial(run: Run, left_out: Sequence[Drop], overrides: Mapping[str, Any]) -> Run:
+def trial(run: Run, left_out: Sequence[Drop]) -> Run:
     """Begin or continue a trial: the rejected run again, with these drops held. Raises UserError."""
     others = len(left_out) - 1
     without = f"it and {others} other{'s' if others > 1 else ''}" if others else "it"
     reasons = "; ".join(read_gate(run)["reasons"])
     reason = f"gate of run {run.id}: {reasons}; promoted without {without}"
-    return begin_trial(run, left_out, reason, overrides)
+    return begin_trial(run, left_out, reason)
 
 
 def _metrics(run: Run, name: str, command: str, *keys: str) -> dict[str, Any]:

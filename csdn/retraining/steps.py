@@ -148,7 +148,7 @@ def run(
     last: deque[str] = deque(maxlen=LAST_LINES)
     error = None
     try:
-        for line in process.stdout:
+        for line in process.stdout or ():
             event = parse_event(line)
             if event and on_event:
                 on_event(event)

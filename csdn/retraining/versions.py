@@ -27,6 +27,7 @@ from csdn.runtime.files import atomic_folder, file_sha256
 from csdn.training.champion import CHAMPION, Champion, ChampionFile, Start, parse_champion, read_champion
 
 ARTIFACT, STAGE = "csdn", "champion"
+_CHANGES = f"refs/tags/{ARTIFACT}#{STAGE}#*"  # of champion
 
 Entry = TypeVar("Entry", bound=Start)
 
@@ -52,6 +53,21 @@ def all_versions(folder: Path) -> list[str]:
             return []
     names = (one["version"].removesuffix(".0.0") for one in shown)
     return sorted((name for name in names if name[1:].isdigit()), key=lambda name: int(name[1:]))
+
+
+def versions_before(folder: Path, version: str) -> list[str]:
+    """The versions that were champion before one, oldest first, without those that a rollback has left.
+
+    By GTO's tags of the changes of champion: one to a version that was champion before is a rollback.
+    """
+    form = "--format=%(*objectname) %(refname:strip=2)"
+    names = git(folder, "for-each-ref", form, f"refs/tags/{ARTIFACT}@*").splitlines()
+    of_commit = {line[:40]: line.rpartition("@")[2].removesuffix(".0.0") for line in names}
+    line: list[str] = []
+    for change in git(folder, "for-each-ref", "--sort=version:refname", form, _CHANGES).splitlines():
+        if name := of_commit.get(change[:40]):
+            line = [*(line[: line.index(name)] if name in line else line), name]
+    return line[: line.index(version)] if version in line else line
 
 
 def next_version(folder: Path) -> str:
@@ -86,10 +102,10 @@ def tags_for(folder: Path, version: str, change: str) -> dict[str, str]:
 
         unsigned = ("--config", "tag.gpgSign=false")  # GTO reads Git's files, not our environment
         git(folder, "clone", "--quiet", "--shared", "--no-checkout", *unsigned, str(folder), temporary)
-        number, tagger = f"{version}.0.0", {"author": name, "author_email": email}
+        number = f"{version}.0.0"
         if commit is None:
-            api.register(temporary, ARTIFACT, change, version=number, **tagger)
-        api.assign(temporary, ARTIFACT, STAGE, version=number, force=True, **tagger)
+            api.register(temporary, ARTIFACT, change, version=number, author=name, author_email=email)
+        api.assign(temporary, ARTIFACT, STAGE, version=number, force=True, author=name, author_email=email)
         known = known_tags(folder)
         made = {ref: tag for ref, tag in known_tags(Path(temporary)).items() if ref not in known}
         git(folder, "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", temporary, *made)
@@ -99,7 +115,7 @@ def tags_for(folder: Path, version: str, change: str) -> dict[str, str]:
 def _newest_assigned(folder: Path) -> str | None:
     """The commit of the newest change of champion, by its number: clocks of machines differ."""
     newest = ("--sort=-version:refname", "--count=1", "--format=%(refname)")
-    ref = git(folder, "for-each-ref", *newest, f"refs/tags/{ARTIFACT}#{STAGE}#*")
+    ref = git(folder, "for-each-ref", *newest, _CHANGES)
     return commit_of(folder, ref) if ref else None
 
 
@@ -120,6 +136,14 @@ def _gto_errors(folder: Path) -> Iterator[None]:
 def champion_at(folder: Path, commit: str) -> Champion | None:
     """The champion in a commit. Raises UserError."""
     return champion_file_at(folder, commit).champion
+
+
+def named_champion(folder: Path, commit: str) -> Champion:
+    """The champion in a commit that made one. Raises UserError if it names none."""
+    champion = champion_at(folder, commit)
+    if champion is None:
+        raise UserError(f"{folder}: {CHAMPION} in commit {commit[:12]} names no champion; it was edited")
+    return champion
 
 
 def champion_file_at(folder: Path, commit: str) -> ChampionFile:
@@ -285,9 +309,7 @@ def start_after(root: Path, entry: Start | None, forgotten: Forgotten) -> Start 
     newest version before it that was not; None: from CLIP.
     """
     if entry is not None and entry.version in forgotten.versions:
-        number, known = int(entry.version[1:]), reversed(all_versions(root))
-        older = (one for one in known if int(one[1:]) < number and one not in forgotten.versions)
-        version = next(older, None)
-        entry = version and champion_at(root, commit_of_version(root, version))
+        older = [one for one in versions_before(root, entry.version) if one not in forgotten.versions]
+        entry = champion_at(root, version_tag(older[-1])) if older else None
     entry = with_present_weights(entry, forgotten)
     return entry and Start(version=entry.version, prompts=entry.prompts, embedding=entry.embedding)

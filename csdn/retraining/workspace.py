@@ -13,7 +13,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -46,13 +46,22 @@ class AlreadyDecided(UserError):
 
 @dataclass(frozen=True)
 class Run:
-    """A run. `base`: main's commit when it began; `before`: its ledger; `drops`: the run's ledger."""
+    """A run. `base`: main's commit when it began; `before`: its ledger; `drops`: the run's ledger.
+
+    overrides: its parameters that are others than main's, by dotted keys.
+    """
 
     id: str
     workspace: Path
     base: str
     before: tuple[Drop, ...] = ()
     drops: tuple[Drop, ...] = ()
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def other_method(self) -> tuple[str, ...]:
+        """The keys of overrides that may change the model; `scaling` only says where it is trained."""
+        return tuple(key for key in self.overrides if not key.startswith("scaling."))
 
     @property
     def new_drops(self) -> tuple[Drop, ...]:
@@ -122,15 +131,14 @@ def begin(
     return _open_or_create(workspace, base, digits, drops, values, like)
 
 
-def begin_trial(run: Run, left_out: Collection[Drop], reason: str, overrides: Mapping[str, Any]) -> Run:
+def begin_trial(run: Run, left_out: Collection[Drop], reason: str) -> Run:
     """Begin a run like `run`, or continue it, in which some of its drops are held for a reason."""
     held = {drop.id for drop in left_out}
     drops = [
         replace(drop, status=Status.HELD, reason=reason) if drop.id in held else drop for drop in run.drops
     ]
-    values = allowed(overrides)
-    digits = _hash_digits(run.workspace, run.base, drops, values)
-    return _open_or_create(run.workspace, run.base, digits, drops, values, run.tip)
+    digits = _hash_digits(run.workspace, run.base, drops, run.overrides)
+    return _open_or_create(run.workspace, run.base, digits, drops, run.overrides, run.tip)
 
 
 def _open_or_create(
@@ -145,7 +153,8 @@ def _open_or_create(
     again that was read for them.
     """
     identifier = branches.find_run(workspace, digits) or f"{datetime.now(UTC):%Y%m%d}-{digits}"
-    if branches.first_commit(workspace, identifier) is None:
+    tip = branches.newest_tip(workspace, branches.branch_name(identifier))
+    if branches.first_commit(workspace, tip, identifier) is None:
         lock = git.file_at(workspace, like or base, "dvc.lock")
         _create(Run(identifier, workspace, base), drops, values, lock)
     return open_run(workspace, identifier)
@@ -154,14 +163,15 @@ def _open_or_create(
 def open_run(workspace: str | Path, identifier: str) -> Run:
     """A run that has begun; its working tree is created again if it is missing. Raises UserError."""
     workspace = Path(workspace).resolve()
-    first = branches.first_commit(workspace, identifier)
-    if first is None:
+    tip = branches.newest_tip(workspace, branches.branch_name(identifier))
+    first = branches.first_commit(workspace, tip, identifier)
+    if tip is None or first is None:
         raise UserError(f"no run is called {identifier!r}; `csdn history` lists them")
     base = git.git(workspace, "rev-parse", f"{first}^")
     before, drops = (tuple(branches.ledger_at(workspace, commit)) for commit in (base, first))
-    run = Run(identifier, workspace, base, before, drops)
+    run = Run(identifier, workspace, base, before, drops, _overrides_of(workspace, base, first))
     if git.commit_of(workspace, f"refs/heads/{run.branch}") is None:
-        git.set_refs(workspace, {f"refs/heads/{run.branch}": branches.newest_tip(workspace, run.branch)})
+        git.set_refs(workspace, {f"refs/heads/{run.branch}": tip})
     missing = not (run.folder / ".git").exists()
     if missing:
         _remove_tree(run)
@@ -172,6 +182,12 @@ def open_run(workspace: str | Path, identifier: str) -> Run:
         dvc.pull_available(run.folder)
     _fetch_champion(run)
     return run
+
+
+def _overrides_of(workspace: Path, base: str, first: str) -> dict[str, Any]:
+    texts = (git.file_at(workspace, commit, "params.yaml") or b"" for commit in (base, first))
+    then, now = (dict(leaves(parse_yaml(text, "params.yaml"))) for text in texts)
+    return {key: value for key, value in now.items() if value != then.get(key)}
 
 
 def _hash_digits(workspace: Path, base: str, drops: Sequence[Drop], values: Mapping[str, Any]) -> str:

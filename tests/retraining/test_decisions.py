@@ -28,7 +28,7 @@ from csdn.ingest.ledger import Drop, Status, decide, write_ledger
 from csdn.retraining import git as git_module
 from csdn.retraining.branches import history
 from csdn.retraining.git import RemoteUnavailable
-from csdn.retraining.registry import record
+from csdn.retraining.registry import promote, record
 from csdn.retraining.run import scan
 from csdn.retraining.workspace import begin
 from csdn.runtime.errors import UserError
@@ -116,6 +116,19 @@ def test_of_two_clones_that_decide_at_once_both_are_recorded(project, origin, tm
         "/in/monday-3": "accepted",
         "/in/monday-2": "held",
     }
+    assert git(project, "rev-parse", "main") == git(origin, "rev-parse", "main")
+
+
+@pytest.mark.parametrize("said", ["undecided", "promote"])
+def test_a_run_that_another_clone_has_ended_otherwise_ends_as_there(project, origin, tmp_path, said):
+    """Two machines have trained the same run, and their models differ."""
+    other = clone(origin, tmp_path / "other")
+    here, there = finished(project, DROPS[1]), finished(other, DROPS[1])
+    assert here.id == there.id
+    ended = promote(there) if said == "promote" else record(there, said, ["few people", "and images"])
+    outcome = record(here, "reject", WORSE, here.new_drops)
+    assert (outcome.event, outcome.version, outcome.reasons) == (ended.event, ended.version, ended.reasons)
+    assert statuses(project)["/in/monday-2"] == "accepted"
     assert git(project, "rev-parse", "main") == git(origin, "rev-parse", "main")
 
 

@@ -18,6 +18,7 @@ from csdn.evaluation import protocol
 from csdn.evaluation.distances import FeatureDistances
 from csdn.evaluation.run import Experiment
 from csdn.evaluation.scores import Labels
+from csdn.ingest.forgotten import FORGOTTEN, Forgotten, ForgottenPerson, forgotten_text
 from csdn.params import load_params
 from csdn.retraining import gate_memory
 from csdn.retraining.comparison import compare
@@ -25,8 +26,8 @@ from csdn.retraining.dvc import ArtifactNotFound
 from csdn.retraining.gate import TODAY, decide
 from csdn.retraining.gate_memory import compare_with_best
 from csdn.retraining.gate_run import run_gate
-from csdn.retraining.git import RemoteUnavailable
-from csdn.retraining.versions import sha256, version_tag
+from csdn.retraining.git import RemoteUnavailable, set_refs
+from csdn.retraining.versions import sha256, tags_for
 from csdn.runtime.errors import ServiceUnavailable
 from csdn.training.champion import read_champion, write_champion
 
@@ -136,6 +137,7 @@ def fetching(monkeypatch, errors=None):
             raise error
 
     monkeypatch.setattr(gate_memory, "fetch_champion", fetch)
+    monkeypatch.setattr(gate_memory, "versions_before", lambda root, version: ["v1", "v2"])
 
 
 def test_the_candidate_is_compared_with_the_best_version(project, monkeypatch):
@@ -156,6 +158,18 @@ def test_the_candidate_is_compared_with_the_best_version(project, monkeypatch):
     strict = gate(project, rank1_margin=0.1, map_margin=0.1)
     assert strict["decision"] == "undecided" and "`csdn rollback v1`" in " ".join(strict["reasons"])
     assert gate(project, memory=1)["best"] is None  # v2 is not better than the champion
+
+
+def test_a_version_that_was_trained_on_a_forgotten_person_is_still_compared(project, monkeypatch):
+    """Its files are without the person, and it is a measure of what was lost since (docs/privacy.md)."""
+    fetching(monkeypatch)
+    version(project, "v1", seed=3)
+    version(project, "v2", seed=4, worthless=True)
+    someone = ForgottenPerson("0" * 64, ("0" * 64,), "2026-11-21", versions=("v1", "v3"))
+    (project.root / FORGOTTEN).write_bytes(forgotten_text(Forgotten("salt", (someone,))))
+    same_for_every_image(project.root / "champion/embedding")
+    name_champion(project.root, project.root / "data")
+    assert gate(project)["best"] == "v1"
 
 
 def test_people_whom_an_older_version_saw_are_left_out(project, monkeypatch):
@@ -187,12 +201,12 @@ def test_a_remote_that_does_not_respond_is_an_error_to_be_retried(project, monke
 def test_without_git_there_are_no_older_versions_to_compare_with(project):
     result = gate(project)
     assert result["decision"] == "promote"
-    assert sum("is not compared: " in reason for reason in result["reasons"]) == 2
+    assert sum("no version before v3 is compared: " in reason for reason in result["reasons"]) == 1
 
 
 @pytest.mark.slow
 def test_versions_come_from_gits_tags_and_dvcs_cache(project):
-    """v1 is a commit with a tag, its files are in DVC's cache; v2 was never tagged."""
+    """v1 is a commit with a tag, its files are in DVC's cache; a rollback to it has left v2."""
     root = project.root
     for name in (".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore", "params.yaml"):
         (root / name).parent.mkdir(exist_ok=True)
@@ -212,11 +226,13 @@ def test_versions_come_from_gits_tags_and_dvcs_cache(project):
     run(root, "dvc", "commit", "--quiet", "--force", "train")
     git(root, "add", "--all")
     git(root, "commit", "--quiet", "--message", "v1")
-    git(root, "tag", version_tag("v1"))
+    for name in ("v1", "v2", "v1", "v3"):
+        git(root, "commit", "--quiet", "--allow-empty", "--message", name)
+        set_refs(root, tags_for(root, name, git(root, "rev-parse", "HEAD").strip()))
     write_champion(champion, root)
     project.candidate(seed=7)
     result = gate(project)
     said = " ".join(result["reasons"])
-    assert "version v2 is not compared" in said and "version v1 is not compared" not in said
+    assert "is not compared" not in said and not (root / gate_memory.FOLDER / "v2").exists()
     assert sha256(root / gate_memory.FOLDER / "v1/embedding/model.safetensors") == hashes["embedding"]
     assert result["best"] == "v1" or "is not worse than the best of the last versions, v1" in said

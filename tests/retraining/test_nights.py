@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import registry_project
@@ -17,11 +19,14 @@ from repository import git
 from workspace import set_params
 
 from csdn.ingest.ledger import Status, decide, write_ledger
+from csdn.ingest.sync import sync_ledger
+from csdn.params import load_params
 from csdn.retraining import run as retraining
 from csdn.retraining.blame import find_harmful
 from csdn.retraining.branches import history
+from csdn.retraining.registry import promote_ready
 from csdn.retraining.workspace import Run
-from csdn.runtime.errors import UserError
+from csdn.runtime.errors import ServiceUnavailable, UserError
 
 
 class Killed(BaseException):
@@ -37,6 +42,8 @@ class Night(retraining.Steps):
     def __init__(self, harmful: str = "", decides_with: int = 0, dies_after: int | None = None) -> None:
         self.harmful, self.decides_with, self.dies_after = harmful, decides_with, dies_after
         self.unreadable = ""  # drops that ingest holds
+        self.fails: dict[str, UserError] = {}  # by the new drops of a run
+        self.meanwhile: Callable[[], None] = lambda: None  # what happens while a run trains
         self.trained: list[str] = []
         self.sent: list[retraining.Notification] = []
 
@@ -52,6 +59,9 @@ class Night(retraining.Steps):
         if self.dies_after == len(self.trained):
             raise Killed
         self.trained.append(_names(folder, Status.ACCEPTED))
+        self.meanwhile()
+        if error := self.fails.get(self.trained[-1]):
+            raise error
 
     def gate(self, folder: Path) -> None:
         names = set(_names(folder, Status.ACCEPTED))
@@ -66,9 +76,9 @@ class Night(retraining.Steps):
         self.sent.append(notification)
 
     def pass_by(
-        self, project: Path, force: bool = False
+        self, project: Path, force: bool = False, **overrides: Any
     ) -> tuple[retraining.Scan, retraining.Outcome | None]:
-        return retraining.retrain(project, {}, self, force)
+        return retraining.retrain(project, overrides, self, force)
 
 
 def _names(folder: Path, status: Status) -> str:
@@ -143,6 +153,66 @@ def test_after_an_undecided_run_only_what_is_newer_counts(project):
     assert night.trained == ["ab", "abcd"]
 
 
+def commit_arrived(project: Path, names: str) -> None:
+    """The drops come, and a person commits them to main (`csdn sync`)."""
+    arrive(project, names)
+    drops, _ = sync_ledger(ledger(project), [str(project.parent / "in")])
+    write_ledger(drops, project / "data/drops.json")
+    git(project, "commit", "--quiet", "--all", "--message", f"drops {names}")
+
+
+def test_what_reaches_main_while_an_undecided_run_trains_is_new_for_the_next_one(project):
+    night = Night(decides_with=9)
+    arrive(project, "a")
+    night.meanwhile = lambda: commit_arrived(project, "b")
+    assert night.pass_by(project)[1].event == "undecided" and accepted(project) == "ab"
+    night.meanwhile = lambda: None
+    assert night.pass_by(project)[0].reason == "1 new person (retrain.people: 1)"
+    assert night.trained == ["a", "ab"]
+    assert night.pass_by(project)[0].reason.startswith("nothing is new since run ")
+
+
+def test_what_reaches_main_while_a_promoted_run_trains_is_new_for_the_next_one(project):
+    night = Night()
+    arrive(project, "a")
+    night.meanwhile = lambda: commit_arrived(project, "b")
+    found, outcome = night.pass_by(project)
+    assert outcome.event == "ready"
+    assert promote_ready(project, found.run.id).version == "v2" and accepted(project) == "ab"
+    night.meanwhile = lambda: None
+    assert night.pass_by(project)[1].version == "v3"
+    assert night.trained == ["a", "ab"]
+
+
+# Runs with other parameters than main's.
+
+
+@pytest.mark.parametrize("said", ["rejected", "undecided"])
+def test_a_run_with_other_parameters_decides_nothing_about_drops(project, said):
+    night = Night(harmful="b") if said == "rejected" else Night(decides_with=9)
+    arrive(project, "ab")
+    before = ledger(project)
+    found, outcome = night.pass_by(project, seed=5)
+    assert outcome.event == said and outcome.reasons[-1].startswith("seed: not main's")
+    assert (ledger(project), night.trained) == (before, ["ab"])
+    assert history(project)[-1].run == found.run.id and history(project)[-1].outcome == said
+    assert "had the same data and parameters" in night.pass_by(project, seed=5)[0].reason
+    assert night.pass_by(project)[0].reason == "2 new people (retrain.people: 1)"
+    assert night.trained[1] == "ab" and (held(project) == "b") == (said == "rejected")
+
+
+def test_where_a_run_trains_does_not_matter(project):
+    arrive(project, "ab")
+    assert Night(harmful="b").pass_by(project, **{"scaling.threads": 1})[1].version == "v2"
+    assert held(project) == "b" and load_params(project / "params.yaml").scaling.threads == 1
+
+
+def test_a_run_with_other_parameters_may_be_promoted(project):
+    arrive(project, "a")
+    assert Night().pass_by(project, seed=5)[1].version == "v2"
+    assert load_params(project / "params.yaml").seed == 5
+
+
 # Blame.
 
 
@@ -207,6 +277,38 @@ def test_an_undecided_repetition_clears_no_drop(project):
     assert held(project) == "abc" and accepted(project) == ""
 
 
+def test_a_repetition_that_fails_clears_no_drop_and_stops_no_night(project):
+    night = Night(harmful="c")
+    night.fails = {"c": UserError("prompts: too few people")}
+    arrive(project, "abc")
+    outcome = night.pass_by(project)[1]
+    assert outcome.version == "v2" and held(project) == "c"
+    assert night.trained == ["abc", "c", "ab"]
+    assert "is undecided: failed: prompts: too few people" in outcome.reasons[-1]
+    assert "failed: prompts: too few people" in [event.reason for event in history(project)]
+
+
+def test_if_all_repetitions_fail_the_suspects_are_held(project, capsys):
+    night = Night(harmful="a")
+    night.fails = {name: UserError("too few people") for name in "ab"}
+    arrive(project, "ab")
+    outcome = night.pass_by(project)[1]
+    assert outcome.event == "rejected" and held(project) == "ab"
+    assert capsys.readouterr().out.count("is undecided: failed: too few people") == 2
+    assert sum("too few people" in reason for reason in outcome.reasons) == 2
+    assert night.pass_by(project)[0].reason == "nothing is new"
+
+
+def test_a_repetition_without_a_store_is_tried_again(project):
+    night = Night(harmful="a")
+    night.fails = {"b": ServiceUnavailable("the store does not respond")}
+    arrive(project, "ab")
+    with pytest.raises(ServiceUnavailable):
+        night.pass_by(project)
+    night.fails = {}
+    assert night.pass_by(project)[1].version == "v2" and night.trained == ["ab", "b", "b"]
+
+
 def test_a_drop_of_an_undecided_run_is_a_suspect_later(project):
     arrive(project, "a")
     Night(decides_with=9).pass_by(project)
@@ -247,16 +349,52 @@ def test_a_folder_that_is_gone_stops_no_scan(project):
     assert night.pass_by(project)[0].run and night.trained == ["a", "ab"]
 
 
-def test_a_drop_that_a_person_has_accepted_is_no_suspect(project):
-    arrive(project, "a")
+def vouch_for(project: Path, name: str) -> None:
+    """A drop of an undecided run is accepted by a person."""
+    arrive(project, name)
     Night(decides_with=9).pass_by(project)
-    drops = decide(ledger(project), str(project.parent / "in/a"), Status.ACCEPTED, "looked at it")
+    drops = decide(ledger(project), str(project.parent / "in" / name), Status.ACCEPTED, "looked at it")
     write_ledger(drops, project / "data/drops.json")
-    git(project, "commit", "--quiet", "--all", "--message", "a is good")
+    git(project, "commit", "--quiet", "--all", "--message", f"{name} is good")
+
+
+def test_a_drop_that_a_person_has_accepted_is_no_suspect(project):
+    vouch_for(project, "a")
+    night = Night(harmful="b")
+    arrive(project, "b")
+    assert night.pass_by(project)[1].version == "v2"
+    assert held(project) == "b" and accepted(project) == "a" and night.trained == ["ab", "a"]
+
+
+@pytest.mark.parametrize(("names", "trained"), [("b", ["ab", "a"]), ("bc", ["abc", "ac", "ab", "a"])])
+def test_no_drop_is_held_for_the_harm_of_one_that_a_person_has_accepted(project, names, trained):
+    vouch_for(project, "a")
     night = Night(harmful="a")
+    arrive(project, names)
+    outcome = night.pass_by(project)[1]
+    assert outcome.event == "rejected" and night.trained == trained
+    assert held(project) == "" and accepted(project) == f"a{names}"
+    (drop,) = [one for one in ledger(project) if one.address[-1] == "a"]
+    assert f"look at {drop}" in outcome.reasons[-1]
+    assert "had the same data and parameters" in night.pass_by(project)[0].reason
+
+
+def test_an_undecided_repetition_without_any_suspect_clears_none(project):
+    vouch_for(project, "a")
+    night = Night(harmful="b", decides_with=2)
     arrive(project, "b")
     assert night.pass_by(project)[1].event == "rejected"
-    assert held(project) == "b" and accepted(project) == "a" and night.trained == ["ab"]
+    assert held(project) == "b" and night.trained == ["ab", "a"]
+
+
+def test_a_repetition_trains_though_ingest_holds_what_else_is_new(project):
+    arrive(project, "a")
+    Night(decides_with=9).pass_by(project)
+    night = Night(harmful="b")
+    night.unreadable = "c"
+    arrive(project, "bc")
+    assert night.pass_by(project)[1].version == "v2"
+    assert held(project) == "b" and night.trained == ["abc", "bc", "ac"]
 
 
 def test_a_run_that_has_not_trained_accuses_no_drop_of_an_undecided_run(project):
@@ -329,7 +467,7 @@ def test_a_repetition_begins_with_the_shards_of_the_rejected_run(project):
     run = worked(project, "ab")
     write_gate(run, "reject", "worse")
     run.commit("results")
-    trial = retraining.trial(run, run.new_drops[:1], {})
+    trial = retraining.trial(run, run.new_drops[:1])
     assert (trial.folder / "dvc.lock").read_text() == (run.folder / "dvc.lock").read_text()
     assert trial.base == run.base and [drop.address[-1] for drop in trial.held] == ["a"]
     with pytest.raises(UserError, match=r"metrics/gate\.json"):

@@ -27,7 +27,7 @@ from csdn.retraining.branches import history, update_main
 from csdn.retraining.git import RemoteUnavailable, set_refs
 from csdn.retraining.lock import workspace_lock
 from csdn.retraining.registry import promote, promote_ready, record
-from csdn.retraining.versions import all_versions, tags_for
+from csdn.retraining.versions import all_versions, tags_for, versions_before
 from csdn.retraining.workspace import begin, open_run
 from csdn.runtime.errors import UserError
 from csdn.training.champion import read_champion
@@ -128,6 +128,24 @@ def test_a_merge_conflict_is_left_to_a_person(project, fault):
         promote_ready(project, run.id)
     assert git(run.folder, "status", "--porcelain") == "" and champion(project) is None
     fault("registry", "a run and main changed the same file", str(error.value).replace(run.id, "RUN"))
+
+
+def test_a_conflict_that_a_person_has_merged_is_promoted(project):
+    run = finished(project, DROPS[1], seed=3)
+    text = (project / "params.yaml").read_text()
+    commit_file(project, "params.yaml", text.replace("seed: 0 ", "seed: 4 "))
+    promote(run)
+    git(run.folder, "merge", "--quiet", "--strategy-option", "ours", "--no-edit", "main")
+    assert promote_ready(project, run.id).version == "v1" and whole(project)
+
+
+def test_a_ready_run_and_a_later_decision_both_add_drops(project):
+    ready, other = finished(project, DROPS[1], DROPS[3]), finished(project, DROPS[2], DROPS[3])
+    record(other, "reject", ["worse"], other.new_drops)
+    assert promote(ready).event == "ready"
+    assert promote_ready(project, ready.id).version == "v1" and whole(project)
+    statuses = {drop.address[-1]: drop.status.value for drop in ledger(project)}
+    assert statuses == {"1": "accepted", "2": "accepted", "3": "held", "4": "held"}
 
 
 def test_a_run_that_was_compared_with_another_champion_is_not_promoted(project, fault):
@@ -283,6 +301,16 @@ def test_the_eleventh_change_of_champion_follows_the_tenth(project):
     assert list(made) == ["refs/tags/csdn#champion#11"] and all_versions(project) == ["v1"]
     set_refs(project, made)
     assert tags_for(project, "v1", head) == {}
+
+
+def test_versions_that_a_rollback_has_left_are_not_before_later_ones(project):
+    """v3 and v2 were found bad: the second change of champion to v1 is a rollback."""
+    for version in ("v1", "v2", "v3", "v1", "v4", "v2", "v5"):
+        commit = commit_file(project, "notes.md", f"{version} {git(project, 'rev-parse', 'HEAD')}")
+        set_refs(project, tags_for(project, version, commit))
+    assert versions_before(project, "v4") == ["v1"]
+    assert versions_before(project, "v5") == ["v1", "v4", "v2"]  # v2 was made champion again
+    assert versions_before(project, "v1") == []
 
 
 def test_a_version_s_tag_that_gto_did_not_make_is_named(project, fault):

@@ -216,7 +216,7 @@ def test_the_tasks_of_a_repetition_have_its_id_in_their_names(with_champion, mon
     registry_project.work(run)
     write_gate(run, "reject", "worse")
     tasks.ingest(run.folder)
-    trial = tasks.trial(run, run.new_drops[:1], {})
+    trial = tasks.trial(run, run.new_drops[:1])
     for step in (tasks.ingest, tasks.train, tasks.gate):
         step(trial.folder)
     steps = ("ingest", "remaining_stages", "gate")
@@ -268,7 +268,7 @@ def test_if_ingest_holds_all_new_drops_nothing_is_trained(with_champion, bad):
     reasons = [f"{drop}: 9 of 60 images are bad: 9 x truncated (north/1.jpg, ...)" for drop in run.new_drops]
     assert nothing_usable(run) == (reasons if bad == 2 else [])
     if bad == 2:
-        retrain.write_rejection(run, reasons)
+        retrain.write_decision(run, "reject", reasons)
         assert apply_decision(run).reasons[:2] == tuple(reasons)
 
 

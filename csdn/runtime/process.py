@@ -133,8 +133,8 @@ def spin_briefly() -> None:
     """Let OpenMP's threads sleep after a brief wait for each other; call this before torch is imported.
 
     By default they spin for about a millisecond, which takes the cores from whatever else runs, and from each
-    other. benchmarks/threads.py on two cores: beside two busy processes training is 2 to 7 times as fast as by
-    default, alone 0.92 times. Whoever has set OMP_WAIT_POLICY or GOMP_SPINCOUNT keeps that.
+    other. Beside two busy processes on two cores training is 2 to 7 times as fast as by default, alone 0.92
+    times (benchmarks/threads.py). Whoever has set OMP_WAIT_POLICY or GOMP_SPINCOUNT keeps that.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)

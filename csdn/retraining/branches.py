@@ -223,15 +223,12 @@ def decided(workspace: Path, main: str, run: str) -> Decided | None:
     return next((one for one in decisions(workspace, main, run) if one.decision in ends), None)
 
 
-def undecided_since(workspace: Path, main: str) -> Decided | None:
-    """The newest undecided run in the history of main; None if the champion has changed since.
-
-    A run by another method than main's says nothing about the data.
+def newest_decision(workspace: Path, main: str) -> Decided | None:
+    """The newest decision in the history of main since which data is new: a promotion, a rollback, or a run
+    that was left undecided. A run by another method than main's says nothing about the data.
     """
     for one in decisions(workspace, main):
-        if one.decision in (PROMOTE, ROLLBACK):
-            return None
-        if one.decision == UNDECIDED and not one.overrides:
+        if one.decision in (PROMOTE, ROLLBACK) or (one.decision == UNDECIDED and not one.overrides):
             return one
     return None
 

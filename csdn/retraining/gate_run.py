@@ -37,6 +37,7 @@ from csdn.retraining.gate import (
     DATA,
     REJECT,
     TODAY,
+    UNDECIDED,
     Decision,
     as_json,
     decide,
@@ -56,6 +57,7 @@ from csdn.retraining.gate_models import (
     values_of,
     without_drops,
 )
+from csdn.retraining.versions import same_weights
 from csdn.runtime.errors import UserError
 from csdn.runtime.files import file_sha256, write_json
 from csdn.training.champion import Champion, read_champion
@@ -81,6 +83,10 @@ def run_gate(
     """
     device = configured_device(params)
     inputs = read_inputs(params, root)
+    if inputs.champion and (left := _rolled_back(root)):
+        result = as_json(Decision(UNDECIDED, [left]), inputs.champion.version, [])
+        write_json(root / RESULT, result)
+        return result
     experiments = {data: _prepare(dataset, data, params) for data, dataset in inputs.datasets.items()}
     models, clip = _models(inputs, params, root)
     table, rows = unique_images(list(inputs.datasets.values()))
@@ -91,6 +97,18 @@ def run_gate(
         result = _decide(inputs, experiments, found, of_data, params, device)
         write_json(root / RESULT, result)
     return result
+
+
+def _rolled_back(root: Path) -> str | None:
+    """Why the candidate is not compared: a rollback has left a version with its weights."""
+    try:
+        version = same_weights(root, file_sha256(root / "models" / WEIGHTS))
+    except UserError:  # by hand, in a folder without Git; `promote` looks again
+        return None
+    return version and (
+        f"the candidate has the weights of {version}, which a rollback has left: new data makes another, or "
+        f"`csdn reject` of a drop; `csdn rollback {version}` makes that version the champion again"
+    )
 
 
 def _prepare(dataset: Dataset, data: str, params: Params) -> Experiment:

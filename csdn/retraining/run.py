@@ -12,6 +12,7 @@ apply_decision  main moves: to the run, or to a commit in which the run's drops 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -50,6 +51,7 @@ from csdn.retraining.registry import Outcome, promote, record
 from csdn.retraining.trigger import Arrivals, Since, count_arrivals, people_of, should_retrain
 from csdn.retraining.versions import champion_at, fetch_champion, named_champion, rolled_back, version_tag
 from csdn.retraining.workspace import GATE, AlreadyDecided, Run, begin, begin_trial
+from csdn.runtime.console import log, parse_event
 from csdn.runtime.documents import expected_in, parse_yaml, read_json
 from csdn.runtime.errors import Diverged, ServiceUnavailable, UserError
 from csdn.runtime.files import write_json
@@ -135,7 +137,7 @@ def _carry_out(run: Run, steps: Steps) -> Outcome:
     If this call is killed, the next one finds what the gate has said of the run and of its trials.
     """
     if _judge(run, steps) != REJECT or run.other_method:
-        return steps.apply_decision(run)
+        return _decided(run, steps)
     suspects, trials = tuple(_suspects(run)), dict[tuple[Drop, ...], Run]()
 
     def passes(left_out: tuple[Drop, ...]) -> bool:
@@ -157,7 +159,22 @@ def _carry_out(run: Run, steps: Steps) -> Outcome:
     if cleared:
         others = ", ".join(map(str, _vouched_for(run)))
         notes.append(f"no suspect is held, as the run is rejected without them as well; look at {others}")
-    return steps.apply_decision(found or run, cleared, notes)
+    return _decided(found or run, steps, cleared, notes)
+
+
+def _decided(run: Run, steps: Steps, cleared: Sequence[Drop] = (), notes: Sequence[str] = ()) -> Outcome:
+    """Apply the gate's decision, and log it as an event."""
+    outcome, reasons = steps.apply_decision(run, cleared, notes), read_gate(run)["reasons"]
+    figures = run.folder / "metrics/headline.json"  # missing if the run has made no model
+    log(
+        "decision",
+        run=run.id,
+        outcome=outcome.event,
+        version=outcome.version,
+        reasons=[*reasons, *(reason for reason in outcome.reasons if reason not in reasons)],
+        figures=read_json(figures) if figures.exists() else {},
+    )
+    return outcome
 
 
 def _undecided_trials(trials: Iterable[Run]) -> list[str]:
@@ -226,7 +243,10 @@ def retrain_local(workspace: Path, overrides: Mapping[str, Any], force: bool) ->
 
 
 def _print(*lines: str) -> None:
-    print(*(escape_control_chars(line, keep="\n") for line in lines), sep="\n", flush=True)
+    """Text to standard output; a stage's JSON events (CSDN_LOG=json) to standard error."""
+    for line in lines:
+        stream = sys.stderr if parse_event(line) else sys.stdout
+        print(escape_control_chars(line, keep="\n"), file=stream, flush=True)
 
 
 # The scan: what arrived, and whether it is enough.

@@ -479,6 +479,21 @@ def test_a_repetition_begins_with_the_shards_of_the_rejected_run(project):
         retraining.read_gate(trial)
 
 
+def test_the_decision_is_an_event_on_standard_error(project, capsys, monkeypatch):
+    monkeypatch.setenv("CSDN_LOG", "json")
+    arrive(project, "ab")
+    found, _ = Night(harmful="a", decides_with=2).pass_by(project)
+    (event,) = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (event["event"], event["run"]) == ("decision", found.run.id)
+    assert (event["outcome"], event["version"]) == ("rejected", None)
+    assert event["reasons"][0] == "of the drops ab, 1 do harm" and "held: " in event["reasons"][1]
+    assert event["figures"] == {"vis_to_ir": {"rank1": 53}, "test_people": 2}
+    arrive(project, "c")
+    Night().pass_by(project)
+    event = json.loads(capsys.readouterr().err)
+    assert (event["outcome"], event["version"]) == ("promoted", "v2") and event["reasons"]
+
+
 # After a rollback.
 
 

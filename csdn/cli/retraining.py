@@ -78,7 +78,7 @@ def gate() -> None:
 
 
 def history() -> None:
-    """List what the runs came to, oldest first: promoted, rejected, undecided, ready, rolled back, ..."""
+    """List the runs with their reasons, oldest first: promoted, rejected, undecided, ready, rolled back."""
     from csdn.ingest.forgotten import read_forgotten
     from csdn.retraining.branches import history as events
 

@@ -308,8 +308,13 @@ def history(workspace: str | Path) -> list[Event]:
 
 def _on_main(workspace: Path, newest: str) -> Iterator[Event]:
     greps = ("--basic-regexp", "--grep=^Csdn-Decision: ")
+    passed: dict[str, str] = {}  # run -> the gate's reasons; its commits come before that of its promotion
     for entry in git.format_commits(workspace, _FORM, "--reverse", *greps, newest):
         commit, time, run, decision, figures, body = entry.split("\x1f", 5)
+        reason = _reason(body)
+        if decision == PASS:
+            passed[run] = reason
+            continue
         if decision in (PROMOTE, ROLLBACK):
             champion = named_champion(workspace, commit)
             version, values = champion.version, champion.figures
@@ -317,7 +322,9 @@ def _on_main(workspace: Path, newest: str) -> Iterator[Event]:
             version, values = None, _figures(figures, f"Csdn-Figures of commit {commit[:12]}")
         else:
             continue
-        yield Event(_time(time), _OUTCOMES[decision], run, version, _reason(body), values)
+        if decision == PROMOTE:
+            reason = passed.get(run, reason)
+        yield Event(_time(time), _OUTCOMES[decision], run, version, reason, values)
 
 
 def _on_branches(workspace: Path, newest: str, known: Collection[str]) -> Iterator[Event]:

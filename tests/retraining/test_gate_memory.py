@@ -188,7 +188,9 @@ def test_a_version_that_cannot_be_fetched_is_a_note(project, monkeypatch):
     version(project, "v2", seed=4)
     result = gate(project)
     assert result["decision"] == "promote"
-    assert "version v1 is not compared: files of version v1: neither here nor there" in result["reasons"]
+    assert (
+        "note: version v1 is not compared: files of version v1: neither here nor there" in result["reasons"]
+    )
 
 
 def test_a_remote_that_does_not_respond_is_an_error_to_be_retried(project, monkeypatch):

@@ -119,7 +119,7 @@ def record(run: Run, decision: str, reasons: Sequence[str], hold: Sequence[Drop]
     for _ in range(TRIES):
         if ended := branches.decided(workspace, newest, run.id):  # a call was killed, or another clone did
             if ended.decision == PROMOTE:
-                return _promoted(run, branch, newest, versions.missing_tags(workspace, newest))
+                return _promoted(run, branch, ended.commit, versions.missing_tags(workspace, newest))
             said = branches.reasons_of(workspace, ended.commit)
             return _recorded(run, ended.decision, said, branch, newest)
         _check_same_people(run, newest)

@@ -122,7 +122,8 @@ def rollback(
     with workspace_lock(Path(), "csdn rollback"):
         version, notes = back(Path(), version, reason)
     print(f"version {version} is the champion now; its files are in champion/")
-    print(*map(escape_control_chars, after_rollback(Path())), sep="\n")
+    for line in after_rollback(Path(), version):
+        print(escape_control_chars(line))
     _print(notes)
 
 

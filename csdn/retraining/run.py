@@ -354,27 +354,25 @@ def _drops_left(workspace: Path) -> list[Drop]:
     return [drop for champion in left for drop in _drops_of(workspace, champion)]
 
 
-def after_rollback(workspace: Path) -> list[str]:
-    """What a rollback means for the next scans, in lines for people; none if it has left no version."""
+def after_rollback(workspace: Path, version: str) -> list[str]:
+    """What the rollback to a version means for the next scans, in lines for people; none if it left none."""
     if not (versions := rolled_back(workspace)):
         return []
-    main = f"refs/heads/{main_branch(workspace)}"
-    champion = named_champion(workspace, main)
+    champion = named_champion(workspace, version_tag(version))
     seen = {drop.id for drop in _drops_of(workspace, champion)}
     left = {_entry(drop) for drop in _drops_left(workspace)}
     drops = [
         drop
-        for drop in ledger_at(workspace, main)
+        for drop in ledger_at(workspace, f"refs/heads/{main_branch(workspace)}")
         if drop.status == Status.ACCEPTED and drop.id not in seen and _entry(drop) in left
     ]
     lines = [f"{', '.join(versions)}: the same weights are not promoted again"]
     if drops:
         lines += [
-            f"they were trained on these drops, and {champion.version} was not:",
+            f"drops that were in their training, and not in that of {version}:",
             *(f"  {drop}" for drop in drops),
-            "The drops stay accepted, and start no run. The next new data starts one that has them too, and "
-            "the gate decides. If one of them is to blame: `csdn reject DROP --reason ...`, and commit; "
-            "`csdn retrain --now` trains without it at once.",
+            "They stay accepted, and start no run. New data starts one that has them too; the gate decides.",
+            "If one of them is to blame: `csdn reject DROP --reason ...`, commit, `csdn retrain --now`.",
         ]
     return lines
 

@@ -543,11 +543,11 @@ def test_a_drop_of_a_version_that_was_left_is_new_again_if_a_person_accepts_it(r
 def test_a_version_that_a_person_made_champion_again_is_not_left(rolled_back):
     rollback(rolled_back, "v2", "it was not the camera")
     assert Night().pass_by(rolled_back)[0].reason == "nothing is new since the rollback to v2"
-    assert retraining.after_rollback(rolled_back) == []
+    assert retraining.after_rollback(rolled_back, "v2") == []
 
 
 def test_a_rollback_says_which_drops_start_no_run(rolled_back):
-    said = "\n".join(retraining.after_rollback(rolled_back))
+    said = "\n".join(retraining.after_rollback(rolled_back, "v1"))
     first, *_, last = ledger(rolled_back)
     assert "v2: the same weights" in said and str(last) in said and str(first) not in said
     assert "csdn reject DROP" in said

@@ -6,6 +6,7 @@ import json
 import sys
 
 import pytest
+from repository import git
 
 from csdn.retraining import steps
 from csdn.retraining.dvc import dvc
@@ -69,6 +70,16 @@ def test_events_are_logged_as_text_and_passed_on(stage):
         ("start", "p"),
         ("progress", "p"),
     ]
+
+
+def test_dvc_s_hints_for_people_are_left_out(stage):
+    folder, log = stage("print('done')"), []
+    git(folder, "init", "--quiet")
+    assert dvc(folder, "config", "--unset", "core.no_scm").returncode == 0
+    repro("ingest", folder, log.append)
+    assert "done" in log and any("Running stage 'ingest'" in line for line in log)
+    assert not [line for line in log if "git add" in line or "autostage" in line or "dvc push" in line]
+    assert not [line for line in log if "To " in line]
 
 
 def test_a_retraining_that_logs_json_passes_events_on_as_they_are(stage, monkeypatch):

@@ -131,8 +131,7 @@ def paths_of_others(drops: Iterable[Drop], removal: Removal) -> set[FileOf]:
             continue
         folder, given = folder_of(drop), dict[bool, set[FileOf]]({True: set(), False: set()})
         try:
-            source, records = _listed_whole(drop)
-            for path, person in _people(source, drop, records):
+            for path, person in _people(*_listed_whole(drop)):
                 if person:
                     given[_is_own(person, removal)].add(f"{folder}/{path}")
         except (UserError, OSError):
@@ -198,10 +197,9 @@ def _images_in(
     try:
         if drop.id == UNKNOWN and Path(drop.address).is_symlink():
             raise UserError("a link to another place, which `csdn sync` does not follow")
-        source, records = _listed_whole(drop)
-        paths = {path for path, person in _people(source, drop, records) if _is_own(person, removal)}
+        source, records, files = _listed_whole(drop)
+        paths = {path for path, person in _people(source, records, files) if _is_own(person, removal)}
         if isinstance(source, CameraSource):
-            files = source.tree.files()
             unlisted = _unlisted(files, records)
             paths |= {one.path for one in unlisted if _sha256(source.tree.read, one) in removal.images}
             rows = {
@@ -228,36 +226,38 @@ def _list(source: Source, drop: Drop) -> list[ImageRecord]:
     return [replace(one, person=drop.labels.get(one.path, one.person)) for one in source.images()]
 
 
-def _listed_whole(drop: Drop) -> tuple[Source, list[ImageRecord]]:
-    """The source of a drop, and its images.
+def _listed_whole(drop: Drop) -> tuple[Source, list[ImageRecord], Files]:
+    """The source of a drop, its images, and all files of the layout `cameras`.
 
     Raises UserError, also where nothing says that the names of folders are those of people: in a folder that
     is no complete drop, and without the manifest that the drop names.
     """
     source = open_source(drop.address, drop.layout)
     records = _list(source, drop)
-    if isinstance(source, CameraSource):
-        name = split_manifest(drop.address)[1]
-        if name and not _manifest(source, source.tree.files()):
-            raise UserError(f"{name} is not there, which says whose the images are")
-        if not source.complete:
-            raise UserError(f"not a complete drop: no {MARKER}, {' or '.join(MANIFESTS)}")
-    return source, records
+    if not isinstance(source, CameraSource):
+        return source, records, Files({}, {})
+    files, name = source.tree.files(), split_manifest(drop.address)[1]
+    if name and not _manifest(source, files):
+        raise UserError(f"{name} is not there, which says whose the images are")
+    if not source.complete:
+        raise UserError(f"not a complete drop: no {MARKER}, {' or '.join(MANIFESTS)}")
+    return source, records, files
 
 
-def _people(source: Source, drop: Drop, records: Sequence[ImageRecord]) -> Iterator[tuple[str, str]]:
+def _people(source: Source, records: Sequence[ImageRecord], files: Files) -> Iterator[tuple[str, str]]:
     """(path, person) of each file of which a listed drop says whom it shows: images, and files that ingest
     refuses or ignores.
     """
     yield from ((one.path, one.person) for one in records)
     if not isinstance(source, CameraSource):
         return
-    files, listed = source.tree.files(), {one.path for one in records}
+    listed = {one.path for one in records}
     if not _manifest(source, files):
         yield from ((path, person_of_path(path)) for path, _ in source.refused)
         yield from ((path, person_of_path(path)) for path in source.ignored)
         return
     for row, path in _rows(source, files):  # which may name any path of the machine, and the manifest itself
+        path = posixpath.normpath(path) if row.refusal else path
         there = path in files.entries or path in files.refused
         if there and path not in listed and kind_of(path) != Kind.NO_IMAGE:
             yield path, row.person
@@ -278,12 +278,7 @@ def _rows(source: CameraSource, files: Files) -> Iterator[tuple[ManifestRow, str
     """The rows of the manifest that counts, with the path of the file that each means."""
     if name := _manifest(source, files):
         for row in read_manifest(source.tree.read(files.entries[name]), name):
-            yield row, _path_of(row, files)
-
-
-def _path_of(row: ManifestRow, files: Files) -> str:
-    """The path of the file that a row means, also where it is refused for its `..`."""
-    return files.real_path(posixpath.normpath(row.path) if row.refusal else row.path)
+            yield row, files.real_path(row.path)
 
 
 def _is_there(row: ManifestRow, path: str, source: CameraSource, files: Files) -> bool:
@@ -362,7 +357,7 @@ def clean_drops(drops: Sequence[DropImages], removal: Removal) -> Iterator[str]:
     for about, line in zip(drops, failed, strict=True):
         yield line or _tried(_remove_files, about) or f"{about.drop}: {len(about.paths)} files removed"
         if not line and (why := _cannot_be_listed(about)):
-            yield f"note: {about.drop} has no usable image of a camera any more: {why}"
+            yield f"note: `csdn sync` will call {about.drop} changed: {why}"
 
 
 def _cannot_be_listed(about: DropImages) -> str:
@@ -421,7 +416,7 @@ def _clean_manifests(about: DropImages, source: CameraSource, removal: Removal) 
         if name not in files.entries:
             continue
         data = tree.read(files.entries[name])
-        new = _without_rows(data, name, removal, lambda row: _path_of(row, files) in gone)
+        new = _without_rows(data, name, removal, lambda path: files.real_path(path) in gone)
         if new == data:
             continue
         if isinstance(tree, RemoteTree):
@@ -435,13 +430,11 @@ def _clean_manifests(about: DropImages, source: CameraSource, removal: Removal) 
             temporary.write_bytes(new)
 
 
-def _without_rows(
-    data: bytes, name: str, removal: Removal, is_removed: Callable[[ManifestRow], bool]
-) -> bytes:
+def _without_rows(data: bytes, name: str, removal: Removal, is_removed: Callable[[str], bool]) -> bytes:
     """A manifest without the rows whose files are removed. Another row of the person, of a file that a drop
     in use gives somebody else (`csdn relabel`), stays without the name.
     """
-    kept = [not is_removed(row) for row in read_manifest(data, name)]
+    kept = [not is_removed(row.path) for row in read_manifest(data, name)]
     if name.lower().endswith(".parquet"):
         table = pq.read_table(io.BytesIO(data)).filter(pa.array(kept, pa.bool_()))
         people = [None if one is None else str(one) for one in table["person"].to_pylist()]

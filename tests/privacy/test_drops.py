@@ -10,6 +10,7 @@ import pytest
 from make_images import Project, jpeg, make_drop, write
 from repository import git
 
+from csdn.data.storage import Store
 from csdn.ingest.forgotten import Forgotten, ForgottenPerson, forgotten_text
 from csdn.ingest.ledger import Drop, Status, list_records, read_ledger
 from csdn.ingest.sources import open_source
@@ -330,7 +331,7 @@ def test_the_folders_of_a_drop_with_a_manifest_are_not_people(tmp_path):
 
 def test_a_file_of_a_row_goes_even_if_ingest_refuses_it(tmp_path):
     folder = make_drop(tmp_path / "drop", ["ben"])
-    refused = [f"{path};ann;visible;north" for path in ("img/1.heic", ".bin/2.jpg", "manifest.csv")]
+    refused = [f"{path};ann;visible;north" for path in ("img/../img/1.heic", ".bin/2.jpg", "manifest.csv")]
     write_manifest(folder, [*rows_of(folder), *refused])
     write(folder / "img/1.heic", b"x")
     write(folder / ".bin/2.jpg", jpeg("hidden"))
@@ -449,3 +450,13 @@ def test_hidden_files_are_searched(tmp_path, path):
     drop, _ = open_drop(str(folder), "cameras")
     assert set(left(drop, removal_of(image))) == {(path, IMAGE), (path, NAME), (".bin/1", IMAGE)}
     assert forget_in([drop], removal_of(image))[1] == []
+
+
+def test_hidden_objects_of_a_bucket_are_searched(tmp_path):
+    folder, image = make_drop(tmp_path / "drop", ["ben"]), jpeg("ann")
+    write(folder / "#recycle/1", image)
+    store = Store("memory://hidden/drop")
+    for path in files_in(folder):
+        store.put(path, folder / path)
+    drop, _ = open_drop(store.address, "cameras")
+    assert left(drop, removal_of(image)) == [("#recycle/1", IMAGE)]

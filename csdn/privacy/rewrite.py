@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 
 from csdn.data.catalog import (
     INDEX_SCHEMA,
+    MODALITIES,
     PEOPLE_SCHEMA,
     QUARANTINE_SCHEMA,
     REFUSED_SCHEMA,
@@ -75,8 +76,14 @@ class Removal:
 
         A camera or a file may have the same name, and the images in it are others'.
         """
-        parts = path.split("/")
-        return len(parts) >= 4 and self.is_label(parts[2])
+        return self.is_label(person_of_path(path))
+
+
+def person_of_path(path: str) -> str:
+    """<person> in <modality>/<camera>/<person>/<name>; "" in any other path, such as 2023/05/12/1.jpg."""
+    modality, _, person, *rest = (*path.split("/"), "", "")
+    is_so = len(rest) > 2 and not label_fault(modality) and canonical_label(modality) in MODALITIES
+    return person if is_so else ""
 
 
 @dataclass(frozen=True)

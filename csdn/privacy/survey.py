@@ -207,7 +207,7 @@ def _images(
         doubtful |= keys
         if drop.status == Status.REJECTED:
             rows = zip(named["path"].to_pylist(), named["key"].to_pylist(), strict=True)
-            others |= {key for path, key in rows if (folder_of(drop), path) in claimed}
+            others |= {key for path, key in rows if f"{folder_of(drop)}/{path}" in claimed}
             continue
         theirs = set(index["key"].filter(pc.invert(mask)).to_pylist())
         own |= keys - theirs - others
@@ -236,7 +236,7 @@ def _copies(here: OutputSet, drops: Iterable[Drop], removal: Removal) -> set[Fil
         if folder := folders.get(Path(name).stem):
             index = read_table(path, INDEX_SCHEMA, ["key", "path"])
             paths = index["path"].filter(pc.is_in(index["key"], images))
-            found |= {(folder, path) for path in paths.to_pylist()}
+            found |= {f"{folder}/{path}" for path in paths.to_pylist()}
     return found
 
 

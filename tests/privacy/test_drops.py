@@ -10,6 +10,7 @@ import pytest
 from make_images import Project, jpeg, make_drop, write
 from repository import git
 
+from csdn.data.storage import Store
 from csdn.ingest.forgotten import Forgotten, ForgottenPerson, forgotten_text
 from csdn.ingest.ledger import Drop, Status, list_records, read_ledger
 from csdn.ingest.sources import open_source
@@ -284,3 +285,178 @@ def test_a_drop_that_the_program_draws_is_left_and_said():
     removal = Removal(frozenset({"p10001"}), frozenset(), "forgotten-")
     (line,) = clean_drops(images_in_drops([drop], removal), removal)
     assert "the program draws them; ingest leaves them out" in line
+
+
+# Whose a file is. Where that is in doubt, it stays, and is listed.
+
+
+def files_in(folder: Path, pattern: str = "*") -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob(pattern) if path.is_file()}
+
+
+def removal_of_label(label: str) -> Removal:
+    return Removal(frozenset({label}), frozenset(), ANN.name)
+
+
+def test_a_watched_folder_that_is_no_drop_is_left_alone(tmp_path):
+    """Photographs by day: forgetting the person 12 takes no day."""
+    photos = {"2023/05/12/1.jpg", "2023/05/12/film.mov", "2023/05/13/2.jpg", "visible/north/12/1.jpg"}
+    for path in photos:
+        write(tmp_path / "photos" / path, jpeg(path))
+    watched = Drop(UNKNOWN, str(tmp_path / "photos"), "cameras", Status.REJECTED)
+    _, (line,) = forget_in([watched], removal_of_label("12"))
+    assert line.startswith("not reached: ") and "not a complete drop" in line
+    assert files_in(tmp_path / "photos") == photos
+
+
+def test_the_folders_of_a_drop_with_a_manifest_are_not_people(tmp_path):
+    folder, rows = tmp_path / "drop", []
+    for path, person in {
+        "2024/05/12/a.jpg": "ben",
+        "2024/05/12/b.heic": "ben",
+        "visible/x/12/c.heic": "ben",
+        "2024/05/13/d.jpg": "12",
+    }.items():
+        write(folder / path, jpeg(path))
+        rows.append(f"{path};{person};visible;north")
+    write(folder / "visible/x/12/unlisted.jpg", jpeg("unlisted"))
+    write_manifest(folder, rows)
+    before = files_in(folder)
+    drop, _ = open_drop(str(folder), "cameras")
+    (drop,), _ = forget_in([drop], removal_of_label("12"))
+    assert before - files_in(folder) == {"2024/05/13/d.jpg"} and fingerprint(drop) == drop.fingerprint
+    in_doubt = {"visible/x/12/c.heic", "visible/x/12/unlisted.jpg"}
+    assert in_doubt < {path for path, _ in left(drop, removal_of_label("12"))}
+
+
+def test_a_file_of_a_row_goes_even_if_ingest_refuses_it(tmp_path):
+    folder = make_drop(tmp_path / "drop", ["ben"])
+    refused = [f"{path};ann;visible;north" for path in ("img/../img/1.heic", ".bin/2.jpg", "manifest.csv")]
+    write_manifest(folder, [*rows_of(folder), *refused])
+    write(folder / "img/1.heic", b"x")
+    write(folder / ".bin/2.jpg", jpeg("hidden"))
+    drop, _ = open_drop(str(folder), "cameras")
+    (drop,), _ = forget_in([drop], removal_of())
+    assert not (folder / "img").exists() and len(files_in(folder, "*.jpg")) == 7
+    assert "ann" not in (folder / "manifest.csv").read_text() and fingerprint(drop) == drop.fingerprint
+    assert {path for path, _ in left(drop, removal_of())} == {".bin/2.jpg", "manifest.csv"}
+
+
+@pytest.fixture
+def two_entries(tmp_path):
+    """(folder, its entry by folders, its entry by a manifest that gives ben two of ann's files)."""
+    folder = make_drop(tmp_path / "real/drop", ["ann", "ben"])
+    by_folders, _ = open_drop(str(folder), "cameras")
+    rows = [row.replace(";ann;", ";ben;") if "/0.jpg" in row else row for row in rows_of(folder)]
+    (tmp_path / "labels.csv").write_text("\n".join(["path;person;modality;camera", *rows]))
+    by_rows, _ = label_drop(str(folder), tmp_path / "labels.csv")
+    return folder, by_folders, by_rows
+
+
+BENS = {f"{camera}/ann/0.jpg" for camera in ("visible/north", "visible/south", "infrared/north")}
+
+
+def test_the_first_of_two_entries_in_use_says_whose_a_file_is(two_entries):
+    folder, by_folders, by_rows = two_entries
+    after, _ = forget_in([by_rows, by_folders], removal_of())
+    assert {path for path in files_in(folder) if "/ann/" in path} == BENS
+    assert [fingerprint(one) for one in after] == [one.fingerprint for one in after]
+    assert {path for path, _ in left(after[1], removal_of())} >= BENS
+
+
+def test_the_first_of_two_entries_may_say_the_person(two_entries):
+    folder, by_folders, by_rows = two_entries
+    forget_in([by_folders, by_rows], removal_of())
+    assert not [path for path in files_in(folder) if "/ann/" in path]
+
+
+def test_all_of_a_drops_files_may_be_others(two_entries):
+    folder, by_folders, by_rows = two_entries
+    for path in set(files_in(folder, "*/ann/*")) - BENS:
+        (folder / path).unlink()
+    entries = [replace(one, id=fingerprint(one)) for one in (by_rows, by_folders)]
+    after, _ = forget_in(entries, removal_of())
+    assert {path for path in files_in(folder) if "/ann/" in path} == BENS
+    assert [fingerprint(one) for one in after] == [one.fingerprint for one in after]
+
+
+def test_nothing_is_removed_where_a_drop_in_use_cannot_be_listed(two_entries):
+    folder, by_folders, by_rows = two_entries
+    rejected, before = (
+        replace(by_folders, status=Status.REJECTED, reason="labelled"),
+        files_in(folder, "*.jpg"),
+    )
+    Path(by_rows.address).rename(folder.parent / "labels.csv")
+    _, lines = forget_in([rejected, by_rows], removal_of())
+    assert lines[0].startswith(f"left: {rejected}: 6 files: a drop in use of {folder} cannot be listed")
+    assert lines[1].startswith(f"not reached: {by_rows}: ") and files_in(folder, "*.jpg") == before
+    # When it can be listed, the same command goes on.
+    (folder.parent / "labels.csv").rename(by_rows.address)
+    forget_in([rejected, by_rows], removal_of())
+    assert {path for path in files_in(folder) if "/ann/" in path} == BENS
+
+
+def test_a_drop_in_use_above_says_whose_a_file_is(two_entries):
+    folder, by_folders, _ = two_entries
+    above = folder.parent
+    write_manifest(above, [f"drop/{row}".replace(";ann;", ";ben;") for row in rows_of(folder)])
+    new, _ = open_drop(str(above), "cameras")
+    rejected, before = replace(by_folders, status=Status.REJECTED, reason="wrong"), files_in(above)
+    forget_in([rejected, new], removal_of())
+    assert files_in(above) == before
+    (above / "manifest.csv").rename(above.parent / "away.csv")
+    _, lines = forget_in([rejected, new], removal_of())
+    assert files_in(above) == before - {"manifest.csv"} and "cannot be listed" in lines[0]
+
+
+def test_a_link_to_a_drop_is_the_drop(tmp_path, two_entries):
+    folder = two_entries[0]
+    (tmp_path / "link").symlink_to(folder.parent)
+    path = "visible/north/ann/0.jpg"
+    drop = replace(open_drop(str(tmp_path / "link/drop"), "cameras")[0], labels={path: "ben"})
+    forget_in([drop, Drop(UNKNOWN, str(folder), "cameras", Status.REJECTED)], removal_of())
+    assert {one for one in files_in(folder) if "/ann/" in one} == {path}
+
+
+# What ingest does not take.
+
+
+def test_a_camera_that_has_only_other_files_afterwards_is_said(tmp_path):
+    folder = make_drop(tmp_path / "drop", ["ben"])
+    write(folder / "visible/west/ann/0.jpg", jpeg("west"))
+    write(folder / "visible/west/ben/0.heic", b"x")
+    drop, _ = open_drop(str(folder), "cameras")
+    (after,), lines = forget_in([drop], removal_of())
+    assert lines[0] == f"{drop}: 1 files removed" and "visible camera west: none of 1 files" in lines[1]
+    assert after.status == Status.ACCEPTED and left(after, removal_of()) == []
+    assert images_in_drops([after], removal_of()) == []
+
+
+def test_a_drop_that_has_only_other_files_afterwards_is_rejected(tmp_path):
+    folder = make_drop(tmp_path / "drop", ["ann"])
+    write(folder / "visible/north/ben/0.heic", b"x")
+    drop, _ = open_drop(str(folder), "cameras")
+    (after,), lines = forget_in([drop], removal_of())
+    assert after.status == Status.REJECTED and lines == [f"{drop}: 6 files removed"]
+    assert left(after, removal_of()) == [] and images_in_drops([after], removal_of()) == []
+
+
+@pytest.mark.parametrize("path", ["#recycle/visible/north/ann/0.jpg", "visible/north/@eaDir/ann/0.jpg"])
+def test_hidden_files_are_searched(tmp_path, path):
+    folder = make_drop(tmp_path / "drop", ["ben"])
+    image = jpeg("ann")
+    write(folder / path, image)
+    write(folder / ".bin/1", image)
+    drop, _ = open_drop(str(folder), "cameras")
+    assert set(left(drop, removal_of(image))) == {(path, IMAGE), (path, NAME), (".bin/1", IMAGE)}
+    assert forget_in([drop], removal_of(image))[1] == []
+
+
+def test_hidden_objects_of_a_bucket_are_searched(tmp_path):
+    folder, image = make_drop(tmp_path / "drop", ["ben"]), jpeg("ann")
+    write(folder / "#recycle/1", image)
+    store = Store("memory://hidden/drop")
+    for path in files_in(folder):
+        store.put(path, folder / path)
+    drop, _ = open_drop(store.address, "cameras")
+    assert left(drop, removal_of(image)) == [("#recycle/1", IMAGE)]

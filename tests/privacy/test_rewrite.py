@@ -208,5 +208,6 @@ def test_the_file_of_forgotten_people_has_no_name_and_is_read_as_written():
 def test_a_camera_or_a_file_called_like_the_person_is_not_the_persons():
     seven = Removal(frozenset({"7"}), frozenset(), "forgotten-0")
     assert seven.is_path("visible/1/7/broken.jpg")
-    others = ("visible/7/8/later.heic", "visible/1/8/7", "7/8.jpg")
+    assert seven.is_path("Infrared/1/7/broken.jpg")
+    others = ("visible/7/8/later.heic", "visible/1/8/7", "7/8.jpg", "visible/1/7", "2023/05/7/1.jpg")
     assert not [path for path in others if seven.is_path(path)]

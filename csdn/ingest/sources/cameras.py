@@ -175,20 +175,10 @@ class CameraSource:
         Raises UserError for a root that is missing or has no image, a broken manifest, and a camera of which
         no file can be taken.
         """
-        files = self.tree.files()
-        paths = (files.real_path(name) for name in self.manifests)
-        manifest = next((path for path in paths if path in files.entries), None)
-        self.notes = []
-        found = list(self._manifest_images(files, manifest) if manifest else _folder_images(files))
-        records = [item.record for item in found if item.record]
-        self.refused = sorted((item.path, item.reason) for item in found if not item.record and item.reason)
-        self.marker = files.entries.get(manifest or MARKER)
-        self.complete = self.marker is not None
-        spoken_of = {record.path for record in records} | {path for path, _ in self.refused}
-        others = (set(files.entries) | set(files.refused)) - spoken_of - {manifest, MARKER}
-        self.ignored = sorted([*files.ignored, *others])
-        if not records and not self.refused:
-            there = refused_in_words(kinds_in_words(sorted(others)))
+        found = self._find()
+        if not any(item.record for item in found) and not self.refused:
+            others = [path for path in self.ignored if not is_system_file(path)]
+            there = refused_in_words(kinds_in_words(others))
             raise UserError(
                 f"{self.address}: no image; expected {' or '.join(self.manifests)}, or files "
                 f"<visible|infrared>/<camera>/<person>/<name> ending in {taken_kinds()}"
@@ -196,7 +186,26 @@ class CameraSource:
             )
         if self.complete:  # a camera's images may be on their way
             self._check_cameras(found)
-        return sorted(records, key=_order)
+        return _records(found)
+
+    def images(self) -> list[ImageRecord]:
+        """The same of a drop that may have no image, or none of a camera, because somebody was forgotten."""
+        return _records(self._find())
+
+    def _find(self) -> list[_Found]:
+        """What the drop says are images; sets the attributes."""
+        files = self.tree.files()
+        paths = (files.real_path(name) for name in self.manifests)
+        manifest = next((path for path in paths if path in files.entries), None)
+        self.notes = []
+        found = list(self._manifest_images(files, manifest) if manifest else _folder_images(files))
+        self.refused = sorted((item.path, item.reason) for item in found if not item.record and item.reason)
+        self.marker = files.entries.get(manifest or MARKER)
+        self.complete = self.marker is not None
+        spoken_of = {item.path for item in found if item.record or item.reason}
+        others = (set(files.entries) | set(files.refused)) - spoken_of - {manifest, MARKER}
+        self.ignored = sorted([*files.ignored, *others])
+        return found
 
     def read(self, record: ImageRecord) -> bytes:
         return self.tree.read(record)
@@ -238,6 +247,10 @@ class CameraSource:
                     f"{self.address}: {modality} camera {camera}: none of {len(items)} files can be taken: "
                     f"{words}. Repair them, or take the camera out of the drop; taken are {taken_kinds()}"
                 )
+
+
+def _records(found: Iterable[_Found]) -> list[ImageRecord]:
+    return sorted((item.record for item in found if item.record), key=_order)
 
 
 def _order(record: ImageRecord) -> tuple[str, ...]:

@@ -31,7 +31,8 @@ _WHOLE = re.compile(
     r"|(?<=<bdi>)[^<\n]{1,40}(?=</bdi>)"
 )
 _ENCLOSED = re.compile(r"(?<=')[^'\n]{1,40}(?=')|(?<=>)[^<>\n]{1,40}(?=<)")
-OF_PEOPLE = re.compile(r"person|people|label|ident|name|(?<![^\W_])p?id(?![^\W_])")  # the head of a column
+# The end of the head of a column, in which numbers mean people; not person_row, or the id of an image.
+OF_PEOPLE = re.compile(r"""(?:(?:person|people|label|identity|name)(?:_?id)?|\bpid)s?["' ]*(?:[,;\t\r]|$)""")
 _CELL = re.compile(r"(?:^|(?<=[,;\t]))[^,;\t\r\n]{1,40}(?=[,;\t\r\n]|$)", re.MULTILINE)
 
 

@@ -77,7 +77,9 @@ def test_another_name_is_not_found_and_stays(label, text):
 
 def test_where_files_are_removed_a_short_name_counts_only_where_it_surely_is_one():
     names = Names(["ann", "17", "anna lee"])
-    assert all(names.are_in(text, sure=True) for text in ('"Ann"', "/in/17/1.jpg", "<bdi>17</bdi>", "Anna Lee"))
+    assert all(
+        names.are_in(text, sure=True) for text in ('"Ann"', "/in/17/1.jpg", "<bdi>17</bdi>", "Anna Lee")
+    )
     assert not any(names.are_in(text, sure=True) for text in ("Ann", "'17'", "<td>17</td>", "person\n17\n"))
 
 

@@ -78,8 +78,8 @@ class Names:
     def __init__(self, labels: Iterable[str]) -> None:
         labels = frozenset(labels)
         self._short = {label for label in labels if len(label) < 4 or label.isdigit()}
-        numbers = {label for label in self._short if not any(map(str.isalpha, label))}
-        self._words = {label: _pattern(label) for label in sorted(labels - numbers, key=len, reverse=True)}
+        self._numbers = {label for label in self._short if not any(map(str.isalpha, label))}
+        self._words = {label: _pattern(label) for label in sorted(labels - self._numbers)}
 
     def are_in(self, text: str, sure: bool = False) -> bool:
         """Whether a text has one of the labels."""
@@ -101,12 +101,12 @@ class Names:
 
     def _spans(self, text: str, sure: bool = False) -> list[tuple[int, int]]:
         """(begin, end) of each label in a folded text; none overlaps another."""
+        # The parts first: a hundred times as fast as the patterns.
+        words = {label for label, (parts, _) in self._words.items() if all(part in text for part in parts)}
         found = list[tuple[int, int]]()
-        for label, (parts, pattern) in self._words.items():
-            # The parts first: a hundred times as fast as the pattern.
-            if not (sure and label in self._short) and all(part in text for part in parts):
-                found += [match.span() for match in pattern.finditer(text)]
-        if self._short:
+        for label in words - self._short if sure else words:
+            found += [match.span() for match in self._words[label][1].finditer(text)]
+        if self._numbers or words & self._short:
             patterns = [_WHOLE] if sure else [_WHOLE, _ENCLOSED]
             if not sure and OF_PEOPLE.search(text.partition("\n")[0]):
                 patterns.append(_CELL)

@@ -280,7 +280,7 @@ def _git_objects(root: Path) -> Iterator[tuple[str, bytes]]:
             if b'"salt"' in data and b'"labels"' in data:  # data/forgotten.json: it has the hashes of images
                 data = re.sub(rb'"[0-9a-f]{64}"', b'""', data)
             if kind == "tree":  # mode, name, NUL, and a hash in bytes: the names are left
-                data = re.sub(rb"\0.{%d}" % (len(digest) // 2), b"/\n", data, flags=re.DOTALL)
+                data = re.sub(rb"\d+ ([^\0]+)\0.{%d}" % (len(digest) // 2), rb"/\1/\n", data, flags=re.DOTALL)
             yield f"{kind} {digest}", data
     if process.returncode:
         raise UserError(f"{root}: git cat-file failed ({process.returncode}): not all objects were searched")

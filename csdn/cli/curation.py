@@ -34,7 +34,10 @@ def drift(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     model: Model = None,
 ) -> None:
-    """Compare each camera of a drop with the images of training and test: what has changed?"""
+    """Compare each camera of a drop with the images of training and test: what has changed?
+
+    The drop must be in the ledger (`csdn add`, `csdn sync`); `csdn reject` excludes it again.
+    """
     from csdn.curation.drift import Reference, drift_of
     from csdn.curation.drift_page import lines, write_page
 

@@ -26,8 +26,12 @@ from csdn.params import load_params
 from csdn.runtime.documents import expected_in, read_json
 from csdn.runtime.errors import UserError
 from csdn.runtime.sanitize import escape_control_chars
+from csdn.synthetic.sets import SETS, write_images
 
-DropId = Annotated[str, typer.Argument(metavar="DROP", help="Its address, its id, or the id's first digits.")]
+DropId = Annotated[
+    str,
+    typer.Argument(metavar="DROP", help="Of the ledger: its address, its id, or the id's first digits."),
+]
 Reason = Annotated[str, typer.Option(help="Why; others read it in the ledger.")]
 
 
@@ -165,10 +169,8 @@ def _decide(name: str, status: Status, reason: str) -> None:
 
 def demo_images(
     out: Annotated[Path, typer.Option(help="Folder to make; it must be empty or missing.")],
-    name: Annotated[str, typer.Option(help="Which of the built-in sets.")] = "demo",
+    name: Annotated[str, typer.Option(help=f"Which of the built-in sets: {', '.join(SETS)}.")] = "demo",
 ) -> None:
     """Write the built-in people as a drop of images: the layout that your own cameras should have."""
-    from csdn.synthetic.sets import write_images
-
     write_images(name, out)
     print(f"{out}: written. Try it as a drop of your own: csdn add {out}")

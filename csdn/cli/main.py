@@ -32,7 +32,7 @@ app = typer.Typer(
 DATA, PIPELINE, SETUP = "Camera data", "Stages, one by one (dvc repro runs them all)", "Set-up"
 BENCHMARKS = "Public benchmarks (docs/public-benchmarks.md)"
 USE = "Use of a model (docs/search.md, docs/export.md)"
-CARE = "Care of data (docs/drift.md, docs/labels.md, docs/suggestions.md, docs/privacy.md)"
+CARE = "Care of data (docs: drift.md, labels.md, suggestions.md, privacy.md)"
 RETRAINING = "Retraining (docs/gate.md, docs/registry.md)"
 STAGES = {
     "ingest": "Accepted drops of the ledger -> WebDataset shards and index.",

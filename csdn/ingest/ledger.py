@@ -220,7 +220,8 @@ def find_drop(drops: Sequence[Drop], name: str) -> Drop:
     found = [drop for drop in drops if name and (drop.address in addresses or drop.id.startswith(name))]
     if len(found) != 1:
         known = "\n".join(f"  {drop.id[:SHORT]}  {drop.address}" for drop in found or drops)
-        many = "names more than one drop" if found else "is no drop's id or address"
+        no = "is no drop's id or address in the ledger (`csdn add ADDRESS` adds one)"
+        many = "names more than one drop" if found else no
         raise UserError(f"{name!r} {many}; there are:\n{known}")
     return found[0]
 

@@ -197,9 +197,11 @@ def _new_shards(found: Plan, made: Prepared, note: Note) -> dict[str, MovedShard
     for name in sorted(found.survey.shards):
         path = shard_path(found.root, store, name, kept.get(name), found.objects)
         if path is None:
-            found.survey.missing.append(f"{SHARDS}/{name}: neither here nor in a store; cannot be rewritten")
+            found.survey.missing.append(f"{SHARDS}/{name}: no undamaged copy was found; cannot be rewritten")
             continue
         new = rewrite_shard(path, name, out, found.removal)
+        if new.name == name:  # nothing of the person is in it
+            continue
         made.shards[name], moved[name] = new.name, new
         note(f"{name}: {len(new.offsets)} images stay, in {new.name or 'no shard'}")
         if new.name:
@@ -345,11 +347,14 @@ def _changed_files(found: Plan, forgotten: Forgotten, at: str) -> dict[str, byte
 
 def present_drop(drop: Drop, removal: Removal, forgotten: Forgotten, images: Sequence[DropImages]) -> Drop:
     """A drop's entry without the person: its corrected labels, its reason, the hash of its listing."""
+    about = next((one for one in images if one.drop.id == drop.id), None)
+    gone = about.paths if about and about.source and not obstacle(about) else ()
     labels = {
-        path: removal.name if removal.is_label(person) else person for path, person in drop.labels.items()
+        path: removal.name if removal.is_label(person) else person
+        for path, person in drop.labels.items()
+        if path not in gone
     }
     drop = replace(drop, labels=labels, reason=scrub(drop.reason, removal))
-    about = next((one for one in images if one.drop.id == drop.id), None)
     return present_listing(about, drop, forgotten, removal.name) if about else drop
 
 
@@ -384,7 +389,7 @@ def forget(
             raise UserError(f"{person!r} is nobody in the data, the versions, the drops, or a gallery")
         forgotten = found.forgotten
         if found.survey.found or in_drops or not found.person:
-            for line in plan_lines(found):
+            for line in plan_lines(found, shared):
                 note(line)
             forgotten = record(found, prepare(found, note), reason)
             for line in commit(found, forgotten, newest_commit, branch):

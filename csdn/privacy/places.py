@@ -19,7 +19,17 @@ from csdn.data.storage import Store
 from csdn.ingest.forgotten import Forgotten, newest
 from csdn.params import Params
 from csdn.privacy.objects import Objects, locks_of, outputs_of, own_files, own_objects
-from csdn.privacy.rewrite import IMAGE, INGEST, MovedShard, Removal, images_of, rewrite_outputs, scrub_file
+from csdn.privacy.rewrite import (
+    IMAGE,
+    INGEST,
+    THRESHOLDS,
+    MovedShard,
+    Removal,
+    images_of,
+    rewrite_outputs,
+    scrub_file,
+    shows_images,
+)
 from csdn.privacy.survey import SHARDS, OutputSet, indexes, output_sets, outputs_in, shard_path
 from csdn.retraining import git
 from csdn.retraining.handover import checkpoint_folders
@@ -33,6 +43,7 @@ Shows = Callable[[bytes, str], set[str]]  # what of the person is in a file's by
 
 # Below .state: nothing in it is of a person. The rest is work that can be done again.
 KEPT_STATE = ("clone", "times.json", ".times.json.lock", "forget", "seen-drops.json")
+_REPORT = re.compile("[0-9a-f]{16}/index[.]html")  # a copy in report.store (csdn.report.page)
 _CHECKPOINTS = re.compile("[0-9a-f]{16}")  # a folder of a clone or a run in scaling.checkpoint_dir
 
 
@@ -42,20 +53,36 @@ _CHECKPOINTS = re.compile("[0-9a-f]{16}")  # a folder of a clone or a run in sca
 def replace_outputs(
     root: Path, work: Path, params: Params, forgotten: Forgotten, removal: Removal, objects: Objects
 ) -> int:
-    """Replace the outputs that show the person in the working tree; returns how many files changed."""
+    """Replace the outputs that show the person in the working tree; returns how many files changed.
+
+    The files that say what is left to do, the people of models and of tables, come last: a call that was
+    killed is done again by them.
+    """
     here = outputs_in(root)
     old = {name for name in _shards_named(here) if name in forgotten.shards}
     moved = {name: _moved(root, params, name, forgotten, objects) for name in old}
     changed = rewrite_outputs(here.files, work / "workspace", removal, moved)
-    for name, new in changed.items():
-        if new is None:
-            (root / name).unlink()
-        else:
-            with atomic_write(root / name) as temporary:
-                shutil.copyfile(new, temporary)
+    for name in sorted(changed, key=_turn):
+        _replace(root / name, changed[name])
     _rewrite(root / INGEST, lambda data: scrub_file(INGEST, data.decode(), removal).encode())
     _rewrite(root / "dvc.lock", lambda data: present_lock(data, forgotten))
     return len(changed)
+
+
+def _turn(name: str) -> int:
+    """When an output is replaced, among others."""
+    if shows_images(name):
+        return 0
+    later = (THRESHOLDS, ".safetensors", ".parquet", "config.json", "data/people.parquet")
+    return 1 + max((n for n, ending in enumerate(later) if name.endswith(ending)), default=0)
+
+
+def _replace(path: Path, new: Path | None) -> None:
+    if new is None:
+        path.unlink()
+        return
+    with atomic_write(path) as temporary:
+        shutil.copyfile(new, temporary)
 
 
 def _rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
@@ -290,17 +317,22 @@ def remove_from_store(params: Params, forgotten: Forgotten, shared: bool) -> tup
 
 
 def remove_reports(params: Params, removal: Removal, shared: bool) -> tuple[int, list[str]]:
-    """The same for copies of reports in `report.store` that name the person: each is a folder."""
+    """The same for copies of reports in `report.store` whose page names the person: each is a folder of
+    that page. It goes last, as it tells that the folder is of the person.
+    """
     if not params.report.store:
         return 0, []
     store = Store(params.report.store)
     listed = list(store.objects())
-    folders = {
-        found.name.partition("/")[0]
+    pages = {
+        found.name
         for found in listed
-        if found.name.endswith(".html") and removal.names.are_in(store.read(found).decode(errors="replace"))
+        if _REPORT.fullmatch(found.name)
+        and removal.names.are_in(store.read(found).decode(errors="replace"), sure=True)
     }
+    folders = {name.partition("/")[0] for name in pages}
     there = [found.name for found in listed if found.name.partition("/")[0] in folders]
+    there.sort(key=lambda name: name in pages)
     return _remove_from(store, there, "files of reports", shared)
 
 
@@ -347,21 +379,25 @@ def files_below(
 
 def have_person(galleries: Iterable[str], removal: Removal) -> bool:
     """Whether any of the galleries has the person. Raises UserError where one cannot be opened."""
-    return any(
-        removal.is_label(name)
-        for address in galleries
-        for name in Gallery.open(address).column("person").unique().to_pylist()
-    )
+    return any(_people(Gallery.open(address), removal) for address in galleries)
+
+
+def _people(gallery: Gallery, removal: Removal) -> list[str]:
+    """The names in a gallery that are the person's."""
+    return sorted(filter(removal.is_label, gallery.column("person").unique().to_pylist()))
 
 
 def clean_galleries(addresses: Iterable[str], forgotten: Forgotten, removal: Removal) -> list[str]:
-    """Remove the person from galleries; a line for each. Raises UserError where one cannot be opened."""
+    """Remove the person from galleries; a line for each, also for one that cannot be opened."""
     lines = []
     for address in dict.fromkeys(addresses):
-        gallery = Gallery.open(address)
-        people = {name for name in gallery.column("person").unique().to_pylist() if removal.is_label(name)}
-        count = gallery.remove(sorted(people), removal.images)
-        if (model := newest(forgotten.weights, gallery.manifest.model)) is not None:
-            gallery.set_model(model)
+        try:
+            gallery = Gallery.open(address)
+            count = gallery.remove(_people(gallery, removal), removal.images)
+            if (model := newest(forgotten.weights, gallery.manifest.model)) is not None:
+                gallery.set_model(model)
+        except UserError as error:
+            lines.append(f"not reached: {error}")
+            continue
         lines.append(f"{address}: {count} images removed")
     return lines

@@ -280,10 +280,13 @@ def _model(
         return {}
     described["people"] = [removal.name if n in rows else person for n, person in enumerate(people)]
     write_json(_target(out, config), described)
-    data = bytearray(files[weights].read_bytes())
-    zero_rows(data, rows, len(people))
-    _target(out, weights).write_bytes(data)
-    return {config: out / config, weights: out / weights}
+    changed: dict[str, Path | None] = {config: out / config}
+    old = files[weights].read_bytes()
+    zero_rows(new := bytearray(old), rows, len(people))
+    if new != old:
+        _target(out, weights).write_bytes(new)
+        changed[weights] = out / weights
+    return changed
 
 
 def zero_rows(data: bytearray, rows: Collection[int], people: int) -> None:

@@ -300,12 +300,13 @@ def _versions_trained(
 
 
 def shard_path(root: Path, store: str | None, name: str, md5: str | None, objects: Objects) -> Path | None:
-    """Where a shard lies on this machine, which may be a copy of a store's; None if nobody has it."""
-    if (here := root / SHARDS / name).exists():
+    """Where an undamaged shard lies on this machine (a copy of a store's, too); None if nobody has one."""
+    if has_bytes_of(name, here := root / SHARDS / name):
         return here
-    if store and (listed := Store(store).find(name)):
-        copy = objects.temporary / name
-        if not has_bytes_of(name, copy):
-            copy.write_bytes(Store(store).read(listed))
+    copy = objects.temporary / name
+    if store and not has_bytes_of(name, copy) and (listed := Store(store).find(name)):
+        copy.write_bytes(Store(store).read(listed))
+    if has_bytes_of(name, copy):
         return copy
-    return objects.path(md5) if md5 else None
+    kept = objects.path(md5) if md5 else None
+    return kept if kept and has_bytes_of(name, kept) else None

@@ -119,7 +119,7 @@ def record(run: Run, decision: str, reasons: Sequence[str], hold: Sequence[Drop]
     for _ in range(TRIES):
         if ended := branches.decided(workspace, newest, run.id):  # a call was killed, or another clone did
             if ended.decision == PROMOTE:
-                return _promoted(run, branch, newest, versions.missing_tags(workspace, newest))
+                return _promoted(run, branch, ended.commit, versions.missing_tags(workspace, newest))
             said = branches.reasons_of(workspace, ended.commit)
             return _recorded(run, ended.decision, said, branch, newest)
         _check_same_people(run, newest)
@@ -198,6 +198,11 @@ def _name_champion(run: Run) -> str:
     """
     present = read_champion(run.folder)
     candidate = _champion(run, versions.next_version(run.workspace))
+    if left := versions.same_weights(run.workspace, candidate.embedding):
+        raise UserError(
+            f"run {run.id} has the weights of {left}, which a rollback has left, and is not promoted; "
+            f"`csdn rollback {left}` makes that version the champion again"
+        )
     if present.champion and branches.decision_of(run.workspace, run.tip) == PROMOTE:
         candidate = candidate.model_copy(update={"date": present.champion.date})  # decided on that day
         if present.champion == candidate:

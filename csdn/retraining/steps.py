@@ -29,6 +29,11 @@ from csdn.runtime.sanitize import escape_control_chars, redact_text
 STAGES = ("ingest", "prompts", "embedding", "evaluate", "report")
 # Run in a working tree this uses the tree's own code, as the stages do.
 CSDN = (sys.executable, "-c", "from csdn.cli.main import main; main()")
+# Lines in which DVC tells a person what to do next; a run commits and pushes by itself.
+DVC_HINTS = (
+    *("To track the changes with git, run:", "git add ", "To enable auto staging, run:"),
+    *("dvc config core.autostage true", "Use `dvc push` to send your updates to remote storage."),
+)
 LAST_LINES = 15  # of a failed command, shown in its error
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
 
@@ -156,6 +161,8 @@ def run(
                 error = event
             shown = text_line(event) if event and not wants_json() else line
             for text in filter(str.strip, shown.split("\n")):
+                if text.strip().startswith(DVC_HINTS):
+                    continue
                 last.append(escape_control_chars(redact_text(text.rstrip())))
                 log(last[-1])
         code = process.wait()

@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,11 +26,17 @@ from csdn.curation.relabel import EditedRow, relabelled
 from csdn.data.catalog import load_dataset
 from csdn.data.checkpoint_store import clone_name, folder_name
 from csdn.data.shards import open_shards
-from csdn.ingest.forgotten import read_forgotten
+from csdn.ingest.forgotten import Forgotten, read_forgotten
 from csdn.ingest.ledger import Status, list_records, read_ledger, write_ledger
 from csdn.ingest.sources import open_source
 from csdn.ingest.sync import drop_fingerprint
+from csdn.params import load_params
+from csdn.privacy import places
 from csdn.privacy.forget import forget, plan, plan_lines
+from csdn.privacy.objects import Objects
+from csdn.privacy.places import replace_outputs
+from csdn.privacy.rewrite import Removal
+from csdn.privacy.rewrite import images_of as shard_images
 from csdn.privacy.verify import verify
 from csdn.retraining.branches import READY
 from csdn.retraining.handover import checkpoint_folders
@@ -41,6 +48,7 @@ from csdn.search.gallery import Gallery
 from csdn.training.champion import read_champion
 
 pytestmark = pytest.mark.slow
+OUTPUTS = ("data/", "models/", "evaluation/", "report/", "metrics/")
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +208,7 @@ def test_relabelled_images_and_aliases_of_the_person_go_too(world, tmp_path):
     assert not (Path(ledger[0].address) / path).exists()
     assert json.loads((world / "data/aliases.json").read_text()) == {}
     assert person not in (world / "data/drops.json").read_text().casefold()
+    assert read_ledger(world / "data/drops.json")[0].labels == {}
     assert len(pixels(world / "data")) == 16 * 6 - 8
     run(world, "dvc", "repro", "ingest")
     assert len(pixels(world / "data")) == 16 * 6 - 8
@@ -438,3 +447,74 @@ def test_killed_at_any_step_the_same_command_ends_as_if_it_had_not_been(world, s
         found = {name: value for name, value in tree(world / "data").items() if "forgotten" not in name}
         assert found == stored, lines[step]
         assert len(read_ledger(world / "data/drops.json")) == 2
+
+
+class Killed(Exception):
+    pass
+
+
+def test_killed_before_any_file_of_the_workspace_the_next_call_ends_as_if_it_had_not_been(
+    world, tmp_path, monkeypatch
+):
+    """What is left to do is read from files that are themselves replaced."""
+    person, images = people_by("train", world)[0], images_of(people_by("train", world)[0], world)
+    removal = Removal(frozenset({person}), frozenset(images), "forgotten-x")
+    params, replaced = load_params(world / "params.yaml"), places._replace
+
+    def call(files: int, name: str) -> dict[str, str]:
+        """The outputs after a call that is killed when it has replaced this many files."""
+        done = iter(range(files))
+
+        def replace_or_die(path: Path, new: Path | None) -> None:
+            if next(done, None) is None:
+                raise Killed
+            replaced(path, new)
+
+        monkeypatch.setattr(places, "_replace", replace_or_die)
+        objects = Objects(world, tmp_path / name)
+        with suppress(Killed):
+            replace_outputs(world, tmp_path / name, params, Forgotten(), removal, objects)
+        return {name: value for name, value in tree(world).items() if name.startswith(OUTPUTS)}
+
+    before = {path: path.read_bytes() for path in world.rglob("*") if path.is_file()}
+    expected = call(99, "all")
+    files = sum(path.exists() is False or path.read_bytes() != data for path, data in before.items())
+    assert files >= 10
+    for killed in range(files):
+        for path, data in before.items():
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(data)
+        assert call(killed, f"killed-{killed}") != expected
+        assert call(99, f"again-{killed}") == expected, killed
+
+
+def images_of(person: str, project: Path) -> set[str]:
+    """SHA-256 of a person's images in use."""
+    dataset = load_dataset(project / "data")
+    row = dataset.people["person"].to_pylist().index(person)
+    samples = dataset.samples.to_table().to_pylist()
+    return {sample["key"] for sample in samples if sample["person_row"] == row}
+
+
+def test_a_damaged_shard_is_not_written_again(world):
+    """DVC's cache has it undamaged."""
+    person, before = people_by("train", world)[0], set((world / "data/shards").glob("*.tar"))
+    for path in before:
+        data = bytearray(path.read_bytes())
+        path.unlink()
+        data[600] ^= 1  # a byte of the first image
+        path.write_bytes(data)
+    forget(world, person, shared=True)
+    new = set((world / "data/shards").glob("*.tar")) - before
+    assert new
+    for path in new:
+        for image in shard_images(path, path.name):
+            assert hashlib.sha256(image.data).hexdigest() == image.key
+
+
+def test_what_is_no_gallery_does_not_stop_the_removal(world):
+    (world / "exports").mkdir()
+    (world / "exports/gallery.json").write_text("[]")
+    lines = []
+    assert forget(world, people_by("train", world)[0], shared=True, note=lines.append).traces == []
+    assert any(line.startswith(f"not reached: {world}/exports") for line in lines)

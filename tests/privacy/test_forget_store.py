@@ -49,6 +49,8 @@ def test_a_person_is_forgotten_in_object_stores(s3_server, tmp_path, monkeypatch
     publish(project / "report/index.html", STORES["report.store"])
     person, images = people_by("test", project)[0], len(gallery)
     shards = s3_server.names("forget/shards/")
+    s3_server.bucket.put_object(Key="forget/reports/website/about.html", Body=f"<h1>{person}".encode())
+    s3_server.bucket.put_object(Key="forget/reports/website/master.db", Body=b"another project's")
     for folder in (clone_name(project / ".state"), "0123456789abcdef"):
         s3_server.bucket.put_object(Key=f"forget/checkpoints/{folder}/key/state.json", Body=b"{}")
 
@@ -59,9 +61,12 @@ def test_a_person_is_forgotten_in_object_stores(s3_server, tmp_path, monkeypatch
     assert len(Gallery.open(gallery.address)) == images - 6
     assert s3_server.names("forget/checkpoints/") == ["forget/checkpoints/0123456789abcdef/key/state.json"]
 
-    assert forget(project, person, galleries=[gallery.address], shared=True).traces == []
+    (trace,) = forget(project, person, galleries=[gallery.address], shared=True).traces
+    assert trace.name == "website/about.html"  # it is no copy of a report
     assert len(s3_server.names("forget/shards/")) == len(shards)
-    assert s3_server.names("forget/reports/") == s3_server.names("forget/checkpoints/") == []
+    assert s3_server.names("forget/checkpoints/") == []
+    website = ["forget/reports/website/about.html", "forget/reports/website/master.db"]
+    assert s3_server.names("forget/reports/") == website
     for version in ("v1", "v2"):
         fetch_champion(project, version, tmp_path / version)
         names = load_dataset(tmp_path / version / "data").test_table().shard_names

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import csdn
 from csdn.cli.main import app
 from csdn.runtime.errors import explain_missing_package
+from csdn.synthetic.sets import SETS
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,6 +72,17 @@ except SystemExit as end:
 assert not {"torch", "ray", "dvc", "prefect", "open_clip"} & sys.modules.keys()
 """
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+def test_no_title_of_a_group_of_commands_is_cut_in_a_terminal_of_80_columns():
+    shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"}).output
+    titles = {command.rich_help_panel for command in app.registered_commands}
+    assert titles and [title for title in titles if f" {title} " not in shown] == []
+
+
+def test_the_help_of_demo_images_names_the_built_in_sets():
+    shown = " ".join(CliRunner().invoke(app, ["demo-images", "--help"]).output.split())
+    assert all(name in shown for name in SETS)
 
 
 def test_completion_is_offered():

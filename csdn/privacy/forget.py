@@ -174,7 +174,7 @@ class Prepared:
 def prepare(found: Plan, note: Note) -> Prepared:
     """Write and keep the new shards and objects of all output sets; nothing that is in use changes."""
     made = Prepared()
-    shows = Search(found.removal).in_bytes
+    shows = Search(found.removal, sure=True).in_bytes
     unnamed = places.unnamed_objects(found.root, found.objects, found.forgotten, shows)
     moved = _new_shards(found, made, note)
     for number, one in enumerate(found.survey.sets):
@@ -428,7 +428,7 @@ def remove(
     """Replace the workspace's files, and remove the old ones from every place; may be called again."""
     root, params, objects = found.root, found.params, found.objects
     had_champion = (root / "champion").exists()
-    shows = Search(removal).in_bytes
+    shows = Search(removal, sure=True).in_bytes
     for name in places.remove_work(root, shows):
         note(f"removed: {name}")
     # Before the tables, which say what files have the person's images: a command that is killed finds them.
@@ -442,7 +442,8 @@ def remove(
         note(line)
     for folder in (root / SHARDS, places.shard_cache(params)):
         note(f"{folder}: {places.remove_old_shards(folder, forgotten)} old shards removed")
-    unnamed = places.remove_unnamed(root, objects, forgotten, shows)  # first: it knows neighbours by these
+    # First: it knows weights by these.
+    unnamed = places.remove_unnamed(root, objects, forgotten, shows) if shared else 0
     removed, kept = places.remove_objects(root, objects, forgotten, shared)
     note(f"DVC: {unnamed + removed} old objects removed")
     for count, lines in (

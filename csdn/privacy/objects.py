@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -198,3 +200,29 @@ def locks_of(project: Path) -> Iterator[tuple[str, bytes]]:
         if content is not None and content not in seen:
             seen.add(content)
             yield f"dvc.lock in commit {commit[:12]}", content
+
+
+# What somebody keeps with DVC beside the pipeline: `dvc add`, and pipelines in folders.
+
+_MD5 = re.compile(rb"\bmd5: *['\"]?([0-9a-f]{32}(?:\.dir)?)\b")
+
+
+def own_files(project: Path) -> Iterator[bytes]:
+    """The content of every `*.dvc` file and dvc.lock in a folder: of the working tree, and of any commit."""
+    from csdn.retraining import git
+
+    for folder, folders, files in os.walk(project):
+        folders[:] = [name for name in folders if name not in (".git", ".dvc", ".venv", ".state", ".runs")]
+        for name in files:
+            if name.endswith(".dvc") or (name == "dvc.lock" and Path(folder) != project):
+                yield Path(folder, name).read_bytes()
+    patterns = ("*.dvc", "*/dvc.lock")
+    listed = git.git(project, "rev-list", "--all", "--full-history", "--objects", "--", *patterns)
+    for digest, _, name in (line.partition(" ") for line in listed.splitlines()):
+        if name.endswith((".dvc", "/dvc.lock")):
+            yield git.run_git(project, "cat-file", "blob", digest).stdout
+
+
+def own_objects(content: bytes) -> set[str]:
+    """The hashes that such a file names, in any format of DVC."""
+    return {found.decode() for found in _MD5.findall(content)}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from csdn.data.catalog import INDEX_SCHEMA, SAMPLES_SCHEMA, read_table
@@ -18,7 +18,7 @@ from csdn.data.checkpoint_store import clone_name
 from csdn.data.storage import Store
 from csdn.ingest.forgotten import Forgotten, newest
 from csdn.params import Params
-from csdn.privacy.objects import Objects, locks_of, outputs_of
+from csdn.privacy.objects import Objects, locks_of, outputs_of, own_files, own_objects
 from csdn.privacy.rewrite import (
     IMAGE,
     INGEST,
@@ -207,31 +207,42 @@ def remove_checkpoints(root: Path, params: Params, shared: bool) -> tuple[int, l
 
 
 def live_objects(root: Path, objects: Objects, forgotten: Forgotten) -> set[str]:
-    """The hashes of all objects that the dvc.lock of any commit names now."""
-    live = set[str]()
+    """The hashes of all objects in use: those that the dvc.lock of any commit names now, and those of what
+    somebody keeps beside the pipeline (`dvc add`).
+    """
+    named = set[str]().union(*(own_objects(content) for content in own_files(root)))
     for name, content in locks_of(root):
-        for values in outputs_of(present_lock(content, forgotten), name).values():
-            live.add(values["md5"])
-            if values["md5"].endswith(".dir"):
-                live |= set((objects.files_of(values["md5"]) or {}).values())
-    return live
+        named |= {out["md5"] for out in outputs_of(present_lock(content, forgotten), name).values()}
+    return _with_files(named, objects)
+
+
+def _with_files(hashes: set[str], objects: Objects) -> set[str]:
+    """The hashes, with those of the files of folders among them."""
+    folders = (objects.files_of(md5) or {} for md5 in hashes if md5.endswith(".dir"))
+    return hashes.union(*(files.values() for files in folders))
 
 
 def remove_objects(root: Path, objects: Objects, forgotten: Forgotten, shared: bool) -> tuple[int, list[str]]:
-    """Remove replaced objects from the cache and, if `shared`, from remotes.
+    """Remove replaced objects from the cache and, if `shared`, from remotes. What no commit names may belong
+    to a clone with the same cache, which has not pushed it: it is removed only if `shared`.
 
     Returns how many were removed, and a line for each place that keeps some.
     """
     live = live_objects(root, objects, forgotten)
     gone = [md5 for md5 in forgotten.objects if md5 not in live]
     removed, kept = 0, list[str]()
-    cached = [path for md5 in gone if (path := objects.cached(md5)).exists()]
-    if shared or objects.cache.is_relative_to(root.resolve()):
-        for path in cached:
-            path.unlink()
-        removed += len(cached)
-    elif cached:
-        kept.append(f"{objects.cache}: {len(cached)} objects of DVC (--shared removes them)")
+    cached = [md5 for md5 in gone if objects.cached(md5).exists()]
+    if not shared:
+        mine = objects.cache.is_relative_to(root.resolve())
+        locks = (outputs_of(content, name).values() for name, content in locks_of(root))
+        named = {out["md5"] for outs in locks for out in outs} if mine else set[str]()
+        named = _with_files(named, objects)
+        if others := [md5 for md5 in cached if md5 not in named]:
+            kept.append(f"{objects.cache}: {len(others)} objects of DVC (--shared removes them)")
+        cached = [md5 for md5 in cached if md5 in named]
+    for md5 in sorted(cached, key=lambda md5: md5.endswith(".dir")):  # folders last: they name their files
+        objects.cached(md5).unlink()
+    removed += len(cached)
     for remote in objects.remotes:
         there = [md5 for md5 in gone if remote.has(md5)]
         if shared:
@@ -247,7 +258,7 @@ def remove_objects(root: Path, objects: Objects, forgotten: Forgotten, shared: b
 
 
 def unnamed_objects(root: Path, objects: Objects, forgotten: Forgotten, shows: Shows) -> set[str]:
-    """The objects that show the person, and that no dvc.lock names, such as those of a `dvc repro` before the
+    """The objects that show the person, and that are not in use, such as those of a `dvc repro` before the
     last one: data/forgotten.json names them, so that `remove_objects` removes them everywhere.
 
     In a remote there are objects of other projects, too, who may know somebody of the same name: what only a
@@ -269,18 +280,20 @@ def unnamed_objects(root: Path, objects: Objects, forgotten: Forgotten, shows: S
 
 
 def remove_unnamed(root: Path, objects: Objects, forgotten: Forgotten, shows: Shows) -> int:
-    """Remove from the cache what `unnamed_objects` finds there, and the other unnamed files of the same
-    folders (a model's weights, beside the list of its people). Returns their number.
+    """Remove from the cache what `unnamed_objects` finds there, and the weights of models whose list of
+    people is among it. Only for `shared`: it may belong to a clone with the same cache. Returns their number.
     """
     live = live_objects(root, objects, forgotten)
     unnamed = {md5: path for md5, path in _cached(root, objects).items() if md5 not in live}
     showing = {md5 for md5, path in unnamed.items() if shows(path.read_bytes(), md5)}
     others = set[str]()
     for md5 in (md5 for md5 in unnamed if md5.endswith(".dir")):
-        inside = set((objects.files_of(md5) or {}).values())
-        if inside & showing:
-            others |= {md5, *inside} & set(unnamed)
-    for md5 in (*(others - showing), *showing):  # the others first: once these are gone, nobody finds them
+        files = objects.files_of(md5) or {}
+        if files.get("config.json") in showing | set(forgotten.objects):
+            weights = {one for name, one in files.items() if name.endswith(".safetensors")}
+            others |= {md5, *weights} & set(unnamed)
+    # Weights, then folders, then what shows the person: once these are gone, nobody finds the others.
+    for md5 in sorted(others | showing, key=lambda md5: (md5 in showing, md5.endswith(".dir"))):
         unnamed[md5].unlink()
     return len(others | showing)
 
@@ -314,7 +327,8 @@ def remove_reports(params: Params, removal: Removal, shared: bool) -> tuple[int,
     pages = {
         found.name
         for found in listed
-        if _REPORT.fullmatch(found.name) and removal.names.are_in(store.read(found).decode(errors="replace"))
+        if _REPORT.fullmatch(found.name)
+        and removal.names.are_in(store.read(found).decode(errors="replace"), sure=True)
     }
     folders = {name.partition("/")[0] for name in pages}
     there = [found.name for found in listed if found.name.partition("/")[0] in folders]
@@ -334,11 +348,33 @@ def _remove_from(store: Store, names: list[str], what: str, shared: bool) -> tup
 
 
 def galleries_in(root: Path) -> Iterator[str]:
-    """The galleries in the workspace, which DVC and Git do not keep."""
-    for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if name not in (".git", ".dvc", ".venv", ".state", RUNS)]
-        if MANIFEST in files:
+    """The galleries in the workspace, which DVC and Git do not keep; --verify says what cannot be read."""
+    for folder, name in files_below(root, (".git", ".dvc", ".venv", ".state", RUNS), []):
+        if name == MANIFEST:
             yield folder
+
+
+def files_below(
+    root: Path, skipped: Collection[str], unreachable: list[str], without: Path | None = None
+) -> Iterator[tuple[str, str]]:
+    """(folder, name) of each file, in linked folders too, once each; `unreachable` gets a line for each
+    folder that cannot be read, and for the root if there is none.
+    """
+    seen = {os.path.realpath(without)} if without else set[str]()
+    above = set(map(str, root.resolve().parents))
+
+    def note(error: OSError) -> None:
+        unreachable.append(f"{error.filename}: cannot be read ({error.strerror})")
+
+    for folder, folders, files in os.walk(root, onerror=note, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen or real in above:
+            if real in above:
+                unreachable.append(f"{folder}: a link to a folder above; not searched")
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if name not in skipped)
+        yield from ((folder, name) for name in sorted(files))
 
 
 def have_person(galleries: Iterable[str], removal: Removal) -> bool:

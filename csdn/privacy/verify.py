@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import re
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,8 +26,9 @@ from csdn.data.storage import Store
 from csdn.ingest.forgotten import FORGOTTEN
 from csdn.params import Params
 from csdn.privacy.drops import all_drops, left_in_drop
+from csdn.privacy.names import OF_PEOPLE
 from csdn.privacy.objects import Objects, Remote
-from csdn.privacy.places import shard_cache, user_cache
+from csdn.privacy.places import files_below, shard_cache, user_cache
 from csdn.privacy.rewrite import IMAGE, NAME, Removal
 from csdn.retraining import git
 from csdn.runtime.errors import UserError
@@ -50,80 +52,108 @@ class Trace:
 
 
 class Search:
-    """What is searched for."""
+    """What is searched for. sure: short names only where they surely are names, for removing files."""
 
-    def __init__(self, removal: Removal) -> None:
-        self.removal, self.names = removal, removal.names
+    def __init__(self, removal: Removal, sure: bool = False) -> None:
+        self.removal, self.names, self.sure = removal, removal.names, sure
         self.images = {bytes.fromhex(one) for one in removal.images}
 
     def in_bytes(self, data: bytes, name: str) -> set[str]:
         """What of the person is in a file's bytes; `name` is the file's."""
-        found = {NAME} if self.names.are_in(name) else set()
+        found = {NAME} if self.names.are_in(f"/{name}/", self.sure) else set()
         if hashlib.sha256(data).digest() in self.images:
             found.add(IMAGE)
-        if data[:4] == b"PAR1" and (table := _read_table(data)) is not None:
-            return found | self._in_table(table)
-        if data[257:262] == b"ustar":
-            return found | self._in_tar(data)
-        text = _text_of(data)
-        if self.names.are_in(text):
+        if data[:4] == b"PAR1":
+            with suppress(pa.ArrowException, OSError, ValueError):  # damaged: it is searched as it is
+                return found | self._in_table(pq.read_table(io.BytesIO(data)))
+        if b"ustar" in data:
+            found |= self._in_tar(data)
+        text, is_text = _text_of(data)
+        if self.names.are_in(text, self.sure or not is_text):
             found.add(NAME)
         # data/forgotten.json has the hashes, so that the images can be recognised.
-        if not name.endswith(FORGOTTEN.name) and not self.removal.images.isdisjoint(_HASH.findall(text)):
+        if not name.endswith(FORGOTTEN.name) and self._hash_in(text):
             found.add(IMAGE)
         return found
 
+    def _hash_in(self, text: str) -> bool:
+        return not self.removal.images.isdisjoint(_HASH.findall(text))
+
     def _in_table(self, table: pa.Table) -> set[str]:
-        facts = (
+        found = set[str]()
+        texts = [
             text.decode(errors="replace") for pair in (table.schema.metadata or {}).items() for text in pair
-        )
-        found, texts = set[str](), list(facts)
+        ]
         for field, column in zip(table.schema, table.columns, strict=True):
+            texts += [field.name, str(field.type)]  # the type has the names of inner fields
             if field.name.endswith("camera"):  # it may be called like the person
                 continue
-            if pa.types.is_dictionary(column.type):
-                column = column.cast(column.type.value_type)
-            while pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-                column = pa.chunked_array(
-                    [chunk.flatten() for chunk in column.chunks], column.type.value_type
-                )
-            if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-                texts += [text for text in column.unique().to_pylist() if text]
-            elif pa.types.is_fixed_size_binary(column.type):
-                found |= {IMAGE} if self.images & set(column.to_pylist()) else set()
-        hashes = {one for one in texts if len(one) == 64}
-        if hashes & self.removal.images:
+            for value in _values_of(field.name, column):
+                if not isinstance(value, bytes):
+                    texts.append(str(value))
+                elif len(value) == 32:
+                    found |= {IMAGE} if value in self.images else set()
+                else:
+                    found |= self.in_bytes(value, "")
+        text = "\n".join(texts)
+        if self._hash_in(text):
             found.add(IMAGE)
-        if self.names.are_in("\n".join(texts)) or any(map(self.removal.is_label, texts)):
+        if self.names.are_in(text, self.sure) or any(map(self.removal.is_label, texts)):
             found.add(NAME)
         return found
 
     def _in_tar(self, data: bytes) -> set[str]:
+        """What is in the members that can be read, also behind a damaged head and in a second, joined tar."""
         found = set[str]()
-        try:
-            with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-                for member in tar:
-                    if file := tar.extractfile(member):
-                        found |= self.in_bytes(file.read(), member.name)
-        except tarfile.TarError:
-            pass
+        with (
+            suppress(tarfile.TarError),
+            tarfile.open(fileobj=io.BytesIO(data), mode="r:", ignore_zeros=True) as tar,
+        ):
+            for member in tar:
+                if file := tar.extractfile(member):
+                    found |= self.in_bytes(file.read(), member.name)
         return found
 
 
-def _text_of(data: bytes) -> str:
-    """A text file's text; of another file, which is slow to search, the parts that could be texts."""
+def _values_of(name: str, column: pa.ChunkedArray) -> Iterator[Any]:
+    """The different values of a column that could name a person or an image, of whatever type. Numbers are
+    given only of a column whose name says that it is about people.
+    """
+    while True:
+        kind = column.type
+        if pa.types.is_dictionary(kind):
+            column = column.cast(kind.value_type)
+        elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+            column = pa.chunked_array([chunk.flatten() for chunk in column.chunks], kind.value_type)
+        else:
+            break
+    if pa.types.is_nested(kind):
+        yield from {one for value in column.to_pylist() for one in _inner_values(name, value)}
+    elif not pa.types.is_primitive(kind) or OF_PEOPLE.search(name.casefold()):
+        yield from (one for one in column.unique().to_pylist() if one is not None)
+
+
+def _inner_values(name: str, value: Any) -> Iterator[Any]:
+    """The same for a value of a struct, a map or a list in them."""
+    if isinstance(value, dict):
+        for key, one in value.items():
+            yield from _inner_values(key, one)
+    elif isinstance(value, tuple):  # of a map
+        yield value[0]
+        yield from _inner_values(str(value[0]), value[1])
+    elif isinstance(value, list):
+        for one in value:
+            yield from _inner_values(name, one)
+    elif isinstance(value, str | bytes) or (value is not None and OF_PEOPLE.search(name.casefold())):
+        yield value
+
+
+def _text_of(data: bytes) -> tuple[str, bool]:
+    """(a text file's text, True); of another file, which is slow to search, the parts that could be texts."""
     try:
-        return data.decode()
+        return data.decode(), True
     except UnicodeDecodeError:
-        return "\n".join(_TEXTS.findall(data.decode(errors="replace")))
-
-
-def _read_table(data: bytes) -> pa.Table | None:
-    """The table in a Parquet file's bytes; None where they are damaged, and searched as they are."""
-    try:
-        return pq.read_table(io.BytesIO(data))
-    except (pa.ArrowException, OSError):
-        return None
+        return "\n".join(_TEXTS.findall(data.decode(errors="replace"))), False
 
 
 # Places of which the project does not know.
@@ -167,17 +197,19 @@ def verify(
     search, unreachable = Search(removal), list(dict.fromkeys([*objects.unreachable, *missing]))
     places: list[tuple[str, Iterator[tuple[str, bytes]]]] = [
         ("the workspace", _files(root, unreachable, objects.cache)),
-        ("DVC's cache", _files(objects.cache, unreachable)),
         *((f"the DVC remote {one.name}", _remote_objects(one, objects.temporary)) for one in objects.remotes),
         ("Git", _git_objects(root)),
     ]
+    if objects.cache.exists() or not objects.cache.is_relative_to(root.resolve()):  # a new clone has none
+        places.append(("DVC's cache", _files(objects.cache, unreachable)))
     for address in (params.ingest.store, params.report.store, params.scaling.checkpoint_dir):
         if address:
             places.append((address, _files_at(address, unreachable)))
-    if params.ingest.store:
-        places.append((str(shard_cache(params)), _files(shard_cache(params), unreachable)))
-    cached_galleries = user_cache() / "galleries"  # of galleries in object stores (csdn.search.gallery)
-    places.append((str(cached_galleries), _files(cached_galleries, unreachable)))
+    # Caches of what is in object stores (csdn.data.shard_cache, csdn.search.gallery), if there are any yet.
+    caches = [shard_cache(params)] if params.ingest.store else []
+    for cache in (*caches, user_cache() / "galleries"):
+        if cache.exists():
+            places.append((str(cache), _files(cache, unreachable)))
     places += [(address, _files_at(address, unreachable)) for address in galleries]
     traces = list[Trace]()
     for place, files in places:
@@ -204,16 +236,16 @@ def search_place(
 
 def _files(root: Path, unreachable: list[str], without: Path | None = None) -> Iterator[tuple[str, bytes]]:
     """(path below the root, bytes) of each file that can be read."""
-    for folder, folders, files in os.walk(root):
-        folders[:] = [one for one in folders if one not in SKIPPED and Path(folder, one) != without]
-        for name in sorted(files):
-            path = Path(folder, name)
-            try:
-                yield path.relative_to(root).as_posix(), path.read_bytes()
-            except FileNotFoundError:  # a link to nothing, or removed meanwhile
-                continue
-            except OSError as error:
-                unreachable.append(f"{path}: cannot be read ({error.strerror})")
+    for folder, name in files_below(root, SKIPPED, unreachable, without):
+        path = Path(folder, name)
+        try:
+            yield path.relative_to(root).as_posix(), path.read_bytes()
+        except FileNotFoundError:  # removed meanwhile, or a link to nothing, as those to what DVC removed
+            target = path.resolve()
+            if path.is_symlink() and not (without and target.is_relative_to(without)):
+                unreachable.append(f"{path}: a link to {target}, where nothing is")
+        except OSError as error:
+            unreachable.append(f"{path}: cannot be read ({error.strerror})")
 
 
 def _remote_objects(remote: Remote, temporary: Path) -> Iterator[tuple[str, bytes]]:
@@ -247,6 +279,8 @@ def _git_objects(root: Path) -> Iterator[tuple[str, bytes]]:
             process.stdout.read(1)
             if b'"salt"' in data and b'"labels"' in data:  # data/forgotten.json: it has the hashes of images
                 data = re.sub(rb'"[0-9a-f]{64}"', b'""', data)
+            if kind == "tree":  # mode, name, NUL, and a hash in bytes: the names are left
+                data = re.sub(rb"\d+ ([^\0]+)\0.{%d}" % (len(digest) // 2), rb"/\1/\n", data, flags=re.DOTALL)
             yield f"{kind} {digest}", data
     if process.returncode:
         raise UserError(f"{root}: git cat-file failed ({process.returncode}): not all objects were searched")

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from forgettable import make_gallery, make_world, people_by, write_outputs
 from repository import git
@@ -262,24 +263,83 @@ def test_a_ready_run_does_not_bring_a_forgotten_person_back(world):
         record(ready, "undecided", ["few"])
 
 
-def test_objects_that_no_commit_names_are_removed_and_those_of_other_projects_stay(world):
-    """Such as those of a `dvc repro` whose dvc.lock was never committed; another project uses the remote."""
+def test_objects_that_no_commit_names_are_removed_with_shared_and_those_of_other_projects_stay(world):
+    """Such as those of a `dvc repro` whose dvc.lock was never committed, or of a commit that another clone,
+    which uses the same cache, has not pushed; another project uses the remote.
+    """
     person = people_by("train", world)[0]
     write_outputs(world, seed=5)
     weights = (world / "models/embedding/model.safetensors").read_bytes()
+    table = world / "evaluation/queries.parquet"
+    pq.write_table(pq.read_table(table).slice(1), table)
     run(world, "dvc", "commit", "--force", "embedding", "evaluate")
     run(world, "dvc", "push")
     git(world, "checkout", "--quiet", ".")
     run(world, "dvc", "checkout", "--force")
     picture = next((world.parent / "in").rglob(f"{person}/*.jpg")).read_bytes()
     theirs, found = (stored(world.parent / "remote", data) for data in (f'["{person}"]'.encode(), picture))
+    cached = stored(world / ".dvc/cache", f"of {person}".encode())
 
-    assert {trace.place for trace in forget(world, person).traces} == {"the DVC remote store"}
-    assert found.exists()
-    assert not object_of(world / ".dvc/cache", weights).exists()  # the model's list of people was beside them
+    lines = []
+    places = {trace.place for trace in forget(world, person, note=lines.append).traces}
+    assert places == {"the DVC remote store", "DVC's cache"}
+    assert f"left: {world}/.dvc/cache/files/md5: 1 objects of DVC (--shared removes them)" in lines
+    assert found.exists() and cached.exists() and object_of(world / ".dvc/cache", weights).exists()
     result = forget(world, person, shared=True)
     assert [trace.name for trace in result.traces] == [theirs.parent.name + theirs.name]
-    assert not found.exists()
+    assert not found.exists() and not cached.exists()
+    assert not object_of(world / ".dvc/cache", weights).exists()  # the model's list of people was beside them
+
+
+def test_what_somebody_keeps_with_dvc_beside_the_pipeline_stays_and_is_listed(world):
+    """Of the working tree, and of a commit."""
+    person = people_by("train", world)[0]
+    for folder in ("old", "exports"):
+        (world / folder).mkdir()
+        for name in (person, "somebody", "else"):
+            (world / folder / f"{name[:4]}.csv").write_text(f"image,person\n{folder},{name}\n")
+        run(world, "dvc", "add", folder)
+    git(world, "add", "--all")
+    git(world, "commit", "--quiet", "--message", "exports")
+    git(world, "rm", "--quiet", "old.dvc")
+    shutil.rmtree(world / "old")
+    git(world, "commit", "--quiet", "--message", "without the old ones")
+    git(world, "push", "--quiet", "origin", "main")
+    result = forget(world, person, shared=True)
+    assert {trace.name for trace in result.traces if trace.place == "the workspace"} == {"exports/pers.csv"}
+    assert len([trace for trace in result.traces if trace.place == "DVC's cache"]) == 2
+    git(world, "checkout", "--quiet", "HEAD~2", "--", "old.dvc")
+    run(world, "dvc", "checkout", "old", "exports")
+    assert len(list((world / "exports").iterdir())) == len(list((world / "old").iterdir())) == 3
+
+
+def test_a_gallery_behind_a_link_is_cleaned_too(world, tmp_path):
+    person = people_by("train", world)[0]
+    gallery = make_gallery(str(tmp_path / "disk/gallery"), world)
+    images = len(gallery)
+    (world / "galleries").symlink_to(tmp_path / "disk")
+    assert forget(world, person, shared=True).traces == []
+    assert len(Gallery.open(gallery.address)) == images - 6
+
+
+def test_a_short_name_is_taken_out_of_texts_and_refused_in_the_reason(world):
+    first, second = read_ledger(world / "data/drops.json")
+    paths = sorted(path.relative_to(first.address).as_posix() for path in Path(first.address).rglob("*.jpg"))
+    labels = {paths[0]: "Ann", paths[1]: "ANN"}
+    given = replace(first, reason="checked: two pictures of Ann are dark", labels=labels)
+    source = open_source(first.address, "cameras")
+    listing = drop_fingerprint(source, list_records(source, given), first.address)
+    write_ledger([replace(given, id=listing), second], world / "data/drops.json")
+    run(world, "dvc", "repro", "ingest")
+    assert "'Ann'" in (world / "metrics/ingest.json").read_text()
+    git(world, "commit", "--quiet", "--all", "--message", "labels")
+    git(world, "push", "--quiet", "origin", "main")
+    with pytest.raises(UserError, match="--reason has the person's name"):
+        forget(world, "ann", "Ann asked in a letter")
+    forget(world, "ann", shared=True)
+    reason = read_ledger(world / "data/drops.json")[0].reason
+    assert reason.startswith("checked: two pictures of forgotten-") and reason.endswith(" are dark")
+    assert "Ann" not in (world / "metrics/ingest.json").read_text()
 
 
 def stored(remote: Path, data: bytes) -> Path:

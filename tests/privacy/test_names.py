@@ -31,6 +31,18 @@ FOUND = [
     ("17", '{"person": "17", "images": 17}', '{"person": "X", "images": 17}'),
     ("17", '{"person": "17.0"}', '{"person": "X"}'),
     ("17", "visible/17/17/0001.jpg", "visible/17/X/0001.jpg"),
+    ("17", "the labels '17' and '17.0' were joined", "the labels 'X' and 'X' were joined"),
+    ("17", "<td>17</td>", "<td>X</td>"),
+    ("17", "image,person\n17.jpg,17\n1.jpg,017\n", "image,person\n17.jpg,X\n1.jpg,017\n"),
+    ("ann", "Ann asked in a letter", "X asked in a letter"),
+    ("ann", "<bdi>Ann</bdi>, and 'ANN'", "<bdi>X</bdi>, and 'X'"),
+    ("ann", "image,person\n1,Ann\n", "image,person\n1,X\n"),
+    ("li", "pictures of Li", "pictures of X"),
+    ("王小明", "<bdi>王小明</bdi>, 王小明的照片", "<bdi>X</bdi>, X的照片"),
+    ("anna", "anna_0001.jpg,3", "X_0001.jpg,3"),
+    ("anna lee", "exports/anna lee_0001.jpg", "exports/X_0001.jpg"),
+    ("anna lee", "?q=Anna+Lee&x, anna_lee, Anna\u00a0Lee, Anna\n  Lee", "?q=X&x, X, X, X"),
+    ("anna_lee", "Anna Lee", "X"),
 ]
 
 
@@ -53,11 +65,22 @@ def test_a_name_is_found_and_replaced(label, text, expected):
         ("17", '{"camera": "17", "cameras": {"17": 400, "18": {}}}'),
         ("17", '{"person":"18","camera":"17"}'),
         ("17", "infrared/17/18/0001.jpg"),
+        ("17", "rank,score\n17,3\n"),
+        ("ann", "Anna, joann, 17ann"),
+        ("王明", "王明德"),
     ],
 )
 def test_another_name_is_not_found_and_stays(label, text):
     assert not Names([label]).are_in(text)
     assert Names([label]).replaced(text, "X") == text
+
+
+def test_where_files_are_removed_a_short_name_counts_only_where_it_surely_is_one():
+    names = Names(["ann", "17", "anna lee"])
+    assert all(
+        names.are_in(text, sure=True) for text in ('"Ann"', "/in/17/1.jpg", "<bdi>17</bdi>", "Anna Lee")
+    )
+    assert not any(names.are_in(text, sure=True) for text in ("Ann", "'17'", "<td>17</td>", "person\n17\n"))
 
 
 @pytest.mark.parametrize(

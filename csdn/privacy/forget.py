@@ -36,14 +36,8 @@ from csdn.ingest.ledger import LEDGER, Drop, as_document, parse_ledger
 from csdn.ingest.pack import put_shard
 from csdn.params import Params, load_params
 from csdn.privacy import places
-from csdn.privacy.drops import (
-    DropImages,
-    all_drops,
-    clean_drops,
-    images_in_drops,
-    obstacle,
-    present_listing,
-)
+from csdn.privacy.drop_removal import clean_drops, obstacle, present_listing
+from csdn.privacy.drops import DropImages, all_drops, images_in_drops
 from csdn.privacy.objects import Objects, Values, folder_size
 from csdn.privacy.rewrite import (
     MovedShard,

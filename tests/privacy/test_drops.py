@@ -16,15 +16,8 @@ from csdn.ingest.ledger import Drop, Status, list_records, read_ledger
 from csdn.ingest.sources import open_source
 from csdn.ingest.sync import drop_fingerprint, label_drop, open_drop, sync_ledger
 from csdn.params import load_params
-from csdn.privacy.drops import (
-    UNKNOWN,
-    all_drops,
-    clean_drops,
-    images_in_drops,
-    left_in_drop,
-    paths_of_others,
-    present_listing,
-)
+from csdn.privacy.drop_removal import clean_drops, present_listing
+from csdn.privacy.drops import UNKNOWN, all_drops, images_in_drops, left_in_drop, paths_of_others
 from csdn.privacy.rewrite import IMAGE, NAME, Removal, rewrite_outputs
 from csdn.privacy.survey import _copies, _images, outputs_in
 from csdn.privacy.verify import Search

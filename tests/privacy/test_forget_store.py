@@ -12,7 +12,8 @@ from s3_server import BUCKET
 from csdn.data.catalog import load_dataset
 from csdn.data.checkpoint_store import clone_name
 from csdn.ingest.sync import open_drop
-from csdn.privacy.drops import clean_drops, images_in_drops
+from csdn.privacy.drop_removal import clean_drops
+from csdn.privacy.drops import images_in_drops
 from csdn.privacy.forget import forget
 from csdn.privacy.rewrite import Removal
 from csdn.report.page import publish

@@ -26,6 +26,8 @@ LONGEST = (
     "test_readme",
 )
 
+# OpenMP reads it when torch is loaded. Trainings of several test processes share the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # A shell starts background jobs with Ctrl-C ignored, and programs pass that on: the stages that tests
 # interrupt would not hear it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

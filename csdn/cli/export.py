@@ -7,16 +7,14 @@ from typing import Annotated
 
 import typer
 
-from csdn.cli.search import PARAMS
+from csdn.cli.search import PARAMS, Model, model_folder
 from csdn.params import load_params
 from csdn.runtime.errors import UserError
-
-Model = Annotated[Path, typer.Option(metavar="DIR", help="Folder of a saved model.")]
 
 
 def export(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; an older export is replaced.")],
-    model: Model = Path("models/embedding"),
+    model: Model = None,
     half: Annotated[
         bool, typer.Option("--half", help="Files in float16 too; measures what they cost.")
     ] = False,
@@ -27,7 +25,7 @@ def export(
     from csdn.search.export import export as write
 
     params = load_params(PARAMS) if PARAMS.exists() else None
-    values = write(params, Path(), model, out, half, lambda *phase: progress("export", *phase))
+    values = write(params, Path(), model_folder(model), out, half, lambda *phase: progress("export", *phase))
     print(f"{out}/: model {values['model'][:12]}, {values['features']['numbers']} numbers a feature")
     print(f"thresholds: {'in ' + PREPROCESSING if values['thresholds'] else 'none of this model'}")
     if half:
@@ -41,7 +39,7 @@ def export(
 
 
 def card(
-    model: Model = Path("models/embedding"),
+    model: Model = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where to write; not given: print.")
     ] = None,
@@ -50,8 +48,8 @@ def card(
     from csdn.search.model_card import model_card, write_card
 
     if out is None:
-        print(model_card(Path(), model), end="")
+        print(model_card(Path(), model_folder(model)), end="")
     elif out.is_dir():
         raise UserError(f"{out}: a folder; name a file, such as MODEL_CARD.md")
     else:
-        write_card(Path(), model, out)
+        write_card(Path(), model_folder(model), out)

@@ -22,7 +22,7 @@ from csdn.cli.service import serve
 from csdn.cli.versions import package_versions
 from csdn.params import load_params
 from csdn.runtime.errors import UserError, explain_os_error
-from csdn.runtime.process import exit_with_error, reach_loopback_directly
+from csdn.runtime.process import exit_with_error, reach_loopback_directly, spin_briefly
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -62,6 +62,7 @@ def options(
 def main() -> None:
     """Run a command; mistakes of the user and faults of the machine are shown without a traceback."""
     reach_loopback_directly()
+    spin_briefly()
     try:
         app()
     except UserError as error:

@@ -78,7 +78,7 @@ def gate() -> None:
 
 
 def history() -> None:
-    """List what the runs came to, oldest first: promoted, rejected, undecided, ready, rolled back, ..."""
+    """List the runs with their reasons, oldest first: promoted, rejected, undecided, ready, rolled back."""
     from csdn.ingest.forgotten import read_forgotten
     from csdn.retraining.branches import history as events
 
@@ -117,10 +117,12 @@ def rollback(
     """Make an older version the champion again, by default the previous one."""
     from csdn.retraining.lock import workspace_lock
     from csdn.retraining.registry import rollback as back
+    from csdn.retraining.run import after_rollback
 
     with workspace_lock(Path(), "csdn rollback"):
         version, notes = back(Path(), version, reason)
     print(f"version {version} is the champion now; its files are in champion/")
+    print(*map(escape_control_chars, after_rollback(Path())), sep="\n")
     _print(notes)
 
 

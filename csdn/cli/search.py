@@ -13,6 +13,7 @@ from csdn.runtime.console import progress
 from csdn.runtime.errors import UserError
 from csdn.runtime.files import as_json as json_bytes
 from csdn.runtime.sanitize import escape_control_chars
+from csdn.training.champion import CHAMPION, read_champion
 
 if TYPE_CHECKING:
     from csdn.evaluation.open_set import Thresholds
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from csdn.search.search import Filters
 
 PARAMS = Path("params.yaml")
-MODELS = (Path("champion/embedding"), Path("models/embedding"))  # where a project has its model
 THRESHOLDS = (Path("champion/evaluation/thresholds.json"), Path("evaluation/thresholds.json"))
 
 gallery_app = typer.Typer(
@@ -35,7 +35,9 @@ Images = Annotated[
 Drops = Annotated[
     list[str] | None, typer.Option(help="A drop of the ledger by address or id, or all; may be repeated.")
 ]
-Model = Annotated[Path | None, typer.Option(help="The model's folder; models/embedding, if not given.")]
+Model = Annotated[
+    Path | None, typer.Option(help="The model's folder; not given: the champion's, else models/embedding.")
+]
 Modality = Annotated[str, typer.Option(help="Of images whose folder does not say it: visible or infrared.")]
 
 
@@ -183,13 +185,24 @@ def _params() -> Params | None:
 
 
 def model_folder(given: Path | None, wanted: str = "") -> Path:
-    """The model's folder; wanted: the hash of the model to prefer where the project has two."""
-    from csdn.search.embedder import hash_of_model
+    """The model's folder: the one with the weights `wanted` (their SHA-256), or else with the champion's, or
+    else models/embedding. A note on standard error says if that is not the champion.
+    """
+    from csdn.search.embedder import MODELS, champion_folder, hash_of_model
 
+    if given is not None:
+        return given
     there = [folder for folder in MODELS if (folder / "model.safetensors").exists()]
-    if given is None and not there:
+    if not there:
         raise UserError(f"no model is here ({MODELS[-1]}); `dvc repro` trains one, or name one: --model DIR")
-    return given or next((folder for folder in there if wanted == hash_of_model(folder)), there[-1])
+    champion = read_champion().champion if Path(CHAMPION).exists() else None
+    of_champion = champion_folder(Path(), champion) if champion else None
+    found = next((folder for folder in there if wanted == hash_of_model(folder)), of_champion or there[-1])
+    if champion and found != of_champion and hash_of_model(found) != champion.embedding:
+        fetch = "`csdn fetch-champion` fetches it, --model names another"
+        advice = f"`--model {of_champion}` names that" if of_champion else fetch
+        typer.echo(f"note: {found} is not the champion, {champion.version}; {advice}", err=True)
+    return found
 
 
 def embedder_for(folder: Path, flip_tta: bool | None = None) -> Embedder:

@@ -63,6 +63,7 @@ def serve(
         params.ingest.grey16_range if params else {},
         device=params.scaling.device if params else "auto",
         threads=params.scaling.threads if params else 0,
+        project=None if model else Path.cwd(),
     )
     if token is None:
         typer.echo(f"no {TOKEN} is set: requests of this machine alone are served, without a token", err=True)

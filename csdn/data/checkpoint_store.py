@@ -327,7 +327,12 @@ def clone_name(root: Path) -> str:
                 with atomic_write(file) as temporary:
                     temporary.write_text(secrets.token_hex(16))
         text = f"{file.read_text()} {root.resolve()}"
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return folder_name(text)
+
+
+def folder_name(clone: str) -> str:
+    """The name in the storage (16 hex digits) of a clone with this value of CSDN_CLONE."""
+    return hashlib.sha256(clone.encode()).hexdigest()[:16]
 
 
 # When to save.

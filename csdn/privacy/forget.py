@@ -51,7 +51,7 @@ from csdn.privacy.rewrite import (
     rewrite_outputs,
     rewrite_shard,
     scrub,
-    text_pattern,
+    scrub_file,
 )
 from csdn.privacy.survey import (
     SHARDS,
@@ -143,6 +143,11 @@ def plan_lines(found: Plan, shared: bool = False) -> list[str]:
         lines.append(f"{params.ingest.store}: old shards are {old}")
     if params.report.store:
         lines.append(f"{params.report.store}: reports that name the person are {old}")
+    if params.scaling.checkpoint_dir:
+        lines.append(
+            f"{params.scaling.checkpoint_dir}: checkpoints of this clone and of runs are removed; "
+            f"those of other clones are {old}"
+        )
     lines += [f"{address}: the person is removed" for address in places.galleries_in(found.root)]
     for one in found.drops:
         if one.problem:
@@ -169,6 +174,8 @@ class Prepared:
 def prepare(found: Plan, note: Note) -> Prepared:
     """Write and keep the new shards and objects of all output sets; nothing that is in use changes."""
     made = Prepared()
+    shows = Search(found.removal).in_bytes
+    unnamed = places.unnamed_objects(found.root, found.objects, found.forgotten, shows)
     moved = _new_shards(found, made, note)
     for number, one in enumerate(found.survey.sets):
         out = found.work / f"outputs-{number}"
@@ -177,6 +184,7 @@ def prepare(found: Plan, note: Note) -> Prepared:
         _note_weights(one.files, changed, made)
         if one.outs:
             _replace_objects(one, changed, found.objects, made)
+    made.objects |= {md5: {} for md5 in unnamed}
     return made
 
 
@@ -189,9 +197,11 @@ def _new_shards(found: Plan, made: Prepared, note: Note) -> dict[str, MovedShard
     for name in sorted(found.survey.shards):
         path = shard_path(found.root, store, name, kept.get(name), found.objects)
         if path is None:
-            found.survey.missing.append(f"{SHARDS}/{name}: neither here nor in a store; cannot be rewritten")
+            found.survey.missing.append(f"{SHARDS}/{name}: no undamaged copy was found; cannot be rewritten")
             continue
         new = rewrite_shard(path, name, out, found.removal)
+        if new.name == name:  # nothing of the person is in it
+            continue
         made.shards[name], moved[name] = new.name, new
         note(f"{name}: {len(new.offsets)} images stay, in {new.name or 'no shard'}")
         if new.name:
@@ -324,7 +334,7 @@ def _changed_files(found: Plan, forgotten: Forgotten, at: str) -> dict[str, byte
     for name in git.git(root, "ls-tree", "-r", "-z", "--name-only", at, "metrics", CARD).split("\0"):
         if name:
             text = (git.file_at(root, at, name) or b"").decode(errors="surrogateescape")
-            new = scrub(text, removal)
+            new = scrub_file(name, text, removal)
             for old in forgotten.weights:
                 new = new.replace(old, newest(forgotten.weights, old))
             if name == CARD and champion:
@@ -337,11 +347,14 @@ def _changed_files(found: Plan, forgotten: Forgotten, at: str) -> dict[str, byte
 
 def present_drop(drop: Drop, removal: Removal, forgotten: Forgotten, images: Sequence[DropImages]) -> Drop:
     """A drop's entry without the person: its corrected labels, its reason, the hash of its listing."""
+    about = next((one for one in images if one.drop.id == drop.id), None)
+    gone = about.paths if about and about.source and not obstacle(about) else ()
     labels = {
-        path: removal.name if removal.is_label(person) else person for path, person in drop.labels.items()
+        path: removal.name if removal.is_label(person) else person
+        for path, person in drop.labels.items()
+        if path not in gone
     }
     drop = replace(drop, labels=labels, reason=scrub(drop.reason, removal))
-    about = next((one for one in images if one.drop.id == drop.id), None)
     return present_listing(about, drop, forgotten, removal.name) if about else drop
 
 
@@ -367,7 +380,7 @@ def forget(
     work.mkdir(parents=True)
     try:
         found = plan(root, person, work)
-        if text_pattern(found.removal.labels).search(reason):
+        if found.removal.names.are_in(reason):
             raise UserError("--reason has the person's name in it, and Git would keep it; word it without")
         galleries = [*galleries, *places.galleries_in(root)]
         in_drops = any(not one.problem for one in found.drops)
@@ -376,7 +389,7 @@ def forget(
             raise UserError(f"{person!r} is nobody in the data, the versions, the drops, or a gallery")
         forgotten = found.forgotten
         if found.survey.found or in_drops or not found.person:
-            for line in plan_lines(found):
+            for line in plan_lines(found, shared):
                 note(line)
             forgotten = record(found, prepare(found, note), reason)
             for line in commit(found, forgotten, newest_commit, branch):
@@ -416,7 +429,7 @@ def remove(
     root, params, objects = found.root, found.params, found.objects
     had_champion = (root / "champion").exists()
     shows = Search(removal).in_bytes
-    for name in places.remove_work(root, params, shows):
+    for name in places.remove_work(root, shows):
         note(f"removed: {name}")
     # Before the tables, which say what files have the person's images: a command that is killed finds them.
     drops, _ = all_drops(root, params)
@@ -429,12 +442,13 @@ def remove(
         note(line)
     for folder in (root / SHARDS, places.shard_cache(params)):
         note(f"{folder}: {places.remove_old_shards(folder, forgotten)} old shards removed")
+    unnamed = places.remove_unnamed(root, objects, forgotten, shows)  # first: it knows neighbours by these
     removed, kept = places.remove_objects(root, objects, forgotten, shared)
-    removed += places.remove_unnamed(root, objects, forgotten, shows)
-    note(f"DVC: {removed} old objects removed")
+    note(f"DVC: {unnamed + removed} old objects removed")
     for count, lines in (
         places.remove_from_store(params, forgotten, shared),
         places.remove_reports(params, removal, shared),
+        places.remove_checkpoints(root, params, shared),
     ):
         removed, kept = removed + count, kept + lines
     for line in kept:

@@ -8,29 +8,43 @@ if the caller says `shared`; otherwise it is counted.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from csdn.data.catalog import INDEX_SCHEMA, SAMPLES_SCHEMA, read_table
-from csdn.data.checkpoint_store import CheckpointStore
+from csdn.data.checkpoint_store import clone_name
 from csdn.data.storage import Store
 from csdn.ingest.forgotten import Forgotten, newest
 from csdn.params import Params
 from csdn.privacy.objects import Objects, locks_of, outputs_of
-from csdn.privacy.rewrite import MovedShard, Removal, images_of, rewrite_outputs, scrub, text_pattern
+from csdn.privacy.rewrite import (
+    IMAGE,
+    INGEST,
+    THRESHOLDS,
+    MovedShard,
+    Removal,
+    images_of,
+    rewrite_outputs,
+    scrub_file,
+    shows_images,
+)
 from csdn.privacy.survey import SHARDS, OutputSet, indexes, output_sets, outputs_in, shard_path
 from csdn.retraining import git
+from csdn.retraining.handover import checkpoint_folders
 from csdn.retraining.lock import RUNS
 from csdn.retraining.versions import present_lock
 from csdn.runtime.errors import UserError
 from csdn.runtime.files import atomic_write
 from csdn.search.gallery import MANIFEST, Gallery
 
-Shows = Callable[[bytes, str], object]  # what of the person is in a file's bytes; its name
+Shows = Callable[[bytes, str], set[str]]  # what of the person is in a file's bytes; its name
 
 # Below .state: nothing in it is of a person. The rest is work that can be done again.
 KEPT_STATE = ("clone", "times.json", ".times.json.lock", "forget", "seen-drops.json")
+_REPORT = re.compile("[0-9a-f]{16}/index[.]html")  # a copy in report.store (csdn.report.page)
+_CHECKPOINTS = re.compile("[0-9a-f]{16}")  # a folder of a clone or a run in scaling.checkpoint_dir
 
 
 # The workspace.
@@ -39,27 +53,43 @@ KEPT_STATE = ("clone", "times.json", ".times.json.lock", "forget", "seen-drops.j
 def replace_outputs(
     root: Path, work: Path, params: Params, forgotten: Forgotten, removal: Removal, objects: Objects
 ) -> int:
-    """Replace the outputs that show the person in the working tree; returns how many files changed."""
+    """Replace the outputs that show the person in the working tree; returns how many files changed.
+
+    The files that say what is left to do, the people of models and of tables, come last: a call that was
+    killed is done again by them.
+    """
     here = outputs_in(root)
     old = {name for name in _shards_named(here) if name in forgotten.shards}
     moved = {name: _moved(root, params, name, forgotten, objects) for name in old}
     changed = rewrite_outputs(here.files, work / "workspace", removal, moved)
-    for name, new in changed.items():
-        if new is None:
-            (root / name).unlink()
-        else:
-            with atomic_write(root / name) as temporary:
-                shutil.copyfile(new, temporary)
-    for path in (root / "metrics").glob("*.json"):
-        text = path.read_text(encoding="utf-8")
-        if (scrubbed := scrub(text, removal)) != text:
-            with atomic_write(path) as temporary:
-                temporary.write_text(scrubbed, encoding="utf-8")
-    lock = root / "dvc.lock"
-    if lock.exists() and (present := present_lock(lock.read_bytes(), forgotten)) != lock.read_bytes():
-        with atomic_write(lock) as temporary:
-            temporary.write_bytes(present)
+    for name in sorted(changed, key=_turn):
+        _replace(root / name, changed[name])
+    _rewrite(root / INGEST, lambda data: scrub_file(INGEST, data.decode(), removal).encode())
+    _rewrite(root / "dvc.lock", lambda data: present_lock(data, forgotten))
     return len(changed)
+
+
+def _turn(name: str) -> int:
+    """When an output is replaced, among others."""
+    if shows_images(name):
+        return 0
+    later = (THRESHOLDS, ".safetensors", ".parquet", "config.json", "data/people.parquet")
+    return 1 + max((n for n, ending in enumerate(later) if name.endswith(ending)), default=0)
+
+
+def _replace(path: Path, new: Path | None) -> None:
+    if new is None:
+        path.unlink()
+        return
+    with atomic_write(path) as temporary:
+        shutil.copyfile(new, temporary)
+
+
+def _rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
+    """Change a file's content, if there is the file."""
+    if path.exists() and (new := change(old := path.read_bytes())) != old:
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(new)
 
 
 def _shards_named(one: OutputSet) -> set[str]:
@@ -114,18 +144,17 @@ def user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "csdn"
 
 
-def remove_work(root: Path, params: Params, shows: Shows) -> list[str]:
+def remove_work(root: Path, shows: Shows) -> list[str]:
     """Remove what can be made again: unfinished stages, features of galleries, runs, the champion's folder.
 
-    Branches and outputs of runs stay in Git and DVC; of the files that a promotion moved aside
-    (.runs/replaced) those are removed that show the person. Returns the names of what was there.
+    Branches of runs stay, and their outputs are made again as those of versions are. Of the files that a
+    promotion moved aside (.runs/replaced) those are removed that show the person. Returns the names of what
+    was there.
     """
     removed = []
     for path in sorted((root / ".state").glob("*")):
         if path.name in KEPT_STATE:
             continue
-        if (path / "stage").exists():
-            CheckpointStore(path, params.scaling.checkpoint_dir).remove()
         _remove(path)
         removed.append(f".state/{path.name}")
     for path in sorted((root / RUNS).glob("*")):
@@ -148,6 +177,30 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def remove_checkpoints(root: Path, params: Params, shared: bool) -> tuple[int, list[str]]:
+    """Remove the checkpoints of this clone and of this project's runs from `scaling.checkpoint_dir`, and, if
+    `shared`, those of others, of which nobody knows on whom they were trained.
+
+    Returns how many folders were removed, and a line for those that are kept.
+    """
+    if not (address := params.scaling.checkpoint_dir):
+        return 0, []
+    own = {clone_name(root / ".state"), *checkpoint_folders(root)}
+    store = Store(address) if "://" in address else None
+    entries = store.objects() if store else Path(address).glob("*")
+    names = [entry.name for entry in entries]
+    folders = {folder for name in names if _CHECKPOINTS.fullmatch(folder := name.partition("/")[0])}
+    gone = folders if shared else folders & own
+    for name in (name for name in names if name.partition("/")[0] in gone):
+        if store:
+            store.remove(name)
+        else:
+            _remove(Path(address, name))
+    others = len(folders - gone)
+    kept = [f"{address}: checkpoints of {others} clones or runs (--shared removes them)"] if others else []
+    return len(gone), kept
 
 
 # DVC's objects, and stores.
@@ -193,18 +246,34 @@ def remove_objects(root: Path, objects: Objects, forgotten: Forgotten, shared: b
     return removed, kept
 
 
-def remove_unnamed(root: Path, objects: Objects, forgotten: Forgotten, shows: Shows) -> int:
-    """Remove objects that show the person, and that no dvc.lock names, such as those of a `dvc repro` before
-    the last one, from the cache; with them the other such files of the same folders (a model's weights,
-    beside the list of its people). Returns their number.
+def unnamed_objects(root: Path, objects: Objects, forgotten: Forgotten, shows: Shows) -> set[str]:
+    """The objects that show the person, and that no dvc.lock names, such as those of a `dvc repro` before the
+    last one: data/forgotten.json names them, so that `remove_objects` removes them everywhere.
 
-    A cache outside the project's folder keeps them: they may be another project's, or another clone's.
+    In a remote there are objects of other projects, too, who may know somebody of the same name: what only a
+    remote has counts only if it has an image of the person.
     """
-    if not objects.cache.is_relative_to(root.resolve()):
-        return 0
+    known = live_objects(root, objects, forgotten) | set(forgotten.objects)
+    found = {
+        md5
+        for md5, path in _cached(root, objects).items()
+        if md5 not in known and shows(path.read_bytes(), md5)
+    }
+    copy = objects.temporary / "copy"
+    for remote in objects.remotes:
+        for md5 in set(remote.all()) - known - found:
+            remote.get(md5, copy)
+            if IMAGE in shows(copy.read_bytes(), md5):
+                found.add(md5)
+    return found
+
+
+def remove_unnamed(root: Path, objects: Objects, forgotten: Forgotten, shows: Shows) -> int:
+    """Remove from the cache what `unnamed_objects` finds there, and the other unnamed files of the same
+    folders (a model's weights, beside the list of its people). Returns their number.
+    """
     live = live_objects(root, objects, forgotten)
-    unnamed = {path.parent.name + path.name: path for path in objects.cache.glob("*/*")}
-    unnamed = {md5: path for md5, path in unnamed.items() if md5 not in live}
+    unnamed = {md5: path for md5, path in _cached(root, objects).items() if md5 not in live}
     showing = {md5 for md5, path in unnamed.items() if shows(path.read_bytes(), md5)}
     others = set[str]()
     for md5 in (md5 for md5 in unnamed if md5.endswith(".dir")):
@@ -214,6 +283,15 @@ def remove_unnamed(root: Path, objects: Objects, forgotten: Forgotten, shows: Sh
     for md5 in (*(others - showing), *showing):  # the others first: once these are gone, nobody finds them
         unnamed[md5].unlink()
     return len(others | showing)
+
+
+def _cached(root: Path, objects: Objects) -> dict[str, Path]:
+    """The objects in the cache. A cache outside the project's folder counts as empty: what is in it may be
+    another project's, or another clone's.
+    """
+    if not objects.cache.is_relative_to(root.resolve()):
+        return {}
+    return {path.parent.name + path.name: path for path in objects.cache.glob("*/*")}
 
 
 def remove_from_store(params: Params, forgotten: Forgotten, shared: bool) -> tuple[int, list[str]]:
@@ -226,17 +304,21 @@ def remove_from_store(params: Params, forgotten: Forgotten, shared: bool) -> tup
 
 
 def remove_reports(params: Params, removal: Removal, shared: bool) -> tuple[int, list[str]]:
-    """The same for copies of reports in `report.store` that name the person: each is a folder."""
+    """The same for copies of reports in `report.store` whose page names the person: each is a folder of
+    that page. It goes last, as it tells that the folder is of the person.
+    """
     if not params.report.store:
         return 0, []
-    store, pattern = Store(params.report.store), text_pattern(removal.labels)
+    store = Store(params.report.store)
     listed = list(store.objects())
-    folders = {
-        found.name.partition("/")[0]
+    pages = {
+        found.name
         for found in listed
-        if found.name.endswith(".html") and pattern.search(store.read(found).decode(errors="replace"))
+        if _REPORT.fullmatch(found.name) and removal.names.are_in(store.read(found).decode(errors="replace"))
     }
+    folders = {name.partition("/")[0] for name in pages}
     there = [found.name for found in listed if found.name.partition("/")[0] in folders]
+    there.sort(key=lambda name: name in pages)
     return _remove_from(store, there, "files of reports", shared)
 
 
@@ -261,21 +343,25 @@ def galleries_in(root: Path) -> Iterator[str]:
 
 def have_person(galleries: Iterable[str], removal: Removal) -> bool:
     """Whether any of the galleries has the person. Raises UserError where one cannot be opened."""
-    return any(
-        removal.is_label(name)
-        for address in galleries
-        for name in Gallery.open(address).column("person").unique().to_pylist()
-    )
+    return any(_people(Gallery.open(address), removal) for address in galleries)
+
+
+def _people(gallery: Gallery, removal: Removal) -> list[str]:
+    """The names in a gallery that are the person's."""
+    return sorted(filter(removal.is_label, gallery.column("person").unique().to_pylist()))
 
 
 def clean_galleries(addresses: Iterable[str], forgotten: Forgotten, removal: Removal) -> list[str]:
-    """Remove the person from galleries; a line for each. Raises UserError where one cannot be opened."""
+    """Remove the person from galleries; a line for each, also for one that cannot be opened."""
     lines = []
     for address in dict.fromkeys(addresses):
-        gallery = Gallery.open(address)
-        people = {name for name in gallery.column("person").unique().to_pylist() if removal.is_label(name)}
-        count = gallery.remove(sorted(people), removal.images)
-        if (model := newest(forgotten.weights, gallery.manifest.model)) is not None:
-            gallery.set_model(model)
+        try:
+            gallery = Gallery.open(address)
+            count = gallery.remove(_people(gallery, removal), removal.images)
+            if (model := newest(forgotten.weights, gallery.manifest.model)) is not None:
+                gallery.set_model(model)
+        except UserError as error:
+            lines.append(f"not reached: {error}")
+            continue
         lines.append(f"{address}: {count} images removed")
     return lines

@@ -12,7 +12,7 @@ import re
 import tarfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from html import escape
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,13 +34,17 @@ from csdn.data.labels import canonical_label, label_fault
 from csdn.data.shards import HASH_DIGITS, ShardWriter
 from csdn.ingest.merge import tombstone
 from csdn.model.network import row_std
-from csdn.runtime.documents import read_json
+from csdn.privacy.names import Names
+from csdn.runtime.documents import expected_in, parse_json, read_json
 from csdn.runtime.errors import UserError
-from csdn.runtime.files import file_sha256, write_json
+from csdn.runtime.files import as_json, file_sha256, write_json
+from csdn.search.model_card import CARD
 
 # Of the folder evaluation: what shows single images of test people. `dvc repro evaluate` makes it again.
 OF_IMAGES = ("queries.parquet", "features.safetensors", "text_maps.csv", "text_maps.safetensors")
 THRESHOLDS = "evaluation/thresholds.json"
+INGEST = "metrics/ingest.json"
+_ROW_OF_DROP = re.compile(r"^\| [0-9a-f]{64} \|.*$", re.MULTILINE)  # in the model card
 
 NAME, IMAGE = "the name", "an image"  # what of a person is found in a file
 
@@ -56,6 +60,11 @@ class Removal:
     def is_label(self, label: str | None) -> bool:
         """Whether a label, as given, means the person."""
         return bool(label) and not label_fault(label) and canonical_label(label) in self.labels
+
+    @cached_property
+    def names(self) -> Names:
+        """The labels, to be found in texts."""
+        return Names(self.labels)
 
     def labels_in(self, column: pa.ChunkedArray) -> pa.Array:
         """Those of a column's labels that mean the person."""
@@ -117,7 +126,9 @@ def images_of(path: Path, name: str) -> Iterator[ShardImage]:
         with tarfile.open(path, "r:") as tar:
             image, key, extension, offset = b"", "", "", 0
             for member in tar:
-                data = tar.extractfile(member).read()  # type: ignore[union-attr]  # no file: the AttributeError
+                if (file := tar.extractfile(member)) is None:
+                    raise tarfile.TarError(f"{member.name} is no file")
+                data = file.read()
                 stem, _, ending = member.name.partition(".")
                 if ending != "json":
                     key, extension, offset, image = stem, ending, member.offset_data, data
@@ -151,10 +162,10 @@ def rewrite_outputs(
         if config in files and f"models/{stage}/{weights}" in files:
             changed |= _model(files, config, f"models/{stage}/{weights}", out, removal)
     model = "models/embedding/model.safetensors"
-    if THRESHOLDS in files and (new := changed.get(model)):
-        thresholds = read_json(files[THRESHOLDS]) | {"model": file_sha256(new)}
-        write_json(_target(out, THRESHOLDS), thresholds)
-        changed[THRESHOLDS] = out / THRESHOLDS
+    if THRESHOLDS in files and (weights_file := changed.get(model)):
+        thresholds = read_json(files[THRESHOLDS])
+        write_json(target := _target(out, THRESHOLDS), thresholds | {"model": file_sha256(weights_file)})
+        changed[THRESHOLDS] = target
     if row is not None or changed:
         changed |= dict.fromkeys(name for name in files if shows_images(name))
     return changed
@@ -269,10 +280,13 @@ def _model(
         return {}
     described["people"] = [removal.name if n in rows else person for n, person in enumerate(people)]
     write_json(_target(out, config), described)
-    data = bytearray(files[weights].read_bytes())
-    zero_rows(data, rows, len(people))
-    _target(out, weights).write_bytes(data)
-    return {config: out / config, weights: out / weights}
+    changed: dict[str, Path | None] = {config: out / config}
+    old = files[weights].read_bytes()
+    zero_rows(new := bytearray(old), rows, len(people))
+    if new != old:
+        _target(out, weights).write_bytes(new)
+        changed[weights] = out / weights
+    return changed
 
 
 def zero_rows(data: bytearray, rows: Collection[int], people: int) -> None:
@@ -294,22 +308,34 @@ def zero_rows(data: bytearray, rows: Collection[int], people: int) -> None:
 # Texts.
 
 
-def text_pattern(labels: Collection[str]) -> re.Pattern[str]:
-    """Finds the labels in a text, as they are and as HTML and JSON write them.
-
-    A label of digits alone, or of fewer than four characters, is in too many texts that mean something else:
-    it counts only as a whole JSON string, or as the name of a folder.
-    """
-    short = {label for label in labels if len(label) < 4 or label.isdigit()}
-    long = {form for label in set(labels) - short for form in (label, escape(label), json.dumps(label)[1:-1])}
-    parts = []
-    if long:
-        parts.append(rf"(?<!\w)(?:{'|'.join(map(re.escape, sorted(long)))})(?!\w)")
-    if short:
-        parts.append(rf"(?<=[\"/])(?:{'|'.join(map(re.escape, sorted(short)))})(?=[\"/])")
-    return re.compile("|".join(parts), re.IGNORECASE)
-
-
 def scrub(text: str, removal: Removal) -> str:
     """A text with the person's name replaced."""
-    return text_pattern(removal.labels).sub(removal.name, text)
+    return removal.names.replaced(text, removal.name)
+
+
+def scrub_file(name: str, text: str, removal: Removal) -> str:
+    """The text of a file in Git without the person's name.
+
+    metrics/ingest.json has names of people in its notes on their labels and in what it says of drops, the
+    model card in the addresses of drops. The rest of both is about cameras, which may be called like the
+    person; other files of metrics name nobody.
+    """
+    if name == CARD:
+        return _ROW_OF_DROP.sub(lambda row: scrub(row[0], removal), text)
+    if name != INGEST:
+        return text
+    old = parse_json(text, name, "`dvc repro ingest` makes it")
+    with expected_in(name, "`dvc repro ingest` makes it"):
+        named = {key: _scrubbed(old[key], removal) for key in ("labels", "drops") if key in old}
+    new = old | named
+    return text if new == old else as_json(new).decode()
+
+
+def _scrubbed(value: Any, removal: Removal) -> Any:
+    """A JSON value with the person's name replaced, but for keys, and for what is about cameras."""
+    if isinstance(value, dict):
+        return {key: one if key == "cameras" else _scrubbed(one, removal) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_scrubbed(one, removal) for one in value]
+    is_note = isinstance(value, str) and not value.startswith("cameras: ")
+    return scrub(value, removal) if is_note else value

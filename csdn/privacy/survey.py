@@ -146,7 +146,7 @@ def survey(
         found.shards |= shards
         if shown is not None and (found.row is None or one is here):
             found.row = shown
-    found.versions = _versions_trained(root, sets, removal, forgotten)
+    found.versions = _versions_trained(root, sets, removal, forgotten, found.missing)
     return found
 
 
@@ -275,9 +275,11 @@ def _people_of_models(one: OutputSet) -> Iterator[list[str]]:
 
 
 def _versions_trained(
-    root: Path, sets: Sequence[OutputSet], removal: Removal, forgotten: Forgotten
+    root: Path, sets: Sequence[OutputSet], removal: Removal, forgotten: Forgotten, missing: list[str]
 ) -> list[str]:
-    """The versions that were trained on the person, or from a version that was."""
+    """The versions that were trained on the person, or from a version that was; and those whose people cannot
+    be read, which `missing` then says.
+    """
     trained = list[str]()
     by_model = {values["md5"]: one for one in sets if (values := one.outs.get("models/embedding"))}
     for version in versions.all_versions(root):
@@ -288,18 +290,23 @@ def _versions_trained(
         outs = outputs_of(present_lock(lock, forgotten), "dvc.lock") if lock else {}
         values = outs.get("models/embedding")
         own = by_model.get(values["md5"]) if values else None
+        unknown = own is None or "models/embedding/config.json" not in own.files
         if (start and start.version in trained) or (own and _trained(own, removal)):
             trained.append(version)
+        elif values and unknown:  # better one version too many than one too few
+            trained.append(version)
+            missing.append(f"version {version}: its people are not known; marked as if trained on the person")
     return trained
 
 
 def shard_path(root: Path, store: str | None, name: str, md5: str | None, objects: Objects) -> Path | None:
-    """Where a shard lies on this machine, which may be a copy of a store's; None if nobody has it."""
-    if (here := root / SHARDS / name).exists():
+    """Where an undamaged shard lies on this machine (a copy of a store's, too); None if nobody has one."""
+    if has_bytes_of(name, here := root / SHARDS / name):
         return here
-    if store and (listed := Store(store).find(name)):
-        copy = objects.temporary / name
-        if not has_bytes_of(name, copy):
-            copy.write_bytes(Store(store).read(listed))
+    copy = objects.temporary / name
+    if store and not has_bytes_of(name, copy) and (listed := Store(store).find(name)):
+        copy.write_bytes(Store(store).read(listed))
+    if has_bytes_of(name, copy):
         return copy
-    return objects.path(md5) if md5 else None
+    kept = objects.path(md5) if md5 else None
+    return kept if kept and has_bytes_of(name, kept) else None

@@ -27,12 +27,14 @@ from csdn.params import Params
 from csdn.privacy.drops import all_drops, left_in_drop
 from csdn.privacy.objects import Objects, Remote
 from csdn.privacy.places import shard_cache, user_cache
-from csdn.privacy.rewrite import IMAGE, NAME, Removal, text_pattern
+from csdn.privacy.rewrite import IMAGE, NAME, Removal
 from csdn.retraining import git
 from csdn.runtime.errors import UserError
 
 SKIPPED = (".git", ".venv", "__pycache__")  # Git's history is searched by its objects
-_HASH = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
+_HASH = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
+# In a file that is not a text: what could be one, without the letters that random bytes make.
+_TEXTS = re.compile(r"[^\x00-\x08\x0e-\x1f\x7f\ufffd]{3,}")
 
 
 @dataclass(frozen=True)
@@ -51,28 +53,34 @@ class Search:
     """What is searched for."""
 
     def __init__(self, removal: Removal) -> None:
-        self.removal, self.pattern = removal, text_pattern(removal.labels)
+        self.removal, self.names = removal, removal.names
         self.images = {bytes.fromhex(one) for one in removal.images}
 
     def in_bytes(self, data: bytes, name: str) -> set[str]:
         """What of the person is in a file's bytes; `name` is the file's."""
-        found = {NAME} if self.pattern.search(name) else set()
+        found = {NAME} if self.names.are_in(name) else set()
         if hashlib.sha256(data).digest() in self.images:
             found.add(IMAGE)
         if data[:4] == b"PAR1" and (table := _read_table(data)) is not None:
             return found | self._in_table(table)
         if data[257:262] == b"ustar":
             return found | self._in_tar(data)
-        if self.pattern.search(data.decode(errors="replace")):
+        text = _text_of(data)
+        if self.names.are_in(text):
             found.add(NAME)
-        if not name.endswith(FORGOTTEN.name):  # it has the hashes, so that the images can be recognised
-            hashes = {bytes.fromhex(one.decode()) for one in _HASH.findall(data)}
-            found |= {IMAGE} if hashes & self.images else set()
+        # data/forgotten.json has the hashes, so that the images can be recognised.
+        if not name.endswith(FORGOTTEN.name) and not self.removal.images.isdisjoint(_HASH.findall(text)):
+            found.add(IMAGE)
         return found
 
     def _in_table(self, table: pa.Table) -> set[str]:
-        found, texts = set[str](), [str(table.schema.metadata)]
-        for column in table.columns:
+        facts = (
+            text.decode(errors="replace") for pair in (table.schema.metadata or {}).items() for text in pair
+        )
+        found, texts = set[str](), list(facts)
+        for field, column in zip(table.schema, table.columns, strict=True):
+            if field.name.endswith("camera"):  # it may be called like the person
+                continue
             if pa.types.is_dictionary(column.type):
                 column = column.cast(column.type.value_type)
             while pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
@@ -86,7 +94,7 @@ class Search:
         hashes = {one for one in texts if len(one) == 64}
         if hashes & self.removal.images:
             found.add(IMAGE)
-        if any(self.removal.is_label(text) or self.pattern.search(text) for text in texts):
+        if self.names.are_in("\n".join(texts)) or any(map(self.removal.is_label, texts)):
             found.add(NAME)
         return found
 
@@ -100,6 +108,14 @@ class Search:
         except tarfile.TarError:
             pass
         return found
+
+
+def _text_of(data: bytes) -> str:
+    """A text file's text; of another file, which is slow to search, the parts that could be texts."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "\n".join(_TEXTS.findall(data.decode(errors="replace")))
 
 
 def _read_table(data: bytes) -> pa.Table | None:
@@ -155,17 +171,15 @@ def verify(
         *((f"the DVC remote {one.name}", _remote_objects(one, objects.temporary)) for one in objects.remotes),
         ("Git", _git_objects(root)),
     ]
-    for address in (params.ingest.store, params.report.store):
+    for address in (params.ingest.store, params.report.store, params.scaling.checkpoint_dir):
         if address:
-            places.append((address, _stored(address)))
+            places.append((address, _files_at(address, unreachable)))
     if params.ingest.store:
         places.append((str(shard_cache(params)), _files(shard_cache(params), unreachable)))
     cached_galleries = user_cache() / "galleries"  # of galleries in object stores (csdn.search.gallery)
     places.append((str(cached_galleries), _files(cached_galleries, unreachable)))
-    for address in galleries:
-        files = _stored(address) if "://" in address else _files(Path(address), unreachable)
-        places.append((address, files))
-    traces = []
+    places += [(address, _files_at(address, unreachable)) for address in galleries]
+    traces = list[Trace]()
     for place, files in places:
         note(f"searches {place}")
         traces += search_place(place, files, search, unreachable)
@@ -209,7 +223,11 @@ def _remote_objects(remote: Remote, temporary: Path) -> Iterator[tuple[str, byte
         yield md5, copy.read_bytes()
 
 
-def _stored(address: str) -> Iterator[tuple[str, bytes]]:
+def _files_at(address: str, unreachable: list[str]) -> Iterator[tuple[str, bytes]]:
+    """The same for a folder or a prefix of an object store."""
+    if "://" not in address:
+        yield from _files(Path(address), unreachable)
+        return
     store = Store(address)
     for found in store.objects():
         yield found.name, store.read(found)
@@ -222,6 +240,7 @@ def _git_objects(root: Path) -> Iterator[tuple[str, bytes]]:
     """(hash and kind, content) of each commit, tag, tree and blob, one after the other."""
     command = ["git", "cat-file", "--batch-all-objects", "--batch", "--unordered"]
     with subprocess.Popen(command, cwd=root, env=git.environment(), stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None  # it is a pipe
         while head := process.stdout.readline():
             digest, kind, size = head.decode().split()
             data = process.stdout.read(int(size))

@@ -224,15 +224,12 @@ def decided(workspace: Path, main: str, run: str) -> Decided | None:
     return next((one for one in decisions(workspace, main, run) if one.decision in ends), None)
 
 
-def undecided_since(workspace: Path, main: str) -> Decided | None:
-    """The newest undecided run in the history of main; None if the champion has changed since.
-
-    A run by another method than main's says nothing about the data.
+def newest_decision(workspace: Path, main: str) -> Decided | None:
+    """The newest decision in the history of main since which data is new: a promotion, a rollback, or a run
+    that was left undecided. A run by another method than main's says nothing about the data.
     """
     for one in decisions(workspace, main):
-        if one.decision in (PROMOTE, ROLLBACK):
-            return None
-        if one.decision == UNDECIDED and not one.overrides:
+        if one.decision in (PROMOTE, ROLLBACK) or (one.decision == UNDECIDED and not one.overrides):
             return one
     return None
 
@@ -312,8 +309,13 @@ def history(workspace: str | Path) -> list[Event]:
 
 def _on_main(workspace: Path, newest: str) -> Iterator[Event]:
     greps = ("--basic-regexp", "--grep=^Csdn-Decision: ")
+    passed: dict[str, str] = {}  # run -> the gate's reasons; its commits come before that of its promotion
     for entry in git.format_commits(workspace, _FORM, "--reverse", *greps, newest):
         commit, time, run, decision, figures, body = entry.split("\x1f", 5)
+        reason = _reason(body)
+        if decision == PASS:
+            passed[run] = reason
+            continue
         if decision in (PROMOTE, ROLLBACK):
             champion = named_champion(workspace, commit)
             version, values = champion.version, champion.figures
@@ -321,7 +323,9 @@ def _on_main(workspace: Path, newest: str) -> Iterator[Event]:
             version, values = None, _figures(figures, f"Csdn-Figures of commit {commit[:12]}")
         else:
             continue
-        yield Event(_time(time), _OUTCOMES[decision], run, version, _reason(body), values)
+        if decision == PROMOTE:
+            reason = passed.get(run, reason)
+        yield Event(_time(time), _OUTCOMES[decision], run, version, reason, values)
 
 
 def _on_branches(workspace: Path, newest: str, known: Collection[str]) -> Iterator[Event]:

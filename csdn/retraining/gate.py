@@ -101,7 +101,7 @@ def decide(comparisons: Sequence[Comparison], rule: GateParams, best: str | None
     harm += _collapsed(comparisons, rule)
     wide = [_wide(one, rule, factor) for one in of_champion if not _surely_worse(one, factor)]
     decayed = [_decayed(one, rule, best) for one in below if one.data == BEST]
-    notes = _not_judged(overall, rule)
+    notes = _notes(_not_judged(overall, rule))
     if harm:
         return Decision(REJECT, [*harm, *wide, *decayed, *notes])
     against = [*_too_few(overall, rule), *wide, *decayed]
@@ -139,12 +139,32 @@ def decide_first(
     ]
     none = "there is no champion yet"
     if len(worse) < len(overall) and not no_better_than_chance:
-        return Decision(PROMOTE, [none, *worse])
+        return Decision(PROMOTE, [none, *_notes(worse)])
     reasons = [f"{none}, and this model cannot be one", *worse, *no_better_than_chance]
     too_few = _too_few(overall, rule)
     if len(worse) == len(overall) and not too_few:
         return Decision(REJECT, reasons)
     return Decision(UNDECIDED, [*reasons, *too_few])
+
+
+def worse_than_clip(evaluation: Mapping[str, Any]) -> list[str]:
+    """Notes on what CLIP without fine-tuning does better, by the content of metrics/evaluation.json."""
+    means = [
+        (f"{METRICS[metric]}, {in_words(direction)}", *(one[metric]["mean"] for one in models))
+        for direction in evaluation["clip"]
+        for models in [(evaluation["clip"][direction], evaluation["trained"][direction])]
+        for metric in METRICS
+    ]
+    return [
+        f"worse than CLIP as it is, in metrics/evaluation.json: {what}: {clip:.1f} % to {trained:.1f} %"
+        for what, clip, trained in means
+        if clip is not None and trained is not None and trained < clip
+    ]
+
+
+def _notes(texts: Iterable[str]) -> list[str]:
+    """Texts among the reasons that decided nothing."""
+    return [f"note: {text}" for text in texts]
 
 
 def fewest_people(data: str, overall: Iterable[Comparison]) -> int:
@@ -257,7 +277,7 @@ def as_json(
     """
     return {
         "decision": decision.decision,
-        "reasons": [*decision.reasons, *notes],
+        "reasons": [*decision.reasons, *_notes(notes)],
         "champion": champion,
         "best": best,
         "comparisons": [asdict(one) for one in comparisons],

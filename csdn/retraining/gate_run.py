@@ -24,6 +24,7 @@ from csdn.data.checkpoint_store import open_state, stage_key
 from csdn.data.features import Embedder, extract_local
 from csdn.data.shards import StoredPlace, shards_at
 from csdn.evaluation.distances import FeatureDistances, RandomDistances
+from csdn.evaluation.open_set import read_thresholds
 from csdn.evaluation.run import Experiment, prepare_from, untrained
 from csdn.ingest.identities import SplitRule, read_aliases
 from csdn.ingest.ledger import Status, read_ledger
@@ -37,10 +38,12 @@ from csdn.retraining.gate import (
     DATA,
     REJECT,
     TODAY,
+    UNDECIDED,
     Decision,
     as_json,
     decide,
     decide_first,
+    worse_than_clip,
 )
 from csdn.retraining.gate_memory import Version, compare_with_best, last_versions
 from csdn.retraining.gate_models import (
@@ -56,6 +59,8 @@ from csdn.retraining.gate_models import (
     values_of,
     without_drops,
 )
+from csdn.retraining.versions import same_weights
+from csdn.runtime.documents import expected_in, read_json
 from csdn.runtime.errors import UserError
 from csdn.runtime.files import file_sha256, write_json
 from csdn.training.champion import Champion, read_champion
@@ -81,6 +86,10 @@ def run_gate(
     """
     device = configured_device(params)
     inputs = read_inputs(params, root)
+    if inputs.champion and (left := _rolled_back(root)):
+        result = as_json(Decision(UNDECIDED, [left]), inputs.champion.version, [])
+        write_json(root / RESULT, result)
+        return result
     experiments = {data: _prepare(dataset, data, params) for data, dataset in inputs.datasets.items()}
     models, clip = _models(inputs, params, root)
     table, rows = unique_images(list(inputs.datasets.values()))
@@ -91,6 +100,18 @@ def run_gate(
         result = _decide(inputs, experiments, found, of_data, params, device)
         write_json(root / RESULT, result)
     return result
+
+
+def _rolled_back(root: Path) -> str | None:
+    """Why the candidate is not compared: a rollback has left a version with its weights."""
+    try:
+        version = same_weights(root, file_sha256(root / "models" / WEIGHTS))
+    except UserError:  # by hand, in a folder without Git; `promote` looks again
+        return None
+    return version and (
+        f"the candidate has the weights of {version}, which a rollback has left: new data makes another, or "
+        f"`csdn reject` of a drop; `csdn rollback {version}` makes that version the champion again"
+    )
 
 
 def _prepare(dataset: Dataset, data: str, params: Params) -> Experiment:
@@ -154,6 +175,18 @@ def _sampled(experiments: Mapping[str, Experiment]) -> list[str]:
     ]
 
 
+def _below_clip(root: Path) -> list[str]:
+    """What CLIP as it is does better, where the stage `evaluate` has evaluated the candidate."""
+    thresholds, figures = root / "evaluation/thresholds.json", root / "metrics/evaluation.json"
+    if not (thresholds.exists() and figures.exists()):
+        return []
+    if read_thresholds(thresholds).model != file_sha256(root / "models" / WEIGHTS):
+        return []
+    advice = "`dvc repro evaluate` makes it"
+    with expected_in(figures, advice):
+        return worse_than_clip(read_json(figures, advice))
+
+
 def _omitted(experiments: Mapping[str, Experiment], params: Params) -> list[str]:
     counts = {
         data: omitted_pairs(experiment, params.gate)
@@ -177,7 +210,7 @@ class GateInputs:
     champion: Champion | None
     datasets: dict[str, Dataset]
     files: list[Path]  # all that decide the test people and the features: for the key of the state
-    notes: list[str]  # facts about the data that a reader of the decision must know
+    notes: list[str]  # facts that a reader of the decision must know
     versions: list[Version] = field(default_factory=list)  # that the candidate is compared with on BEST
 
 
@@ -215,7 +248,7 @@ def read_inputs(params: Params, root: Path) -> GateInputs:
     if data:
         usable[BEST] = data
     files += [aliases, ledger, *(folder / name for name in FILES), *(one.weights for one in versions)]
-    return GateInputs(champion, usable, files, [*notes, *about], versions)
+    return GateInputs(champion, usable, files, [*notes, *about, *_below_clip(root)], versions)
 
 
 def check_champion(folder: Path, champion: Champion) -> None:

@@ -13,8 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from csdn.data.checkpoint_store import folder_name
 from csdn.params import load_params
 from csdn.retraining import dvc, git
+from csdn.retraining.branches import trailer
 from csdn.retraining.lock import RUNS
 from csdn.retraining.workspace import Run
 from csdn.runtime.errors import UserError
@@ -25,7 +27,17 @@ def checkpoints_of_run(folder: Path) -> dict[str, str]:
 
     Empty in any other folder: the clone's name counts there (csdn.data.checkpoint_store.clone_name).
     """
-    return {"CSDN_CLONE": f"run {folder.name}"} if _is_run(folder) else {}
+    return {"CSDN_CLONE": _clone_of(folder.name)} if _is_run(folder) else {}
+
+
+def checkpoint_folders(workspace: Path) -> set[str]:
+    """The names in `scaling.checkpoint_dir` of all runs that a commit of any branch names."""
+    runs = git.format_commits(workspace, trailer("Run"), "--all")
+    return {folder_name(_clone_of(run)) for run in runs if run}
+
+
+def _clone_of(run: str) -> str:
+    return f"run {run}"
 
 
 def share(stage: str, folder: Path, log: Callable[[str], None]) -> None:

@@ -198,6 +198,11 @@ def _name_champion(run: Run) -> str:
     """
     present = read_champion(run.folder)
     candidate = _champion(run, versions.next_version(run.workspace))
+    if left := versions.same_weights(run.workspace, candidate.embedding):
+        raise UserError(
+            f"run {run.id} has the weights of {left}, which a rollback has left, and is not promoted; "
+            f"`csdn rollback {left}` makes that version the champion again"
+        )
     if present.champion and branches.decision_of(run.workspace, run.tip) == PROMOTE:
         candidate = candidate.model_copy(update={"date": present.champion.date})  # decided on that day
         if present.champion == candidate:

@@ -12,6 +12,7 @@ apply_decision  main moves: to the run, or to a commit in which the run's drops 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -33,11 +34,13 @@ from csdn.retraining.blame import find_harmful
 from csdn.retraining.branches import (
     BEGIN,
     PASS,
+    ROLLBACK,
+    Decided,
     decision_of,
     first_commit,
     ledger_at,
     main_branch,
-    undecided_since,
+    newest_decision,
 )
 from csdn.retraining.gate import PROMOTE, REJECT, UNDECIDED, Decision, as_json
 from csdn.retraining.git import file_at
@@ -46,8 +49,9 @@ from csdn.retraining.lock import RUNS
 from csdn.retraining.notify import Notification, notify
 from csdn.retraining.registry import Outcome, promote, record
 from csdn.retraining.trigger import Arrivals, Since, count_arrivals, people_of, should_retrain
-from csdn.retraining.versions import champion_at, fetch_champion, version_tag
+from csdn.retraining.versions import champion_at, fetch_champion, named_champion, rolled_back, version_tag
 from csdn.retraining.workspace import GATE, AlreadyDecided, Run, begin, begin_trial
+from csdn.runtime.console import log, parse_event
 from csdn.runtime.documents import expected_in, parse_yaml, read_json
 from csdn.runtime.errors import Diverged, ServiceUnavailable, UserError
 from csdn.runtime.files import write_json
@@ -133,7 +137,7 @@ def _carry_out(run: Run, steps: Steps) -> Outcome:
     If this call is killed, the next one finds what the gate has said of the run and of its trials.
     """
     if _judge(run, steps) != REJECT or run.other_method:
-        return steps.apply_decision(run)
+        return _decided(run, steps)
     suspects, trials = tuple(_suspects(run)), dict[tuple[Drop, ...], Run]()
 
     def passes(left_out: tuple[Drop, ...]) -> bool:
@@ -155,7 +159,22 @@ def _carry_out(run: Run, steps: Steps) -> Outcome:
     if cleared:
         others = ", ".join(map(str, _vouched_for(run)))
         notes.append(f"no suspect is held, as the run is rejected without them as well; look at {others}")
-    return steps.apply_decision(found or run, cleared, notes)
+    return _decided(found or run, steps, cleared, notes)
+
+
+def _decided(run: Run, steps: Steps, cleared: Sequence[Drop] = (), notes: Sequence[str] = ()) -> Outcome:
+    """Apply the gate's decision, and log it as an event."""
+    outcome, reasons = steps.apply_decision(run, cleared, notes), read_gate(run)["reasons"]
+    figures = run.folder / "metrics/headline.json"  # missing if the run has made no model
+    log(
+        "decision",
+        run=run.id,
+        outcome=outcome.event,
+        version=outcome.version,
+        reasons=[*reasons, *(reason for reason in outcome.reasons if reason not in reasons)],
+        figures=read_json(figures) if figures.exists() else {},
+    )
+    return outcome
 
 
 def _undecided_trials(trials: Iterable[Run]) -> list[str]:
@@ -224,7 +243,10 @@ def retrain_local(workspace: Path, overrides: Mapping[str, Any], force: bool) ->
 
 
 def _print(*lines: str) -> None:
-    print(*(escape_control_chars(line, keep="\n") for line in lines), sep="\n", flush=True)
+    """Text to standard output; a stage's JSON events (CSDN_LOG=json) to standard error."""
+    for line in lines:
+        stream = sys.stderr if parse_event(line) else sys.stdout
+        print(escape_control_chars(line, keep="\n"), file=stream, flush=True)
 
 
 # The scan: what arrived, and whether it is enough.
@@ -266,21 +288,18 @@ def _new_data(workspace: Path, drops: list[Drop]) -> tuple[list[Drop], Scan, boo
     params = parse_params(parse_yaml(file_at(workspace, main, "params.yaml") or b"", source), source)
     synced, notes = sync_ledger(drops, _absolute(params.ingest.watch), workspace / "data")
     champion, rule = champion_at(workspace, main), _split_rule(workspace, main, params)
-    seen = _drops_of(workspace, champion) if champion else set()
-    since, tried = _undecided_since(workspace, main)
-    if since is None and champion:
-        since = Since(champion.date)
+    seen = {drop.id for drop in _drops_of(workspace, champion)} if champion else set()
+    last = newest_decision(workspace, main)
+    since, tried = _since(last, champion), _tried(workspace, last)
     waiting = [drop for drop in synced if drop.status == Status.ACCEPTED and drop.id not in seen]
-    unseen = [drop for drop in waiting if drop not in tried]
+    unseen = [drop for drop in waiting if _entry(drop) not in tried]
     known = _people_of(workspace, champion) if champion and unseen else set()
     content = file_at(workspace, main, str(FORGOTTEN))
     forgotten = parse_forgotten(content, FORGOTTEN) if content else NOBODY
     if unseen:
-        known |= _listed_people([drop for drop in waiting if drop in tried], rule, forgotten)
+        known |= _listed_people([drop for drop in waiting if drop not in unseen], rule, forgotten)
     new = count_arrivals(unseen, known, rule, forgotten)
-    decide = partial(
-        should_retrain, new, since if champion else None, datetime.now(UTC).date(), params.retrain
-    )
+    decide = partial(should_retrain, new, since, datetime.now(UTC).date(), params.retrain)
     (enough, reason), compared = decide(), list[str]()
     if params.retrain.drift and champion and unseen and not enough:
         changed, compared = _drift(workspace, params, unseen)
@@ -301,18 +320,63 @@ def _listed_people(drops: Sequence[Drop], rule: SplitRule, forgotten: Forgotten)
     return people
 
 
-def _undecided_since(workspace: Path, main: str) -> tuple[Since | None, set[Drop]]:
-    """(the newest run without a decision, its drops that main accepts since then).
+def _since(last: Decided | None, champion: Champion | None) -> Since | None:
+    """The decision since which data is new; None if there is no champion yet."""
+    if champion is None:
+        return None
+    if last and last.decision == UNDECIDED:
+        return Since(last.time.date(), f"run {last.run} was left undecided")
+    if last and last.decision == ROLLBACK:
+        return Since(last.time.date(), f"the rollback to {champion.version}")
+    return Since(champion.date)
 
-    (None, empty) if the champion has changed since. The next run trains on these drops as well, but they are
-    no reason for one: the gate could not decide with them. A drop whose entry has changed since, as by
-    `csdn accept`, is a reason again.
+
+def _tried(workspace: Path, last: Decided | None) -> set[tuple[str, str]]:
+    """The drops (`_entry`) that are no reason for a run: the next one trains on them as well.
+
+    The gate could not decide with them since the champion was chosen, or a version that was trained on them
+    is one that a rollback has left. A drop whose reason has changed since, as by `csdn accept`, is new again.
     """
-    run = undecided_since(workspace, main)
-    if run is None:
-        return None, set()
-    drops = (drop for drop in ledger_at(workspace, run.commit) if drop.id not in run.untried)
-    return Since(run.time.date(), run.run), {drop for drop in drops if drop.status == Status.ACCEPTED}
+    tried = {_entry(drop) for drop in _drops_left(workspace)}
+    if last and last.decision == UNDECIDED:
+        drops = (drop for drop in ledger_at(workspace, last.commit) if drop.id not in last.untried)
+        tried |= {_entry(drop) for drop in drops if drop.status == Status.ACCEPTED}
+    return tried
+
+
+def _entry(drop: Drop) -> tuple[str, str]:
+    return drop.id, drop.reason
+
+
+def _drops_left(workspace: Path) -> list[Drop]:
+    """The drops of the versions that a rollback has left, as they were then."""
+    left = (named_champion(workspace, version_tag(version)) for version in rolled_back(workspace))
+    return [drop for champion in left for drop in _drops_of(workspace, champion)]
+
+
+def after_rollback(workspace: Path) -> list[str]:
+    """What a rollback means for the next scans, in lines for people; none if it has left no version."""
+    if not (versions := rolled_back(workspace)):
+        return []
+    main = f"refs/heads/{main_branch(workspace)}"
+    champion = named_champion(workspace, main)
+    seen = {drop.id for drop in _drops_of(workspace, champion)}
+    left = {_entry(drop) for drop in _drops_left(workspace)}
+    drops = [
+        drop
+        for drop in ledger_at(workspace, main)
+        if drop.status == Status.ACCEPTED and drop.id not in seen and _entry(drop) in left
+    ]
+    lines = [f"{', '.join(versions)}: the same weights are not promoted again"]
+    if drops:
+        lines += [
+            f"they were trained on these drops, and {champion.version} was not:",
+            *(f"  {drop}" for drop in drops),
+            "The drops stay accepted, and start no run. The next new data starts one that has them too, and "
+            "the gate decides. If one of them is to blame: `csdn reject DROP --reason ...`, and commit; "
+            "`csdn retrain --now` trains without it at once.",
+        ]
+    return lines
 
 
 def _drift(workspace: Path, params: Params, drops: Sequence[Drop]) -> tuple[list[str], list[str]]:
@@ -352,8 +416,8 @@ def _absolute(places: list[str]) -> list[str]:
     return places
 
 
-def _drops_of(workspace: Path, champion: Champion) -> set[str]:
-    """The ids of the drops that the champion was trained on: those that its run began with.
+def _drops_of(workspace: Path, champion: Champion) -> list[Drop]:
+    """The drops that a champion was trained on: those that its run began with.
 
     The commit of its version may have more, which main got before the run was promoted.
     """
@@ -364,7 +428,7 @@ def _drops_of(workspace: Path, champion: Champion) -> set[str]:
             f"{workspace}: the history of {tag} has not the beginning of run {champion.run}; "
             "`git fetch --tags --unshallow` completes a shallow clone"
         )
-    return {drop.id for drop in ledger_at(workspace, begun) if drop.status == Status.ACCEPTED}
+    return [drop for drop in ledger_at(workspace, begun) if drop.status == Status.ACCEPTED]
 
 
 def _people_of(workspace: Path, champion: Champion) -> set[str]:
@@ -477,7 +541,7 @@ def _unproven(run: Run) -> list[Drop]:
     if nothing_usable(run):
         return []
     champion = read_champion(run.folder).champion
-    known = _drops_of(run.workspace, champion) if champion else set()
+    known = {drop.id for drop in _drops_of(run.workspace, champion)} if champion else set()
     unused = known | set(_held_by_ingest(run))
     return [drop for drop in run.drops if drop.status == Status.ACCEPTED and drop.id not in unused]
 

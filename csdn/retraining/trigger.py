@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Arrivals:
-    """Images and people that neither the champion was trained on nor an undecided run after it."""
+    """Images and people that no model was trained on: champion, undecided run, version that was left."""
 
     images: int = 0
     people: int = 0
@@ -30,14 +30,13 @@ class Arrivals:
 
 @dataclass(frozen=True)
 class Since:
-    """The decision since which data is new: the champion's promotion, or a later run without a decision."""
+    """The decision since which data is new. after: what was decided, if not the champion's promotion."""
 
     day: datetime.date
-    undecided: str = ""  # that run's id
+    after: str = ""
 
     def __str__(self) -> str:
-        run = self.undecided
-        return f"run {run} was left undecided" if run else "the champion was chosen"
+        return self.after or "the champion was chosen"
 
 
 def people_of(drops: Sequence[Drop], rule: SplitRule, forgotten: Forgotten = NOBODY) -> set[str]:
@@ -77,7 +76,7 @@ def should_retrain(
     Then any new image triggers training. drift: what has changed, a text for each camera; one is enough.
     """
     if not new.images:
-        return False, f"nothing is new since {since}" if since and since.undecided else "nothing is new"
+        return False, f"nothing is new since {since}" if since and since.after else "nothing is new"
     if since is None:
         return True, f"{new}; there is no champion yet"
     counts = {

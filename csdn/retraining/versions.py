@@ -56,18 +56,47 @@ def all_versions(folder: Path) -> list[str]:
 
 
 def versions_before(folder: Path, version: str) -> list[str]:
-    """The versions that were champion before one, oldest first, without those that a rollback has left.
+    """The versions that were champion before one, oldest first, without those that a rollback has left."""
+    line = _line(_champions(folder))
+    return line[: line.index(version)] if version in line else line
 
-    By GTO's tags of the changes of champion: one to a version that was champion before is a rollback.
-    """
+
+def rolled_back(folder: Path) -> list[str]:
+    """The versions that a rollback has left, oldest first: a person found them bad."""
+    champions = _champions(folder)
+    left = set(champions).difference(_line(champions))
+    return sorted(left, key=lambda name: int(name[1:]))
+
+
+def _champions(folder: Path) -> list[str]:
+    """The version of each change of champion, by GTO's tags."""
     form = "--format=%(*objectname) %(refname:strip=2)"
     names = git(folder, "for-each-ref", form, f"refs/tags/{ARTIFACT}@*").splitlines()
     of_commit = {line[:40]: line.rpartition("@")[2].removesuffix(".0.0") for line in names}
+    changes = git(folder, "for-each-ref", "--sort=version:refname", form, _CHANGES).splitlines()
+    return [of_commit[change[:40]] for change in changes if change[:40] in of_commit]
+
+
+def _line(champions: list[str]) -> list[str]:
+    """Without the versions that a rollback has left: a change to one that was champion before is a rollback.
+
+    >>> _line(["v1", "v2", "v3", "v1", "v4"])
+    ['v1', 'v4']
+    """
     line: list[str] = []
-    for change in git(folder, "for-each-ref", "--sort=version:refname", form, _CHANGES).splitlines():
-        if name := of_commit.get(change[:40]):
-            line = [*(line[: line.index(name)] if name in line else line), name]
-    return line[: line.index(version)] if version in line else line
+    for name in champions:
+        line = [*(line[: line.index(name)] if name in line else line), name]
+    return line
+
+
+def same_weights(folder: Path, embedding: str) -> str | None:
+    """The version with these weights (their SHA-256) that a rollback has left; None if there is none."""
+    forgotten = read_forgotten(folder / FORGOTTEN)
+    for version in rolled_back(folder):
+        entry = with_present_weights(champion_at(folder, version_tag(version)), forgotten)
+        if entry and entry.embedding == embedding:
+            return version
+    return None
 
 
 def next_version(folder: Path) -> str:

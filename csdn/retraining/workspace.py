@@ -126,8 +126,9 @@ def begin(
     drops = ledger_change(branches.ledger_at(workspace, base))
     digits = _hash_digits(workspace, base, drops, values)
     _check_not_decided(workspace, base, digits)
-    undecided = branches.undecided_since(workspace, base)
-    like = branches.newest_tip(workspace, branches.branch_name(undecided.run)) if undecided else None
+    last, like = branches.newest_decision(workspace, base), None
+    if last and last.decision == UNDECIDED:
+        like = branches.newest_tip(workspace, branches.branch_name(last.run))
     return _open_or_create(workspace, base, digits, drops, values, like)
 
 

@@ -9,9 +9,17 @@ With CSDN_LOG=json each line is an object, an event:
      "images_per_second": 845.01, "seconds": 6.8, "seconds_left": 50.0}
 
 `event` is start, progress (at the first unit, then every ten seconds), note (with a `text`), end (with
-`error`: null, or the class name of the exception that ended it) or error (with a `text` and a `kind`:
-unavailable, diverged or error). `phase` is null in the start and end of a whole stage. `rate` is in units a
-second. Values that are not known yet are null. A retraining reads these events (csdn.retraining.steps).
+`error`: null, or the class name of the exception that ended it), error (with a `text` and a `kind`:
+unavailable, diverged or error) or decision, the result of a retraining. `phase` is null in the start and end
+of a whole stage. `rate` is in units a second. Values that are not known yet are null. A retraining reads
+these events (csdn.retraining.steps), and logs the decision:
+
+    {"event": "decision", "time": "2026-11-21T10:25:40.101Z", "run": "20261121-0a1b2c3d",
+     "outcome": "promoted", "version": "v2", "reasons": ["not worse by more than 5 points of ..."],
+     "figures": {"ir_to_vis": {"mAP": 24.1, "rank1": 23.64}, "test_people": 80, "vis_to_ir": ...}}
+
+`outcome` is promoted, ready, rejected or undecided; `version` is null unless it was promoted; `figures` are
+those of metrics/headline.json, empty if the run has made no model.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from csdn.model import load as load_network
 from csdn.model.device import configure_torch
 from csdn.runtime.errors import UserError, explain_os_error
 from csdn.runtime.files import file_sha256
+from csdn.training.champion import Champion
 
 BATCH = 128  # images of a forward pass
 MAX_PIXELS = 50_000_000  # of an image, as `ingest.max_pixels` allows by default
@@ -167,6 +168,16 @@ def load(folder: str | Path) -> LoadedModel:
     model = load_network(folder, LoadedModel)
     model.normalize, model.model_hash = _normalize(folder), hash_of_model(folder)
     return model
+
+
+# Where a project has its models: the fetched champion, and what the stages made last.
+MODELS = (Path("champion/embedding"), Path("models/embedding"))
+
+
+def champion_folder(root: Path, champion: Champion) -> Path | None:
+    """The model's folder below `root` that has the champion's weights; None where there is none."""
+    folders = (root / folder for folder in MODELS if (root / folder / "model.safetensors").exists())
+    return next((folder for folder in folders if hash_of_model(folder) == champion.embedding), None)
 
 
 def hash_of_model(folder: str | Path) -> str:

@@ -1,9 +1,9 @@
 """A promoted model takes over while the service runs.
 
-A thread looks at the model's folder. When its weights have changed, the new model is loaded beside the old
-one, the gallery's images are embedded by it into a folder of their own, and then both are exchanged at once.
-Searches never wait, changes of the gallery only for the exchange. If it fails, such as because an image is
-not there any more, the old model stays in use, and the log says why.
+A thread looks at the model's folder, and at the project's champion. When that is another model, it is loaded
+beside the old one, the gallery's images are embedded by it into a folder of their own, and then both are
+exchanged at once. Searches never wait, changes of the gallery only for the exchange. If it fails, such as
+because an image is not there any more, the old model stays in use, and the log says why.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from types import TracebackType
 from csdn.runtime.console import log, log_error
 from csdn.runtime.errors import UserError, explain_os_error
 from csdn.search.build import add_images, images_of, make_index, wants_index
-from csdn.search.embedder import Embedder, hash_of_model
+from csdn.search.embedder import MODELS, Embedder, champion_folder, hash_of_model
 from csdn.search.gallery import Gallery
 from csdn.search.service import Service
+from csdn.training.champion import CHAMPION, read_champion
 
+WEIGHTS = "model.safetensors"
 SECONDS = 2.0  # between two looks
 RETRY_SECONDS = 60.0  # after a failure
 
@@ -29,7 +31,7 @@ class Promotion:
 
     def __init__(self, service: Service) -> None:
         self.service, self.ended = service, threading.Event()
-        self.seen: tuple[int, ...] | None = None  # the first look compares hashes
+        self.seen: tuple[tuple[int, ...] | None, ...] | None = None  # the first look compares hashes
         self._remove_unfinished()
         # A daemon: the process can end in the middle, as the gallery is whole at any time.
         self.thread = threading.Thread(target=self._watch, name="promotion", daemon=True)
@@ -59,28 +61,39 @@ class Promotion:
         if signature is None:
             return  # between two models; DVC removes one before it links the next
         if signature != self.seen:
-            found = hash_of_model(service.settings.model)
+            folder = self._folder()
+            found = hash_of_model(folder)
             if found != service.state.embedder.model_hash:
-                self.promote(found)
-            self.seen = signature
+                self.promote(found, folder)
+            service.model, self.seen = folder, signature
         with service.writing:
             service.refresh()
 
-    def _signature(self) -> tuple[int, ...] | None:
-        """What changes with the weights, and is cheaper to read than their hash."""
-        try:
-            found = (self.service.settings.model / "model.safetensors").stat()
-        except FileNotFoundError:
-            return None
-        return found.st_mtime_ns, found.st_size, found.st_ino
+    def _folder(self) -> Path:
+        """The folder that has the weights of the project's champion; the one in use where there is none."""
+        root = self.service.settings.project
+        if root and (root / CHAMPION).exists() and (champion := read_champion(root).champion):
+            return champion_folder(root, champion) or self.service.model
+        return self.service.model
 
-    def promote(self, model: str) -> None:
-        """Exchange the model, by its hash, and the gallery's features. On a UserError nothing has changed."""
+    def _signature(self) -> tuple[tuple[int, ...] | None, ...] | None:
+        """What changes with the weights and the champion, and is cheaper to read than the weights' hash."""
+        if (own := _stat(self.service.model / WEIGHTS)) is None:
+            return None
+        root = self.service.settings.project
+        others = [root / CHAMPION, *(root / folder / WEIGHTS for folder in MODELS)] if root else []
+        return own, *map(_stat, others)
+
+    def promote(self, model: str, folder: Path) -> None:
+        """Exchange the model for that of `folder`, and the gallery's features; model: the weights' hash.
+
+        On a UserError nothing has changed.
+        """
         service = self.service
         current = service.state.gallery.manifest
-        embedder = service.open_model(current.flip_tta)
+        embedder = service.open_model(folder, current.flip_tta)
         if embedder.model_hash != model:  # the hash before the weights were read, and the one after
-            raise UserError(f"{service.settings.model}: changed while it was read; the service looks again")
+            raise UserError(f"{folder}: changed while it was read; the service looks again")
         with service.writing:
             if service.follow(embedder):
                 return
@@ -135,6 +148,15 @@ class Promotion:
             raise UserError(
                 f"{source}: {reason}; the old model stays in use. Put the image back, or remove it"
             )
+
+
+def _stat(path: Path) -> tuple[int, ...] | None:
+    """What changes when a file is replaced; None where it is missing."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _note(text: str) -> None:

@@ -129,7 +129,11 @@ class Batches(Generic[T, R]):
 
 @dataclass(frozen=True)
 class Settings:
-    """What one service serves: addresses and paths are the operator's, never a client's."""
+    """What one service serves: addresses and paths are the operator's, never a client's.
+
+    model: the folder of the model to begin with. project: the root of the project whose champion takes over;
+    None: only a change of that folder does.
+    """
 
     gallery: str
     model: Path
@@ -137,6 +141,7 @@ class Settings:
     grey16: Grey16Ranges
     device: str = "auto"
     threads: int = 0
+    project: Path | None = None
 
 
 class Service:
@@ -145,21 +150,21 @@ class Service:
     def __init__(
         self, settings: Settings, find: Callable[[Query], Awaitable[list[PersonMatch]]] | None = None
     ) -> None:
-        self.settings = settings
+        self.settings, self.model = settings, settings.model
         self.find = find or Batches(answer)
         gallery = Gallery.open(settings.gallery)
-        embedder = self.open_model(gallery.manifest.flip_tta)
-        gallery.check_model(embedder.model_hash, settings.model)
+        embedder = self.open_model(self.model, gallery.manifest.flip_tta)
+        gallery.check_model(embedder.model_hash, self.model)
         self.state = InUse(embedder, Searcher(gallery).with_index(), self.thresholds_of(embedder))
         self.writing = threading.Lock()  # held by whoever changes the gallery or replaces the state
         self.decoding, self.showing = CapacityLimiter(available_cores()), CapacityLimiter(4)
         self.changing = CapacityLimiter(1)  # changes wait for `writing` without a thread
 
-    def open_model(self, flip_tta: bool) -> Embedder:
+    def open_model(self, folder: Path, flip_tta: bool) -> Embedder:
         settings = self.settings
         # One core is left for HTTP and for decoding.
         threads = settings.threads or max(1, available_cores() - 1)
-        return Embedder.open(settings.model, flip_tta, settings.device, threads)
+        return Embedder.open(folder, flip_tta, settings.device, threads)
 
     def thresholds_of(self, embedder: Embedder) -> Thresholds | None:
         known = (read_thresholds(path) for path in self.settings.thresholds if path.exists())
@@ -229,7 +234,7 @@ class Service:
         gallery = copy.copy(state.gallery)
         gallery.refresh()
         if gallery.manifest != state.gallery.manifest:
-            gallery.check_model(state.embedder.model_hash, self.settings.model)
+            gallery.check_model(state.embedder.model_hash, self.model)
             self.state = InUse(state.embedder, Searcher(gallery).with_index(state.searcher), state.thresholds)
 
     def exchange(self, embedder: Embedder, following: Gallery) -> bool:

@@ -143,6 +143,11 @@ def _initial_row(person: str, shape: Sequence[int], seed: int, tensor: str, std:
     return torch.from_numpy(draws) * std
 
 
+def _fetch(version: str) -> str:
+    """Advice. Without the version the command fetches the champion, which may be a later one."""
+    return f"`csdn fetch-champion {version}` fetches the files of {version}"
+
+
 def _check_file(warm: WarmStart, stage: str) -> None:
     path, version = warm.folder / stage / WEIGHTS[stage], warm.start.version
     try:
@@ -152,21 +157,21 @@ def _check_file(warm: WarmStart, stage: str) -> None:
     if found != warm.sha256(stage):
         raise UserError(
             f"{path}: its SHA-256 is {found}; that of {version} is {warm.sha256(stage)} (champion.json, "
-            f"start.{stage}). `csdn fetch-champion` fetches the champion's files"
+            f"start.{stage}). {_fetch(version)}"
         )
 
 
 def _not_fetched(path: Path, version: str) -> UserError:
     return UserError(
-        f"{path}: no such file, and training starts from {version} (champion.json); `csdn fetch-champion` "
-        f"fetches the champion's files, {FROM_CLIP}"
+        f"{path}: no such file, and training starts from {version} (champion.json); {_fetch(version)}, "
+        f"{FROM_CLIP}"
     )
 
 
 def _read_json(path: Path, warm: WarmStart) -> dict[str, Any]:
     if not path.exists():
         raise _not_fetched(path, warm.start.version)
-    advice = "`csdn fetch-champion` fetches the champion's files"
+    advice = _fetch(warm.start.version)
     found = read_json(path, advice)
     if not isinstance(found, dict):
         raise UserError(f"{path} is damaged; {advice}")
@@ -176,9 +181,7 @@ def _read_json(path: Path, warm: WarmStart) -> dict[str, Any]:
 def _read_people(path: Path, warm: WarmStart) -> list[str]:
     people = _read_json(path, warm).get("people")
     if not isinstance(people, list) or not all(isinstance(name, str) for name in people):
-        raise UserError(
-            f"{path}: the list `people` is missing; `csdn fetch-champion` fetches the champion's files"
-        )
+        raise UserError(f"{path}: the list `people` is missing; {_fetch(warm.start.version)}")
     return people
 
 
@@ -204,9 +207,7 @@ def _check_shapes(warm: WarmStart, stage: str, champion: ChampionWeights, model:
     if stage == "prompts":
         needed["fused_text"] = [len(champion.people), model.config.embed_dim]
     lines = misfits(needed, shapes(champion.tensors))
-    refuse(
-        str(path.with_name(WEIGHTS[stage])), lines, f"does not fit {path}; fetch both: `csdn fetch-champion`"
-    )
+    refuse(str(path.with_name(WEIGHTS[stage])), lines, f"does not fit {path}; {_fetch(warm.start.version)}")
 
 
 # 2. What both stages start from.

@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,19 +18,27 @@ import pytest
 from forgettable import make_gallery, make_world, people_by, write_outputs
 from repository import git
 from safetensors.numpy import load_file
-from workspace import environment, run
+from workspace import environment, run, set_params
 
 import csdn
 from csdn.curation.relabel import EditedRow, relabelled
 from csdn.data.catalog import load_dataset
+from csdn.data.checkpoint_store import clone_name, folder_name
 from csdn.data.shards import open_shards
-from csdn.ingest.forgotten import read_forgotten
+from csdn.ingest.forgotten import Forgotten, read_forgotten
 from csdn.ingest.ledger import Status, list_records, read_ledger, write_ledger
 from csdn.ingest.sources import open_source
 from csdn.ingest.sync import drop_fingerprint
+from csdn.params import load_params
+from csdn.privacy import places
 from csdn.privacy.forget import forget, plan, plan_lines
+from csdn.privacy.objects import Objects
+from csdn.privacy.places import replace_outputs
+from csdn.privacy.rewrite import Removal
+from csdn.privacy.rewrite import images_of as shard_images
 from csdn.privacy.verify import verify
 from csdn.retraining.branches import READY
+from csdn.retraining.handover import checkpoint_folders
 from csdn.retraining.registry import promote_ready, record
 from csdn.retraining.versions import fetch_champion
 from csdn.retraining.workspace import begin
@@ -38,6 +47,7 @@ from csdn.search.gallery import Gallery
 from csdn.training.champion import read_champion
 
 pytestmark = pytest.mark.slow
+OUTPUTS = ("data/", "models/", "evaluation/", "report/", "metrics/")
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +207,7 @@ def test_relabelled_images_and_aliases_of_the_person_go_too(world, tmp_path):
     assert not (Path(ledger[0].address) / path).exists()
     assert json.loads((world / "data/aliases.json").read_text()) == {}
     assert person not in (world / "data/drops.json").read_text().casefold()
+    assert read_ledger(world / "data/drops.json")[0].labels == {}
     assert len(pixels(world / "data")) == 16 * 6 - 8
     run(world, "dvc", "repro", "ingest")
     assert len(pixels(world / "data")) == 16 * 6 - 8
@@ -251,14 +262,90 @@ def test_a_ready_run_does_not_bring_a_forgotten_person_back(world):
         record(ready, "undecided", ["few"])
 
 
-def test_objects_that_no_commit_names_are_removed_from_the_cache(world):
-    """Such as those of a `dvc repro` whose dvc.lock was never committed."""
+def test_objects_that_no_commit_names_are_removed_and_those_of_other_projects_stay(world):
+    """Such as those of a `dvc repro` whose dvc.lock was never committed; another project uses the remote."""
     person = people_by("train", world)[0]
     write_outputs(world, seed=5)
-    run(world, "dvc", "commit", "--force", "embedding")
+    weights = (world / "models/embedding/model.safetensors").read_bytes()
+    run(world, "dvc", "commit", "--force", "embedding", "evaluate")
+    run(world, "dvc", "push")
     git(world, "checkout", "--quiet", ".")
     run(world, "dvc", "checkout", "--force")
+    picture = next((world.parent / "in").rglob(f"{person}/*.jpg")).read_bytes()
+    theirs, found = (stored(world.parent / "remote", data) for data in (f'["{person}"]'.encode(), picture))
+
+    assert {trace.place for trace in forget(world, person).traces} == {"the DVC remote store"}
+    assert found.exists()
+    assert not object_of(world / ".dvc/cache", weights).exists()  # the model's list of people was beside them
+    result = forget(world, person, shared=True)
+    assert [trace.name for trace in result.traces] == [theirs.parent.name + theirs.name]
+    assert not found.exists()
+
+
+def stored(remote: Path, data: bytes) -> Path:
+    """Keep bytes in a DVC remote, as a command of another clone or project does."""
+    path = object_of(remote, data)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def object_of(folder: Path, data: bytes) -> Path:
+    """Where DVC's cache or a remote keeps these bytes."""
+    digest = hashlib.md5(data).hexdigest()
+    return folder / "files/md5" / digest[:2] / digest[2:]
+
+
+def test_outputs_of_runs_that_main_does_not_have_are_made_again_too(world, tmp_path):
+    """Of a run that was rejected, in this clone, and in one that knows its branch from origin."""
+    person = people_by("train", world)[0]
+    refused = begin(world, lambda drops: drops, {"seed": 9})
+    write_outputs(refused.folder, seed=9)
+    run(refused.folder, "dvc", "commit", "--force", "embedding", "evaluate", "report")
+    run(refused.folder, "dvc", "push")
+    git(
+        world,
+        "push",
+        "--quiet",
+        "origin",
+        f"{refused.commit('rejected', 'reject')}:refs/heads/{refused.branch}",
+    )
+    git(world.parent, "clone", "--quiet", "origin.git", "clone")
+    assert forget(world.parent / "clone", person, shared=True).traces == []
+    assert forget(world, person).traces == []
+    assert read_forgotten(world / "data/forgotten.json").versions == {"v1", "v2"}
+
+
+def test_checkpoints_of_this_clone_and_of_runs_are_removed_and_of_others_with_shared(world, tmp_path):
+    place = tmp_path / "checkpoints"
+    set_params(world, {"scaling.checkpoint_dir": str(place)})
+    git(world, "commit", "--quiet", "--all", "--message", "a place for checkpoints")
+    git(world, "push", "--quiet", "origin", "main")
+    own = begin(world, lambda drops: drops, {"seed": 9})
+    folders = [folder_name(f"run {own.id}"), clone_name(world / ".state"), "0123456789abcdef", "of my own"]
+    for folder in folders:
+        (place / folder / "key/attempt").mkdir(parents=True)
+        (place / folder / "key/attempt/state.json").write_text("{}")
+    person, lines = people_by("test", world)[0], []
+    assert checkpoint_folders(world) == {folders[0]}
+    forget(world, person, note=lines.append)
+    assert sorted(path.name for path in place.iterdir()) == folders[2:]
+    assert f"left: {place}: checkpoints of 1 clones or runs (--shared removes them)" in lines
+    (place / folders[2] / "people.json").write_text(person)
+    found = [trace for trace in forget(world, person).traces if trace.place == str(place)]
+    assert [trace.name for trace in found] == [f"{folders[2]}/people.json"]
     assert forget(world, person, shared=True).traces == []
+    assert [path.name for path in place.iterdir()] == ["of my own"]
+
+
+def test_a_version_that_cannot_be_read_counts_as_trained_on_the_person(world):
+    config = (world / "models/embedding/config.json").read_bytes()
+    for folder in (world / ".dvc/cache", world.parent / "remote"):
+        object_of(folder, config).unlink()
+    result = forget(world, people_by("test", world)[0], shared=True)
+    assert read_forgotten(world / "data/forgotten.json").versions == {"v2"}
+    (line,) = (line for line in result.unreachable if line.startswith("version v2: "))
+    assert "marked as if trained on the person" in line
 
 
 def test_mistakes_are_told_before_anything_changes(world):
@@ -300,3 +387,74 @@ def test_killed_at_any_step_the_same_command_ends_as_if_it_had_not_been(world, s
         found = {name: value for name, value in tree(world / "data").items() if "forgotten" not in name}
         assert found == stored, lines[step]
         assert len(read_ledger(world / "data/drops.json")) == 2
+
+
+class Killed(Exception):
+    pass
+
+
+def test_killed_before_any_file_of_the_workspace_the_next_call_ends_as_if_it_had_not_been(
+    world, tmp_path, monkeypatch
+):
+    """What is left to do is read from files that are themselves replaced."""
+    person, images = people_by("train", world)[0], images_of(people_by("train", world)[0], world)
+    removal = Removal(frozenset({person}), frozenset(images), "forgotten-x")
+    params, replaced = load_params(world / "params.yaml"), places._replace
+
+    def call(files: int, name: str) -> dict[str, str]:
+        """The outputs after a call that is killed when it has replaced this many files."""
+        done = iter(range(files))
+
+        def replace_or_die(path: Path, new: Path | None) -> None:
+            if next(done, None) is None:
+                raise Killed
+            replaced(path, new)
+
+        monkeypatch.setattr(places, "_replace", replace_or_die)
+        objects = Objects(world, tmp_path / name)
+        with suppress(Killed):
+            replace_outputs(world, tmp_path / name, params, Forgotten(), removal, objects)
+        return {name: value for name, value in tree(world).items() if name.startswith(OUTPUTS)}
+
+    before = {path: path.read_bytes() for path in world.rglob("*") if path.is_file()}
+    expected = call(99, "all")
+    files = sum(path.exists() is False or path.read_bytes() != data for path, data in before.items())
+    assert files >= 10
+    for killed in range(files):
+        for path, data in before.items():
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(data)
+        assert call(killed, f"killed-{killed}") != expected
+        assert call(99, f"again-{killed}") == expected, killed
+
+
+def images_of(person: str, project: Path) -> set[str]:
+    """SHA-256 of a person's images in use."""
+    dataset = load_dataset(project / "data")
+    row = dataset.people["person"].to_pylist().index(person)
+    samples = dataset.samples.to_table().to_pylist()
+    return {sample["key"] for sample in samples if sample["person_row"] == row}
+
+
+def test_a_damaged_shard_is_not_written_again(world):
+    """DVC's cache has it undamaged."""
+    person, before = people_by("train", world)[0], set((world / "data/shards").glob("*.tar"))
+    for path in before:
+        data = bytearray(path.read_bytes())
+        path.unlink()
+        data[600] ^= 1  # a byte of the first image
+        path.write_bytes(data)
+    forget(world, person, shared=True)
+    new = set((world / "data/shards").glob("*.tar")) - before
+    assert new
+    for path in new:
+        for image in shard_images(path, path.name):
+            assert hashlib.sha256(image.data).hexdigest() == image.key
+
+
+def test_what_is_no_gallery_does_not_stop_the_removal(world):
+    (world / "exports").mkdir()
+    (world / "exports/gallery.json").write_text("[]")
+    lines = []
+    assert forget(world, people_by("train", world)[0], shared=True, note=lines.append).traces == []
+    assert any(line.startswith(f"not reached: {world}/exports") for line in lines)

@@ -10,6 +10,7 @@ from make_images import make_drop
 from s3_server import BUCKET
 
 from csdn.data.catalog import load_dataset
+from csdn.data.checkpoint_store import clone_name
 from csdn.ingest.sync import open_drop
 from csdn.privacy.drops import clean_drops, images_in_drops
 from csdn.privacy.forget import forget
@@ -21,6 +22,7 @@ from csdn.search.gallery import Gallery
 pytestmark = pytest.mark.slow
 STORES = {"ingest.store": f"s3://{BUCKET}/forget/shards", "report.store": f"s3://{BUCKET}/forget/reports"}
 SHARED = {STORES["ingest.store"], STORES["report.store"], "the DVC remote store"}
+CHECKPOINTS = f"s3://{BUCKET}/forget/checkpoints"
 
 
 def upload(server, folder: Path, prefix: str) -> None:
@@ -40,21 +42,31 @@ def with_manifest(folder: Path) -> list[str]:
 
 def test_a_person_is_forgotten_in_object_stores(s3_server, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    project = make_world(tmp_path, f"s3://{BUCKET}/forget/dvc", **STORES)
+    project = make_world(
+        tmp_path, f"s3://{BUCKET}/forget/dvc", **STORES, **{"scaling.checkpoint_dir": CHECKPOINTS}
+    )
     gallery = make_gallery(f"s3://{BUCKET}/forget/gallery", project)
     publish(project / "report/index.html", STORES["report.store"])
     person, images = people_by("test", project)[0], len(gallery)
     shards = s3_server.names("forget/shards/")
+    s3_server.bucket.put_object(Key="forget/reports/website/about.html", Body=f"<h1>{person}".encode())
+    s3_server.bucket.put_object(Key="forget/reports/website/master.db", Body=b"another project's")
+    for folder in (clone_name(project / ".state"), "0123456789abcdef"):
+        s3_server.bucket.put_object(Key=f"forget/checkpoints/{folder}/key/state.json", Body=b"{}")
 
     # Other clones may use what is in the stores: without --shared it stays.
     result = forget(project, person, galleries=[gallery.address])
     assert {trace.place for trace in result.traces} == SHARED
     assert set(shards) < set(s3_server.names("forget/shards/"))
     assert len(Gallery.open(gallery.address)) == images - 6
+    assert s3_server.names("forget/checkpoints/") == ["forget/checkpoints/0123456789abcdef/key/state.json"]
 
-    assert forget(project, person, galleries=[gallery.address], shared=True).traces == []
+    (trace,) = forget(project, person, galleries=[gallery.address], shared=True).traces
+    assert trace.name == "website/about.html"  # it is no copy of a report
     assert len(s3_server.names("forget/shards/")) == len(shards)
-    assert s3_server.names("forget/reports/") == []
+    assert s3_server.names("forget/checkpoints/") == []
+    website = ["forget/reports/website/about.html", "forget/reports/website/master.db"]
+    assert s3_server.names("forget/reports/") == website
     for version in ("v1", "v2"):
         fetch_champion(project, version, tmp_path / version)
         names = load_dataset(tmp_path / version / "data").test_table().shard_names

@@ -23,10 +23,11 @@ from csdn.ingest.forgotten import (
 )
 from csdn.ingest.ledger import read_ledger, write_ledger
 from csdn.ingest.sync import sync_ledger
-from csdn.privacy.rewrite import Removal, rewrite_outputs, rewrite_shard, scrub, text_pattern, zero_rows
+from csdn.privacy.rewrite import Removal, rewrite_outputs, rewrite_shard, scrub_file, zero_rows
 from csdn.privacy.survey import _images, _shards, outputs_in, row_of
 from csdn.retraining.versions import present_lock
 from csdn.runtime.errors import UserError
+from csdn.runtime.files import as_json
 
 PEOPLE = [f"person {n:02d}" for n in range(8)]
 
@@ -118,21 +119,40 @@ def test_rows_of_identities_become_zeros_and_no_other_byte_changes():
         assert (found[name] == expected).all()
 
 
-@pytest.mark.parametrize(
-    ("label", "text", "found"),
-    [
-        ("ann lee", "Ann Lee was here", True),
-        ("ann lee", "Joann Leek", False),
-        ("o'neil", "<td>O&#x27;Neil</td>", True),
-        ("17", "17 images, rank 17", False),
-        ("17", '{"person": "17"}', True),
-        ("17", "visible/cam1/17/0001.jpg", True),
-    ],
-)
-def test_a_name_in_a_text(label, text, found):
-    assert bool(text_pattern([label]).search(text)) is found
-    removal = Removal(frozenset({label}), frozenset(), "forgotten-1")
-    assert ("forgotten-1" in scrub(text, removal)) is found
+def test_metrics_and_the_model_card_lose_the_name_where_they_speak_of_people_and_cameras_keep_theirs():
+    """A camera is called like the person."""
+    gone = Removal(frozenset({"north"}), frozenset(), "forgotten-1")
+    metrics = {
+        "cameras": {"visible": {"north": 3}},
+        "labels": ["people: 'North' and 'north' were joined", "cameras: 'North' and 'north' were joined"],
+        "few_grey_levels": ["camera north: few"],
+        "drops": {
+            "held": [
+                {"address": "/in/north", "cameras": ["north"], "examples": {"bad": ["a/b/NORTH/1.jpg"]}}
+            ],
+            "left_out": [{"reason": "wrong pictures of north"}],
+        },
+    }
+    text = as_json(metrics).decode()
+    assert json.loads(scrub_file("metrics/ingest.json", text, gone)) == {
+        **metrics,
+        "labels": ["people: 'forgotten-1' and 'forgotten-1' were joined", metrics["labels"][1]],
+        "drops": {
+            "held": [
+                {
+                    "address": "/in/forgotten-1",
+                    "cameras": ["north"],
+                    "examples": {"bad": ["a/b/forgotten-1/1.jpg"]},
+                }
+            ],
+            "left_out": [{"reason": "wrong pictures of forgotten-1"}],
+        },
+    }
+    somebody = Removal(frozenset({"somebody"}), frozenset(), "forgotten-1")
+    assert scrub_file("metrics/ingest.json", text.replace(" ", ""), somebody) == text.replace(" ", "")
+    assert scrub_file("metrics/gate.json", text, gone) == text
+    card = f"| north | visible | 3 |\n| {'a' * 64} | /in/{{}} | cameras | |\n"
+    assert scrub_file("MODEL_CARD.md", card.format("North"), gone) == card.format("forgotten-1")
 
 
 def test_a_lock_names_what_has_replaced_its_outputs():

@@ -50,7 +50,10 @@ def tar(name: str, data: bytes) -> bytes:
         (b"PAR1 damaged, and ann lee", {NAME}),
         (save({}, {"people": "ann lee"}), {NAME}),
         (f"key,person\n{KEY},ann lee\n".encode(), {NAME, IMAGE}),
+        (parquet(person=pa.array(["ANN LEE"])).replace(b"PAR1", b"\xff\xfe\x00\x80"), {NAME}),
+        (b"\xff\x00\x80" + KEY.encode() + b"\x00\xff", {IMAGE}),
         (parquet(person=pa.array(["ann leek"])), set()),
+        (parquet(camera=pa.array(["ann lee"])), set()),
         (b"joann lee", set()),
     ],
 )

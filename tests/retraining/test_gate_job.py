@@ -24,6 +24,7 @@ from csdn.params import GateParams
 from csdn.retraining import comparison, gate_run
 from csdn.retraining.comparison import compare, omitted_pairs
 from csdn.retraining.gate_run import check_shards, run_gate
+from csdn.retraining.versions import sha256
 from csdn.runtime.errors import UserError
 from csdn.synthetic.miniatures import write_miniature
 
@@ -160,7 +161,7 @@ def test_omitting_pairs_with_too_few_people_changes_no_other_pair(tmp_path, monk
 def test_omitted_pairs_are_counted_in_the_reasons(project, monkeypatch):
     monkeypatch.setattr(gate_run, "omitted_pairs", lambda experiment, rule: 7)
     said = [reason for reason in gate(project)["reasons"] if "not compared" in reason]
-    assert len(said) == 2 and all(reason.startswith("7 pairs of cameras") for reason in said)
+    assert len(said) == 2 and all(reason.startswith("note: 7 pairs of cameras") for reason in said)
 
 
 def test_both_models_search_with_the_same_sample_of_queries(project):
@@ -214,7 +215,7 @@ def test_identities_seen_in_training_are_excluded(project):
     assert today == then
     there = len(set(load_dataset(project.root / "champion/data").test_table().person_row))
     assert result["reasons"][-1] == (
-        f"{there - then} of {there} test people of the champion's data are left out: a model was "
+        f"note: {there - then} of {there} test people of the champion's data are left out: a model was "
         "trained on them"
     )
 
@@ -258,8 +259,26 @@ def test_if_no_test_person_of_the_champions_data_is_left_todays_data_decides(pro
     assert result["decision"] == "promote"
     assert not overall(result, "champion")
     assert result["reasons"][-1] == (
-        "the data that the champion was chosen on has no test person left to compare on"
+        "note: the data that the champion was chosen on has no test person left to compare on"
     )
+
+
+def test_a_later_candidate_that_is_worse_than_clip_is_promoted_with_a_note(project):
+    (project.root / "evaluation").mkdir()
+    weights = project.root / "models/embedding/model.safetensors"
+    of = {"model": sha256(weights), "flip_tta": True, "directions": {}}
+    (project.root / "evaluation/thresholds.json").write_text(json.dumps({"format": 1} | of))
+    figures = {"rank1": {"mean": 30.0}, "mAP": {"mean": 20.0}}
+    worse = {"rank1": {"mean": 31.0}, "mAP": {"mean": 19.0}}
+    evaluation = {"clip": {"infrared_to_visible": figures}, "trained": {"infrared_to_visible": worse}}
+    (project.root / "metrics").mkdir(exist_ok=True)
+    (project.root / "metrics/evaluation.json").write_text(json.dumps(evaluation))
+    result = gate(project, rank1_margin=100.0, map_margin=100.0)
+    assert result["decision"] == "promote"
+    (note,) = [reason for reason in result["reasons"] if "CLIP as it is" in reason]
+    assert note.startswith("note: worse") and note.endswith("mAP, infrared to visible: 20.0 % to 19.0 %")
+    project.candidate(seed=5)  # these figures are not of this candidate
+    assert "CLIP" not in " ".join(gate(project, rank1_margin=100.0, map_margin=100.0)["reasons"])
 
 
 def test_the_first_model_needs_no_champion(first):

@@ -188,7 +188,9 @@ def test_a_version_that_cannot_be_fetched_is_a_note(project, monkeypatch):
     version(project, "v2", seed=4)
     result = gate(project)
     assert result["decision"] == "promote"
-    assert "version v1 is not compared: files of version v1: neither here nor there" in result["reasons"]
+    assert (
+        "note: version v1 is not compared: files of version v1: neither here nor there" in result["reasons"]
+    )
 
 
 def test_a_remote_that_does_not_respond_is_an_error_to_be_retried(project, monkeypatch):
@@ -202,6 +204,23 @@ def test_without_git_there_are_no_older_versions_to_compare_with(project):
     result = gate(project)
     assert result["decision"] == "promote"
     assert sum("no version before v3 is compared: " in reason for reason in result["reasons"]) == 1
+
+
+def test_a_candidate_with_the_weights_of_a_version_that_was_left_is_undecided(project):
+    """A rollback has left v4 for v3; the same data and parameters have made the same weights again."""
+    root, file = project.root, read_champion(project.root)
+    bad = {"version": "v4", "embedding": sha256(root / "models/embedding/model.safetensors")}
+    git(root, "init", "--quiet", "--initial-branch", "main")
+    for entry in (file.champion, file.champion.model_copy(update=bad), file.champion):
+        write_champion(file.model_copy(update={"champion": entry}), root)
+        git(root, "add", "champion.json")
+        git(root, "commit", "--quiet", "--message", entry.version)
+        set_refs(root, tags_for(root, entry.version, git(root, "rev-parse", "HEAD").strip()))
+    result = gate(project)
+    assert (result["decision"], result["champion"], result["comparisons"]) == ("undecided", "v3", [])
+    assert "has the weights of v4, which a rollback has left" in result["reasons"][0]
+    project.candidate(seed=7)
+    assert gate(project)["decision"] == "promote"
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from csdn.retraining.gate import (
     decide,
     decide_first,
     table_lines,
+    worse_than_clip,
 )
 
 RULE = GateParams(
@@ -175,11 +176,20 @@ def test_the_first_model_is_champion_unless_it_is_no_better_than_none():
     assert decide_first([comparison(-1)], [above_chance], RULE).reasons == ["there is no champion yet"]
     mixed = decide_first([better, worse], [above_chance], RULE)
     assert mixed.decision == "promote"
-    assert mixed.reasons[1].startswith("surely worse than CLIP as it is: rank-1")
+    assert mixed.reasons[1].startswith("note: surely worse than CLIP as it is: rank-1")
     assert decide_first([worse, worse], [above_chance], RULE).decision == "reject"
     undecided = decide_first([better], [guess], RULE)
     assert undecided.decision == "undecided"
     assert undecided.reasons[1].startswith("cannot be told from chance: mAP")
+
+
+def test_what_clip_as_it_is_does_better_is_a_note():
+    clip, trained = ({"rank1": {"mean": mean}, "mAP": {"mean": 20.0}} for mean in (14.0, 13.9))
+    evaluation = {"clip": {"infrared_to_visible": clip}, "trained": {"infrared_to_visible": trained}}
+    (note,) = worse_than_clip(evaluation)
+    assert note.endswith("rank-1, infrared to visible: 14.0 % to 13.9 %")
+    trained["rank1"]["mean"] = None  # no query had a match
+    assert worse_than_clip(evaluation) == []
 
 
 def test_a_first_model_is_rejected_on_enough_people_only():
@@ -199,5 +209,5 @@ def test_the_table_fits_a_terminal_and_steers_none():
     assert "\x1b" not in "\n".join(lines)
     against = next(n for n, line in enumerate(lines) if "best of the last versions (v999)" in line)
     assert "v999" in lines[against + 1] and "100000 people" in lines[against + 2]
-    assert lines[-1] == "- a note"
+    assert lines[-1] == "- note: a note"
     assert all(len(line) <= 80 for part in lines for line in part.split("\n") if "southsouth" not in line)

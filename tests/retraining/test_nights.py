@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import registry_project
 from make_images import people_named
-from registry_project import ledger, make_champion, make_watching_project, upload, write_gate
+from registry_project import champion, ledger, make_champion, make_watching_project, upload, write_gate
 from repository import git
 from workspace import set_params
 
@@ -24,7 +24,7 @@ from csdn.params import load_params
 from csdn.retraining import run as retraining
 from csdn.retraining.blame import find_harmful
 from csdn.retraining.branches import history
-from csdn.retraining.registry import promote_ready
+from csdn.retraining.registry import promote_ready, rollback
 from csdn.retraining.workspace import Run
 from csdn.runtime.errors import ServiceUnavailable, UserError
 
@@ -266,6 +266,7 @@ def test_one_harmful_drop_of_five_is_held_and_the_others_are_promoted(project):
     (sent,) = night.sent
     assert sent.event == "promoted" and f"held: {drop}: {reason}" in sent.reasons
     assert night.pass_by(project)[0].reason == "nothing is new"
+    assert history(project)[-1].reason == "of the drops abce, 0 do harm", "why it was promoted"
     outcomes = [event.outcome for event in history(project) if event.run == found.run.id]
     assert outcomes == ["rejected"]
 
@@ -353,9 +354,14 @@ def vouch_for(project: Path, name: str) -> None:
     """A drop of an undecided run is accepted by a person."""
     arrive(project, name)
     Night(decides_with=9).pass_by(project)
-    drops = decide(ledger(project), str(project.parent / "in" / name), Status.ACCEPTED, "looked at it")
+    judge(project, name, Status.ACCEPTED)
+
+
+def judge(project: Path, name: str, status: Status) -> None:
+    """A person accepts or rejects a drop."""
+    drops = decide(ledger(project), str(project.parent / "in" / name), status, "looked at it")
     write_ledger(drops, project / "data/drops.json")
-    git(project, "commit", "--quiet", "--all", "--message", f"{name} is good")
+    git(project, "commit", "--quiet", "--all", "--message", f"{name}: {status}")
 
 
 def test_a_drop_that_a_person_has_accepted_is_no_suspect(project):
@@ -472,3 +478,90 @@ def test_a_repetition_begins_with_the_shards_of_the_rejected_run(project):
     assert trial.base == run.base and [drop.address[-1] for drop in trial.held] == ["a"]
     with pytest.raises(UserError, match=r"metrics/gate\.json"):
         retraining.read_gate(trial)
+
+
+def test_the_decision_is_an_event_on_standard_error(project, capsys, monkeypatch):
+    monkeypatch.setenv("CSDN_LOG", "json")
+    arrive(project, "ab")
+    found, _ = Night(harmful="a", decides_with=2).pass_by(project)
+    (event,) = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (event["event"], event["run"]) == ("decision", found.run.id)
+    assert (event["outcome"], event["version"]) == ("rejected", None)
+    assert event["reasons"][0] == "of the drops ab, 1 do harm" and "held: " in event["reasons"][1]
+    assert event["figures"] == {"vis_to_ir": {"rank1": 53}, "test_people": 2}
+    arrive(project, "c")
+    Night().pass_by(project)
+    event = json.loads(capsys.readouterr().err)
+    assert (event["outcome"], event["version"]) == ("promoted", "v2") and event["reasons"]
+
+
+# After a rollback.
+
+
+@pytest.fixture
+def rolled_back(project, monkeypatch):
+    """v2 was trained on the drops a and b, and a person went back to v1."""
+    arrive(project, "ab")
+    assert Night().pass_by(project)[1].version == "v2"
+
+    def fetch(root: Path, version: str, folder: Path) -> None:  # the project's files are not in DVC's cache
+        shutil.copytree(root / "champion", folder)
+
+    monkeypatch.setattr("csdn.retraining.versions.fetch_champion", fetch)
+    assert rollback(project, reason="camera 3 was moved")[0] == "v1"
+    return project
+
+
+def test_the_drops_of_a_version_that_was_left_start_no_run(rolled_back):
+    night = Night()
+    found, outcome = night.pass_by(rolled_back)
+    assert found.reason == "nothing is new since the rollback to v1"
+    assert outcome is None and night.trained == [] and accepted(rolled_back) == "ab"
+
+
+def test_the_next_new_data_starts_a_run_that_has_them_and_the_gate_decides(rolled_back):
+    arrive(rolled_back, "c")
+    night = Night(harmful="a")
+    found, outcome = night.pass_by(rolled_back)
+    assert found.reason == "1 new person (retrain.people: 1)" and night.trained[0] == "abc"
+    assert outcome.version == "v3" and held(rolled_back) == "a" and accepted(rolled_back) == "bc"
+    assert Night().pass_by(rolled_back)[0].reason == "nothing is new"
+
+
+def test_after_an_undecided_run_they_still_start_none(rolled_back):
+    arrive(rolled_back, "c")
+    assert Night(decides_with=9).pass_by(rolled_back)[1].event == "undecided"
+    found, outcome = Night().pass_by(rolled_back)
+    assert found.reason.startswith("nothing is new since run ") and outcome is None
+
+
+def test_a_drop_of_a_version_that_was_left_is_new_again_if_a_person_accepts_it(rolled_back):
+    judge(rolled_back, "a", Status.ACCEPTED)
+    assert retraining.scan(rolled_back).reason == "1 new person (retrain.people: 1)"
+
+
+def test_a_version_that_a_person_made_champion_again_is_not_left(rolled_back):
+    rollback(rolled_back, "v2", "it was not the camera")
+    assert Night().pass_by(rolled_back)[0].reason == "nothing is new since the rollback to v2"
+    assert retraining.after_rollback(rolled_back) == []
+
+
+def test_a_rollback_says_which_drops_start_no_run(rolled_back):
+    said = "\n".join(retraining.after_rollback(rolled_back))
+    first, *_, last = ledger(rolled_back)
+    assert "v2: the same weights" in said and str(last) in said and str(first) not in said
+    assert "csdn reject DROP" in said
+
+
+def test_without_the_drop_that_was_to_blame_the_others_are_trained_on_at_once(rolled_back):
+    judge(rolled_back, "a", Status.REJECTED)
+    night = Night()
+    assert night.pass_by(rolled_back)[1] is None
+    assert night.pass_by(rolled_back, force=True)[1].version == "v3" and night.trained == ["b"]
+
+
+def test_the_weights_of_a_version_that_was_left_are_never_promoted(rolled_back):
+    """`--now` on the same data: the small project's stage makes the same weights."""
+    with pytest.raises(UserError, match="has the weights of v2, which a rollback has left"):
+        Night().pass_by(rolled_back, force=True)
+    assert champion(rolled_back) == "v1"

@@ -177,6 +177,18 @@ def test_back_to_the_version_before(places, monkeypatch):
         rollback(places.clone)
 
 
+def test_weights_that_dvc_finds_again_after_a_rollback_are_not_promoted(places, monkeypatch):
+    """The next run has the data of v2 and starts from v1, as v2 did: DVC skips the stage."""
+    monkeypatch.chdir(places.clone)
+    said = CliRunner().invoke(app, ["rollback"]).stdout
+    assert "v2: the same weights are not promoted again" in said and str(DROPS[2]) in said
+    again = begin(places.clone, arrive())
+    assert "didn't change, skipping" in work(again, by_dvc=True)
+    with pytest.raises(UserError, match="has the weights of v2, which a rollback has left"):
+        promote(again)
+    assert champion(places.clone) == champion(places.clone, "origin/main") == "v1"
+
+
 def test_back_to_an_older_version_under_a_hostile_configuration(places, tmp_path, monkeypatch):
     git(places.clone.parent / "origin.git", "config", "core.hooksPath", "hooks")
     use_hostile_settings(tmp_path / "home", monkeypatch)

@@ -28,12 +28,15 @@ PARAMS = {
     "embedding.identities_per_batch": 8,
     "warm_start.epochs": 3,
     "evaluation.flip_tta": False,
+    "evaluation.trials": 3,
     "retrain.people": 4,
     "gate.min_people": 56,
     # With so few people the committed intervals are wide.
     "gate.rank1_margin": 10.0,
     "gate.map_margin": 2.0,
     "gate.confidence": 0.8,
+    "gate.bootstrap_samples": 500,
+    "gate.memory": 1,
 }
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from csdn.retraining import steps
 from csdn.retraining.dvc import dvc
+from csdn.retraining.run import Steps
 from csdn.retraining.steps import StepFailed, missing_outs, repro
 from csdn.runtime.errors import Diverged, ServiceUnavailable, UserError
 from flows.tasks import service_was_unavailable
@@ -77,6 +78,18 @@ def test_a_retraining_that_logs_json_passes_events_on_as_they_are(stage, monkeyp
     assert [json.loads(line)["event"] for line in log if line.startswith("{")] == [
         *("start", "start", "end", "end")
     ]
+
+
+def test_csdn_retrain_prints_events_in_json_on_standard_error_and_text_on_standard_output(
+    stage, monkeypatch, capsys
+):
+    monkeypatch.setenv("CSDN_LOG", "json")
+    Steps().ingest(stage("report(3, 10); print('done')"))
+    shown = capsys.readouterr()
+    assert [json.loads(line)["event"] for line in shown.err.splitlines()] == [
+        *("start", "start", "progress", "end", "end")
+    ]
+    assert "done" in shown.out.splitlines() and "{" not in shown.out
 
 
 def test_an_error_of_dvc_is_its_last_lines(stage):

@@ -16,7 +16,7 @@ from csdn.runtime.errors import UserError
 
 THRESHOLDS = RetrainParams(images=100, people=5, days=30, drift=False, blame_runs=4)
 DAY = datetime.date(2026, 11, 1)
-CHOSEN, UNDECIDED = Since(DAY), Since(DAY, "20261101-0a1b2c3d")
+CHOSEN, UNDECIDED = Since(DAY), Since(DAY, "run 20261101-0a1b2c3d was left undecided")
 NEXT_DAY = DAY + datetime.timedelta(days=1)
 IDENTITY = SplitRule("csdn", 40, {"bobby": "bo"})
 

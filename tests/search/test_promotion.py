@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from search_models import save_small_model
+from search_models import name_champion, save_small_model
 from service_process import copy_gallery, make_gallery
 
 from csdn.data.images import extension_of
@@ -68,6 +68,25 @@ def test_the_gallery_is_embedded_again_and_exchanged_with_the_model(service, tmp
     assert not list(tmp_path.rglob("*.next-*"))
     # A search that began before still finds with the old model in the old features.
     assert len(old.searcher.search(np.eye(1, old.embedder.dimension, dtype=np.float32))[0]) == 10
+
+
+def test_the_project_s_champion_takes_over_wherever_it_is(made, tmp_path):
+    """A rollback brings the older version to champion/, a promotion the new one to models/."""
+    shutil.copytree(made / "model", tmp_path / "models/embedding")
+    copy_gallery(made / "gallery", str(tmp_path / "gallery"))
+    start = Settings(str(tmp_path / "gallery"), tmp_path / "models/embedding", (), {}, "cpu", 1, tmp_path)
+    service = Service(start)
+    promotion, first = Promotion(service), service.state.embedder.model_hash
+    older = hash_of_model(save_small_model(tmp_path / "older", seed=1))
+    name_champion(tmp_path, "v1", older)
+    promotion.look()
+    assert service.state.embedder.model_hash == first  # the champion's weights are not here yet
+    shutil.copytree(tmp_path / "older", tmp_path / "champion/embedding")
+    promotion.look()
+    assert service.state.embedder.model_hash == older == Gallery.open(start.gallery).manifest.model
+    name_champion(tmp_path, "v2", first)
+    promotion.look()
+    assert service.state.embedder.model_hash == first
 
 
 def test_what_is_added_and_removed_during_a_promotion_is_kept(service, made, monkeypatch):

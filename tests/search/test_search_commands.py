@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from make_images import huge_png
 from PIL import Image
-from search_models import save_small_model
+from search_models import name_champion, save_small_model
 from typer.testing import CliRunner
+from workspace import ROOT
 
 from csdn.cli.main import app
 from csdn.evaluation.open_set import DirectionThresholds, write_thresholds
@@ -63,6 +64,43 @@ def write_limits(root, threshold, model=None):
     (root / "evaluation").mkdir()
     model = model or hash_of_model("models/embedding")
     write_thresholds(root / "evaluation/thresholds.json", model, True, {"infrared_to_visible": limits})
+
+
+@pytest.fixture
+def champion(project):
+    """v1 is the champion again, by a rollback; what the stages made last is another model."""
+    name_champion(project, "v1", hash_of_model(save_small_model(project / "champion/embedding", seed=1)))
+    return project / "champion/embedding"
+
+
+def model_of(gallery="g"):
+    return Gallery.open(gallery).manifest.model
+
+
+def test_the_model_is_the_champion_wherever_it_is(champion):
+    assert "note" not in build_gallery() and model_of() == hash_of_model(champion)
+    assert "note" not in run("search", "--gallery", "g", "--query", "drop/infrared/night/p3")
+    shutil.rmtree("models/embedding")
+    champion.rename("models/embedding")  # as after `csdn retrain`, with an older champion fetched
+    save_small_model(champion, seed=2)
+    assert "note" not in run("search", "--gallery", "g", "--query", "drop/infrared/night/p3")
+
+
+def test_a_note_says_that_the_champion_is_not_fetched(champion):
+    shutil.rmtree(champion)
+    said = build_gallery()
+    assert said.count("note: models/embedding is not the champion, v1; `csdn fetch-champion` fetches it") == 1
+    assert model_of() == hash_of_model("models/embedding")
+    shutil.copy(ROOT / "params.yaml", ".")
+    assert "note: models/embedding is not" in run("card")
+
+
+def test_a_gallery_of_a_model_that_is_not_the_champion_is_searched_with_a_note(champion):
+    build_gallery("--model", "models/embedding")
+    said = run("search", "--gallery", "g", "--query", "drop/infrared/night/p3")
+    assert "note: models/embedding is not the champion, v1; `--model champion/embedding` names that" in said
+    with pytest.raises(UserError, match="gallery build --from g"):
+        run("search", "--gallery", "g", "--query", "drop", "--model", champion)
 
 
 def test_two_commands_make_a_page_of_matches(project):

@@ -252,7 +252,7 @@ def test_a_missing_or_changed_file_of_the_champion_is_found_before_training(
     (copied / file).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(UserError, match="its SHA-256 is") as error:
         inputs_of(stage, world, warm)
-    assert "`csdn fetch-champion` fetches" in str(error.value)
+    assert "`csdn fetch-champion v1` fetches" in str(error.value)
     (copied / file).unlink()
     with pytest.raises(UserError, match="no such file, and training starts from v1") as error:
         inputs_of(stage, world, warm)
@@ -263,7 +263,7 @@ def test_a_missing_or_changed_file_of_the_champion_is_found_before_training(
 def test_a_champion_without_a_usable_list_of_people_is_refused(world, warm, copied, text):
     path = copied / "prompts/config.json"
     path.unlink() if text is None else path.write_text(text)
-    with pytest.raises(UserError, match=r"prompts/config\.json.*csdn fetch-champion"):
+    with pytest.raises(UserError, match=r"prompts/config\.json.*csdn fetch-champion v1"):
         inputs_of("prompts", world, replace(warm, folder=copied))
 
 

@@ -119,7 +119,7 @@ def test_the_error_says_how_to_bring_back_the_metrics_that_a_failed_stage_remove
     git(project, "add", "metrics")
     git(project, "commit", "--quiet", "--message", "promoted")
     (project / "metrics/embedding.json").unlink()
-    with pytest.raises(UserError, match=r"metrics/embedding\.json.*`git checkout metrics`"):
+    with pytest.raises(UserError, match=r"metrics/embedding\.json.*`git checkout dvc\.lock metrics`"):
         begin(project, same)
     git(project, "checkout", "--quiet", "metrics")
     begin(project, same)

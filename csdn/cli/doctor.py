@@ -55,9 +55,9 @@ def show() -> bool:
 def report(root: Path = Path()) -> list[Check]:
     """All checks of this machine and of the project in `root`. Changes and downloads nothing.
 
-    Where no project is, those that the use of a model needs.
+    Outside a clone of the project, those that the use of a model needs.
     """
-    if not any((root / name).exists() for name in ("params.yaml", "dvc.yaml")):
+    if not (root / "dvc.yaml").exists():
         found = "this folder is no clone: only what searching with a model needs is checked"
         no_clone = Check("note", "project", found, "to train, run the command in the root folder of a clone")
         return [no_clone, _python(), _packages(OF_USE, "'csdn[search]'"), _disk(root), _credentials()]

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def project(tmp_path):
     """The project's files that doctor reads, without the outputs of stages."""
-    for name in ("params.yaml", "data/drops.json", ".dvc/config", "csdn/model/assets"):
+    for name in ("dvc.yaml", "params.yaml", "data/drops.json", ".dvc/config", "csdn/model/assets"):
         source, target = ROOT / name, tmp_path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)

@@ -17,11 +17,13 @@ export NO_MKDOCS_2_WARNING := 1
 # With this variable set, each pytest process would compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo prefect-demo test test-fast test-gpu lint docs bench dist clean
+.PHONY: help install demo prefect-demo test test-fast test-gpu lint docs bench dist clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s%s\n", $$1, $$2}' Makefile
+
+install: $(INSTALLED) ## Install into .venv
 
 demo: $(INSTALLED) ## Run the stages that are out of date, then show the metrics
 	@CSDN_SUMMARY=later $(BIN)/dvc repro
@@ -61,7 +63,7 @@ clean: ## Remove outputs of stages and tools; .venv, data, DVC's cache, metrics 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
-	@echo "Installing about 6 GB into .venv (once)"
+	@echo "Installing about 7 GB into .venv (once)"
 	@$(PYTHON) -m venv .venv
 	@$(INSTALL) --quiet -c constraints.txt -e '.[all,test]'
 	@touch $@

@@ -20,7 +20,8 @@ from csdn.retraining import git
 from csdn.runtime.errors import UserError
 from csdn.runtime.process import available_cores
 
-EXTRAS = ("", "search", "s3", "pipeline")
+OF_USE = ("", "search")  # extras that searching with a model needs
+EXTRAS = (*OF_USE, "s3", "pipeline")
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
 OF_OTHER_STORES = (
     "GOOGLE_APPLICATION_CREDENTIALS",
@@ -52,7 +53,14 @@ def show() -> bool:
 
 
 def report(root: Path = Path()) -> list[Check]:
-    """All checks of this machine and of the project in `root`. Changes and downloads nothing."""
+    """All checks of this machine and of the project in `root`. Changes and downloads nothing.
+
+    Outside a clone of the project, those that the use of a model needs.
+    """
+    if not (root / "dvc.yaml").exists():
+        found = "this folder is no clone: only what searching with a model needs is checked"
+        no_clone = Check("note", "project", found, "to train, run the command in the root folder of a clone")
+        return [no_clone, _python(), _packages(OF_USE, "'csdn[search]'"), _disk(root), _credentials()]
     params_check, params = _params(root)
     checks = [_python(), _packages(), _interpreter_on_path(), _git(root), _dvc(root), params_check]
     if params is not None:
@@ -65,18 +73,18 @@ def _python() -> Check:
     return Check("ok", "python", f"{sys.version.split()[0]} ({sys.executable})")
 
 
-def _packages() -> Check:
-    if unmet := list(_unmet_requirements()):
-        advice = "pip install -c constraints.txt -e '.[all]'"
+def _packages(extras: tuple[str, ...] = EXTRAS, install: str = "-e '.[all]'") -> Check:
+    if unmet := list(_unmet_requirements(extras)):
+        advice = f"pip install -c constraints.txt {install}"
         return Check("problem", "packages", "; ".join(unmet), advice)
     return Check("ok", "packages", f"all requirements are installed; {'; '.join(package_versions()[1:])}")
 
 
-def _unmet_requirements() -> Iterator[str]:
-    """Requirements in csdn's metadata that this environment does not meet."""
+def _unmet_requirements(extras: tuple[str, ...]) -> Iterator[str]:
+    """Requirements in csdn's metadata, with these extras, that this environment does not meet."""
     for text in metadata.requires("csdn") or []:
         required = Requirement(text)
-        if required.marker and not any(required.marker.evaluate({"extra": extra}) for extra in EXTRAS):
+        if required.marker and not any(required.marker.evaluate({"extra": extra}) for extra in extras):
             continue
         try:
             version = metadata.version(required.name)

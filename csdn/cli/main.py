@@ -122,6 +122,9 @@ def fetch_clip(
     elif model.pretrained is None:
         raise UserError("params.yaml: model.pretrained is empty; name an open_clip tag, such as openai")
     else:
+        from huggingface_hub.utils import logging
+
+        logging.set_verbosity_error()  # it would print three lines a retry; the error at the end says it all
         fetch(model.clip, model.pretrained, out)
     print(f"{out}: {model.clip}, SHA-256 {load_clip(model.clip, out).sha256}")
 

@@ -157,9 +157,10 @@ def search(
     images = [image for image in listed.images if image.modality == modality]
     if listed.images and not images:
         raise UserError(f"{query}: no {modality} image is there; --modality names the other kind")
-    embedder = _embedder_of(opened, model)
+    folder = model_folder(model, opened.manifest.model)
+    embedder = _embedder_of(opened, folder)
     filters, searcher = _filters(modality, among, camera, since, until), Searcher(opened)
-    threshold = threshold_for(_thresholds(opened.manifest.model), searcher, modality, filters, fpir)
+    threshold = threshold_for(_thresholds(opened.manifest.model, folder), searcher, modality, filters, fpir)
     if rerank:
         threshold = Threshold(None, fpir, "thresholds are for rankings without re-ranking")
     answers, refused = answer_queries(
@@ -302,11 +303,16 @@ def _filters(
     return Filters(None if among == "both" else among, camera or (), seconds(since), seconds(until))
 
 
-def _thresholds(model: str) -> Thresholds | None:
-    """The project's thresholds, preferably of the model with this hash; None where there are none."""
+def thresholds_places(folder: Path) -> tuple[Path, ...]:
+    """Where a model's thresholds may be: beside its folder, as in a fetched champion, or in the project."""
+    return (folder.absolute().parent / "evaluation/thresholds.json", *THRESHOLDS)
+
+
+def _thresholds(model: str, folder: Path) -> Thresholds | None:
+    """Thresholds, preferably of the model with this hash; None where there are none."""
     from csdn.evaluation.open_set import read_thresholds
 
-    found = [read_thresholds(path) for path in THRESHOLDS if path.exists()]
+    found = [read_thresholds(path) for path in thresholds_places(folder) if path.exists()]
     return next((one for one in found if one.model == model), found[0] if found else None)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from csdn.cli.search import PARAMS, THRESHOLDS, Model, model_folder
+from csdn.cli.search import PARAMS, Model, model_folder, thresholds_places
 from csdn.params import load_params
 from csdn.runtime.errors import UserError
 from csdn.runtime.process import LOOPBACK
@@ -55,10 +55,11 @@ def serve(
         raise UserError("--port 0: Ray Serve does not choose a port; name one")
     limits = Limits(body_mib=body_mib, rate=rate, requests=at_a_time)
     params = load_params(PARAMS) if PARAMS.exists() else None
+    folder = model_folder(model, Gallery.open(gallery).manifest.model).absolute()
     settings = Settings(
         gallery if "://" in gallery else str(Path(gallery).absolute()),
-        model_folder(model, Gallery.open(gallery).manifest.model).absolute(),
-        tuple(path.absolute() for path in THRESHOLDS),
+        folder,
+        tuple(path.absolute() for path in thresholds_places(folder)),
         params.ingest.grey16_range if params else {},
         device=params.scaling.device if params else "auto",
         threads=params.scaling.threads if params else 0,

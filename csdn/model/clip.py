@@ -312,9 +312,10 @@ def fetch_clip(name: str, tag: str, out: str | Path, say: Callable[[str], None] 
     try:
         downloaded = open_clip.download_pretrained(source)
     except Exception as error:  # of the network, the hub or the disk
+        file = (source.get("hf_hub") or where).rpartition("/")[2] or open_clip.pretrained.HF_SAFE_WEIGHTS_NAME
         raise UserError(
-            f"CLIP {name!r}, {tag!r}: the download failed: {error}. Without a network: fetch the file of "
-            f"weights at {where} on another machine, then csdn fetch-clip --from FILE"
+            f"CLIP {name!r}, {tag!r}: the download failed: {error}. Without a network: fetch {file} from "
+            f"{where} on another machine, then csdn fetch-clip --from {file}"
         ) from error
     _check_hash(Path(downloaded))
     convert(downloaded, name, out)

@@ -42,7 +42,8 @@ def check_clean(workspace: Path, branch: str) -> None:
     if changed:
         raise UserError(
             f"{place}: files of branch {branch} are changed and not committed: {', '.join(changed)}. "
-            "Commit them, or bring them back (`git checkout FILE`); nothing was touched"
+            "Commit them, or bring them back (`git checkout FILE`; after a `dvc repro` that failed: "
+            "`git checkout dvc.lock metrics`); nothing was touched"
         )
 
 

@@ -103,7 +103,10 @@ def _threshold(
     """Raises UserError where the thresholds are of another model, or of other searches."""
     gallery = searcher.gallery.manifest
     if thresholds is None:
-        raise UserError("there are no thresholds of this model; `dvc repro evaluate` makes them")
+        raise UserError(
+            "there are no thresholds of this model beside it (../evaluation/thresholds.json); copy them from "
+            "the project that trained it, where `dvc repro evaluate` makes them"
+        )
     if (thresholds.model, thresholds.flip_tta) != (gallery.model, gallery.flip_tta):
         raise UserError(
             f"the thresholds are of model {thresholds.model[:12]}, flip TTA {thresholds.flip_tta}; the "

@@ -42,6 +42,7 @@ def test_help_names_every_target(project):
     listed = {line.split()[0] for line in make(project, "help").stdout.splitlines()}
     assert listed == {
         "help",
+        "install",
         "demo",
         "prefect-demo",
         "test",
@@ -57,7 +58,8 @@ def test_help_names_every_target(project):
 
 
 @pytest.mark.parametrize(
-    "target", ["demo", "prefect-demo", "test", "test-fast", "test-gpu", "lint", "docs", "bench", "dist"]
+    "target",
+    ["install", "demo", "prefect-demo", "test", "test-fast", "test-gpu", "lint", "docs", "bench", "dist"],
 )
 def test_every_target_installs_only_once(project, target):
     assert "pip install" in make(project, "--dry-run", target).stdout

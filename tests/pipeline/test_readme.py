@@ -31,6 +31,7 @@ def test_the_lines_on_retraining_work_when_pasted(tmp_path):
     assert len(lines.splitlines()) <= 10
     assert lines in (ROOT / "docs/index.md").read_text(encoding="utf-8")
     project = make_repository(tmp_path / "project", **PARAMS, **WARM_START, **GATE)
+    git(project, "remote", "add", "origin", str(tmp_path / "where-it-was-cloned-from"))
     (project / ".venv/bin").mkdir(parents=True)
     (project / ".venv/bin/activate").touch()
     identity = {f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}

@@ -21,16 +21,33 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """Built from a copy, so that the clone gets no build folder."""
-    folder = tmp_path_factory.mktemp("wheel")
+def project(tmp_path_factory):
+    """A copy named as a clone is, so that the clone gets no build folder."""
+    folder = tmp_path_factory.mktemp("above") / "csdn"
+    folder.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "csdn", folder / "csdn", ignore=shutil.ignore_patterns("__pycache__"))
-    build = [sys.executable, "-m", "build", "--no-isolation", "--wheel", folder]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(project):
+    build = [sys.executable, "-m", "build", "--no-isolation", "--wheel", project]
     subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
-    (found,) = folder.glob("dist/csdn-*.whl")
+    (found,) = project.glob("dist/csdn-*.whl")
     return found
+
+
+def test_an_editable_installation_works_above_a_clone_named_csdn(project, tmp_path):
+    """There Python finds the clone itself as a namespace package; the .pth file names the real one."""
+    build = "from setuptools.build_meta import build_editable; import sys; print(build_editable(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", build, tmp_path], check=True, cwd=project, capture_output=True)
+    zipfile.ZipFile(next(tmp_path.glob("*.whl"))).extractall(tmp_path / "site")
+    program = "import site, sys; site.addsitedir(sys.argv[1]); import csdn; print(csdn.__file__)"
+    command = [sys.executable, "-S", "-c", program, tmp_path / "site"]
+    done = subprocess.run(command, cwd=project.parent, env={}, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{project}/csdn/__init__.py\n"
 
 
 def test_every_file_of_the_package_is_in_the_wheel(wheel):

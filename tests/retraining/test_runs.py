@@ -112,6 +112,19 @@ def test_changed_files_of_main_stop_a_run_before_anything_is_made(project, fault
     fault("registry", "a run begins while files of main are changed", error.value)
 
 
+def test_the_error_says_how_to_bring_back_the_metrics_that_a_failed_stage_removed(project):
+    """DVC removes a stage's outputs before it starts, and metrics are in Git once a model was promoted."""
+    (project / "metrics").mkdir()
+    (project / "metrics/embedding.json").write_text("{}")
+    git(project, "add", "metrics")
+    git(project, "commit", "--quiet", "--message", "promoted")
+    (project / "metrics/embedding.json").unlink()
+    with pytest.raises(UserError, match=r"metrics/embedding\.json.*`git checkout dvc\.lock metrics`"):
+        begin(project, same)
+    git(project, "checkout", "--quiet", "metrics")
+    begin(project, same)
+
+
 def test_changed_files_of_another_branch_do_not_matter(project):
     git(project, "checkout", "--quiet", "-b", "mine")
     (project / "stage.py").write_text("# my work\n")

@@ -56,6 +56,16 @@ def search_json(*more):
     return json.loads(run("search", "--gallery", "g", "--query", "drop/infrared/night/p3", "--json", *more))
 
 
+def write_limits(root, threshold, model=None):
+    """root/evaluation/thresholds.json with one threshold, of the project's model or that with this hash."""
+    limits = DirectionThresholds(
+        people=40, gallery_people=6, gallery_images=12, thresholds=[threshold], fpir=[3 / 40]
+    )
+    (root / "evaluation").mkdir()
+    model = model or hash_of_model("models/embedding")
+    write_thresholds(root / "evaluation/thresholds.json", model, True, {"infrared_to_visible": limits})
+
+
 @pytest.fixture
 def champion(project):
     """v1 is the champion again, by a rollback; what the stages made last is another model."""
@@ -135,18 +145,25 @@ def test_a_camera_is_chosen_before_the_ranking_and_both_modalities_can_be_search
 @pytest.mark.parametrize(("threshold", "match"), [(-0.9, True), (1.1, False)])
 def test_the_threshold_of_the_model_decides_whether_there_is_a_match(project, threshold, match):
     build_gallery()
-    limits = DirectionThresholds(
-        people=40, gallery_people=6, gallery_images=12, thresholds=[threshold], fpir=[3 / 40]
-    )
-    (project / "evaluation").mkdir()
-    model = hash_of_model("models/embedding")
-    write_thresholds(project / "evaluation/thresholds.json", model, True, {"infrared_to_visible": limits})
+    write_limits(project, threshold)
     (answer,) = search_json()
     assert answer["match"] is match
     said = run("search", "--gallery", "g", "--query", "drop/infrared/night/p3/0.png")
     assert ("no match above the threshold (FPIR 10 %" in said) is not match
     (answer,) = search_json("--fpir", "0.001")
     assert answer["match"] is None and "FPIR" in answer["verdict"]  # 40 people do not support it
+
+
+def test_the_thresholds_beside_a_model_are_found_from_every_folder(project, tmp_path_factory):
+    """As where champion/ was copied to a machine that only searches."""
+    build_gallery()
+    copied = tmp_path_factory.mktemp("copied")
+    shutil.copytree("models/embedding", copied / "embedding")
+    write_limits(copied, threshold=-0.9)
+    (answer,) = search_json("--model", copied / "embedding")
+    assert answer["match"] is True
+    write_limits(project, threshold=1.1, model="0" * 64)  # another model's are here: not those
+    assert search_json("--model", copied / "embedding") == [answer]
 
 
 def test_re_ranked_answers_have_no_threshold(project):

@@ -17,6 +17,7 @@ from csdn.data.catalog import PEOPLE_SCHEMA, table_of, write_table
 from csdn.ingest.ledger import Drop, merge_ledgers, read_ledger, write_ledger
 from csdn.retraining import run as retrain
 from csdn.retraining.workspace import Run
+from csdn.training.champion import ChampionFile, write_champion
 
 DROPS = [Drop(f"{n}" * 64, f"/in/monday-{n}", "cameras") for n in range(1, 8)]
 OUTS = ["models/prompts", "models/embedding", "data/samples.parquet", "data/people.parquet", "evaluation"]
@@ -58,7 +59,6 @@ def make_project(folder: Path, drops: tuple[Drop, ...] = (DROPS[0],)) -> Path:
     """A committed project on branch main, with no champion and nothing run."""
     for name in (
         "params.yaml",
-        "champion.json",
         ".gitattributes",
         ".gitignore",
         ".dvcignore",
@@ -78,6 +78,7 @@ def make_project(folder: Path, drops: tuple[Drop, ...] = (DROPS[0],)) -> Path:
     (folder / "stage.py").write_text(STAGE)
     (folder / "data").mkdir()
     write_ledger(drops, folder / "data/drops.json")
+    write_champion(ChampionFile(champion=None, start=None), folder)
     git(folder, "init", "--quiet", "--initial-branch", "main")
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message", "project")

@@ -14,25 +14,22 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from csdn.cli.presets import apply_preset
+from csdn.ingest.forgotten import Forgotten, forgotten_text
 from csdn.ingest.ledger import write_ledger
 from csdn.ingest.sync import open_drop
+from csdn.training.champion import ChampionFile, write_champion
 
 ROOT = Path(__file__).parents[2]
 FILES = (
     *("csdn", "flows", "stages", "params.yaml", "dvc.yaml", "prefect.yaml"),
-    *(
-        ".dvcignore",
-        ".dvc/config",
-        "data/aliases.json",
-        "data/forgotten.json",
-        "metrics/ablation.json",
-        "champion.json",
-    ),
+    *(".dvcignore", ".dvc/config", "metrics/ablation.json"),
 )
 STAGES = ("ingest", "prompts", "embedding", "evaluate", "report")
 
 # Too small to say anything of quality: it shows that the line runs, and that it runs the same way twice.
 SMALL = {
+    "ingest.watch": [],
     "prompts.tokens.epochs": 1,
     "prompts.integration.epochs": 1,
     "embedding.epochs": 2,
@@ -45,7 +42,10 @@ SMALL = {
 
 
 def make_workspace(folder: Path, address: str = "builtin:tiny", **changes: Any) -> Path:
-    """The project's code and definitions with small parameters and one drop in its ledger."""
+    """The project's code and definitions with small parameters and one drop in its ledger.
+
+    Nothing was trained there, and no alias given, whatever happened in this clone.
+    """
     for name in FILES:
         source, target = ROOT / name, folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -53,8 +53,12 @@ def make_workspace(folder: Path, address: str = "builtin:tiny", **changes: Any) 
             shutil.copytree(source, target)  # with its byte code: compiling it anew takes a second
         else:
             shutil.copy(source, target)
+    apply_preset("demo", folder / "params.yaml")
     set_params(folder, SMALL | changes)
+    write_champion(ChampionFile(champion=None, start=None), folder)
     set_ledger(folder, address)
+    (folder / "data/aliases.json").write_text("{}\n")
+    (folder / "data/forgotten.json").write_bytes(forgotten_text(Forgotten()))
     keep_night_away(folder / "prefect.yaml")
     return folder
 

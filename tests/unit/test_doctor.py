@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def project(tmp_path):
     """The project's files that doctor reads, without the outputs of stages."""
-    for name in ("params.yaml", "data/drops.json", ".dvc/config", "csdn/model/assets"):
+    for name in ("dvc.yaml", "params.yaml", "data/drops.json", ".dvc/config", "csdn/model/assets"):
         source, target = ROOT / name, tmp_path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
@@ -46,7 +46,18 @@ def test_a_mistake_in_params_is_one_line_and_other_checks_still_run(project):
     assert found(project, "ledger").state == "ok"
 
 
-def test_a_folder_that_is_not_a_project_is_a_problem(tmp_path):
+def test_outside_a_clone_only_what_the_use_of_a_model_needs_is_checked(tmp_path, monkeypatch):
+    checks = doctor.report(tmp_path)
+    assert {check.state for check in checks} <= {"ok", "note"} and "no clone" in checks[0].found
+    needs = ['faiss-cpu>=999; extra == "search"', 'dvc>=999; extra == "pipeline"']
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: needs)
+    packages = found(tmp_path, "packages")
+    assert "faiss-cpu" in packages.found and "dvc" not in packages.found
+    assert packages.advice.endswith("'csdn[search]'")
+
+
+def test_a_project_without_its_git_and_parameters_has_problems(tmp_path):
+    (tmp_path / "dvc.yaml").touch()
     problems = {check.name for check in doctor.report(tmp_path) if check.state == "problem"}
     assert problems == {"git", "dvc", "params.yaml", "ledger"}
 

@@ -102,8 +102,8 @@ def test_csv_files_are_written_in_one_place():
     files = [path for folder in ("csdn", "stages", "flows") for path in (root / folder).rglob("*.py")]
     calls = re.compile(r"csv\.(Dict)?[Ww]rite|\.to_csv")
     found = [path.name for path in files if calls.search(path.read_text(encoding="utf-8"))]
-    # drops.py writes a manifest of a user's again without some rows; the others stay as they were.
-    assert sorted(found) == ["drops.py", "outputs.py"]
+    # drop_removal.py writes a manifest of a user's again without some rows; the others stay as they were.
+    assert sorted(found) == ["drop_removal.py", "outputs.py"]
 
 
 def test_a_name_in_markdown_is_only_text():

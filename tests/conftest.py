@@ -29,8 +29,9 @@ LONGEST = (
 # OpenMP reads it when torch is loaded. Trainings of several test processes share the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # A shell starts background jobs with Ctrl-C ignored, and programs pass that on: the stages that tests
-# interrupt would not hear it.
+# interrupt would not hear it. `nohup` does that with SIGHUP.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # A training step on Ray that saves waits for Ray Train's next look at the workers.
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.1"
 

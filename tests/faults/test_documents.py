@@ -32,7 +32,8 @@ from csdn.retraining.workspace import Run, overridden
 from csdn.runtime import console
 from csdn.runtime.documents import check_values, parse_json, parse_yaml, read_json
 from csdn.runtime.errors import UserError
-from csdn.training.champion import parse_champion, read_champion
+from csdn.training.champion import Start, parse_champion, read_champion
+from csdn.training.warm_start import WarmStart
 from csdn.training.warm_start import _read_json as read_for_warm_start
 
 ROOT = Path(__file__).parents[2]
@@ -71,6 +72,7 @@ OTHER_JSON = (
     b'[{"a": [1]}]',
     b'{"drops": 3, "counts": 4}',
 )
+WARM = WarmStart(Start(version="v1", prompts="0" * 64, embedding="0" * 64))
 
 
 def facts_door(path):
@@ -100,7 +102,7 @@ DOORS = {
     "champion.json": in_place("champion.json", read_champion),
     "champion.json of a commit": lambda path: parse_champion(path.read_bytes(), "champion.json in commit 1"),
     "a saved network": in_place("config.json", read_config),
-    "a champion's configuration": lambda path: read_for_warm_start(path, None),
+    "a champion's configuration": lambda path: read_for_warm_start(path, WARM),
     "the ablation's table": tables.read_ablation,
     "what the report reads": read_for_report,
     "the facts of a table": facts_door,

@@ -307,7 +307,8 @@ def test_a_report_s_copy_is_named_by_its_content(s3_server, tmp_path, place):
 
 
 def test_the_doctor_asks_the_stores_of_the_parameters(s3_server, tmp_path):
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
     set_params(tmp_path, {"ingest.store": "s3://cameras/in", "report.store": "s3://no-such-bucket/out"})
     first, second = (check for check in doctor.report(tmp_path) if check.name == "object store")
     assert (first.state, first.found) == ("ok", "s3://cameras/in responds")

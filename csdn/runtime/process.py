@@ -133,7 +133,7 @@ def spin_briefly() -> None:
     """Let OpenMP's threads sleep after a brief wait for each other; call this before torch is imported.
 
     By default they spin for about a millisecond, which takes the cores from whatever else runs, and from each
-    other. Beside two busy processes on two cores training is 2 to 7 times as fast as by default, alone 0.92
+    other. Beside two busy processes on two cores training is 2 to 7 times as fast as by default, alone 0.9
     times (benchmarks/threads.py). Whoever has set OMP_WAIT_POLICY or GOMP_SPINCOUNT keeps that.
     """
     if "OMP_WAIT_POLICY" not in os.environ:

@@ -20,7 +20,8 @@ from csdn.retraining import steps
 from csdn.retraining.lock import WorkspaceLocked, scan_on_request
 from csdn.retraining.notify import Notification
 from csdn.retraining.registry import Outcome
-from csdn.retraining.run import Scan
+from csdn.retraining.scan import Scan
+from csdn.retraining.scan import scan as scan_data
 from csdn.retraining.workspace import Run
 from flows.observability import send, send_failure, show_drift, show_gate
 from flows.tasks import PROJECT, RETRIED, Settings, check_parameters, run_ingest, run_remaining_stages
@@ -97,7 +98,7 @@ class Tasks(retraining.Steps):
 @task(task_run_name="scan for camera data", **RETRIED)
 def scan(workspace: Path, overrides: Mapping[str, Any], force: bool) -> Scan:
     """Find out what arrived, and whether it is enough; log the notes about single drops."""
-    found = retraining.scan(workspace, overrides, force)
+    found = scan_data(workspace, overrides, force)
     for line in (*found.notes, *found.drift, found.reason):
         get_run_logger().info(line)
     if found.drift:

@@ -33,7 +33,7 @@ def forget(
 ) -> None:
     """Remove a person from data, models' rows, caches, versions and galleries (docs/privacy.md)."""
     from csdn.privacy.forget import forget as forget_person
-    from csdn.privacy.forget import plan, plan_lines
+    from csdn.privacy.plan import plan, plan_lines
     from csdn.privacy.verify import verify as search
     from csdn.retraining.lock import workspace_lock
 

@@ -117,7 +117,7 @@ def rollback(
     """Make an older version the champion again, by default the previous one."""
     from csdn.retraining.lock import workspace_lock
     from csdn.retraining.registry import rollback as back
-    from csdn.retraining.run import after_rollback
+    from csdn.retraining.scan import after_rollback
 
     with workspace_lock(Path(), "csdn rollback"):
         version, notes = back(Path(), version, reason)

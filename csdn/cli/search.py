@@ -188,17 +188,17 @@ def model_folder(given: Path | None, wanted: str = "") -> Path:
     """The model's folder: the one with the weights `wanted` (their SHA-256), or else with the champion's, or
     else models/embedding. A note on standard error says if that is not the champion.
     """
-    from csdn.search.embedder import MODELS, champion_folder, hash_of_model
+    from csdn.search.embedder import MODELS, models_in
 
     if given is not None:
         return given
-    there = [folder for folder in MODELS if (folder / "model.safetensors").exists()]
-    if not there:
+    models = models_in(Path())
+    if not models:
         raise UserError(f"no model is here ({MODELS[-1]}); `dvc repro` trains one, or name one: --model DIR")
     champion = read_champion().champion if Path(CHAMPION).exists() else None
-    of_champion = champion_folder(Path(), champion) if champion else None
-    found = next((folder for folder in there if wanted == hash_of_model(folder)), of_champion or there[-1])
-    if champion and found != of_champion and hash_of_model(found) != champion.embedding:
+    of_champion = models.get(champion.embedding) if champion else None
+    found = models.get(wanted) or of_champion or [*models.values()][-1]
+    if champion and found != of_champion:
         fetch = "`csdn fetch-champion` fetches it, --model names another"
         advice = f"`--model {of_champion}` names that" if of_champion else fetch
         typer.echo(f"note: {found} is not the champion, {champion.version}; {advice}", err=True)

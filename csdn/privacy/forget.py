@@ -1,11 +1,12 @@
 """`csdn forget`: a person is removed, in an order in which a kill at any moment loses nothing.
 
-1. survey     where the person is; `--dry-run` ends here
+1. plan       where the person is, and what will be done (csdn.privacy.plan); `--dry-run` ends here
 2. prepare    new shards, tables and weights are written beside the old ones, and pushed to the old ones'
-              remotes
+              remotes (csdn.privacy.prepare)
 3. commit     one commit on main records the person in data/forgotten.json, with what replaces what. From here
               on ingest, training, gate and rollback use the new files, in every clone that has the commit
 4. remove     the workspace's files are replaced, and the old ones removed, wherever that is allowed
+              (csdn.privacy.places, csdn.privacy.drop_removal)
 
 Before the commit nothing is replaced, so a killed command begins again. After it, everything that is left to
 do follows from data/forgotten.json: the same command goes on, here or in another clone.
@@ -14,248 +15,34 @@ do follows from data/forgotten.json: the same command goes on, here or in anothe
 from __future__ import annotations
 
 import re
-import secrets
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from csdn.data.shards import has_bytes_of
-from csdn.ingest.forgotten import (
-    FORGOTTEN,
-    TOMBSTONE,
-    Forgotten,
-    ForgottenPerson,
-    forgotten_text,
-    newest,
-    read_forgotten,
-)
+from csdn.ingest.forgotten import FORGOTTEN, Forgotten, ForgottenPerson, forgotten_text, newest
 from csdn.ingest.identities import parse_aliases
 from csdn.ingest.ledger import LEDGER, Drop, as_document, parse_ledger
-from csdn.ingest.pack import put_shard
-from csdn.params import Params, load_params
 from csdn.privacy import places
 from csdn.privacy.drop_removal import clean_drops, obstacle, present_listing
 from csdn.privacy.drops import DropImages, all_drops, images_in_drops
-from csdn.privacy.objects import Objects, Values, folder_size
-from csdn.privacy.rewrite import (
-    MovedShard,
-    Removal,
-    rewrite_outputs,
-    rewrite_shard,
-    scrub,
-    scrub_file,
-)
-from csdn.privacy.survey import (
-    SHARDS,
-    OutputSet,
-    Survey,
-    labels_of,
-    shard_path,
-    survey,
-)
+from csdn.privacy.plan import Plan, plan, plan_lines
+from csdn.privacy.prepare import Note, Prepared, prepare
+from csdn.privacy.rewrite import Removal, scrub, scrub_file
+from csdn.privacy.survey import SHARDS
 from csdn.privacy.verify import Result, Search, verify
 from csdn.retraining import branches, git, versions
 from csdn.runtime.documents import parse_json
 from csdn.runtime.errors import UserError
-from csdn.runtime.files import as_json, file_sha256, rename_flushed
+from csdn.runtime.files import as_json
 from csdn.search.model_card import CARD
 from csdn.training.champion import CHAMPION, ChampionFile, read_champion
 
 WORK = Path(".state/forget")  # of a command that is at work: copies, and what it has made
 
-Note = Callable[[str], None]
 
-
-@dataclass(frozen=True)
-class Plan:
-    """What a survey found, with the project that it is about."""
-
-    root: Path
-    params: Params
-    objects: Objects
-    forgotten: Forgotten  # before
-    survey: Survey
-    drops: list[DropImages]
-
-    @property
-    def removal(self) -> Removal:
-        return self.survey.removal
-
-    @property
-    def work(self) -> Path:
-        return self.objects.temporary
-
-    @property
-    def person(self) -> ForgottenPerson | None:
-        """The entry of a person who was forgotten before."""
-        found = (self.forgotten.person(label) for label in self.removal.labels)
-        return next((person for person in found if person), None)
-
-
-def plan(root: Path, person: str, work: Path) -> Plan:
-    """Survey the project for a person; copies of what only a remote has go to `work`. Raises UserError."""
-    if git.git(root, "rev-parse", "--is-shallow-repository") == "true":
-        raise UserError(f"{root}: a shallow clone lacks older versions; `git fetch --unshallow`, then again")
-    params, forgotten = load_params(root / "params.yaml"), read_forgotten(root / FORGOTTEN)
-    labels = labels_of(person, params, root)
-    if not forgotten.salt:
-        forgotten = replace(forgotten, salt=secrets.token_hex(16))
-    known = next((one for label in sorted(labels) if (one := forgotten.person(label))), None)
-    digest = forgotten.hash_of(min(labels))
-    name = known.name if known else f"{TOMBSTONE}{digest[:12]}"
-    images = frozenset(known.images) if known else frozenset()
-    objects = Objects(root, work)
-    drops, problems = all_drops(root, params)
-    found = survey(root, Removal(labels, images, name), objects, forgotten, drops)
-    found.missing += problems
-    in_drops = images_in_drops(drops, found.removal, found.claimed, found.copies)
-    return Plan(root, params, objects, forgotten, found, in_drops)
-
-
-def plan_lines(found: Plan, shared: bool = False) -> list[str]:
-    """The plan, for people: place by place what is there, and what becomes of it."""
-    survey, params = found.survey, found.params
-    old = "removed" if shared else "listed; --shared removes them"
-    row = "no row" if survey.row is None else f"row {survey.row} of people.parquet becomes a tombstone"
-    lines = [
-        f"{found.removal.name}: {len(survey.images)} images in {len(survey.shards)} shards; {row}",
-        *(f"{one.name}: tables and rows of models are made again without the person" for one in survey.sets),
-    ]
-    if survey.versions:
-        names = ", ".join(survey.versions)
-        lines.append(f"trained on the person: {names}; they stay usable, no training starts from them")
-    if survey.found:
-        lines.append("main: one commit records it, with what replaces what")
-        lines.append("DVC's cache: the old objects are removed")
-        lines.append("here: .state, working trees of runs, champion (fetched again) and report are removed")
-    lines += [
-        f"the DVC remote {one.name} ({one.address}): old objects are {old}" for one in found.objects.remotes
-    ]
-    if params.ingest.store:
-        lines.append(f"{params.ingest.store}: old shards are {old}")
-    if params.report.store:
-        lines.append(f"{params.report.store}: reports that name the person are {old}")
-    if params.scaling.checkpoint_dir:
-        lines.append(
-            f"{params.scaling.checkpoint_dir}: checkpoints of this clone and of runs are removed; "
-            f"those of other clones are {old}"
-        )
-    lines += [f"{address}: the person is removed" for address in places.galleries_in(found.root)]
-    for one in found.drops:
-        if one.problem:
-            lines.append(f"{one.drop}: not reached: {one.problem}")
-        elif why := obstacle(one):
-            lines.append(f"{one.drop}: {len(one.paths)} files are left: {why}; ingest leaves them out")
-        else:
-            lines.append(f"{one.drop}: {len(one.paths)} files are removed")
-    return lines + [f"not reached: {line}" for line in survey.missing]
-
-
-# 2. Prepare: new files beside the old ones.
-
-
-@dataclass
-class Prepared:
-    """What replaces what, for data/forgotten.json, and the new shards."""
-
-    shards: dict[str, str] = field(default_factory=dict)
-    weights: dict[str, str] = field(default_factory=dict)
-    objects: dict[str, Values] = field(default_factory=dict)
-
-
-def prepare(found: Plan, note: Note) -> Prepared:
-    """Write and keep the new shards and objects of all output sets; nothing that is in use changes."""
-    made = Prepared()
-    shows = Search(found.removal, sure=True).in_bytes
-    unnamed = places.unnamed_objects(found.root, found.objects, found.forgotten, shows)
-    moved = _new_shards(found, made, note)
-    for number, one in enumerate(found.survey.sets):
-        out = found.work / f"outputs-{number}"
-        note(f"makes again without the person: {one.name}")
-        changed = rewrite_outputs(one.files, out, found.removal, moved)
-        _note_weights(one.files, changed, made)
-        if one.outs:
-            _replace_objects(one, changed, found.objects, made)
-    made.objects |= {md5: {} for md5 in unnamed}
-    return made
-
-
-def _new_shards(found: Plan, made: Prepared, note: Note) -> dict[str, MovedShard]:
-    """Rewrite each shard that has an image of the person; the new ones are in force nowhere yet."""
-    store, moved = found.params.ingest.store, {}
-    kept = {name: md5 for one in found.survey.sets for name, md5 in one.shards.items()}
-    out = found.work / "shards"
-    out.mkdir(parents=True, exist_ok=True)
-    for name in sorted(found.survey.shards):
-        path = shard_path(found.root, store, name, kept.get(name), found.objects)
-        if path is None:
-            found.survey.missing.append(f"{SHARDS}/{name}: no undamaged copy was found; cannot be rewritten")
-            continue
-        new = rewrite_shard(path, name, out, found.removal)
-        if new.name == name:  # nothing of the person is in it
-            continue
-        made.shards[name], moved[name] = new.name, new
-        note(f"{name}: {len(new.offsets)} images stay, in {new.name or 'no shard'}")
-        if new.name:
-            _keep_shard(found, out / new.name, new)
-        if name in kept:
-            md5 = found.objects.add(out / new.name, kept[name]) if new.name else ""
-            made.objects[kept[name]] = {"md5": md5} if md5 else {}
-    return moved
-
-
-def _keep_shard(found: Plan, path: Path, new: MovedShard) -> None:
-    """Put a new shard beside the old one: into the store, or the folder of shards."""
-    if not has_bytes_of(new.name, path):
-        raise UserError(f"{path}: its hash is not that in its name: the disk is faulty; nothing was removed")
-    if found.params.ingest.store:
-        put_shard(found.params.ingest.store, new.name, path, new.size)
-    elif not (target := found.root / SHARDS / new.name).exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{new.name}.partial")
-        shutil.copyfile(path, temporary)
-        rename_flushed(temporary, target)
-
-
-def _note_weights(files: Mapping[str, Path], changed: Mapping[str, Path | None], made: Prepared) -> None:
-    for name, new in changed.items():
-        if new and name.startswith("models/") and name.endswith(".safetensors"):
-            made.weights[file_sha256(files[name])] = file_sha256(new)
-
-
-def _replace_objects(
-    one: OutputSet, changed: Mapping[str, Path | None], objects: Objects, made: Prepared
-) -> None:
-    """Keep the changed files of a dvc.lock as objects, and note what they replace."""
-    for name, new in changed.items():
-        old = one.hashes[name]
-        if new is None:
-            made.objects[old] = {}
-        else:
-            made.objects[old] = {"md5": objects.add(new, old), "size": new.stat().st_size}
-    for path, values in one.outs.items():
-        old = values["md5"]
-        if not old.endswith(".dir"):
-            continue
-        before = objects.files_of(old)
-        if before is None:
-            continue
-        after = dict[str, str]()
-        for name, md5 in before.items():
-            replaced = (path == SHARDS and name in made.shards) or f"{path}/{name}" in changed
-            name = made.shards.get(name, name) if path == SHARDS else name
-            if present := made.objects[md5].get("md5") if replaced else md5:
-                after[name] = present
-        if after != before:
-            size = folder_size(objects, after)
-            made.objects[old] = (
-                {"md5": objects.add_folder(after, old), "size": size, "nfiles": len(after)} if after else {}
-            )
-
-
-# 3. The commit on main.
+# Step 3: the commit on main.
 
 
 def record(found: Plan, made: Prepared, reason: str) -> Forgotten:
@@ -352,7 +139,7 @@ def present_drop(drop: Drop, removal: Removal, forgotten: Forgotten, images: Seq
     return present_listing(about, drop, forgotten, removal.name) if about else drop
 
 
-# 4. Remove, and the order of all.
+# Step 4, and the order of all.
 
 
 def forget(

@@ -319,7 +319,8 @@ def present_lock(lock: bytes, forgotten: Forgotten) -> bytes:
         return lock
     from ruamel.yaml import YAML
 
-    yaml = YAML()  # as DVC writes the file: what is not replaced stays as it is, to the byte
+    # As DVC writes the file: what is not replaced stays, to the byte. No tag of the text makes an object.
+    yaml = YAML(typ="rt")
     value = yaml.load(lock)
     for stage in value.get("stages", {}).values():
         for out in stage.get("outs", ()):

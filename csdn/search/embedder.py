@@ -23,7 +23,6 @@ from csdn.model import load as load_network
 from csdn.model.device import configure_torch
 from csdn.runtime.errors import UserError, explain_os_error
 from csdn.runtime.files import file_sha256
-from csdn.training.champion import Champion
 
 BATCH = 128  # images of a forward pass
 MAX_PIXELS = 50_000_000  # of an image, as `ingest.max_pixels` allows by default
@@ -174,10 +173,13 @@ def load(folder: str | Path) -> LoadedModel:
 MODELS = (Path("champion/embedding"), Path("models/embedding"))
 
 
-def champion_folder(root: Path, champion: Champion) -> Path | None:
-    """The model's folder below `root` that has the champion's weights; None where there is none."""
+def models_in(root: Path) -> dict[str, Path]:
+    """SHA-256 of the weights -> folder, of the models of the project in `root`, in the order of MODELS."""
     folders = (root / folder for folder in MODELS if (root / folder / "model.safetensors").exists())
-    return next((folder for folder in folders if hash_of_model(folder) == champion.embedding), None)
+    found: dict[str, Path] = {}
+    for folder in folders:
+        found.setdefault(hash_of_model(folder), folder)
+    return found
 
 
 def hash_of_model(folder: str | Path) -> str:

@@ -16,7 +16,7 @@ from types import TracebackType
 from csdn.runtime.console import log, log_error
 from csdn.runtime.errors import UserError, explain_os_error
 from csdn.search.build import add_images, images_of, make_index, wants_index
-from csdn.search.embedder import MODELS, Embedder, champion_folder, hash_of_model
+from csdn.search.embedder import MODELS, Embedder, hash_of_model, models_in
 from csdn.search.gallery import Gallery
 from csdn.search.service import Service
 from csdn.training.champion import CHAMPION, read_champion
@@ -73,7 +73,7 @@ class Promotion:
         """The folder that has the weights of the project's champion; the one in use where there is none."""
         root = self.service.settings.project
         if root and (root / CHAMPION).exists() and (champion := read_champion(root).champion):
-            return champion_folder(root, champion) or self.service.model
+            return models_in(root).get(champion.embedding, self.service.model)
         return self.service.model
 
     def _signature(self) -> tuple[tuple[int, ...] | None, ...] | None:

@@ -32,9 +32,10 @@ from csdn.ingest.sources import open_source
 from csdn.ingest.sync import drop_fingerprint
 from csdn.params import load_params
 from csdn.privacy import places
-from csdn.privacy.forget import forget, plan, plan_lines
+from csdn.privacy.forget import forget
 from csdn.privacy.objects import Objects
 from csdn.privacy.places import replace_outputs
+from csdn.privacy.plan import plan, plan_lines
 from csdn.privacy.rewrite import Removal
 from csdn.privacy.rewrite import images_of as shard_images
 from csdn.privacy.verify import verify

@@ -29,7 +29,7 @@ from csdn.retraining import git as git_module
 from csdn.retraining.branches import history
 from csdn.retraining.git import RemoteUnavailable
 from csdn.retraining.registry import promote, record
-from csdn.retraining.run import scan
+from csdn.retraining.scan import scan
 from csdn.retraining.workspace import begin
 from csdn.runtime.errors import UserError
 

@@ -25,6 +25,7 @@ from csdn.retraining import run as retraining
 from csdn.retraining.blame import find_harmful
 from csdn.retraining.branches import history
 from csdn.retraining.registry import promote_ready, rollback
+from csdn.retraining.scan import Scan, after_rollback, scan
 from csdn.retraining.workspace import Run
 from csdn.runtime.errors import ServiceUnavailable, UserError
 
@@ -77,7 +78,7 @@ class Night(retraining.Steps):
 
     def pass_by(
         self, project: Path, force: bool = False, **overrides: Any
-    ) -> tuple[retraining.Scan, retraining.Outcome | None]:
+    ) -> tuple[Scan, retraining.Outcome | None]:
         return retraining.retrain(project, overrides, self, force)
 
 
@@ -451,7 +452,7 @@ def test_repetitions_that_are_killed_are_not_trained_again(project):
 def worked(project: Path, names: str) -> Run:
     """A run on new drops after its stages, with a dvc.lock of its own."""
     arrive(project, names)
-    run = retraining.scan(project).run
+    run = scan(project).run
     registry_project.work(run)
     (run.folder / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
     return run
@@ -462,12 +463,12 @@ def test_the_run_after_an_undecided_one_begins_with_its_shards(project):
     write_gate(run, "undecided", "only 5 test people")
     retraining.apply_decision(run)
     arrive(project, "b")
-    following = retraining.scan(project).run
+    following = scan(project).run
     assert (following.folder / "dvc.lock").read_text() == (run.folder / "dvc.lock").read_text()
     for one in (run, following):
         one.remove_worktree()
         git(project, "branch", "--quiet", "-D", one.branch)
-    assert not (retraining.scan(project).run.folder / "dvc.lock").exists()
+    assert not (scan(project).run.folder / "dvc.lock").exists()
 
 
 def test_a_repetition_begins_with_the_shards_of_the_rejected_run(project):
@@ -538,17 +539,17 @@ def test_after_an_undecided_run_they_still_start_none(rolled_back):
 
 def test_a_drop_of_a_version_that_was_left_is_new_again_if_a_person_accepts_it(rolled_back):
     judge(rolled_back, "a", Status.ACCEPTED)
-    assert retraining.scan(rolled_back).reason == "1 new person (retrain.people: 1)"
+    assert scan(rolled_back).reason == "1 new person (retrain.people: 1)"
 
 
 def test_a_version_that_a_person_made_champion_again_is_not_left(rolled_back):
     rollback(rolled_back, "v2", "it was not the camera")
     assert Night().pass_by(rolled_back)[0].reason == "nothing is new since the rollback to v2"
-    assert retraining.after_rollback(rolled_back, "v2") == []
+    assert after_rollback(rolled_back, "v2") == []
 
 
 def test_a_rollback_says_which_drops_start_no_run(rolled_back):
-    said = "\n".join(retraining.after_rollback(rolled_back, "v1"))
+    said = "\n".join(after_rollback(rolled_back, "v1"))
     first, *_, last = ledger(rolled_back)
     assert "v2: the same weights" in said and str(last) in said and str(first) not in said
     assert "csdn reject DROP" in said

@@ -24,7 +24,8 @@ from csdn.retraining import run as retrain
 from csdn.retraining import steps
 from csdn.retraining.branches import history
 from csdn.retraining.lock import scan_requested, workspace_lock
-from csdn.retraining.run import apply_decision, nothing_usable, retrain_local, scan
+from csdn.retraining.run import apply_decision, nothing_usable, retrain_local
+from csdn.retraining.scan import scan
 from csdn.retraining.trigger import Arrivals
 from csdn.runtime.errors import UserError
 from flows import retrain as flow
@@ -77,7 +78,7 @@ def test_days_count_from_the_champion(with_champion, monkeypatch):
             return super().now(zone) + datetime.timedelta(days=30)
 
     upload(with_champion, "tuesday", people_named(1, "new"))
-    monkeypatch.setattr(retrain, "datetime", Later)
+    monkeypatch.setattr("csdn.retraining.scan.datetime", Later)
     assert scan(with_champion).reason == "30 days since the champion was chosen (retrain.days: 30)"
 
 

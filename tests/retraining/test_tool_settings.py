@@ -170,7 +170,7 @@ def tomorrow(monkeypatch):
         def now(cls, tz=None):
             return super().now(tz) + datetime.timedelta(days=1)
 
-    for module in ("registry", "workspace", "run"):
+    for module in ("registry", "workspace", "scan"):
         monkeypatch.setattr(f"csdn.retraining.{module}.datetime", Later)
 
 

@@ -16,6 +16,7 @@ from workspace import ROOT, run, set_params
 from csdn.data.catalog import PEOPLE_SCHEMA, table_of, write_table
 from csdn.ingest.ledger import Drop, merge_ledgers, read_ledger, write_ledger
 from csdn.retraining import run as retrain
+from csdn.retraining.scan import scan
 from csdn.retraining.workspace import Run
 from csdn.training.champion import ChampionFile, write_champion
 
@@ -100,12 +101,12 @@ def make_watching_project(folder: Path) -> Path:
 def make_champion(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give the project a champion, trained on a drop with ten people; its files are not fetched again."""
     upload(project, "monday", people_named(10))
-    run_ = retrain.scan(project).run
+    run_ = scan(project).run
     work(run_)
     write_gate(run_, "promote", "there is no champion yet")
     assert retrain.apply_decision(run_).event == "promoted"
     rows = [(n, person, 0, "train", "train", 4, 2) for n, person in enumerate(people_named(10))]
-    monkeypatch.setattr(retrain, "fetch_champion", lambda *_: None)
+    monkeypatch.setattr("csdn.retraining.scan.fetch_champion", lambda *_: None)
     monkeypatch.setattr("csdn.retraining.workspace.fetch_champion", lambda *_: None)
     write_table(project / "champion/data/people.parquet", table_of(rows, PEOPLE_SCHEMA))
     return project
